@@ -1,0 +1,1 @@
+"""Video-LLaVA in JAX and Flax."""
