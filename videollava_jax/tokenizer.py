@@ -1,0 +1,197 @@
+"""The Llama tokenizer: loading it with the ids the model expects, and encoding text as nothing but text."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+IMAGE_TOKEN = "<image>"
+VIDEO_TOKEN = "<video>"
+PAD_TOKEN = "<pad>"
+
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
+_LLAMA_CLASSES = (None, "LlamaTokenizer", "LlamaTokenizerFast")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenIds:
+    """The ids that a checkpoint's configuration names. None leaves the choice to the tokenizer."""
+
+    image: int | None = None
+    video: int | None = None
+    pad: int | None = None
+
+
+def load_tokenizer(directory: str | os.PathLike[str], ids: TokenIds | None = None) -> Any:
+    """Loads the Hugging Face tokenizer of a local directory and makes good what the directory leaves out.
+
+    transformers 5 leaves `add_bos_token` off for a directory with a bare `tokenizer.model`, and takes
+    `AutoTokenizer`'s generic class, which pads right. Whatever the directory says, the tokenizer returned
+
+    - starts every encoding with the BOS token (1 for Llama);
+    - pads on the left;
+    - knows `<image>`, `<video>` and a pad token as special tokens, at the ids of `ids`. A vocabulary without
+      them (the authors' own checkpoints have 32,000 pieces) gets them appended in that order: 32000, 32001,
+      32002.
+
+    Args:
+        directory: holds `tokenizer.json` or `tokenizer.model`, and perhaps `tokenizer_config.json`.
+        ids: the ids in the model's configuration; read from `config.json` in the directory when None.
+
+    Raises:
+        ValueError: no vocabulary in the directory, or ids that differ from `ids`.
+    """
+    path = Path(directory)
+    if not any((path / name).is_file() for name in _VOCABULARY_FILES):
+        raise ValueError(f"{path}: no tokenizer here; expected {' or '.join(_VOCABULARY_FILES)}")
+    tokenizer = _load_class(path)
+    wanted = ids_from_config(read_json(path / "config.json") or {}) if ids is None else ids
+    _add_special_tokens(tokenizer, wanted)
+    _start_with_bos(tokenizer)
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def ids_from_config(config: dict[str, Any]) -> TokenIds:
+    """The token ids in a transformers `config.json`, given as a dict. Empty for any other kind of model."""
+    if config.get("model_type") != "video_llava":
+        return TokenIds()
+    pad = config.get("pad_token_id")
+    return TokenIds(
+        image=config.get("image_token_index", config.get("image_token_id", 32000)),
+        video=config.get("video_token_index", config.get("video_token_id", 32001)),
+        pad=(config.get("text_config") or {}).get("pad_token_id") if pad is None else pad,
+    )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(raw).__name__}")
+    return raw
+
+
+def _load_class(path: Path) -> Any:
+    from transformers import AutoTokenizer, LlamaTokenizer
+
+    named = (read_json(path / "tokenizer_config.json") or {}).get("tokenizer_class")
+    # Not AutoTokenizer for Llama's: without a tokenizer_class it falls back to a generic class.
+    loader = LlamaTokenizer if named in _LLAMA_CLASSES else AutoTokenizer
+    tokenizer = loader.from_pretrained(str(path), local_files_only=True)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"{path}: {named} has no fast tokenizer; expected one of the tokenizers library")
+    return tokenizer
+
+
+def _add_special_tokens(tokenizer: Any, wanted: TokenIds) -> None:
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in (IMAGE_TOKEN, VIDEO_TOKEN) if token not in vocabulary]
+    if missing:
+        tokenizer.add_tokens(missing, special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    if wanted.pad is not None and 0 <= wanted.pad < len(tokenizer) and tokenizer.pad_token_id != wanted.pad:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(wanted.pad)
+    for token, expected in ((IMAGE_TOKEN, wanted.image), (VIDEO_TOKEN, wanted.video)):
+        got = tokenizer.convert_tokens_to_ids(token)
+        if expected is not None and got != expected:
+            raise ValueError(
+                f"{token} is id {got} in the tokenizer and {expected} in the model's configuration; expected "
+                "them equal: use the tokenizer that was saved with this model"
+            )
+    if wanted.pad is not None and tokenizer.pad_token_id != wanted.pad:
+        raise ValueError(
+            f"the pad token is id {tokenizer.pad_token_id} in the tokenizer and {wanted.pad} in the model's "
+            f"configuration, beyond this tokenizer's {len(tokenizer)} ids: use the one saved with this model"
+        )
+
+
+def _start_with_bos(tokenizer: Any) -> None:
+    if tokenizer.bos_token_id is None:
+        return  # a vocabulary without BOS has nothing to start with
+    if affixes(tokenizer)[0] != (tokenizer.bos_token_id,):
+        tokenizer.add_bos_token = True
+    if affixes(tokenizer)[0] != (tokenizer.bos_token_id,):
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not start an encoding with {tokenizer.bos_token!r}, "
+            "even with add_bos_token=True; expected a Llama tokenizer"
+        )
+
+
+def affixes(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the tokenizer puts before and after every text: ((1,), ()) for Llama."""
+    probe = "a"
+    body = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    full = tokenizer(probe)["input_ids"]
+    for start in range(len(full) - len(body) + 1):
+        if full[start : start + len(body)] == body:
+            return tuple(full[:start]), tuple(full[start + len(body) :])
+    raise ValueError(f"{type(tokenizer).__name__} changes a text's own ids when it adds special tokens")
+
+
+class PlainEncoder:
+    """Encodes text in which no special token is recognised: `</s>` and `<video>` are ordinary characters.
+
+    It holds two copies of the tokenizer's backend, so that the pieces of a prompt get the ids that the whole
+    prompt would: Llama puts a space before the first word of a prompt, and (unless the tokenizer is a
+    "legacy" one) not before the words that follow a special token.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        control: tokens to treat as special even where the tokenizer's files do not call them so.
+    """
+
+    def __init__(self, tokenizer: Any, control: Iterable[str] = (IMAGE_TOKEN, VIDEO_TOKEN, PAD_TOKEN)):
+        spec = json.loads(tokenizer.backend_tokenizer.to_str())
+        spec |= {"post_processor": None, "truncation": None, "padding": None}
+        special = {*control, *tokenizer.all_special_tokens}
+        for token in spec["added_tokens"]:
+            token["special"] = token["special"] or token["content"] in special
+        merges = spec["model"].get("merges")
+        if merges:  # a merge that spells a special token would make one out of ordinary text
+            spec["model"]["merges"] = [pair for pair in merges if _merged(pair) not in special]
+        self._first = _plain_backend(spec)
+        self._later = _plain_backend(_without_prefix_space(spec))
+
+    def encode(self, text: str, first: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of `text`, and the characters [start, stop) of it that each token covers.
+
+        Args:
+            text: any text.
+            first: whether the text opens the prompt; otherwise it follows a special token.
+        """
+        encoding = (self._first if first else self._later).encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+
+def _merged(pair: str | list[str]) -> str:
+    return pair.replace(" ", "", 1) if isinstance(pair, str) else "".join(pair)
+
+
+def _plain_backend(spec: dict[str, Any]) -> Any:
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(json.dumps(spec))
+    backend.encode_special_tokens = True
+    return backend
+
+
+def _without_prefix_space(node: Any) -> Any:
+    """The same tokenizer specification, where a prefix space for the first word alone is left out."""
+    if isinstance(node, dict):
+        if node.get("type") == "Metaspace" and node.get("prepend_scheme") == "first":
+            return {**node, "prepend_scheme": "never"}
+        return {key: value if key == "model" else _without_prefix_space(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_without_prefix_space(item) for item in node]
+    return node
