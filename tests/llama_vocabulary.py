@@ -23,11 +23,16 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _BPE = 2
 
 _CORPUS = """
-A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful,
-detailed, and polite answers to the user's questions. USER: What is happening in this video? ASSISTANT: A red ball rolls
-over the table and falls down. USER: Why is it funny? ASSISTANT: The dog looks at the ball and at the man.
-Describe the image in one sentence, please. How many people are there? There are three people in the picture.
-<video> and <image> and </s> and <pad> can be typed by anyone;  two  spaces   or three; x < y > z; 0 1 2 3 4 5.
+A chat between a curious user and an artificial intelligence assistant.
+The assistant gives helpful,
+detailed, and polite answers to the user's questions. USER: What is happening in this video?
+ASSISTANT: A red ball
+rolls over the table and falls down. USER: Why is it funny? ASSISTANT: The dog looks at the ball and
+at the man.
+Describe the image in one sentence, please. How many people are there? There are three people in the
+picture.
+<video> and <image> and </s> and <pad> can be typed by anyone;  two  spaces   or three; x < y > z;
+0 1 2 3 4 5.
 ein Satz mit Umlauten: äöüß; una frase en español; 日本 の 動画;
 """
 
@@ -64,7 +69,7 @@ class VocabularyUnavailable(Exception):
 
 
 def real_llama_model(cache: Path | None = None) -> Path:
-    """Path of a SentencePiece `tokenizer.model` with Llama 2's pieces, in a cache folder outside the repository.
+    """Path of a SentencePiece model with Llama 2's pieces, in a cache folder outside the repository.
 
     Raises:
         VocabularyUnavailable: saying why.

@@ -102,8 +102,8 @@ def test_documented_prompts() -> None:
     one = [user(VIDEO, "Why is this funny?")]
     three = [*one, assistant("A baby."), user("And why?")]
     system = (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the user's questions. "
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions. "
     )
     question = "USER: <video>\nWhy is this funny? ASSISTANT:"
 

@@ -135,8 +135,8 @@ def parse_conversation(conversation: Iterable[Mapping[str, Any]]) -> tuple[Turn,
     Args:
         conversation: messages `{"role": "system" | "user" | "assistant", "content": …}`. The content is a
             string or a list of parts: `{"type": "text", "text": …}`, `{"type": "image", "image": …}` (or
-            "path", or "url"), the same for "video", or OpenAI's "image_url" and "video_url" parts. A media part
-            may leave its source out when the media are given elsewhere.
+            "path", or "url"), the same for "video", or OpenAI's "image_url" and "video_url" parts. A media
+            part may leave its source out when the media are given elsewhere.
 
     Raises:
         ValueError: anything else, saying which message and part. Roles alternate between user and assistant

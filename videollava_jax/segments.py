@@ -141,7 +141,8 @@ class SegmentEncoder:
     def __init__(self, tokenizer: Any):
         self._plain = PlainEncoder(tokenizer)
         self._prefix, self._suffix = affixes(tokenizer)
-        self._tokenizer = tokenizer
+        self.affix_lengths = (len(self._prefix), len(self._suffix))
+        self.tokenizer = tokenizer
         self.media_ids: dict[MediaKind, int] = {
             kind: tokenizer.convert_tokens_to_ids(token) for kind, token in MEDIA_TOKENS.items()
         }
@@ -156,7 +157,7 @@ class SegmentEncoder:
             elif isinstance(piece, Answer):
                 builder.add_text(piece.text, answer=True)
             elif isinstance(piece, EndOfAnswer):
-                builder.add_special((self._tokenizer.eos_token_id,), answer=True)
+                builder.add_special((self.tokenizer.eos_token_id,), answer=True)
             else:
                 builder.add_media(piece)
         builder.flush_text()
@@ -167,7 +168,7 @@ class SegmentEncoder:
         """Tokenises a prompt string as the tokenizer does: here `<video>` and `</s>` are special tokens."""
         kinds = {token_id: kind for kind, token_id in self.media_ids.items()}
         builder = _SegmentBuilder(self._plain)
-        for token_id in self._tokenizer(prompt)["input_ids"]:
+        for token_id in self.tokenizer(prompt)["input_ids"]:
             if token_id in kinds:
                 builder.add_media(Media(kinds[token_id]))
             else:
