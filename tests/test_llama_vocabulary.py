@@ -39,7 +39,7 @@ def model_file() -> Path:
 def processor(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> VideoLlavaProcessor:
     directory = tmp_path_factory.mktemp("checkpoint")
     shutil.copy(model_file, directory / "tokenizer.model")
-    text = {"model_type": "llama", "max_position_embeddings": 4096, "vocab_size": 32064, "pad_token_id": PAD}
+    text = {"model_type": "llama", "max_position_embeddings": 4096, "vocab_size": 32064, "pad_token_id": 0}
     config = {"model_type": "video_llava", "text_config": text}
     (directory / "config.json").write_text(json.dumps(config))
     return VideoLlavaProcessor.from_pretrained(directory)

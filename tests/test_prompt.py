@@ -20,7 +20,7 @@ from videollava_jax.prompt import (
     render,
     to_string,
 )
-from videollava_jax.segments import Media, SegmentEncoder, Segments
+from videollava_jax.segments import EndOfAnswer, Media, SegmentEncoder, Segments
 from videollava_jax.tokenizer import TokenIds, affixes, load_tokenizer
 
 SPECIALS = ("<video>", "<image>", "<pad>", "</s>", "<s>", "<unk>")
@@ -361,6 +361,14 @@ def test_a_string_is_read_as_the_tokenizer_reads_it(tokenizer: Any, encoder: Seg
     whole = prompt.replace("<video>", "<video>" * 7).replace("<image>", "<image>" * 5)
     assert expanded.input_ids.tolist() == tokenizer(whole)["input_ids"]
     assert not expanded.answer.any()
+
+
+@pytest.mark.parametrize("opening", [VIDEO, EndOfAnswer()])
+def test_text_after_an_opening_special_token(tokenizer: Any, encoder: SegmentEncoder, opening: Any) -> None:
+    pieces = [opening, "What is it?"]
+    segments = encoder.encode(pieces)
+    got = segments.expand([1] * len(segments.media), encoder.media_ids).input_ids.tolist()
+    assert got == tokenizer(to_string(pieces))["input_ids"]
 
 
 # ── the tokenizer's loader ──

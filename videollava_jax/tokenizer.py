@@ -60,11 +60,11 @@ def ids_from_config(config: dict[str, Any]) -> TokenIds:
     """The token ids in a transformers `config.json`, given as a dict. Empty for any other kind of model."""
     if config.get("model_type") != "video_llava":
         return TokenIds()
-    pad = config.get("pad_token_id")
     return TokenIds(
         image=config.get("image_token_index", config.get("image_token_id", 32000)),
         video=config.get("video_token_index", config.get("video_token_id", 32001)),
-        pad=(config.get("text_config") or {}).get("pad_token_id") if pad is None else pad,
+        # Not text_config's: converted checkpoints carry Vicuna's own 0 there, and their tokenizer has <pad>.
+        pad=config.get("pad_token_id"),
     )
 
 
