@@ -296,6 +296,11 @@ def test_a_video_file_is_sampled(processor: VideoLlavaProcessor, clip: Path) -> 
             r"row 0 of the text has 1 <image>, and images\[0\] holds 0",
         ),
         (
+            "<image>",
+            {"images": [[image(), image()]]},
+            r"row 0 of the text has 1 <image>, and images\[0\] holds 2",
+        ),
+        (
             ["<video>", "b"],
             {"videos": [[video()]]},
             "expected a list for each of the 2 rows of the text, got 1",
