@@ -1,0 +1,22 @@
+"""What every test shares: float32 products in full precision, a compilation cache, tolerances."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, the live reference; where no CPU build of it is to be had the comparisons are skipped."""
+    module = pytest.importorskip("torch", reason="the live comparison needs torch==2.13.0 (extra `test`, Python 3.11)")
+    module.manual_seed(0)
+    return module

@@ -1,0 +1,8 @@
+"""Every tolerance of the comparisons with transformers, by dtype and depth. None is loosened without a reason here."""
+
+# float32, one operation or one layer: rounding of sums in another order.
+LAYER = 2e-5
+# float32, a whole random model of transformers' own initialisation: absolute, on logits and features.
+MODEL = 1e-4
+# float32, the same function computed in another order by ourselves (cache against no cache, blocks against none).
+SELF = 1e-5

@@ -1,0 +1,256 @@
+"""The shape of a model: frozen dataclasses, read from and written to transformers' JSON. No mesh, dtype or policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Variant = Literal["hf", "original"]
+SelectStrategy = Literal["default", "full"]
+
+ACTIVATION_NAMES = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "silu")
+
+
+# What our config.json adds to transformers'.
+_OWN_KEYS = ("variant", "temporal_frames")
+
+
+def _require_divisible(where: str, name: str, value: int, divisor: int) -> None:
+    if divisor <= 0 or value % divisor:
+        raise ValueError(f"{where}: {name} {value} does not divide into {divisor} equal parts")
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """A CLIP vision transformer, as transformers' `CLIPVisionConfig` describes it. Defaults: ViT-L/14 at 224."""
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _require_divisible("vision_config", "hidden_size", self.hidden_size, self.num_attention_heads)
+        if self.image_size < self.patch_size:
+            raise ValueError(f"vision_config: image_size {self.image_size} is below patch_size {self.patch_size}")
+        _require_choice("vision_config.hidden_act", self.hidden_act, ACTIVATION_NAMES)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one frame, without the class token: 256 for 224 pixels in patches of 14."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """A Llama decoder, as transformers' `LlamaConfig` describes it. Defaults: Vicuna-7B-v1.5."""
+
+    vocab_size: int = 32064
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 32
+    head_dim: int = 128
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    bos_token_id: int | None = 1
+    eos_token_id: int | tuple[int, ...] | None = 2
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_divisible("text_config", "num_attention_heads", self.num_attention_heads, self.num_key_value_heads)
+        if self.head_dim % 2:
+            raise ValueError(f"text_config: rotary embedding needs an even head_dim, got {self.head_dim}")
+        _require_choice("text_config.hidden_act", self.hidden_act, ACTIVATION_NAMES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoLlavaConfig:
+    """Video-LLaVA: two vision towers of one shape, a projector, a decoder.
+
+    `variant` says which video tower the weights hold:
+
+    - `"hf"`: spatial attention only, as the transformers port runs it;
+    - `"original"`: every layer of the video tower attends over `temporal_frames` frames first, as the authors
+      trained it (PKU-YuanGroup/Video-LLaVA with LanguageBind's video encoder).
+
+    `vision_feature_layer` counts as transformers counts hidden states: 0 is the embeddings, `i` the output of
+    layer `i`, negative numbers from the end; several are concatenated on the feature axis.
+    """
+
+    vision_config: VisionConfig = VisionConfig()
+    text_config: TextConfig = TextConfig()
+    variant: Variant = "hf"
+    temporal_frames: int = 8
+    image_token_id: int = 32000
+    video_token_id: int = 32001
+    projector_hidden_act: str = "gelu"
+    multimodal_projector_bias: bool = True
+    vision_feature_layer: int | tuple[int, ...] = -2
+    vision_feature_select_strategy: SelectStrategy = "default"
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        _require_choice("variant", self.variant, get_args(Variant))
+        _require_choice("vision_feature_select_strategy", self.vision_feature_select_strategy, get_args(SelectStrategy))
+        _require_choice("projector_hidden_act", self.projector_hidden_act, ACTIVATION_NAMES)
+        depth = self.vision_config.num_hidden_layers
+        for layer in self._feature_layer_tuple():
+            if not -depth - 1 <= layer <= depth:
+                raise ValueError(
+                    f"vision_feature_layer {layer} is not one of the {depth + 1} hidden states of a tower of "
+                    f"{depth} layers: expected {-depth - 1}..{depth}"
+                )
+        if self.image_token_id == self.video_token_id:
+            raise ValueError(f"image_token_id and video_token_id are both {self.image_token_id}: they must differ")
+
+    def _feature_layer_tuple(self) -> tuple[int, ...]:
+        layer = self.vision_feature_layer
+        return (layer,) if isinstance(layer, int) else layer
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """The selected hidden states as non-negative indices: 0 the embeddings, `i` the output of layer `i`."""
+        count = self.vision_config.num_hidden_layers + 1
+        return tuple(layer % count for layer in self._feature_layer_tuple())
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Decoder tokens of one image: 256 at 224 pixels, 257 when the strategy "full" keeps the class token."""
+        return self.vision_config.num_patches + (self.vision_feature_select_strategy == "full")
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Decoder tokens of one video frame: 257 at 224 pixels. Videos keep the class token, whatever the strategy."""
+        return self.vision_config.num_patches + 1
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every id that ends an answer."""
+        eos = self.text_config.eos_token_id
+        return () if eos is None else (eos,) if isinstance(eos, int) else eos
+
+    @classmethod
+    def from_hf(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> VideoLlavaConfig:
+        """Reads a transformers configuration: a directory, a `config.json`, its dict, or a `VideoLlavaConfig`.
+
+        Keys that the JSON leaves out take transformers' defaults, so transformers itself fills them in.
+
+        Raises:
+            ValueError: not a Video-LLaVA configuration, or one that asks for something this model does not do.
+        """
+        from transformers import VideoLlavaConfig as HFVideoLlavaConfig
+
+        if isinstance(source, HFVideoLlavaConfig):
+            raw: dict[str, Any] = {}
+            hf = source
+        else:
+            raw = dict(source) if isinstance(source, Mapping) else _read_json(Path(source))
+            if raw.get("model_type") != "video_llava":
+                raise ValueError(
+                    f"expected a configuration with model_type 'video_llava', got {raw.get('model_type')!r}"
+                )
+            hf = HFVideoLlavaConfig.from_dict({k: v for k, v in raw.items() if k not in _OWN_KEYS})
+        vision, text = hf.vision_config, hf.text_config
+        for part, expected in ((vision, "clip_vision_model"), (text, "llama")):
+            if part.model_type != expected:
+                raise ValueError(f"expected a {expected} inside the configuration, got {part.model_type}")
+        rope = dict(text.rope_parameters or {})
+        if rope.get("rope_type", "default") != "default":
+            raise ValueError(f"rope_type {rope['rope_type']!r} is not supported: expected 'default'")
+        eos = text.eos_token_id
+        layer = hf.vision_feature_layer
+        own: dict[str, Any] = {key: raw[key] for key in _OWN_KEYS if key in raw}
+        return cls(
+            vision_config=VisionConfig(**{f.name: getattr(vision, f.name) for f in dataclasses.fields(VisionConfig)}),
+            text_config=TextConfig(
+                **{
+                    f.name: getattr(text, f.name)
+                    for f in dataclasses.fields(TextConfig)
+                    if f.name not in ("rope_theta", "eos_token_id")
+                },
+                rope_theta=float(rope.get("rope_theta", 10000.0)),
+                eos_token_id=tuple(eos) if isinstance(eos, (list, tuple)) else eos,
+            ),
+            image_token_id=hf.image_token_index,
+            video_token_id=hf.video_token_index,
+            projector_hidden_act=hf.projector_hidden_act,
+            multimodal_projector_bias=hf.multimodal_projector_bias,
+            vision_feature_layer=layer if isinstance(layer, int) else tuple(layer),
+            vision_feature_select_strategy=hf.vision_feature_select_strategy,
+            tie_word_embeddings=bool(hf.tie_word_embeddings),
+            **own,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` of transformers, as a dict; `from_hf` reads it back equal.
+
+        An `original` model adds its `variant` and `temporal_frames`, which transformers does not know.
+        """
+        text = dataclasses.asdict(self.text_config)
+        theta = text.pop("rope_theta")
+        text["rope_parameters"] = {"rope_theta": theta, "rope_type": "default"}
+        text["eos_token_id"] = _as_json(self.text_config.eos_token_id)
+        raw = {
+            "architectures": ["VideoLlavaForConditionalGeneration"],
+            "model_type": "video_llava",
+            "vision_config": {"model_type": "clip_vision_model", **dataclasses.asdict(self.vision_config)},
+            "text_config": {
+                "model_type": "llama",
+                **text,
+                "tie_word_embeddings": self.tie_word_embeddings,
+            },
+            "image_token_index": self.image_token_id,
+            "video_token_index": self.video_token_id,
+            "image_seq_length": self.tokens_per_image,
+            "video_seq_length": self.tokens_per_frame * self.temporal_frames,
+            "projector_hidden_act": self.projector_hidden_act,
+            "multimodal_projector_bias": self.multimodal_projector_bias,
+            "vision_feature_layer": _as_json(self.vision_feature_layer),
+            "vision_feature_select_strategy": self.vision_feature_select_strategy,
+            "tie_word_embeddings": self.tie_word_embeddings,
+        }
+        if self.variant != "hf":
+            raw |= {key: getattr(self, key) for key in _OWN_KEYS}
+        return raw
+
+
+def _as_json(value: int | tuple[int, ...] | None) -> int | list[int] | None:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; expected the config.json of a Video-LLaVA checkpoint") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(raw).__name__}")
+    return raw

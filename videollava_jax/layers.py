@@ -1,0 +1,113 @@
+"""The small parts that towers and decoder share: projections, norms, activations, rotary embedding.
+
+Weights keep PyTorch's orientation, `[out, in]`, and are contracted on their last axis: a checkpoint loads
+without a transpose, and the compiler picks the layout. Compute runs in the dtype of the weights; norms, softmax
+and rotary embedding run in float32 inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """OpenAI CLIP's sigmoid approximation of GELU (transformers' `QuickGELUActivation`)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+class Linear(nnx.Module):
+    """`y = x Wᵀ + b`, mirroring `torch.nn.Linear`: `weight` [out, in], `bias` [out] or none."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        std: float = 0.02,
+    ):
+        self.weight = nnx.Param(normal(rngs, (out_features, in_features), std, dtype))
+        self.bias = nnx.Param(jnp.zeros((out_features,), dtype)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        return y if self.bias is None else y + self.bias[...]
+
+
+class Embedding(nnx.Module):
+    """A table of vectors, `weight` [rows, features]. Ids must be in range: `take` would return NaN for others."""
+
+    def __init__(self, rows: int, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs, std: float = 0.02):
+        self.weight = nnx.Param(normal(rngs, (rows, features), std, dtype))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return jnp.take(self.weight[...], ids, axis=0)
+
+
+class LayerNorm(nnx.Module):
+    """Mirrors `torch.nn.LayerNorm`: mean and variance in two passes, in float32 whatever the input."""
+
+    def __init__(self, features: int, *, eps: float, dtype: DTypeLike):
+        self.weight = nnx.Param(jnp.ones((features,), dtype))
+        self.bias = nnx.Param(jnp.zeros((features,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
+        return (normed * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Mirrors transformers' `LlamaRMSNorm`: normalised in float32, cast back, then scaled."""
+
+    def __init__(self, features: int, *, eps: float, dtype: DTypeLike):
+        self.weight = nnx.Param(jnp.ones((features,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
+        return self.weight[...] * normed.astype(x.dtype)
+
+
+def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, *, theta: float) -> jax.Array:
+    """Rotates queries or keys by their positions, halves paired as Llama pairs them (`rotate_half`).
+
+    Args:
+      x_BTNH: queries or keys, any float dtype; rotated in float32, returned in the input's dtype.
+      positions_BT: int32, the position of each token in its sequence.
+      theta: the base of the frequencies, 10000 for Vicuna.
+
+    Source: transformers' `LlamaRotaryEmbedding` and `apply_rotary_pos_emb`; Su et al. 2021, equation 34.
+    """
+    head_dim = x_BTNH.shape[-1]
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> jax.Array:
+    """Initial values, drawn from N(0, std²)."""
+    return std * jax.random.normal(rngs.params(), shape, dtype)
