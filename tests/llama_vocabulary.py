@@ -74,9 +74,7 @@ def real_llama_model(cache: Path | None = None) -> Path:
     Raises:
         VocabularyUnavailable: saying why.
     """
-    cache = (
-        cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "videollava_jax" / "llama2"
-    )
+    cache = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "videollava_jax" / "llama2"
     path = cache / "tokenizer.model"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_vocabulary import VocabularyUnavailable, real_llama_model
 
+from tests.llama_vocabulary import VocabularyUnavailable, real_llama_model
 from videollava_jax.processor import VideoLlavaProcessor
 from videollava_jax.segments import Media
 
@@ -100,9 +100,7 @@ def test_an_answer_ends_in_eos(processor: VideoLlavaProcessor) -> None:
 
 def test_sixteen_frames_overrun_the_positions(processor: VideoLlavaProcessor) -> None:
     frames = np.zeros((16, 4, 4, 3), np.uint8)
-    with pytest.raises(
-        ValueError, match=r"4112 = 16 frames of 257\); .* 4096 positions\. Take fewer frames: 15 fit"
-    ):
+    with pytest.raises(ValueError, match=r"4112 = 16 frames of 257\); .* 4096 positions\. Take fewer frames: 15 fit"):
         processor("USER: <video>\nWhy? ASSISTANT:", videos=frames)
 
 
@@ -112,9 +110,7 @@ def test_plain_text_is_encoded_as_sentencepiece_encodes_it(
     processor: VideoLlavaProcessor, model_file: Path, text: str
 ) -> None:
     reference = _reference(model_file)
-    (part,) = processor.encoder.encode(
-        [f"x{text}"]
-    ).parts  # a text that begins with a space is another matter
+    (part,) = processor.encoder.encode([f"x{text}"]).parts  # a text that begins with a space is another matter
     assert list(part.ids) == [1, *reference.encode(f"x{text}")]
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_vocabulary import train_small_model
 from PIL import Image
 
+from tests.llama_vocabulary import train_small_model
 from videollava_jax.media import FramePreprocessor
 from videollava_jax.processor import VideoLlavaProcessor
 from videollava_jax.tokenizer import load_tokenizer
@@ -59,9 +59,7 @@ def hf_pixels(*images: Any) -> Any:
     """transformers' own image processor: float32 [N, 3, S, S]."""
     processing = pytest.importorskip("transformers.models.video_llava.image_processing_video_llava")
     reference = processing.VideoLlavaImageProcessor(**PREPROCESSING)
-    return np.stack(
-        reference(list(images), return_tensors=None, return_legacy_image_output=False)["pixel_values"]
-    )
+    return np.stack(reference(list(images), return_tensors=None, return_legacy_image_output=False)["pixel_values"])
 
 
 def expanded(prompt: str, frames: int = 8) -> str:
@@ -80,9 +78,7 @@ def test_the_documented_example(processor: VideoLlavaProcessor) -> None:
     assert inputs.attention_mask.all()
     assert inputs.pixel_values_videos.shape == (1, 8, 3, SIDE, SIDE)
     assert inputs.pixel_values_videos.dtype == np.float32
-    text = processor.batch_decode(
-        inputs.input_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True
-    )
+    text = processor.batch_decode(inputs.input_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True)
     assert text == ["USER: Why is this funny? ASSISTANT:"]
     assert processor.decode(inputs.input_ids[0], skip_special_tokens=True) == text[0]
     assert set(inputs) <= set(processor.model_input_names)
@@ -155,9 +151,7 @@ def test_padding_is_the_tokenizers(private: VideoLlavaProcessor, side: str, opti
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("add_eos", [False, True])
 @pytest.mark.parametrize("length", [3, 5, 12, 400])
-def test_truncation_is_the_tokenizers(
-    private: VideoLlavaProcessor, side: str, add_eos: bool, length: int
-) -> None:
+def test_truncation_is_the_tokenizers(private: VideoLlavaProcessor, side: str, add_eos: bool, length: int) -> None:
     private.tokenizer.truncation_side = side
     private.tokenizer.add_eos_token = add_eos
     prompt = "USER: a long question, is it not? ASSISTANT:"
@@ -184,15 +178,11 @@ def test_pixels_alone(processor: VideoLlavaProcessor) -> None:
         processor()
 
 
-@pytest.mark.parametrize(
-    ("strategy", "additional", "tokens"), [("default", 1, 4), ("full", 1, 5), ("full", 0, 4)]
-)
+@pytest.mark.parametrize(("strategy", "additional", "tokens"), [("default", 1, 4), ("full", 1, 5), ("full", 0, 4)])
 def test_tokens_are_counted_as_transformers_counts(
     private: VideoLlavaProcessor, strategy: Any, additional: int, tokens: int
 ) -> None:
-    own = make(
-        private.tokenizer, vision_feature_select_strategy=strategy, num_additional_image_tokens=additional
-    )
+    own = make(private.tokenizer, vision_feature_select_strategy=strategy, num_additional_image_tokens=additional)
     ids = own("<image><video>", image(), video(2)).input_ids[0].tolist()
     assert ids.count(own.image_token_id) == own.tokens_per_image == tokens
     assert ids.count(own.video_token_id) == 2 * own.tokens_per_frame == 2 * (4 + additional)
@@ -347,9 +337,7 @@ def test_tensors_of_other_libraries(processor: VideoLlavaProcessor) -> None:
 def test_rows_of_different_lengths_need_padding(processor: VideoLlavaProcessor) -> None:
     with pytest.raises(ValueError, match=r"rows of \d+, \d+ tokens: pass padding=True"):
         processor(["a", "a b c d"])
-    with pytest.raises(
-        ValueError, match="padding: expected True, False, 'longest' or 'max_length', got 'most'"
-    ):
+    with pytest.raises(ValueError, match="padding: expected True, False, 'longest' or 'max_length', got 'most'"):
         processor("a", padding="most")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected max_length too"):
         processor("a", padding="max_length")
@@ -371,9 +359,7 @@ def test_a_prompt_too_long_for_the_model(private: VideoLlavaProcessor, clip: Pat
     )
     with pytest.raises(ValueError, match=message):
         own(["b", "<video>a<image>"], image(), video(15), max_new_tokens=8, padding=True)
-    with pytest.raises(
-        ValueError, match=r"the model has 64 positions\. Take fewer frames: 6 fit in each video"
-    ):
+    with pytest.raises(ValueError, match=r"the model has 64 positions\. Take fewer frames: 6 fit in each video"):
         own("<video><video>", videos=[video(7), video(7)])
     with pytest.raises(ValueError, match="Shorten the text"):
         own("a " * 80)
@@ -418,9 +404,7 @@ def test_truncation_never_cuts_a_medium(private: VideoLlavaProcessor, side: str)
 
 
 def ask(*parts: Any) -> list[dict[str, Any]]:
-    return [
-        {"role": "user", "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]}
-    ]
+    return [{"role": "user", "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]}]
 
 
 def test_a_conversation_is_the_string_it_renders_to(processor: VideoLlavaProcessor) -> None:
@@ -486,8 +470,7 @@ def test_assistant_masks_mark_the_answers(processor: VideoLlavaProcessor) -> Non
         padding=True,
     )
     said = [
-        processor.decode(ids[mask == 1])
-        for ids, mask in zip(inputs.input_ids, inputs.assistant_masks, strict=True)
+        processor.decode(ids[mask == 1]) for ids, mask in zip(inputs.input_ids, inputs.assistant_masks, strict=True)
     ]
     assert said == ["A red ball.</s> The dog.</s>", "y</s>"]
     assert inputs.assistant_masks.shape == inputs.input_ids.shape

@@ -10,8 +10,8 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_vocabulary import train_small_model
 
+from tests.llama_vocabulary import train_small_model
 from videollava_jax.prompt import (
     TEMPLATES,
     PromptTemplate,
@@ -73,9 +73,7 @@ alphabet = st.one_of(
     st.sampled_from(" \n\t:.<>/aeosUSERvd"),
     st.sampled_from("🙂👩‍👩‍👧é日本ß▁"),
 )
-plain_text = st.text(alphabet, min_size=1, max_size=30).filter(
-    lambda text: not any(s in text for s in SPECIALS)
-)
+plain_text = st.text(alphabet, min_size=1, max_size=30).filter(lambda text: not any(s in text for s in SPECIALS))
 any_text = st.lists(st.one_of(plain_text, st.sampled_from(SPECIALS)), min_size=1, max_size=5).map("".join)
 
 
@@ -132,9 +130,7 @@ def test_an_unknown_template_lists_the_names() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(conversation=conversations(any_text))
-def test_hf_is_what_the_family_chat_template_renders(
-    tokenizer: Any, conversation: list[dict[str, Any]]
-) -> None:
+def test_hf_is_what_the_family_chat_template_renders(tokenizer: Any, conversation: list[dict[str, Any]]) -> None:
     pytest.importorskip("jinja2")
     expected = tokenizer.apply_chat_template(
         conversation, chat_template=HF_CHAT_TEMPLATE, add_generation_prompt=True, tokenize=False
@@ -230,9 +226,7 @@ def test_no_generation_prompt_after_an_answer() -> None:
     turns = parse_conversation([user("x"), assistant("y")])
     with pytest.raises(ValueError, match="message 1 is already the assistant's"):
         render(turns, "hf")
-    assert to_string(render(turns, "vicuna_v1_no_system", add_generation_prompt=False)) == (
-        "USER: x ASSISTANT: y</s>"
-    )
+    assert to_string(render(turns, "vicuna_v1_no_system", add_generation_prompt=False)) == ("USER: x ASSISTANT: y</s>")
 
 
 # ── segments ──
@@ -406,9 +400,7 @@ def test_ids_that_differ_from_the_configuration(directory: Path, tmp_path: Path)
     (tmp_path / "tokenizer.model").write_bytes((directory / "tokenizer.model").read_bytes())
     config = {"model_type": "video_llava", "image_token_index": 32000, "video_token_index": 32001}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ValueError, match=r"<image> is id 600 in the tokenizer and 32000 in the model's config"
-    ):
+    with pytest.raises(ValueError, match=r"<image> is id 600 in the tokenizer and 32000 in the model's config"):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match=r"<video> is id 601 in the tokenizer and 7 in"):
         load_tokenizer(tmp_path, TokenIds(video=7))

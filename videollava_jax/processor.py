@@ -80,13 +80,10 @@ class VideoLlavaProcessor:
         max_positions: int | None = None,
     ):
         if tokenizer is None:
-            raise ValueError(
-                "expected a tokenizer; videollava_jax.prompt.load_tokenizer(directory) loads one"
-            )
+            raise ValueError("expected a tokenizer; videollava_jax.prompt.load_tokenizer(directory) loads one")
         if vision_feature_select_strategy not in ("default", "full"):
             raise ValueError(
-                "vision_feature_select_strategy: expected 'default' or 'full', "
-                f"got {vision_feature_select_strategy!r}"
+                f"vision_feature_select_strategy: expected 'default' or 'full', got {vision_feature_select_strategy!r}"
             )
         self.image_processor = FramePreprocessor() if image_processor is None else image_processor
         self.video_processor = self.image_processor if video_processor is None else video_processor
@@ -318,9 +315,7 @@ class VideoLlavaProcessor:
         Returns:
             A string (or a list of them), or what a call returns.
         """
-        batched = (
-            isinstance(conversation, Sequence) and bool(conversation) and _is_conversation(conversation[0])
-        )
+        batched = isinstance(conversation, Sequence) and bool(conversation) and _is_conversation(conversation[0])
         conversations: Sequence[Any] = conversation if batched else [conversation]  # type: ignore[assignment]
         prompts = []
         for i, messages in enumerate(conversations):

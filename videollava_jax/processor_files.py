@@ -52,9 +52,7 @@ def local_directory(directory: str | os.PathLike[str], revision: str | None, tok
     if path.is_dir():
         return path
     if not isinstance(directory, str) or directory.count("/") > 1 or directory.startswith((".", "/", "~")):
-        raise ValueError(
-            f"{path}: no such directory; expected one, or a model's name on the Hugging Face hub"
-        )
+        raise ValueError(f"{path}: no such directory; expected one, or a model's name on the Hugging Face hub")
     from huggingface_hub import snapshot_download
 
     try:

@@ -37,9 +37,7 @@ def share_out(given: Any, kind: MediaKind, placeholders: Sequence[int] | None) -
         media: list[Any] = []
     elif is_medium(given, kind):
         media = [given]
-    elif (isinstance(given, np.ndarray) and given.ndim == _ndim(kind) + 1) or isinstance(
-        given, (list, tuple)
-    ):
+    elif (isinstance(given, np.ndarray) and given.ndim == _ndim(kind) + 1) or isinstance(given, (list, tuple)):
         media = list(given)
     else:
         raise ValueError(f"{kind}s: expected {MEDIA_FORMS[kind]}, or a list of them; got {describe(given)}")
@@ -88,8 +86,7 @@ def _nested_rows(rows: list[Any], kind: MediaKind, placeholders: Sequence[int] |
         if media is None or not all(is_medium(item, kind) for item in media):
             culprit = row if media is None else next(item for item in media if not is_medium(item, kind))
             raise ValueError(
-                f"{kind}s[{i}]: expected {MEDIA_FORMS[kind]}, or for every row a list of them; "
-                f"got {describe(culprit)}"
+                f"{kind}s[{i}]: expected {MEDIA_FORMS[kind]}, or for every row a list of them; got {describe(culprit)}"
             )
         split.append(media)
     if placeholders is None:
@@ -108,9 +105,7 @@ def _nested_rows(rows: list[Any], kind: MediaKind, placeholders: Sequence[int] |
 
 
 def _mismatch(kind: MediaKind, placeholders: Sequence[int], got: int) -> str:
-    rows = (
-        ", ".join(f"row {i}: {count}" for i, count in enumerate(placeholders) if count) or "none in any row"
-    )
+    rows = ", ".join(f"row {i}: {count}" for i, count in enumerate(placeholders) if count) or "none in any row"
     return (
         f"the text has {sum(placeholders)} {MEDIA_TOKENS[kind]} ({rows}), and {got} {kind}s were given; "
         f"expected as many {kind}s as placeholders"
@@ -168,7 +163,8 @@ def image_pixels(source: Any, preprocess: FramePreprocessor, limits: MediaLimits
     """One image, resized and cropped: uint8 [S, S, 3], RGB, 0-255."""
     if isinstance(source, (str, os.PathLike)):
         source = read_image(source, limits=limits)
-    return preprocess(_frame(source, "image")[None])[0]
+    pixels: UInt8 = preprocess(_frame(source, "image")[None])[0]
+    return pixels
 
 
 def video_pixels(source: Any, preprocess: FramePreprocessor, sampling: Any, limits: MediaLimits) -> UInt8:

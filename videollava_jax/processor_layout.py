@@ -103,9 +103,7 @@ def _remedy(row: Segments, budget: Budget, room: int) -> str:
     return "Shorten the text"
 
 
-def _truncate(
-    expanded: Expanded, i: int, row: Segments, frames: Sequence[int], budget: Budget, limit: int
-) -> Expanded:
+def _truncate(expanded: Expanded, i: int, row: Segments, frames: Sequence[int], budget: Budget, limit: int) -> Expanded:
     """Cuts text away at one end, as a fast tokenizer does: the special tokens at both ends stay."""
     length = len(expanded.input_ids)
     head, tail = budget.affixes
@@ -121,8 +119,7 @@ def _truncate(
         )
     keep = np.r_[0:cut, cut + excess : length]
     spans = tuple(
-        (start - excess, stop - excess) if start >= cut else (start, stop)
-        for start, stop in expanded.media_spans
+        (start - excess, stop - excess) if start >= cut else (start, stop) for start, stop in expanded.media_spans
     )
     return Expanded(expanded.input_ids[keep], expanded.answer[keep], spans)
 

@@ -51,8 +51,7 @@ class PromptTemplate:
         """The same template for transformers' `apply_chat_template` (`chat_template.jinja`)."""
         eos = " + eos_token" if self.answer_eos else ""
         default_system = (
-            "{% if messages[0]['role'] != 'system' %}"
-            f"{{{{ {_quote(self.system + self.system_end)} }}}}{{% endif %}}"
+            f"{{% if messages[0]['role'] != 'system' %}}{{{{ {_quote(self.system + self.system_end)} }}}}{{% endif %}}"
             if self.system
             else ""
         )
@@ -166,9 +165,7 @@ def _check_order(turns: Sequence[Turn]) -> None:
 
 def _parse_message(message: Any, where: str) -> Turn:
     if not isinstance(message, Mapping):
-        raise ValueError(
-            f"{where}: expected a dict with 'role' and 'content', got a {type(message).__name__}"
-        )
+        raise ValueError(f"{where}: expected a dict with 'role' and 'content', got a {type(message).__name__}")
     role = message.get("role")
     if role not in get_args(Role):
         raise ValueError(f"{where}: expected role 'system', 'user' or 'assistant', got {role!r}")
@@ -185,9 +182,7 @@ def _parse_message(message: Any, where: str) -> Turn:
     if media and role != "user":
         raise ValueError(f"{where}: holds a {media[0].kind}; expected media in the user's messages only")
     if not media and not any(texts):
-        raise ValueError(
-            f"{where}: the content is empty; expected text" + (" or media" if role == "user" else "")
-        )
+        raise ValueError(f"{where}: the content is empty; expected text" + (" or media" if role == "user" else ""))
     ordered = [m for m in media if m.kind == "image"] + [m for m in media if m.kind == "video"]
     return Turn(cast(Role, role), texts, tuple(ordered))
 
@@ -210,13 +205,9 @@ def _parse_part(part: Any, where: str) -> str | Media:
     if kind in MEDIA_TOKENS:
         sources = [part[key] for key in (kind, "path", "url") if part.get(key) is not None]
         if len(sources) > 1:
-            raise ValueError(
-                f"{where}: expected one of {kind!r}, 'path' and 'url', got {len(sources)} of them"
-            )
+            raise ValueError(f"{where}: expected one of {kind!r}, 'path' and 'url', got {len(sources)} of them")
         return Media(kind, sources[0] if sources else None)
-    raise ValueError(
-        f"{where}: expected type 'text', 'image', 'video', 'image_url' or 'video_url', got {kind!r}"
-    )
+    raise ValueError(f"{where}: expected type 'text', 'image', 'video', 'image_url' or 'video_url', got {kind!r}")
 
 
 def _kind_of(value: Any) -> str:

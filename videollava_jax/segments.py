@@ -93,9 +93,7 @@ class Segments:
         """The same prompt with the media's sources set, in order."""
         iterator = iter(sources)
         return Segments(
-            tuple(
-                Media(part.kind, next(iterator)) if isinstance(part, Media) else part for part in self.parts
-            )
+            tuple(Media(part.kind, next(iterator)) if isinstance(part, Media) else part for part in self.parts)
         )
 
     def split(self) -> tuple[Segments, Segments]:
@@ -215,9 +213,7 @@ class _SegmentBuilder:
         ids, offsets = self._plain.encode(self._text, first=self._at_start)
         self._ids += ids
         # A token is the answer's when any of its characters is.
-        self._answer += [
-            any(a < stop and b > start for start, stop in self._answer_spans) for a, b in offsets
-        ]
+        self._answer += [any(a < stop and b > start for start, stop in self._answer_spans) for a, b in offsets]
         self._text, self._answer_spans, self._at_start = "", [], False
 
     def _flush_ids(self) -> None:

@@ -1,0 +1,116 @@
+"""Frames to the square that the towers see: resize, crop, normalise, as transformers' image processor does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePreprocessor:
+    """Short edge to `size` with PIL's antialiased filter on uint8, then the centre square of `crop_size`.
+
+    Bit for bit transformers' `VideoLlavaImageProcessor`; the same path serves images and video frames. Frames
+    that are smaller than the crop are padded with black, as transformers pads them.
+
+    Attributes:
+      size: the short edge after resizing, pixels.
+      crop_size: the side of the square, pixels.
+      resample: a PIL filter; 3 is bicubic.
+      mean, std: for each channel, on the scale 0-1.
+    """
+
+    size: int = 224
+    crop_size: int = 224
+    resample: int = 3
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> FramePreprocessor:
+        """Reads transformers' `preprocessor_config.json`; what it leaves out takes transformers' defaults.
+
+        Raises:
+          ValueError: a setting that this preprocessor does not carry out.
+        """
+        for key, expected in (
+            ("do_resize", True),
+            ("do_center_crop", True),
+            ("do_rescale", True),
+            ("do_normalize", True),
+        ):
+            if raw.get(key, expected) != expected:
+                raise ValueError(f"preprocessor: {key}={raw[key]!r} is not supported: expected {expected}")
+        if abs(raw.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+            raise ValueError(f"preprocessor: rescale_factor {raw['rescale_factor']} is not supported: expected 1/255")
+        size = raw.get("size", {"shortest_edge": 224})
+        crop = raw.get("crop_size", 224)
+        short = size if isinstance(size, int) else size.get("shortest_edge")
+        if short is None:
+            raise ValueError(f"preprocessor: size {size} is not supported: expected a shortest_edge")
+        if isinstance(crop, Mapping):
+            if crop.get("height") != crop.get("width"):
+                raise ValueError(f"preprocessor: crop_size {dict(crop)} is not supported: expected a square")
+            crop = crop["height"]
+        return cls(
+            size=int(short),
+            crop_size=int(crop),
+            resample=int(raw.get("resample", 3)),
+            mean=tuple(raw.get("image_mean", CLIP_MEAN)),
+            std=tuple(raw.get("image_std", CLIP_STD)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The `preprocessor_config.json` that transformers reads; `from_json` reads it back equal."""
+        return {
+            "image_processor_type": "VideoLlavaImageProcessor",
+            "do_resize": True,
+            "size": {"shortest_edge": self.size},
+            "resample": self.resample,
+            "do_center_crop": True,
+            "crop_size": {"height": self.crop_size, "width": self.crop_size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_convert_rgb": True,
+        }
+
+    def __call__(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Frames uint8 [F, H, W, 3], RGB, 0-255, to uint8 [F, crop, crop, 3]."""
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+            raise ValueError(f"expected frames uint8 [F, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+        return np.stack([self._square(frame) for frame in frames])
+
+    def _square(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        height, width = frame.shape[:2]
+        short, long = sorted((height, width))
+        scaled = int(self.size * long / short)
+        new = (self.size, scaled) if height <= width else (scaled, self.size)
+        resized = np.asarray(Image.fromarray(frame).resize((new[1], new[0]), self.resample))
+        top, left = (new[0] - self.crop_size) // 2, (new[1] - self.crop_size) // 2
+        if top >= 0 and left >= 0:
+            return resized[top : top + self.crop_size, left : left + self.crop_size]
+        # transformers' center_crop rounds the padding up before, and crops from the padded picture.
+        padded_height, padded_width = max(self.crop_size, new[0]), max(self.crop_size, new[1])
+        padded = np.zeros((padded_height, padded_width, 3), np.uint8)
+        above, before = -(-(padded_height - new[0]) // 2), -(-(padded_width - new[1]) // 2)
+        padded[above : above + new[0], before : before + new[1]] = resized
+        top, left = max(0, top + above), max(0, left + before)
+        return padded[top : top + self.crop_size, left : left + self.crop_size]
+
+    def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """uint8 [..., 3] to float32: scaled to 0-1, less the mean, over the standard deviation."""
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        scaled = (pixels * np.float64(1 / 255)).astype(np.float32)
+        normalised: npt.NDArray[np.float32] = (scaled - mean) / std
+        return normalised

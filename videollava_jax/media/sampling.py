@@ -1,0 +1,93 @@
+"""Which frames of a video to take: the rules that Video-LLaVA's users know, as small frozen objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Sampling(Protocol):
+    """A rule that chooses frames."""
+
+    def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
+        """Frame numbers, ascending, each within 0..total-1.
+
+        Args:
+          total: frames in the video, at least 1.
+          fps: average frames a second, None where the file does not say.
+        """
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """`arange(0, total, total / num_frames)`, the rule of transformers' documentation.
+
+    A video of fewer than `num_frames` frames repeats frames: 3 frames for 8 give 0 0 0 1 1 1 2 2.
+    """
+
+    num_frames: int = 8
+
+    def __post_init__(self) -> None:
+        _require_positive("num_frames", self.num_frames)
+
+    def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
+        # arange with a fractional step can overshoot by one element.
+        return np.arange(0, total, total / self.num_frames)[: self.num_frames].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Linspace:
+    """`linspace(0, total - 1, num_frames)`, the authors' rule: first and last frame included."""
+
+    num_frames: int = 8
+
+    def __post_init__(self) -> None:
+        _require_positive("num_frames", self.num_frames)
+
+    def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
+        return np.linspace(0, total - 1, self.num_frames).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Fps:
+    """One frame every `1 / fps` seconds from the start, at most `max_frames`, spread evenly if there are more."""
+
+    fps: float
+    max_frames: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.fps > 0:
+            raise ValueError(f"fps: expected a positive number, got {self.fps}")
+        _require_positive("max_frames", self.max_frames)
+
+    def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
+        if fps is None:
+            raise ValueError("sampling by fps needs the video's frame rate, which this file does not give")
+        chosen = np.unique(np.arange(0, total, max(fps / self.fps, 1.0)).astype(np.int64))
+        if len(chosen) > self.max_frames:
+            chosen = chosen[np.linspace(0, len(chosen) - 1, self.max_frames).astype(np.int64)]
+        return chosen
+
+
+@dataclass(frozen=True)
+class Indices:
+    """Exactly these frames, in ascending order; repeats are allowed, frames beyond the end are an error."""
+
+    frames: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.frames or list(self.frames) != sorted(self.frames) or self.frames[0] < 0:
+            raise ValueError(f"frames: expected ascending, non-negative frame numbers, got {self.frames}")
+
+    def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
+        if self.frames[-1] >= total:
+            raise ValueError(f"frame {self.frames[-1]} was asked for, but the video has {total} frames")
+        return np.array(self.frames, np.int64)
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
