@@ -263,9 +263,7 @@ def _single(
         step = np.asarray(DIRECTIONS[direction], np.float32)
         travel = rng.uniform(0.42, 0.6)
         across = rng.uniform(0.3, 0.7)
-        middle = np.where(
-            step != 0, rng.uniform(0.5 - (0.62 - travel) / 2, 0.5 + (0.62 - travel) / 2), across
-        )
+        middle = np.where(step != 0, rng.uniform(0.5 - (0.62 - travel) / 2, 0.5 + (0.62 - travel) / 2), across)
         centres = middle + step * travel * np.linspace(-0.5, 0.5, frames)[:, None]
     else:
         centres = np.tile(_place(rng, place), (frames, 1))
@@ -298,11 +296,11 @@ def _single(
 
 
 def _pair(rng: np.random.Generator) -> tuple[tuple[Track, ...], list[Question]]:
-    """Two shapes that differ in shape and in colour, at two sides of one frame."""
+    """Two shapes that differ in shape and in colour, at two places in one frame."""
     shapes = [str(name) for name in rng.permutation(SHAPES)[:2]]
     colours = [str(name) for name in rng.permutation(tuple(COLOURS))[:2]]
-    places = [str(name) for name in rng.permutation([name for name in PLACES if name != "middle"])[:2]]
-    radius = float(rng.uniform(0.13, 0.155))
+    places = [str(name) for name in rng.permutation(tuple(PLACES))[:2]]
+    radius = float(rng.uniform(0.12, 0.14))
     centres = [_place(rng, place) for place in places]
     while np.abs(centres[0] - centres[1]).max() < 2 * radius + 0.02:
         centres = [_place(rng, place) for place in places]
