@@ -11,10 +11,9 @@ The shipped tiny model is trained and tested on this world. What can be asked, a
     order                x   a shape or a colour: what comes first, what comes last
     change               x   yes, no
 
-A scene is one of: a single shape; a pair (images only) that differ in shape and in colour; a group of equal
-shapes; and in clips a moving shape, or a sequence (one shape, and after it another). Answers have a margin by
-construction: motion is along one axis and crosses at least two fifths of the frame, a changed colour stays
-changed, and nothing overlaps.
+A scene is a single shape, or a group of one to four equal shapes; in clips also a moving shape, or a sequence (one
+shape, and after it another). Answers have a margin by construction: motion is along one axis and crosses at least two
+fifths of the frame, a changed colour stays changed, and nothing overlaps.
 
 The seed decides everything. `TRAIN_SEEDS`, `EVAL_SEEDS` and `DEMO_SEEDS` are disjoint ranges; the kind of the
 first question is `seed % number of kinds`, so that a run of seeds asks all kinds equally often.
@@ -142,11 +141,8 @@ def sample_image(seed: int) -> Scene:
     """Draws the image scene of a seed; the first question is of kind `IMAGE_KINDS[seed % 4]`."""
     rng = np.random.default_rng([seed, 0])
     kind = IMAGE_KINDS[seed % len(IMAGE_KINDS)]
-    layouts = {"where": ("single", "pair"), "how many": ("group",)}.get(kind, ("single", "pair", "group"))
-    layout = _pick(rng, layouts)
-    if layout == "pair":
-        tracks, questions = _pair(rng)
-    elif layout == "group":
+    layouts = {"where": ("single",), "how many": ("group",)}.get(kind, ("single", "group"))
+    if _pick(rng, layouts) == "group":
         tracks, questions = _group(rng, 1)
     else:
         tracks, questions = _single(rng, 1, keep=kind)
@@ -293,27 +289,6 @@ def _single(
         text = _pick(rng, ("Does {} change colour?", "Does the colour of {} change?")).format(it)
         questions.append(Question(kind="change", text=text, answer="yes" if changes else "no"))
     return (track,), questions
-
-
-def _pair(rng: np.random.Generator) -> tuple[tuple[Track, ...], list[Question]]:
-    """Two shapes that differ in shape and in colour, at two places in one frame."""
-    shapes = [str(name) for name in rng.permutation(SHAPES)[:2]]
-    colours = [str(name) for name in rng.permutation(tuple(COLOURS))[:2]]
-    places = [str(name) for name in rng.permutation(tuple(PLACES))[:2]]
-    radius = float(rng.uniform(0.12, 0.14))
-    centres = [_place(rng, place) for place in places]
-    while np.abs(centres[0] - centres[1]).max() < 2 * radius + 0.02:
-        centres = [_place(rng, place) for place in places]
-    tracks = tuple(_still(shapes[i], colours[i], centres[i], radius, 1) for i in range(2))
-    # Questions name what they ask about, so none may name what another asks for.
-    asked, other = rng.permutation(2)
-    where = int(rng.integers(2))
-    it = f"the {shapes[where]}" if where == other else f"the {colours[where]} one"
-    return tracks, [
-        Question(kind="shape", text=f"What shape is the {colours[asked]} one?", answer=shapes[asked]),
-        Question(kind="colour", text=f"What colour is the {shapes[other]}?", answer=colours[other]),
-        Question(kind="where", text=f"Where is {it}?", answer=places[where]),
-    ]
 
 
 def _group(rng: np.random.Generator, frames: int) -> tuple[tuple[Track, ...], list[Question]]:
