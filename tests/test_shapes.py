@@ -124,7 +124,7 @@ def test_questions_are_well_formed_and_kinds_take_turns(medium):
 @pytest.mark.parametrize("medium", SAMPLERS)
 def test_no_question_names_the_answer_to_another(medium):
     sample, _ = SAMPLERS[medium]
-    for seed in range(400):
+    for seed in range(200):
         for asked, other in itertools.permutations(sample(seed).questions, 2):
             given_away = asked.kind in ("colour", "shape", "order") and asked.answer in words(other)
             assert not given_away, (seed, asked, other)
@@ -137,13 +137,13 @@ def words(question: Question) -> list[str]:
 @pytest.mark.parametrize(("medium", "kind"), [(m, k) for m, (_, kinds) in SAMPLERS.items() for k in kinds])
 def test_answers_are_balanced(medium, kind):
     """Within four standard deviations of equal shares, so a constant answer scores the chance level."""
-    asked = [scene.questions[0] for scene in scenes(medium, kind, 300)]
+    asked = [scene.questions[0] for scene in scenes(medium, kind, 200)]
     groups = [[question.answer for question in asked]]
     options = [ANSWERS[kind]]
     if kind == "order":
         groups = [[q.answer for q in asked if what in words(q)] for what in ("shape", "colour")]
         options = [SHAPES, tuple(COLOURS)]
-        assert abs(len(groups[0]) - 150) < 4 * math.sqrt(300 / 4)
+        assert abs(len(groups[0]) - 100) < 4 * math.sqrt(200 / 4)
     for answers, possible in zip(groups, options, strict=True):
         counts, share = Counter(answers), 1 / len(possible)
         assert set(counts) == set(possible)
@@ -154,7 +154,7 @@ def test_answers_are_balanced(medium, kind):
 @pytest.mark.parametrize("medium", SAMPLERS)
 def test_colour_in_the_pixels(medium):
     checked = 0
-    for scene in scenes(medium, "colour", 60):
+    for scene in scenes(medium, "colour", 40):
         frames = decoded(scene)
         if len(scene.tracks) == 1:
             answer = scene.questions[0].answer
@@ -167,7 +167,7 @@ def test_colour_in_the_pixels(medium):
 def test_shape_in_the_pixels(medium):
     """How much of its bounding box it fills, and whether that is the lower half, tells a shape."""
     checked = 0
-    for scene in scenes(medium, "shape", 60):
+    for scene in scenes(medium, "shape", 40):
         frame = decoded(scene)[0]
         if len(scene.tracks) > 1:
             continue
@@ -185,30 +185,12 @@ def test_shape_in_the_pixels(medium):
 @pytest.mark.parametrize("medium", SAMPLERS)
 def test_place_in_the_pixels(medium):
     checked = 0
-    for scene in scenes(medium, "where", 60):
+    for scene in scenes(medium, "where", 40):
         if len(scene.tracks) == 1:
             x, y = centroid(decoded(scene)[0])
             nearest = min(PLACES, key=lambda name: math.dist((x, y), PLACES[name]))
             assert nearest == scene.questions[0].answer
             checked += 1
-    assert checked >= 10
-
-
-def test_a_pair_is_asked_about_by_what_it_shows():
-    """In a pair the questions' words point to one shape, whose place and colour the pixels show."""
-    checked = 0
-    for scene in scenes("image", "where", 60):
-        if len(scene.tracks) != 2:
-            continue
-        frame, question = decoded(scene)[0], scene.questions[0]
-        (track,) = [t for t in scene.tracks if t.shape in words(question) or t.colours[0] in words(question)]
-        assert count_blobs(frame) == 2
-        x, y = (int(value * SIZE) for value in track.centres[0])
-        patch = frame[y - 2 : y + 3, x - 2 : x + 3].reshape(-1, 3)
-        nearest = min(COLOURS, key=lambda name: float(np.abs(np.median(patch, 0) - COLOURS[name]).sum()))
-        assert nearest == track.colours[0]
-        assert question.answer == min(PLACES, key=lambda name: math.dist(track.centres[0].tolist(), PLACES[name]))
-        checked += 1
     assert checked >= 10
 
 
