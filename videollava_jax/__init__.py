@@ -1,1 +1,25 @@
-"""Video-LLaVA in JAX and Flax."""
+"""Video-LLaVA in JAX and Flax. The public names are loaded when first used: media and prompts need no JAX."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from videollava_jax.version import __version__
+
+if TYPE_CHECKING:
+    from videollava_jax.config import VideoLlavaConfig
+    from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
+    from videollava_jax.processor import VideoLlavaProcessor
+
+__all__ = ["VideoLlavaConfig", "VideoLlavaForConditionalGeneration", "VideoLlavaProcessor", "__version__"]
+
+_HOMES = {
+    "VideoLlavaConfig": "videollava_jax.config",
+    "VideoLlavaForConditionalGeneration": "videollava_jax.pretrained",
+    "VideoLlavaProcessor": "videollava_jax.processor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

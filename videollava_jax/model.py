@@ -159,7 +159,7 @@ def abstract_model(config: VideoLlavaConfig, *, dtype: DTypeLike = jnp.float32) 
 
 def named_parameters(state: State) -> dict[str, jax.Array]:
     """Parameters by name, as transformers names them: `language_model.layers.0.mlp.up_proj.weight`."""
-    return {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
+    return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
 def with_parameters(state: State, parameters: dict[str, jax.Array]) -> State:

@@ -1,0 +1,160 @@
+"""Loading, forward and generation through the public class, against transformers on the same directory."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.parity.reference import IMAGE, VIDEO, array, assert_close, hf_config, hf_model
+from tests.tolerances import MODEL
+from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.weights import recognise, save_orbax
+
+
+@pytest.fixture(scope="module")
+def reference(torch, tmp_path_factory):
+    """A random transformers model with sharp logits, and the directory it saved."""
+    model = hf_model(torch, hf_config(text={"eos_token_id": 2}), seed=3)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+        model.model.language_model.embed_tokens.weight.mul_(20)
+    directory = tmp_path_factory.mktemp("hf")
+    model.save_pretrained(directory)
+    return model, Path(directory)
+
+
+@pytest.fixture(scope="module")
+def model(reference):
+    return VideoLlavaForConditionalGeneration.from_pretrained(reference[1])
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """Four rows, left-padded: an image, a video, text only, both media."""
+    rng = np.random.default_rng(1)
+    text = lambda n: list(rng.integers(3, 80, n))  # noqa: E731
+    rows = [
+        [*text(3), *[IMAGE] * 4, *text(5)],
+        [*text(1), *[VIDEO] * 10, *text(9)],
+        text(6),
+        [*text(2), *[VIDEO] * 10, *text(1), *[IMAGE] * 4, *text(2)],
+    ]
+    width = max(map(len, rows))
+    return {
+        "input_ids": np.array([[0] * (width - len(r)) + r for r in rows]),
+        "attention_mask": np.array([[0] * (width - len(r)) + [1] * len(r) for r in rows]),
+        "pixel_values_images": rng.standard_normal((2, 3, 28, 28)).astype(np.float32),
+        "pixel_values_videos": rng.standard_normal((2, 2, 3, 28, 28)).astype(np.float32),
+    }
+
+
+def for_torch(torch, inputs):
+    renamed = {"pixel_values_images": "pixel_values"}
+    return {renamed.get(k, k): torch.tensor(v) for k, v in inputs.items()}
+
+
+def test_forward_and_loss(torch, reference, model, inputs):
+    mask = inputs["attention_mask"]
+    labels = np.where((mask == 1) & (inputs["input_ids"] < 80), inputs["input_ids"], -100)
+    labels[np.arange(4), mask.argmax(axis=1)] = -100  # predicted from padding, whose logits mean nothing
+    with torch.no_grad():
+        expected = reference[0](**for_torch(torch, inputs), labels=torch.tensor(labels))
+    got = model(**inputs, labels=labels)
+    # Logits are 400 times those of transformers' own initialisation, and so is the tolerance's unit.
+    scale = float(np.abs(array(expected.logits)).max())
+    assert_close(np.asarray(got.logits)[mask == 1] / scale, array(expected.logits)[mask == 1] / scale, MODEL / 10)
+    assert_close(got.loss, array(expected.loss), MODEL)
+    assert_close(got.image_hidden_states, array(expected.image_hidden_states), MODEL)
+    assert_close(got.video_hidden_states, array(expected.video_hidden_states), MODEL)
+
+
+def test_greedy_tokens_equal_transformers(torch, reference, model, inputs):
+    expected = reference[0].generate(**for_torch(torch, inputs), max_new_tokens=24, do_sample=False, pad_token_id=0)
+    np.testing.assert_array_equal(model.generate(**inputs, max_new_tokens=24, pad_token_id=0), expected.numpy())
+
+
+def test_rows_do_not_depend_on_their_batch(model, inputs):
+    together = model.generate(**inputs, max_new_tokens=12, do_sample=True, temperature=0.7, seed=5, pad_token_id=0)
+    width = inputs["input_ids"].shape[1]
+    row = inputs["input_ids"][2][inputs["attention_mask"][2] == 1]
+    alone = model.generate(row[None], max_new_tokens=12, do_sample=True, temperature=0.7, seed=5, pad_token_id=0)
+    length = alone.shape[1] - len(row)
+    np.testing.assert_array_equal(together[2, width : width + length], alone[0, len(row) :])
+
+
+def test_repetition_penalty_equals_transformers(torch, reference, model):
+    ids = np.random.default_rng(2).integers(3, 80, (1, 7))
+    arguments = dict(max_new_tokens=20, do_sample=False, repetition_penalty=1.7, pad_token_id=0)
+    expected = reference[0].generate(torch.tensor(ids), **arguments)
+    np.testing.assert_array_equal(model.generate(ids, **arguments), expected.numpy())
+
+
+def test_samples_and_chunks(model, inputs):
+    ids = inputs["input_ids"][2:3][:, -6:]
+    samples = model.generate(ids, max_new_tokens=16, do_sample=True, num_return_sequences=3, top_k=0, pad_token_id=0)
+    assert samples.shape[0] == 3
+    assert len({tuple(row) for row in samples.tolist()}) == 3
+    parts = []
+    streamed = model.generate(ids, max_new_tokens=16, on_tokens=parts.append, pad_token_id=0)
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), streamed[:, 6:])
+    np.testing.assert_array_equal(streamed, model.generate(ids, max_new_tokens=16, pad_token_id=0))
+    banned = int(streamed[0, 6])
+    assert banned not in model.generate(ids, max_new_tokens=16, suppress_tokens=[banned], pad_token_id=0)[0, 6:]
+
+
+@pytest.mark.parametrize("layout", ["hub", "hf5", "memory"])
+def test_every_layout_loads(reference, model, inputs, tmp_path, layout):
+    tensors = {}
+    for name, value in load_file(reference[1] / "model.safetensors").items():
+        if layout == "hub" and "_tower." in name:
+            name = name.replace("_tower.", "_tower.vision_model.")
+            tensors["image_tower.vision_model.embeddings.position_ids"] = np.arange(5)[None]
+        if layout == "memory":
+            name = name.replace("language_model.lm_head", "lm_head").replace("language_model.model", "language_model")
+            name = name if name.startswith("lm_head") else f"model.{name}"
+        tensors[name] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((reference[1] / "config.json").read_text())
+    assert recognise(tensors).name == layout
+    loaded = VideoLlavaForConditionalGeneration.from_pretrained(tmp_path)
+    for name, value in model.parameters.items():
+        np.testing.assert_array_equal(loaded.parameters[name], value)
+
+
+def test_orbax_round_trip(reference, model, tmp_path):
+    save_orbax(tmp_path / "orbax", model.config, model.parameters, reference[1])
+    loaded = VideoLlavaForConditionalGeneration.from_pretrained(tmp_path / "orbax")
+    assert loaded.config == model.config
+    for name, value in model.parameters.items():
+        np.testing.assert_array_equal(loaded.parameters[name], value)
+    with pytest.raises(ValueError, match="exists"):
+        save_orbax(tmp_path / "orbax", model.config, model.parameters, reference[1])
+
+
+def test_what_does_not_fit_is_listed_at_once(reference, tmp_path):
+    tensors = load_file(reference[1] / "model.safetensors")
+    del tensors["image_tower.pre_layrnorm.bias"]
+    tensors["language_model.model.norm.weight"] = np.zeros(7, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((reference[1] / "config.json").read_text())
+    with pytest.raises(ValueError, match="2 tensors do not fit") as caught:
+        VideoLlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert "missing: image_tower.pre_layrnorm.bias" in str(caught.value)
+    assert "language_model.model.norm.weight: expected (32,), got (7,)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pixel_values_videos": None}, "20 tokens for videos"),
+        ({"input_ids": np.full((4, 20), 200)}, "0..98"),
+        ({"attention_mask": np.ones((4, 3))}, "shape of input_ids"),
+        ({"max_new_tokens": 250}, "256 positions"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"pixel_values_images": np.zeros((2, 28, 28, 3))}, r"\[N, 3, 28, 28\]"),
+    ],
+)
+def test_bad_arguments(model, inputs, change, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(**({"max_new_tokens": 4} | inputs | change))
