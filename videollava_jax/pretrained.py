@@ -18,12 +18,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from videollava_jax import generate as compiled
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.generate import ANSWER_BUCKET, PROMPT_BUCKET, DecodeState, bucket
+from videollava_jax.decoding import DecodeOptions, decode, row_keys
+from videollava_jax.generate import PROMPT_BUCKET, bucket
 from videollava_jax.model import abstract_model, named_parameters, with_parameters
-from videollava_jax.sampling import Sampling
 from videollava_jax.weights import load_checkpoint
-
-STREAM_CHUNK = 8  # tokens between two looks at the answers, while streaming or watching for stop strings
 
 
 @dataclass(frozen=True)
@@ -183,30 +181,29 @@ class VideoLlavaForConditionalGeneration:
                 f"a prompt of {lengths.max()} tokens and an answer of up to {max_new_tokens} do not fit the model's "
                 f"{limit} positions: shorten the prompt, take fewer frames, or lower max_new_tokens"
             )
-        stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
-        if stops and tokenizer is None:
-            raise ValueError("stop_strings need tokenizer=, to turn tokens back into text")
-        sampling = _sampling(
-            B * num_return_sequences,
-            num_return_sequences,
-            seed,
-            draw=_first(do_sample, defaults.get("do_sample"), False),
-            temperature=_first(temperature, defaults.get("temperature"), 1.0),
-            top_k=_first(top_k, defaults.get("top_k"), 50),
-            top_p=_first(top_p, defaults.get("top_p"), 1.0),
-            penalty=_first(repetition_penalty, defaults.get("repetition_penalty"), 1.0),
+        options = DecodeOptions.resolve(
+            defaults,
+            self.config,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            suppress_tokens=suppress_tokens,
+            stop_strings=stop_strings,
+            tokenizer=tokenizer,
+            on_tokens=on_tokens,
         )
-        if num_return_sequences > 1 and not sampling.draw:
+        keys = row_keys(seed, B, num_return_sequences)
+        if num_return_sequences > 1 and not options.do_sample:
             raise ValueError("num_return_sequences above 1 needs do_sample=True: greedy answers would all be the same")
-        eos = _first(eos_token_id, defaults.get("eos_token_id"), list(self.config.eos_token_ids))
-        eos_ids = [eos] if isinstance(eos, int) else list(eos)
-        pad = _first(pad_token_id, defaults.get("pad_token_id"), self.config.text_config.pad_token_id)
-        pad = pad if pad is not None else (eos_ids[0] if eos_ids else 0)
         features = self._encode(ids, _either(pixel_values_images, pixel_values), pixel_values_videos)
 
         padding = bucket(T, PROMPT_BUCKET) - T
         ids_padded, mask_padded = np.pad(ids, ((0, 0), (padding, 0))), np.pad(mask, ((0, 0), (padding, 0)))
-        room = bucket(max_new_tokens, ANSWER_BUCKET)
         logits, cache = compiled.prefill(
             self._graph,
             self._state,
@@ -214,63 +211,13 @@ class VideoLlavaForConditionalGeneration:
             mask_padded,
             features.image,
             features.video,
-            capacity=T + padding + room,
+            capacity=T + padding + options.room,
         )
-        rows = B * num_return_sequences
-        V = logits.shape[-1]
-        seen = None
-        if sampling.penalise:
-            marks = np.zeros((B, V), bool)
-            for row in range(B):
-                marks[row, ids[row][np.asarray(mask[row], bool)]] = True
-            seen = jnp.repeat(jnp.asarray(marks), num_return_sequences, axis=0)
-        carry = DecodeState(
-            cache=cache.repeat(num_return_sequences) if num_return_sequences > 1 else cache,
-            logits_BV=jnp.repeat(logits, num_return_sequences, axis=0),
-            tokens_BN=jnp.full((rows, room), pad, jnp.int32),
-            done_B=jnp.zeros((rows,), bool),
-            finite_B=jnp.ones((rows,), bool),
-            seen_BV=seen,
-            step=jnp.asarray(0, jnp.int32),
-        )
-        suppressed = np.zeros(V, bool)
-        suppressed[list(suppress_tokens)] = True
-        ends = np.full(rows, max_new_tokens)
-        chunk = STREAM_CHUNK if stops or on_tokens else max_new_tokens
-        shown = 0
-        while shown < max_new_tokens:
-            carry = compiled.decode(
-                self._graph,
-                self._state,
-                carry,
-                sampling,
-                jnp.asarray(eos_ids, jnp.int32),
-                jnp.asarray(suppressed),
-                jnp.asarray(pad, jnp.int32),
-                jnp.asarray(min(shown + chunk, max_new_tokens), jnp.int32),
-            )
-            written = int(carry.step)
-            tokens = np.asarray(carry.tokens_BN)
-            for row in range(rows) if stops else ():
-                if ends[row] == max_new_tokens:
-                    ends[row] = _end_at_stop(tokens[row, :written], shown, stops, tokenizer, max_new_tokens)
-            done = np.asarray(carry.done_B) | (ends <= written)
-            if on_tokens and written > shown:
-                visible = np.where(np.arange(shown, written) < ends[:, None], tokens[:, shown:written], pad)
-                on_tokens(visible.astype(np.int64))
-            shown = written
-            if done.all() or written == 0:
-                break
-        finite = np.asarray(carry.finite_B)
-        if not finite.all():
-            raise FloatingPointError(
-                f"logits of rows {np.flatnonzero(~finite).tolist()} are not finite: the weights or pixels hold NaN or "
-                "infinity, or overflow in this dtype"
-            )
-        answer = np.where(np.arange(shown) < ends[:, None], np.asarray(carry.tokens_BN)[:, :shown], pad)
-        if stops and shown:
-            answer = answer[:, : max(1, int(min(ends.max(), shown)))]
-        return np.concatenate([np.repeat(ids, num_return_sequences, axis=0), answer], axis=1).astype(np.int64)
+        if num_return_sequences > 1:
+            logits, cache = jnp.repeat(logits, num_return_sequences, axis=0), cache.repeat(num_return_sequences)
+        seen = [ids[row][mask[row]] for row in range(B) for _ in range(num_return_sequences)]
+        answers, _ = decode(self._graph, self._state, logits, cache, keys, seen, options)
+        return np.concatenate([np.repeat(ids, num_return_sequences, axis=0), answers], axis=1).astype(np.int64)
 
     def _checked_text(
         self, input_ids: ArrayLike, attention_mask: ArrayLike | None
@@ -334,54 +281,3 @@ def _either(images: ArrayLike | None, pixel_values: ArrayLike | None) -> ArrayLi
     if images is not None and pixel_values is not None:
         raise ValueError("pixel_values and pixel_values_images are two names of one thing: give one of them")
     return images if images is not None else pixel_values
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
-
-
-def _sampling(
-    rows: int,
-    copies: int,
-    seed: int | Sequence[int],
-    *,
-    draw: bool,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    penalty: float,
-) -> Sampling:
-    for name, value, good in (
-        ("temperature", temperature, temperature > 0),
-        ("top_k", top_k, top_k >= 0),
-        ("top_p", top_p, 0 < top_p <= 1),
-        ("repetition_penalty", penalty, penalty > 0),
-    ):
-        if not good:
-            raise ValueError(f"{name}: {value} is out of range (for greedy answers, do_sample=False)")
-    seeds = [seed] * (rows // copies) if isinstance(seed, int) else list(seed)
-    if len(seeds) != rows // copies:
-        raise ValueError(f"seed: expected one number or one for each of {rows // copies} rows, got {len(seeds)}")
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(s), copy) for s in seeds for copy in range(copies)])
-    return Sampling(
-        keys_B=keys,
-        temperature=jnp.asarray(temperature, jnp.float32),
-        top_k=jnp.asarray(top_k, jnp.int32),
-        top_p=jnp.asarray(top_p, jnp.float32),
-        repetition_penalty=jnp.asarray(penalty, jnp.float32),
-        draw=bool(draw),
-        penalise=penalty != 1.0,
-    )
-
-
-def _end_at_stop(
-    tokens: npt.NDArray[np.int32], checked: int, stops: tuple[str, ...], tokenizer: Any, otherwise: int
-) -> int:
-    """How many tokens it takes to complete a stop string, or `otherwise`; the first `checked` hold none."""
-    if not any(stop in tokenizer.decode(tokens.tolist()) for stop in stops):
-        return otherwise
-    for count in range(checked + 1, len(tokens) + 1):
-        text = tokenizer.decode(tokens[:count].tolist())
-        if any(stop in text for stop in stops):
-            return count
-    return otherwise

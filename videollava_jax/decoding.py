@@ -1,0 +1,201 @@
+"""The host's side of decoding: options and their defaults, chunks of steps, stop strings, streaming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from videollava_jax import generate as compiled
+from videollava_jax.cache import KVCache
+from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.generate import ANSWER_BUCKET, DecodeState, Graph, bucket
+from videollava_jax.sampling import Sampling
+
+STREAM_CHUNK = 8  # steps between two looks at the answers, while streaming or watching for stop strings
+OnTokens = Callable[[npt.NDArray[np.int64]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """How answers are decoded; every field under transformers' name, checked.
+
+    Attributes:
+      eos_token_ids: ids that end a row.
+      pad_token_id: written behind the end of a row.
+      stop_strings: a row ends with the token that completes one; needs `tokenizer`.
+      on_tokens: called with the new tokens int64 [rows, n] after every chunk of steps.
+    """
+
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    suppress_tokens: tuple[int, ...]
+    stop_strings: tuple[str, ...]
+    tokenizer: Any
+    on_tokens: OnTokens | None
+
+    def __post_init__(self) -> None:
+        for name, good in (
+            ("max_new_tokens", self.max_new_tokens >= 1),
+            ("temperature", self.temperature > 0),
+            ("top_k", self.top_k >= 0),
+            ("top_p", 0 < self.top_p <= 1),
+            ("repetition_penalty", self.repetition_penalty > 0),
+        ):
+            if not good:
+                raise ValueError(f"{name}: {getattr(self, name)} is out of range (for greedy answers, do_sample=False)")
+        if self.stop_strings and self.tokenizer is None:
+            raise ValueError("stop_strings need tokenizer=, to turn tokens back into text")
+
+    @classmethod
+    def resolve(
+        cls,
+        defaults: Mapping[str, Any],
+        config: VideoLlavaConfig,
+        *,
+        max_new_tokens: int,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        suppress_tokens: Sequence[int] = (),
+        stop_strings: str | Sequence[str] = (),
+        tokenizer: Any = None,
+        on_tokens: OnTokens | None = None,
+    ) -> DecodeOptions:
+        """Fills what is None from `generation_config.json`, then from transformers' own defaults."""
+        eos = _first(eos_token_id, defaults.get("eos_token_id"), config.eos_token_ids)
+        eos_ids = (eos,) if isinstance(eos, int) else tuple(eos)
+        pad = _first(pad_token_id, defaults.get("pad_token_id"), config.text_config.pad_token_id, *eos_ids, 0)
+        return cls(
+            max_new_tokens=max_new_tokens,
+            do_sample=bool(_first(do_sample, defaults.get("do_sample"), False)),
+            temperature=_first(temperature, defaults.get("temperature"), 1.0),
+            top_k=_first(top_k, defaults.get("top_k"), 50),
+            top_p=_first(top_p, defaults.get("top_p"), 1.0),
+            repetition_penalty=_first(repetition_penalty, defaults.get("repetition_penalty"), 1.0),
+            eos_token_ids=eos_ids,
+            pad_token_id=pad,
+            suppress_tokens=tuple(suppress_tokens),
+            stop_strings=(stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings),
+            tokenizer=tokenizer,
+            on_tokens=on_tokens,
+        )
+
+    @property
+    def room(self) -> int:
+        """Slots of the cache that the answer may take: a bucket, so that lengths share what was compiled."""
+        return bucket(self.max_new_tokens, ANSWER_BUCKET)
+
+
+def decode(
+    graph: Graph,
+    state: Any,
+    logits_BV: jax.Array,
+    cache: KVCache,
+    keys_B: jax.Array,
+    seen: Sequence[npt.NDArray[np.int32]],
+    options: DecodeOptions,
+) -> tuple[npt.NDArray[np.int64], KVCache]:
+    """Decodes answers after what the cache holds.
+
+    Args:
+      logits_BV: of the first new token.
+      cache: with at least `options.room` free slots; donated.
+      keys_B: a key for the draws of each row.
+      seen: the tokens of each row's prompt, for the repetition penalty.
+
+    Returns:
+      The new tokens int64 [B, n], padded behind the end of each row, and the cache that holds them too.
+
+    Raises:
+      FloatingPointError: logits that are not finite, naming the rows.
+    """
+    rows, V = logits_BV.shape
+    sampling = Sampling(
+        keys_B=keys_B,
+        temperature=jnp.asarray(options.temperature, jnp.float32),
+        top_k=jnp.asarray(options.top_k, jnp.int32),
+        top_p=jnp.asarray(options.top_p, jnp.float32),
+        repetition_penalty=jnp.asarray(options.repetition_penalty, jnp.float32),
+        draw=options.do_sample,
+        penalise=options.repetition_penalty != 1.0,
+    )
+    carry = DecodeState(
+        cache=cache,
+        logits_BV=logits_BV,
+        tokens_BN=jnp.full((rows, options.room), options.pad_token_id, jnp.int32),
+        done_B=jnp.zeros((rows,), bool),
+        finite_B=jnp.ones((rows,), bool),
+        seen_BV=_marks(seen, V) if sampling.penalise else None,
+        step=jnp.asarray(0, jnp.int32),
+    )
+    suppressed_V = _marks([np.array(options.suppress_tokens, np.int32)], V)[0]
+    eos_E = jnp.asarray(options.eos_token_ids, jnp.int32)
+    pad = jnp.asarray(options.pad_token_id, jnp.int32)
+    limit = options.max_new_tokens
+    chunk = STREAM_CHUNK if options.stop_strings or options.on_tokens else limit
+    ends = np.full(rows, limit)
+    written = 0
+    tokens = np.zeros((rows, 0), np.int32)
+    done = np.zeros(rows, bool)
+    while written < limit and not done.all():
+        before, target = written, min(written + chunk, limit)
+        carry = compiled.decode(graph, state, carry, sampling, eos_E, suppressed_V, pad, jnp.asarray(target, jnp.int32))
+        written = int(carry.step)
+        tokens = np.asarray(carry.tokens_BN)[:, :written]
+        for row in np.flatnonzero(ends == limit) if options.stop_strings else ():
+            ends[row] = _end_at_stop(tokens[row], before, options)
+        tokens = np.where(np.arange(written) < ends[:, None], tokens, options.pad_token_id)
+        done = np.asarray(carry.done_B) | (ends <= written)
+        if options.on_tokens:
+            options.on_tokens(tokens[:, before:].astype(np.int64))
+    finite = np.asarray(carry.finite_B)
+    if not finite.all():
+        raise FloatingPointError(
+            f"logits of rows {np.flatnonzero(~finite).tolist()} are not finite: the weights or pixels hold NaN or "
+            "infinity, or overflow in this dtype"
+        )
+    return tokens[:, : ends.max()].astype(np.int64), carry.cache
+
+
+def row_keys(seed: int | Sequence[int], rows: int, copies: int = 1) -> jax.Array:
+    """A key for each row and each of its copies: from the row's seed and the copy's number, nothing else."""
+    seeds = [seed] * rows if isinstance(seed, int) else list(seed)
+    if len(seeds) != rows:
+        raise ValueError(f"seed: expected one number or one for each of {rows} rows, got {len(seeds)}")
+    return jnp.stack([jax.random.fold_in(jax.random.key(s), copy) for s in seeds for copy in range(copies)])
+
+
+def _marks(rows: Sequence[npt.NDArray[np.int32]], V: int) -> jax.Array:
+    marks = np.zeros((len(rows), V), bool)
+    for row, ids in enumerate(rows):
+        marks[row, ids] = True
+    return jnp.asarray(marks)
+
+
+def _end_at_stop(tokens: npt.NDArray[np.int32], checked: int, options: DecodeOptions) -> int:
+    """How many tokens it takes to complete a stop string, or `max_new_tokens`; the first `checked` hold none."""
+    for count in range(checked + 1, len(tokens) + 1):
+        text = options.tokenizer.decode(tokens[:count].tolist())
+        if any(stop in text for stop in options.stop_strings):
+            return count
+    return options.max_new_tokens
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
