@@ -2,6 +2,8 @@
 
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
 from videollava_jax.media.image import read_image
+from videollava_jax.media.kind import is_video, media_kind
+from videollava_jax.media.medium import Medium, open_medium
 from videollava_jax.media.preprocess import FramePreprocessor
 from videollava_jax.media.sampling import Fps, Indices, Linspace, Sampling, Uniform
 from videollava_jax.media.video import Video, read_video
@@ -14,9 +16,13 @@ __all__ = [
     "Linspace",
     "MediaError",
     "MediaLimits",
+    "Medium",
     "Sampling",
     "Uniform",
     "Video",
+    "is_video",
+    "media_kind",
+    "open_medium",
     "read_image",
     "read_video",
 ]

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import BinaryIO, TypeAlias
-
-Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 
 
 class Cause(StrEnum):
     """Why a file was refused, for programs to count by."""
 
     NOT_FOUND = "not_found"
-    NOT_A_FILE = "not_a_file"
-    NOT_MEDIA = "not_media"
-    FORBIDDEN_FORMAT = "forbidden_format"
-    NO_VIDEO_STREAM = "no_video_stream"
+    NOT_A_FILE = "not_a_file"  # a directory, a pipe, a device
+    UNREADABLE = "unreadable"  # permissions, a failing disk
+    NOT_MEDIA = "not_media"  # not an image where an image is wanted, not a video where a video is
+    FORBIDDEN_FORMAT = "forbidden_format"  # playlists and scripts, which open other files; formats not let in
+    NO_VIDEO_STREAM = "no_video_stream"  # sound alone, sound with a cover picture
     NO_FRAMES = "no_frames"
-    TRUNCATED = "truncated"
-    TOO_LARGE = "too_large"
+    TRUNCATED = "truncated"  # the file's own sizes reach past its end
+    TOO_LARGE = "too_large"  # over a limit of `MediaLimits`
     DECODE_FAILED = "decode_failed"
 
 
 class MediaError(ValueError):
-    """A file that cannot be used as an image or a video.
+    """A file that cannot be used as the image or the video that was asked for.
+
+    The message is one line: the file, what was expected, what came and what to do. No text of the decoding
+    libraries is passed on, since theirs can carry memory addresses.
 
     Attributes:
       source: the file's name, or `<bytes>`.
@@ -37,6 +37,16 @@ class MediaError(ValueError):
         self.source = source
         self.cause = cause
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Worker processes hand errors over by pickling them.
+        return MediaError, (self.source, self.cause, str(self)[len(self.source) + 2 :])
+
+
+def cut_short(source: str, size: int, end: int) -> MediaError:
+    """What to raise for a file of `size` bytes that by its own sizes should reach to `end`."""
+    message = f"cut short: it holds {size} bytes, and by its own sizes at least {end - size} more are missing"
+    return MediaError(source, Cause.TRUNCATED, f"{message}; fetch or copy it again")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:
@@ -44,19 +54,21 @@ class MediaLimits:
 
     Attributes:
       max_pixels: pixels of one frame or image; the default admits 8K video.
-      max_bytes: bytes of the file.
+      max_bytes: bytes of a video file; what comes as bytes or as a file object is held in memory whole.
+      max_image_bytes: bytes of an image file, held in memory whole.
       max_frames: packets of a video; the default is over nine hours at 30 frames a second.
-      max_frames_returned: frames that one call may ask for, all held in memory at once.
+      max_frames_returned: frames that one call may return.
+      max_bytes_returned: bytes of the frames that one call may return, all in memory at once.
     """
 
     max_pixels: int = 7680 * 4320
     max_bytes: int = 16 * 2**30
+    max_image_bytes: int = 256 * 2**20
     max_frames: int = 1_000_000
     max_frames_returned: int = 1024
+    max_bytes_returned: int = 4 * 2**30
 
-
-def source_name(source: Source) -> str:
-    """How an error names a source."""
-    if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
-    return str(getattr(source, "name", "<bytes>"))
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name}: expected at least 1, got {getattr(self, field.name)}")

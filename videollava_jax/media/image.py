@@ -2,94 +2,108 @@
 
 from __future__ import annotations
 
-import io
-import os
-import warnings
+import contextlib
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from videollava_jax.media.errors import Cause, MediaError, MediaLimits, Source, source_name
+from videollava_jax.media.errors import Cause, MediaError, MediaLimits
+from videollava_jax.media.source import OpenSource, Source, open_source
+from videollava_jax.media.structure import check_whole
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+# WebP and AVIF by bytes 8 to 12: PIL reads these whole when it opens them.
+_HELD_WHOLE = (b"WEBP", b"avif", b"avis", b"mif1", b"msf1")
 
 
 def read_image(source: Source, limits: MediaLimits = MediaLimits()) -> npt.NDArray[np.uint8]:  # noqa: B008
     """Reads an image, upright by its EXIF orientation; of an animation, the first frame.
 
-    Transparency is dropped, as transformers' `convert_to_rgb` drops it; grey, palette, CMYK and 16-bit images
-    become 8-bit RGB.
+    Transparency is dropped, not blended, as transformers' `convert_to_rgb` drops it; palette, CMYK and grey images
+    become RGB. 16-bit grey keeps its upper 8 bits, where PIL alone would clip it to white.
+
+    Args:
+      source: a path, the bytes of a file, or a binary file object.
+      limits: beyond these the image is refused, before its pixels are decoded.
 
     Returns:
       uint8 [H, W, 3], RGB, 0-255.
 
     Raises:
-      MediaError: not an image, damaged, or larger than the limits; checked before the pixels are decoded.
+      MediaError: not an image, damaged, cut short, or larger than the limits.
     """
-    name = source_name(source)
-    data = read_bytes(source, limits)
+    with open_source(source, limits.max_image_bytes) as opened:
+        image = open_image(opened, limits)
+        try:
+            image.load()
+            _turn_upright(image)
+            return _rgb(image)
+        except Exception as error:
+            raise damaged(opened, error) from None
+
+
+def open_image(source: OpenSource, limits: MediaLimits) -> Image.Image:
+    """An image whose header is read and whose size is within the limits; its pixels are not decoded yet."""
+    head = source.read(0, 12)
+    held_whole = head[8:] in _HELD_WHOLE
+    if held_whole and source.size > limits.max_image_bytes:
+        message = f"{source.size} bytes, over the limit max_image_bytes of {limits.max_image_bytes}"
+        raise MediaError(source.name, Cause.TOO_LARGE, message)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > limits.max_pixels:
-            raise MediaError(
-                name,
-                Cause.TOO_LARGE,
-                f"an image of {image.width} by {image.height} pixels, over the limit of {limits.max_pixels}; "
-                "raise MediaLimits.max_pixels if it is meant",
-            )
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-    except MediaError:
-        raise
-    except UnidentifiedImageError:
+        image = Image.open(source.rewound(), formats=FORMATS)  # type: ignore[arg-type]  # read, seek, tell suffice
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise MediaError(
-            name, Cause.NOT_MEDIA, f"not an image; expected one of {', '.join(FORMATS)}, got {describe(data)}"
+            source.name, Cause.TOO_LARGE, "an image of more pixels than PIL will decode (Image.MAX_IMAGE_PIXELS)"
         ) from None
-    except Image.DecompressionBombError:
-        raise MediaError(name, Cause.TOO_LARGE, "an image of more pixels than PIL will decode") from None
     except Exception as error:
-        # PIL's readers raise OSError, SyntaxError, ValueError, struct.error and more on damaged files.
-        cause = Cause.TRUNCATED if "truncated" in str(error).lower() else Cause.DECODE_FAILED
-        raise MediaError(name, cause, f"the image is damaged ({type(error).__name__})") from None
-    if upright.mode.startswith(("I;16", "I")):
-        upright = Image.fromarray((np.asarray(upright, np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    return np.asarray(upright.convert("RGB"))
+        if held_whole or head.startswith(b"GIF8"):
+            check_whole(source)  # cut short, these are not images to PIL
+        if not isinstance(error, UnidentifiedImageError):
+            raise damaged(source, error) from None
+        raise MediaError(
+            source.name,
+            Cause.NOT_MEDIA,
+            f"expected an image ({', '.join(FORMATS)}), got {describe(source)}; a video is read by read_video",
+        ) from None
+    check_pixels(source.name, "an image", image.width, image.height, limits)
+    return image
 
 
-def read_bytes(source: Source, limits: MediaLimits) -> bytes:
-    """The content of a source, or a `MediaError` that says why there is none."""
-    name = source_name(source)
-    if isinstance(source, bytes):
-        size, data = len(source), source
-    elif isinstance(source, str | os.PathLike):
-        size = checked_size(source)
-        data = b""
-    else:
-        data = source.read(limits.max_bytes + 1)
-        size = len(data)
-    if size > limits.max_bytes:
-        raise MediaError(name, Cause.TOO_LARGE, f"{size} bytes, over the limit of {limits.max_bytes}")
-    if isinstance(source, str | os.PathLike):
-        with open(source, "rb") as file:
-            data = file.read()
-    if not data:
-        raise MediaError(name, Cause.NOT_MEDIA, "the file is empty")
-    return data
+def check_pixels(name: str, what: str, width: int, height: int, limits: MediaLimits) -> None:
+    """Refuses a picture over `max_pixels`."""
+    if width * height > limits.max_pixels:
+        raise MediaError(
+            name,
+            Cause.TOO_LARGE,
+            f"{what} of {width} by {height} pixels, over the limit of {limits.max_pixels}; "
+            "raise MediaLimits.max_pixels if it is meant",
+        )
 
 
-def checked_size(path: str | os.PathLike[str]) -> int:
-    """The size of a regular file, in bytes."""
-    name = os.fspath(path)
-    if not os.path.exists(path):
-        raise MediaError(name, Cause.NOT_FOUND, "no such file")
-    if not os.path.isfile(path):
-        raise MediaError(name, Cause.NOT_A_FILE, "expected a file, got something else (a directory or a device)")
-    return os.path.getsize(path)
+def damaged(source: OpenSource, error: Exception) -> MediaError:
+    """What to raise for an error of PIL's: OSError, SyntaxError, ValueError, struct.error and more."""
+    if isinstance(error, MemoryError):
+        return MediaError(source.name, Cause.TOO_LARGE, "too little memory for the image")
+    if "truncated" in str(error).lower() or isinstance(error, EOFError):
+        return MediaError(source.name, Cause.TRUNCATED, "the image is cut short; fetch or copy it again")
+    return MediaError(source.name, Cause.DECODE_FAILED, f"the image is damaged ({type(error).__name__})")
 
 
-def describe(data: bytes) -> str:
-    """The first bytes of a file, for an error."""
-    return f"a file that begins with {data[:8]!r}"
+def describe(source: OpenSource) -> str:
+    """A file that is not what was expected, by its first bytes."""
+    return f"a file that begins with {source.read(0, 12)!r}"
+
+
+def _turn_upright(image: Image.Image) -> None:
+    # Unreadable EXIF says nothing of the orientation, and spoils no pixel.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    if image.mode.startswith("I"):  # I;16 and its byte orders; I, the same values in 32 bits
+        grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        return np.stack([grey] * 3, axis=-1)
+    image.info.pop("transparency", None)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))

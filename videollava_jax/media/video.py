@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import io
-import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.media.errors import Cause, MediaError, MediaLimits, Source, source_name
-from videollava_jax.media.image import checked_size, describe
+from videollava_jax.media import animation
+from videollava_jax.media.container import library_error, opened_video, reopened_video, still_image
+from videollava_jax.media.errors import Cause, MediaError, MediaLimits
+from videollava_jax.media.image import check_pixels
+from videollava_jax.media.packets import PacketTable, list_packets, packets_of
 from videollava_jax.media.sampling import Sampling, Uniform
+from videollava_jax.media.source import OpenSource, Source, open_source
 
-# FFmpeg goes by content, not by name, and some of its formats open other files (playlists, concat scripts, SDP).
-# Only formats that hold their own pictures are let in.
-FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,webp_pipe,mpeg,mpegts,mpegvideo,m4v,"
-    "h264,hevc,obu,ivf,flv,live_flv,ogg,asf,yuv4mpegpipe,nut,mxf,dv,rm,mjpeg,mjpeg_2000,mp3,wav,flac,aac"
-)
-# Formats whose seeking by presentation time lands on the keyframe before.
-SEEKABLE = {"mov", "matroska", "webm"}
+# Formats that find keyframes by an index; elsewhere a seek is a search, and lands where it can.
+_INDEXED = {"mov", "matroska", "avi"}
 # Decoding this many frames costs about as much as a seek.
-SEEK_COST = 4
+_SEEK_COST = 4
 
 
 @dataclass(frozen=True)
@@ -36,8 +31,8 @@ class Video:
 
     Attributes:
       frames: uint8 [F, H, W, 3], RGB, 0-255, upright.
-      indices: int64 [F], which frames of the video they are.
-      timestamps: float64 [F], seconds; NaN where the file gives none.
+      indices: int64 [F], which frames of the video they are, counted from 0 in the order of presentation.
+      timestamps: float64 [F], seconds after the video's first frame; NaN where the file gives none.
       fps: average frames a second, None where the file gives none.
       total_frames: frames in the video.
       decoded_frames: frames decoded to get these.
@@ -53,12 +48,6 @@ class Video:
     source: str
 
 
-@dataclass(frozen=True)
-class _Packet:
-    pts: int | None
-    is_keyframe: bool
-
-
 def read_video(
     source: Source,
     sampling: Sampling = Uniform(8),  # noqa: B008
@@ -66,223 +55,251 @@ def read_video(
 ) -> Video:
     """Reads the frames of a video that `sampling` chooses.
 
-    The packets are listed without decoding, which tells the true number of frames; then each wanted frame is
-    reached by decoding on or by seeking to the keyframe before it, whichever decodes less. Where a file's
-    timestamps cannot be trusted for that, everything is decoded in order. The frames are the same either way.
+    The packets are listed without decoding, which tells the true number of frames, whatever the header says; then
+    each wanted frame is reached by decoding on or by seeking to a keyframe, whichever decodes less. Where a file's
+    packets do not tell frames for certain, or a seek does not land on the packet it should, everything is decoded
+    in order instead. The frames are the same either way.
 
-    Transparency is dropped, 10-bit video becomes 8-bit, rotation metadata is applied.
+    Rotation and mirroring metadata are applied. 10-bit video becomes 8-bit; transparency is dropped, not blended.
+    A GIF of one frame is a video of one frame; other still images are refused.
+
+    Args:
+      source: a path, the bytes of a file, or a binary file object.
+      sampling: which frames; `Uniform(8)` is what Video-LLaVA's users know.
+      limits: beyond these the video is refused, before memory is taken.
 
     Raises:
-      MediaError: not a video, damaged, truncated, empty, of a format that could open other files, or larger
-        than the limits; checked before frames are allocated.
+      MediaError: not a video, damaged, cut short, empty, of a format that could open other files, or larger than
+        the limits; also where frames that the file should hold do not decode.
       ValueError: `sampling` asks for frames that the video does not have.
     """
-    return _Reader(source, limits).read(sampling)
+    with open_source(source, limits.max_bytes) as opened:
+        reader = _Reader(opened, sampling, limits)
+        return reader.read_webp() if animation.is_webp(opened) else reader.read()
+
+
+class _Disagreement(Exception):
+    """A seek did not land where the packets said, or the file did not seek at all: nothing wrong, but no short cut."""
 
 
 class _Reader:
-    def __init__(self, source: Source, limits: MediaLimits):
-        self.name = source_name(source)
+    def __init__(self, source: OpenSource, sampling: Sampling, limits: MediaLimits):
+        self.source = source
+        self.sampling = sampling
         self.limits = limits
-        if isinstance(source, str | os.PathLike):
-            size = checked_size(source)
-            self.data: bytes | None = None
-            self.path: str | None = os.fspath(source)
-        else:
-            self.data = source if isinstance(source, bytes) else source.read(limits.max_bytes + 1)
-            size, self.path = len(self.data), None
-        if size > limits.max_bytes:
-            raise self.error(Cause.TOO_LARGE, f"{size} bytes, over the limit of {limits.max_bytes}")
-        if not size:
-            raise self.error(Cause.NOT_MEDIA, "the file is empty")
 
-    def error(self, cause: Cause, message: str) -> MediaError:
-        return MediaError(self.name, cause, message)
-
-    def read(self, sampling: Sampling) -> Video:
-        with self._open() as container:
-            stream = self._stream(container)
-            fps = float(stream.average_rate) if stream.average_rate else None
-            seekable = container.format.name.split(",")[0] in SEEKABLE
-            packets = self._packets(container, stream)
-        if not packets:
-            raise self.error(Cause.NO_FRAMES, "the video holds no frames")
-        pts = [packet.pts for packet in packets if packet.pts is not None]
-        if seekable and len(set(pts)) == len(packets):
-            total = len(packets)
-            wanted = self._wanted(sampling, total, fps)
-            order = sorted(pts)
-            found = self._by_seeking(packets, [order[i] for i in wanted])
-            if found is not None:
-                frames, times, decoded = found
-                return Video(frames, wanted, times, fps, total, decoded, self.name)
-        total = len(packets)
+    def read(self) -> Video:
+        with opened_video(self.source, self.limits) as (container, stream):
+            table = list_packets(self.source, container, stream, self.limits)
+            rate = stream.average_rate or stream.guessed_rate
+            fps = float(rate) if rate else None
+            size = stream.codec_context.width * stream.codec_context.height
+            total = len(table.shown)
+            wanted = self._wanted(total, fps, size)
+            if table.seekable and container.format.name.split(",")[0] in _INDEXED:
+                try:
+                    return self._by_seeking(container, stream, table, wanted).video(wanted, fps, total)
+                except _Disagreement:
+                    pass
         while True:
-            wanted = self._wanted(sampling, total, fps)
-            frames, times, decoded = self._sequentially(wanted)
-            if decoded == total:
-                return Video(frames, wanted, times, fps, total, decoded, self.name)
-            if not decoded:
-                raise self.error(Cause.NO_FRAMES, f"none of the {len(packets)} packets decodes to a frame")
-            # Packets are not always frames (invisible or packed ones): choose again by the true number.
-            total = decoded
+            picked = self._in_order(table, wanted)
+            if picked.decoded == total:
+                return picked.video(wanted, fps, total)
+            # A packet can hold two pictures, and a recording begin with some that do not decode: choose again by
+            # the true number.
+            total = picked.decoded
+            wanted = self._wanted(total, fps, size)
 
-    def _wanted(self, sampling: Sampling, total: int, fps: float | None) -> npt.NDArray[np.int64]:
-        wanted = sampling.indices(total, fps)
-        if len(wanted) > self.limits.max_frames_returned:
-            raise self.error(
-                Cause.TOO_LARGE,
-                f"{len(wanted)} frames were asked for, over the limit of {self.limits.max_frames_returned}",
-            )
-        return wanted
+    def read_webp(self) -> Video:
+        if animation.frame_count(self.source, self.limits) < 2:
+            raise still_image(self.source)
+        times = [time for _, time in animation.play(self.source, self.limits)]
+        total, fps = len(times), (len(times) - 1) / times[-1] if times[-1] else None
+        wanted = self._wanted(total, fps, 0)
+        picked = _Picked(self.source, self.limits, {*wanted.tolist()})
+        for pixels, time in animation.play(self.source, self.limits):
+            picked.add(picked.decoded, pixels, time)
+        return picked.video(wanted, fps, total)
 
-    @contextmanager
-    def _open(self) -> Iterator[Any]:
-        # A Python file, never a path: FFmpeg then has no protocol to follow.
-        with open(self.path, "rb") if self.path is not None else io.BytesIO(self.data or b"") as file:
-            try:
-                container = av.open(file, options={"format_whitelist": FORMATS}, metadata_errors="replace")
-            except (av.FFmpegError, ValueError):
-                file.seek(0)
-                head = file.read(4096)
-                if head[4:8] == b"ftyp":
-                    message = "an mp4 whose index (moov) cannot be read: the file is cut short or damaged"
-                    raise self.error(Cause.TRUNCATED, message) from None
-                raise self.error(Cause.NOT_MEDIA, f"not a video in a known format; got {describe(head)}") from None
-            with container:
-                yield container
+    def _wanted(self, total: int, fps: float | None, pixels: int) -> npt.NDArray[np.int64]:
+        """The numbers that `sampling` chooses, checked against the video and the limits."""
+        wanted = np.asarray(self.sampling.indices(total, fps))
+        if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= total:
+            raise ValueError(f"{self.sampling}: expected numbers of frames from 0 to {total - 1}, got {wanted}")
+        for got, limit, name in (
+            (len(wanted), self.limits.max_frames_returned, "max_frames_returned"),
+            (len(wanted) * pixels * 3, self.limits.max_bytes_returned, "max_bytes_returned"),
+        ):
+            if got > limit:
+                message = f"{self.sampling} asks for {len(wanted)} frames: {got}, over the limit {name} of {limit}"
+                raise MediaError(self.source.name, Cause.TOO_LARGE, message)
+        return wanted.astype(np.int64)
 
-    def _stream(self, container: Any) -> Any:
-        pictures = av.stream.Disposition.attached_pic
-        streams = [s for s in container.streams.video if not s.disposition & pictures]
-        if not streams:
-            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-            raise self.error(Cause.NO_VIDEO_STREAM, f"no video stream; the file holds {kinds}")
-        stream = streams[0]
-        if stream.codec_context is None:
-            raise self.error(Cause.DECODE_FAILED, "no decoder for this video's codec")
+    def _by_seeking(self, container: Any, stream: Any, table: PacketTable, wanted: npt.NDArray[np.int64]) -> _Picked:
+        numbers = sorted(set(wanted.tolist()))
+        picked = _Picked(self.source, self.limits, set(numbers))
+        first = table.pts[table.order[0]]
+        run = None
+        for number in numbers:
+            start = table.start_for(table.order[number])
+            if start is None:
+                raise _Disagreement
+            if run is None or start > run.position + _SEEK_COST:
+                run = _Run(container, stream, table, start)
+            for at, frame in run.frames:
+                if at == number:
+                    picked.add(number, frame, float((frame.pts - first) * stream.time_base))
+                    break
+                picked.decoded += 1
+            else:
+                raise _Disagreement
+        return picked
+
+    def _in_order(self, table: PacketTable, wanted: npt.NDArray[np.int64]) -> _Picked:
+        picked = _Picked(self.source, self.limits, {*wanted.tolist()})
+        first = None
+        with reopened_video(self.source, self.limits) as (container, stream):
+            for frame in self._decoded(container, stream, table):
+                first = frame.pts if picked.decoded == 0 else first
+                known = frame.pts is not None and first is not None
+                picked.add(picked.decoded, frame, float((frame.pts - first) * stream.time_base) if known else np.nan)
+        fewest = len(table.shown) - table.doubtful - table.undecodable
+        if not picked.decoded or picked.decoded < fewest:
+            cause = Cause.DECODE_FAILED if picked.decoded else Cause.NO_FRAMES
+            message = f"damaged: it holds {len(table.shown)} frames, of which {picked.decoded} could be decoded"
+            raise MediaError(self.source.name, cause, message)
+        return picked
+
+    def _decoded(self, container: Any, stream: Any, table: PacketTable) -> Iterator[Any]:
         context = stream.codec_context
-        if context.width * context.height > self.limits.max_pixels:
-            raise self.error(
-                Cause.TOO_LARGE,
-                f"frames of {context.width} by {context.height} pixels, over the limit of {self.limits.max_pixels}; "
-                "raise MediaLimits.max_pixels if it is meant",
-            )
-        # The header can lie: the decoder checks each frame too, before it allocates.
-        context.options = {"max_pixels": str(self.limits.max_pixels)}
-        return stream
-
-    def _packets(self, container: Any, stream: Any) -> list[_Packet]:
-        """The packets that become frames, in decoding order."""
-        packets: list[_Packet] = []
-        last = 0
-        try:
-            for packet in container.demux(stream):
-                if packet.size == 0 or packet.is_discard:
-                    continue
-                if packet.is_corrupt:
-                    raise self.error(Cause.TRUNCATED, f"packet {len(packets)} is cut short")
-                packets.append(_Packet(packet.pts, packet.is_keyframe))
-                last = max(last, (packet.pts or 0) + (packet.duration or 0))
-                if len(packets) > self.limits.max_frames:
-                    raise self.error(Cause.TOO_LARGE, f"over the limit of {self.limits.max_frames} frames")
-        except av.FFmpegError as error:
-            raise self._damaged(error, len(packets)) from None
-        declared = stream.frames
-        if container.format.name.startswith("mov") and len(packets) < declared - stream.codec_context.has_b_frames:
-            raise self.error(
-                Cause.TRUNCATED, f"the index lists {declared} frames, the file holds {len(packets)}: it is cut short"
-            )
-        expected = _declared_seconds(stream) if container.format.name.startswith("matroska") else None
-        if expected is not None:
-            reached = float(last * stream.time_base)
-            if reached < expected - max(1.0, 0.02 * expected) or reached < 0.5 * expected:
-                raise self.error(
-                    Cause.TRUNCATED,
-                    f"the header says {expected:.2f} s, the file holds {reached:.2f} s: it is cut short",
-                )
-        return packets
-
-    def _by_seeking(
-        self, packets: list[_Packet], wanted: list[int]
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64], int] | None:
-        """The frames with these timestamps (ascending), or None where the file does not seek as it should."""
-        place = {packet.pts: i for i, packet in enumerate(packets)}
-        keyframes = [(i, p.pts) for i, p in enumerate(packets) if p.is_keyframe and p.pts is not None]
-        kept: dict[int, npt.NDArray[np.uint8]] = {}
-        times: dict[int, float] = {}
-        decoded, position = 0, 0
-        with self._open() as container:
-            stream = self._stream(container)
-            frames = self._decode(container, stream)
-            for pts in sorted(set(wanted)):
-                # Not merely the keyframe before it in the file: pictures that are shown before an open group's
-                # keyframe but stored after it need the group before.
-                usable = [i for i, key_pts in keyframes if i <= place[pts] and key_pts <= pts]
-                if usable and usable[-1] > position + SEEK_COST:
-                    try:
-                        container.seek(packets[usable[-1]].pts, stream=stream, backward=True, any_frame=False)
-                    except av.FFmpegError:
-                        return None
-                    frames = self._decode(container, stream)
-                    position = usable[-1]
-                for frame in frames:
-                    decoded += 1
-                    if frame.pts is None or frame.pts > pts:
-                        return None
-                    if frame.pts == pts:
-                        kept[pts], times[pts] = self._pixels(frame), float(frame.time)
-                        position = max(position, place[pts])
-                        break
-                else:
-                    return None
-        return self._stack([kept[pts] for pts in wanted]), np.array([times[pts] for pts in wanted]), decoded
-
-    def _sequentially(
-        self, wanted: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64], int]:
-        """The frames with these numbers, and how many frames the video has; everything is decoded."""
-        numbers = set(wanted.tolist())
-        kept: dict[int, npt.NDArray[np.uint8]] = {}
-        times: dict[int, float] = {}
-        decoded = 0
-        with self._open() as container:
-            for frame in self._decode(container, self._stream(container)):
-                if decoded in numbers:
-                    kept[decoded] = self._pixels(frame)
-                    times[decoded] = float("nan") if frame.time is None else float(frame.time)
-                decoded += 1
-        chosen = [i for i in wanted.tolist() if i in kept]
-        pixels = self._stack([kept[i] for i in chosen]) if chosen else np.zeros((0, 1, 1, 3), np.uint8)
-        return pixels, np.array([times[i] for i in chosen]), decoded
-
-    def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
+        first_keyframe = table.keyframes[0] if table.keyframes else 0
         count = 0
         try:
-            for frame in container.decode(stream):
-                yield frame
-                count += 1
+            for position, packet in enumerate(packets_of(container, stream)):
+                try:
+                    frames = packet.decode()
+                except av.error.InvalidDataError:
+                    if position < first_keyframe:
+                        continue
+                    raise
+                yield from frames
+                count += len(frames)
+            yield from context.decode(None)
         except (av.FFmpegError, MemoryError) as error:
-            raise self._damaged(error, count) from None
-
-    def _pixels(self, frame: Any) -> npt.NDArray[np.uint8]:
-        pixels: npt.NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-        # FFmpeg gives the rotation counter-clockwise, as numpy turns.
-        return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
-
-    def _stack(self, frames: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-        shapes = {frame.shape for frame in frames}
-        if len(shapes) > 1:
-            raise self.error(Cause.DECODE_FAILED, f"frames change size within the video: {sorted(shapes)}")
-        return np.stack(frames)
-
-    def _damaged(self, error: BaseException, count: int) -> MediaError:
-        if isinstance(error, av.error.InvalidDataError):
-            return self.error(Cause.DECODE_FAILED, f"the video is damaged after frame {count}")
-        return self.error(Cause.DECODE_FAILED, f"decoding failed after frame {count} ({type(error).__name__})")
+            check_pixels(self.source.name, "frames", context.width, context.height, self.limits)
+            raise library_error(self.source, error, f"decoding stopped after frame {count}") from None
 
 
-def _declared_seconds(stream: Any) -> float | None:
-    """The length that a Matroska muxer wrote beside the stream, `00:00:06.000000000`, or None without one."""
-    match = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
-    return None if match is None else int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
+class _Run:
+    """Decoding from a keyframe on, each packet and each frame held against the table.
+
+    Attributes:
+      position: that of the packet last given to the decoder.
+      frames: frames with their numbers, in the order of presentation. Each follows the one before it without a gap;
+        only those shown before the keyframe, for which nobody asks, may be missing.
+    """
+
+    def __init__(self, container: Any, stream: Any, table: PacketTable, start: int):
+        self.table = table
+        self.position = start
+        self.frames = self._numbered(container, stream, start)
+
+    def _numbered(self, container: Any, stream: Any, start: int) -> Iterator[tuple[int, Any]]:
+        try:
+            container.seek(self.table.pts[start], stream=stream)
+            packets = packets_of(container, stream)
+            packet = next(packets, None)
+            landed = self._keyframe(packet, start)
+            # Decoding from the first packet on is decoding in order.
+            last = -1 if landed == 0 else None
+            for frame in self._decoded(chain([packet], packets), stream.codec_context, landed):
+                number = self.table.numbers.get(frame.pts)
+                if number is None or (last is not None and number != last + 1):
+                    raise _Disagreement
+                if last is not None or self._is_keyframe(frame, landed):
+                    last = number
+                yield number, frame
+        except av.FFmpegError:
+            raise _Disagreement from None
+
+    def _decoded(self, packets: Iterable[Any], context: Any, landed: int) -> Iterator[Any]:
+        for position, packet in enumerate(packets, landed):
+            self.position = position
+            if position >= len(self.table.pts) or packet.pts != self.table.pts[position]:
+                raise _Disagreement
+            yield from packet.decode()
+        yield from context.decode(None)
+
+    def _keyframe(self, packet: Any, start: int) -> int:
+        """The position of the keyframe on which a seek landed, at `start` or before."""
+        for position in self.table.keyframes:
+            if packet is None or position > start:
+                break
+            if self.table.pts[position] == packet.pts:
+                return position
+        raise _Disagreement
+
+    def _is_keyframe(self, frame: Any, landed: int) -> bool:
+        """Whether the packet landed on has come out, as the keyframe that its container calls it."""
+        time = self.table.pts[landed]
+        if time is None or frame.pts > time or (frame.pts == time and not frame.key_frame):
+            raise _Disagreement
+        return bool(frame.pts == time)
+
+
+class _Picked:
+    """The wanted frames among those decoded, by number."""
+
+    def __init__(self, source: OpenSource, limits: MediaLimits, wanted: set[int]):
+        self.source, self.limits, self.wanted = source, limits, wanted
+        self.frames: dict[int, npt.NDArray[np.uint8]] = {}
+        self.seconds: dict[int, float] = {}
+        self.decoded = 0
+
+    def add(self, number: int, frame: Any, seconds: float) -> None:
+        """Counts a frame, and keeps its pixels if it is wanted."""
+        self.decoded += 1
+        if number not in self.wanted:
+            return
+        try:
+            pixels = frame if isinstance(frame, np.ndarray) else upright_rgb(frame)
+        except (av.FFmpegError, ValueError, MemoryError) as error:
+            raise library_error(self.source, error, f"frame {number} cannot be converted to RGB") from None
+        if getattr(frame, "is_corrupt", False):
+            raise MediaError(self.source.name, Cause.DECODE_FAILED, f"frame {number} is damaged")
+        shape = next(iter(self.frames.values()), pixels).shape
+        if pixels.shape != shape:
+            message = f"its frames change size, from {shape[1]} by {shape[0]} to {pixels.shape[1]} by {pixels.shape[0]}"
+            raise MediaError(self.source.name, Cause.DECODE_FAILED, message)
+        if (len(self.frames) + 1) * pixels.nbytes > self.limits.max_bytes_returned:
+            message = f"its frames take more than {self.limits.max_bytes_returned} bytes"
+            raise MediaError(self.source.name, Cause.TOO_LARGE, message)
+        self.frames[number] = pixels
+        self.seconds[number] = seconds
+
+    def video(self, wanted: npt.NDArray[np.int64], fps: float | None, total: int) -> Video:
+        numbers = wanted.tolist()
+        return Video(
+            frames=np.stack([self.frames[number] for number in numbers]),
+            indices=wanted,
+            timestamps=np.array([self.seconds[number] for number in numbers]),
+            fps=fps,
+            total_frames=total,
+            decoded_frames=self.decoded,
+            source=self.source.name,
+        )
+
+
+def upright_rgb(frame: Any) -> npt.NDArray[np.uint8]:
+    """A decoded frame as uint8 [H, W, 3], turned and mirrored as its display matrix says, in right angles.
+
+    The matrix maps a point (x, y), y downwards, to (a x + c y, b x + d y).
+    """
+    pixels: npt.NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(bytes(matrix)[:20], np.int32).tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

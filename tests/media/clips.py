@@ -1,0 +1,122 @@
+"""Small videos of every kind, written by av when a test asks for one, and the frames that av decodes in order."""
+
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+
+def picture(i, size):
+    """Picture `i`, uint8 [H, W, 3]: coloured blocks that drift, and a bar that moves on with every frame."""
+    width, height = size
+    blocks = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    drifted = np.roll(blocks, (i // 3, i // 2), (0, 1))[:height, :width].copy()
+    left = 3 * i % (width - 8)
+    drifted[height // 4 : height // 2, left : left + 8] = 255, 5 * i % 256, 0
+    return drifted
+
+
+def write(
+    path,
+    codec,
+    pix_fmt="yuv420p",
+    *,
+    frames=60,
+    size=(64, 48),
+    gop=12,
+    rate=10,
+    options=None,
+    container_options=None,
+    time=None,
+):
+    """Writes a video; `time(i)` gives frame i's time in hundredths of a second, for a variable frame rate."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this build of av cannot encode with {codec}")
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+        stream.codec_context.gop_size = gop
+        if time:
+            stream.codec_context.time_base = Fraction(1, 100)
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(i, size), format="rgb24")
+            if time:
+                frame.pts, frame.time_base = time(i), Fraction(1, 100)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def x264(**parameters):
+    """Options of libx264, without keyframes at cuts: the groups are as long as they were asked for."""
+    parameters = {"scenecut": 0, "threads": 1} | parameters
+    return {"x264-params": ":".join(f"{name.replace('_', '-')}={value}" for name, value in parameters.items())}
+
+
+OPEN_GOP = x264(open_gop=1, bframes=3, b_adapt=0)
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
+QUIET_X265 = "log-level=none:pools=1:scenecut=0"
+
+KINDS = {
+    "h264_b_frames.mp4": dict(codec="libx264", options=x264(bframes=3)),
+    "h264_pyramid.mp4": dict(codec="libx264", options=x264(bframes=7, b_adapt=0, b_pyramid="normal"), gop=24),
+    "h264_long_gop.mp4": dict(codec="libx264", gop=1000, options=x264()),
+    "h264_gop_60.mp4": dict(codec="libx264", gop=60, frames=150, options=x264()),
+    "h264_intra.mp4": dict(codec="libx264", gop=1),
+    "h264_open_gop.mp4": dict(codec="libx264", options=OPEN_GOP, frames=90),
+    "h264_open_gop.mkv": dict(codec="libx264", options=OPEN_GOP),
+    "h264_intra_refresh.mkv": dict(codec="libx264", options=x264(intra_refresh=1, bframes=0), gop=20),
+    "h264_interlaced.mp4": dict(codec="libx264", options=x264(tff=1, bframes=2)),
+    "h264.mkv": dict(codec="libx264"),
+    "h264.mov": dict(codec="libx264"),
+    "h264.ts": dict(codec="libx264"),
+    "h264.flv": dict(codec="libx264"),
+    "h264.avi": dict(codec="libx264", options={"bf": "0"}),
+    "h264_odd_444.mp4": dict(codec="libx264", pix_fmt="yuv444p", size=(63, 47)),
+    "h264_10_bit.mkv": dict(codec="libx264", pix_fmt="yuv420p10le"),
+    "h264_variable_rate.mp4": dict(codec="libx264", time=lambda i: i * 7 + i * i // 3),
+    "h264_variable_rate.mkv": dict(codec="libx264", time=lambda i: i * 7 + i * i // 3),
+    "fragmented.mp4": dict(codec="libx264", container_options=FRAGMENTS, options=x264()),
+    "faststart.mp4": dict(codec="libx264", container_options={"movflags": "faststart"}, options=x264()),
+    "single.mp4": dict(codec="libx264", frames=1),
+    "three.mp4": dict(codec="libx264", frames=3),
+    "hevc_open_gop.mp4": dict(codec="libx265", frames=40, options={"x265-params": f"{QUIET_X265}:open-gop=1"}),
+    "av1.mp4": dict(codec="libsvtav1", frames=24, options={"preset": "12", "svtav1-params": "lp=1"}),
+    "vp8.webm": dict(codec="libvpx", frames=60, gop=30, options={"auto-alt-ref": "1", "lag-in-frames": "20"}),
+    "vp9.webm": dict(codec="libvpx-vp9", frames=30),
+    "vp9_alpha.webm": dict(codec="libvpx-vp9", pix_fmt="yuva420p", frames=20),
+    "mpeg4.avi": dict(codec="mpeg4"),
+    "mpeg4_b_frames.avi": dict(codec="mpeg4", options={"bf": "2"}),
+    "mpeg4_b_frames.mp4": dict(codec="mpeg4", options={"bf": "2"}),
+    "mpeg2.mpg": dict(codec="mpeg2video", rate=25, options={"bf": "2"}),
+    "mpeg2.mkv": dict(codec="mpeg2video", rate=25, options={"bf": "2"}),
+    "wmv2.wmv": dict(codec="wmv2"),
+    "mjpeg.avi": dict(codec="mjpeg", pix_fmt="yuvj420p"),
+    "animation.gif": dict(codec="gif", pix_fmt="rgb8", frames=20),
+    "animation.apng": dict(codec="apng", pix_fmt="rgb24", frames=20),
+    "ffv1.mkv": dict(codec="ffv1"),
+    "prores.mov": dict(codec="prores_ks", pix_fmt="yuv422p10le"),
+    "raw.h264": dict(codec="libx264"),
+}
+
+
+def decoded(source, stream=0):
+    """Every frame of a video, decoded by av in order from the first packet on."""
+    with av.open(str(source) if not isinstance(source, bytes) else io.BytesIO(source)) as container:
+        video = container.streams.video[stream]
+        for packet in container.demux(video):
+            if packet.size:  # an empty one (a repeated frame of Theora's) is an error to a decoder
+                yield from packet.decode()
+        yield from video.codec_context.decode(None)
+
+
+def in_order(source, stream=0):
+    """The frames of `decoded` as uint8 [H, W, 3]."""
+    return [frame.to_ndarray(format="rgb24") for frame in decoded(source, stream)]
+
+
+def box(content, kind):
+    """Where the content of the first box of a kind begins in an mp4."""
+    return content.index(kind) + len(kind)

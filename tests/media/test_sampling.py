@@ -1,0 +1,46 @@
+"""Which frames are taken: the rules of sampling, and videos of fewer frames than are asked for."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from videollava_jax.media import Fps, Indices, Linspace, Uniform, read_video
+
+
+@given(total=st.integers(1, 10_000), count=st.integers(1, 40))
+def test_sampling_rules(total, count):
+    uniform, linspace = Uniform(count).indices(total, None), Linspace(count).indices(total, None)
+    for indices in (uniform, linspace):
+        assert len(indices) == count
+        assert indices[0] == 0
+        assert indices[-1] < total
+        assert (np.diff(indices) >= 0).all()
+    np.testing.assert_array_equal(uniform, np.arange(0, total, total / count).astype(int)[:count])
+    np.testing.assert_array_equal(linspace, np.linspace(0, total - 1, count).astype(int))
+
+
+def test_sampling_by_rate():
+    np.testing.assert_array_equal(Fps(1, max_frames=100).indices(100, 10.0), np.arange(0, 100, 10))
+    assert len(Fps(5, max_frames=8).indices(1000, 10.0)) == 8
+    with pytest.raises(ValueError, match="frame rate"):
+        Fps(1).indices(10, None)
+    with pytest.raises(ValueError, match="has 5 frames"):
+        Indices((5,)).indices(5, None)
+
+
+@pytest.mark.parametrize(("name", "indices"), [("single.mp4", [0] * 8), ("three.mp4", [0, 0, 0, 1, 1, 1, 2, 2])])
+def test_a_short_video_repeats_its_frames(videos, name, indices):
+    video = read_video(videos[name])
+    assert video.total_frames == max(indices) + 1
+    np.testing.assert_array_equal(video.indices, indices)
+    assert video.frames.shape == (8, 48, 64, 3)
+    for number in set(indices):
+        repeats = video.frames[np.array(indices) == number]
+        assert (repeats == repeats[0]).all()
+    assert (np.diff(video.timestamps) >= 0).all()
+
+
+def test_frames_beyond_the_end_are_an_error(videos):
+    with pytest.raises(ValueError, match="has 3 frames"):
+        read_video(videos["three.mp4"], Indices((3,)))

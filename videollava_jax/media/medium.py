@@ -1,0 +1,57 @@
+"""An image or a video opened for being asked about: told apart by content, read once, described in a line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from videollava_jax.media.image import read_image
+from videollava_jax.media.kind import media_kind
+from videollava_jax.media.sampling import Sampling, Uniform
+from videollava_jax.media.video import read_video
+
+
+@dataclass(frozen=True)
+class Medium:
+    """An image, or the sampled frames of a video.
+
+    Attributes:
+      kind: "image" or "video".
+      path: where it was read from.
+      frames: uint8 [F, H, W, 3], RGB, 0-255; F is 1 for an image.
+      indices: int64 [F], which frames of the video they are.
+      timestamps: float64 [F], seconds after its first frame; NaN where the file gives none.
+      total_frames: frames in the video.
+    """
+
+    kind: Literal["image", "video"]
+    path: str
+    frames: npt.NDArray[np.uint8]
+    indices: npt.NDArray[np.int64]
+    timestamps: npt.NDArray[np.float64]
+    total_frames: int
+
+    @property
+    def description(self) -> str:
+        """Its name, size and how much of it is looked at, on one line."""
+        height, width = self.frames.shape[1:3]
+        size = f"{os.path.basename(self.path)}: {width} by {height} pixels"
+        return size if self.kind == "image" else f"{size}, {len(self.frames)} of {self.total_frames} frames"
+
+
+def open_medium(path: str | os.PathLike[str], sampling: Sampling = Uniform(8)) -> Medium:  # noqa: B008
+    """Reads an image or a video, told apart by its content.
+
+    Raises:
+      MediaError: neither, or not readable.
+    """
+    name = os.fspath(path)
+    if media_kind(path) == "image":
+        pixels = read_image(path)[None]
+        return Medium("image", name, pixels, np.zeros(1, np.int64), np.zeros(1), 1)
+    video = read_video(path, sampling)
+    return Medium("video", name, video.frames, video.indices, video.timestamps, video.total_frames)

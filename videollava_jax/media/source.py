@@ -1,0 +1,120 @@
+"""A path, bytes or a file object, opened as a seekable file of known size, or a `MediaError` that says why not."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, TypeAlias
+
+from videollava_jax.media.errors import Cause, MediaError
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
+
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """An open source.
+
+    Attributes:
+      name: how errors name it.
+      file: seekable, read-only, open for the length of the `with`.
+      size: bytes.
+    """
+
+    name: str
+    file: BinaryIO
+    size: int
+
+    def read(self, offset: int, count: int) -> bytes:
+        """At most `count` bytes from `offset` on."""
+        self.file.seek(offset)
+        return self.file.read(count)
+
+    def rewound(self) -> NamelessFile:
+        """The file from its start, for a library to read."""
+        self.file.seek(0)
+        return NamelessFile(self.file)
+
+
+class NamelessFile:
+    """A file without its name.
+
+    FFmpeg takes a name as a hint: it would decode a `.txt` as video, and open relative paths beside it.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+@contextmanager
+def open_source(source: Source, max_bytes: int) -> Iterator[OpenSource]:
+    """Opens a source.
+
+    A path is only ever opened as a local file: `http://…` or `concat:…` names a file that is not there. A file
+    object is read to its end from where it stands, and not closed.
+
+    Raises:
+      MediaError: missing, not a regular file, not readable, empty, or over `max_bytes`; checked before it is read.
+      ValueError: `source` is none of the things a source can be.
+    """
+    name = source_name(source)
+    with _opened(source, name, max_bytes) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > max_bytes:
+            raise MediaError(name, Cause.TOO_LARGE, f"{size} bytes, over the limit of {max_bytes}")
+        if not size:
+            raise MediaError(name, Cause.NOT_MEDIA, "expected an image or a video, got an empty file")
+        yield OpenSource(name, file, size)
+
+
+def source_name(source: Source) -> str:
+    """How an error names a source: on one line, and not at the length of a data URL."""
+    given = os.fspath(source) if isinstance(source, str | os.PathLike) else getattr(source, "name", "<bytes>")
+    name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(given))
+    return name if len(name) <= 300 else f"{name[:200]}… ({len(name)} characters)"
+
+
+def _opened(source: Source, name: str, max_bytes: int) -> BinaryIO:
+    if isinstance(source, str | os.PathLike):
+        return _opened_path(source, name)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
+    if not callable(getattr(source, "read", None)):
+        raise ValueError(f"expected a path, bytes or a binary file object, got {type(source).__name__}")
+    content = io.BytesIO()
+    try:
+        # In chunks: read(n) may allocate n bytes whatever the file holds.
+        while content.tell() <= max_bytes and (chunk := source.read(_CHUNK)):
+            content.write(chunk)
+    except OSError as error:
+        raise MediaError(name, Cause.UNREADABLE, f"cannot be read ({error.strerror})") from None
+    except TypeError:
+        raise ValueError(f"{name}: expected a file opened in binary mode, got one that reads text") from None
+    return content
+
+
+def _opened_path(path: str | os.PathLike[str], name: str) -> BinaryIO:
+    try:
+        # O_NONBLOCK: opening a pipe would wait for a writer. What was opened is checked, not what the path says.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the path
+        hint = "; only local files are read, fetch it first" if "://" in str(os.fspath(path)) else ""
+        raise MediaError(name, Cause.NOT_FOUND, f"no such file{hint}") from None
+    except IsADirectoryError:
+        raise MediaError(name, Cause.NOT_A_FILE, "expected a file, got a directory") from None
+    except OSError as error:
+        # A name too long for any file; a socket.
+        causes = {errno.ENAMETOOLONG: Cause.NOT_FOUND, errno.ENXIO: Cause.NOT_A_FILE}
+        cause = causes.get(error.errno or 0, Cause.UNREADABLE)
+        raise MediaError(name, cause, f"cannot be opened ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise MediaError(name, Cause.NOT_A_FILE, "expected a file, got a directory, a pipe or a device")
+    return open(descriptor, "rb")
