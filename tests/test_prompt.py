@@ -194,7 +194,10 @@ def test_to_jinja_takes_strings_as_content(tokenizer: Any) -> None:
             [user("x"), {"role": "assistant", "content": [_part(IMAGE)]}],
             r"message 1 \(assistant\): holds a image",
         ),
-        ([user("x"), assistant("")], r"message 1 \(assistant\): the content is empty; expected text$"),
+        (
+            [{"role": "system", "content": ""}, user("x")],
+            r"message 0 \(system\): the content is empty; expected text$",
+        ),
     ],
 )
 def test_a_conversation_that_cannot_be_read_says_where(conversation: Any, message: str) -> None:
@@ -227,6 +230,12 @@ def test_no_generation_prompt_after_an_answer() -> None:
     with pytest.raises(ValueError, match="message 1 is already the assistant's"):
         render(turns, "hf")
     assert to_string(render(turns, "vicuna_v1_no_system", add_generation_prompt=False)) == ("USER: x ASSISTANT: y</s>")
+
+
+def test_an_answer_may_be_empty() -> None:
+    """A model can end at once; the conversation goes on all the same."""
+    turns = parse_conversation([user("x"), assistant(""), user("y")])
+    assert to_string(render(turns, "vicuna_v1_no_system")) == "USER: x ASSISTANT: </s>USER: y ASSISTANT:"
 
 
 # ── segments ──

@@ -181,7 +181,7 @@ def _parse_message(message: Any, where: str) -> Turn:
     media = [part for part in parts if isinstance(part, Media)]
     if media and role != "user":
         raise ValueError(f"{where}: holds a {media[0].kind}; expected media in the user's messages only")
-    if not media and not any(texts):
+    if not media and not any(texts) and role != "assistant":  # a model may answer with nothing
         raise ValueError(f"{where}: the content is empty; expected text" + (" or media" if role == "user" else ""))
     ordered = [m for m in media if m.kind == "image"] + [m for m in media if m.kind == "video"]
     return Turn(cast(Role, role), texts, tuple(ordered))
