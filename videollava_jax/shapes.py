@@ -279,14 +279,16 @@ def _single(
             Question(kind="shape", text=_pick(rng, ("What shape is it?", "Which shape is it?")), answer=shape)
         )
     if not changes:
-        questions.append(Question(kind="colour", text=f"What colour is {it}?", answer=colour))
+        questions.append(Question(kind="colour", text=_pick(rng, _COLOUR_OF).format(f"is {it}"), answer=colour))
     if moving:
-        text = _pick(rng, ("Which way does {} move?", "In which direction does {} move?")).format(it)
+        ways = ("Which way does {} move?", "Which way does {} go?", "In which direction does {} move?")
+        text = _pick(rng, ways).format(it)
         questions.append(Question(kind="direction", text=text, answer=direction))
     else:
         questions.append(Question(kind="where", text=f"Where is {it}?", answer=place))
     if frames > 1:
-        text = _pick(rng, ("Does {} change colour?", "Does the colour of {} change?")).format(it)
+        ways = ("Does {} change colour?", "Does {} change color?", "Does the colour of {} change?")
+        text = _pick(rng, ways).format(it)
         questions.append(Question(kind="change", text=text, answer="yes" if changes else "no"))
     return (track,), questions
 
@@ -307,7 +309,7 @@ def _group(rng: np.random.Generator, frames: int) -> tuple[tuple[Track, ...], li
     return tracks, [
         _how_many(rng, count),
         Question(kind="shape", text="What shape is it?" if one else "What shape are they?", answer=shape),
-        Question(kind="colour", text="What colour is it?" if one else "What colour are they?", answer=colour),
+        Question(kind="colour", text=_pick(rng, _COLOUR_OF).format("is it" if one else "are they"), answer=colour),
     ]
 
 
@@ -384,4 +386,5 @@ def _coverage(shape: str, centre: Float, radius: float) -> Float:
 
 
 _ENDS = ("first", "last")
+_COLOUR_OF = ("What colour {}?", "What color {}?", "Which colour {}?")
 _Y, _X = ((np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE).astype(np.float32)
