@@ -20,3 +20,21 @@ def torch():
     module = pytest.importorskip("torch", reason="the live comparison needs torch==2.13.0 (extra `test`, Python 3.11)")
     module.manual_seed(0)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny_processor():
+    """The shipped tiny model's processor."""
+    from videollava_jax import VideoLlavaProcessor
+    from videollava_jax.demo import TINY
+
+    return VideoLlavaProcessor.from_pretrained(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """The shipped tiny model."""
+    from videollava_jax import VideoLlavaForConditionalGeneration
+    from videollava_jax.demo import TINY
+
+    return VideoLlavaForConditionalGeneration.from_pretrained(TINY)

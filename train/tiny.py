@@ -70,7 +70,7 @@ class Recipe:
     align_batch: int = 64
     align_rate: float = 2e-3
     project_steps: int = 700
-    tune_steps: int = 1300
+    tune_steps: int = 300
     clip_batch: int = 24
     image_batch: int = 24
     project_rate: float = 1e-3

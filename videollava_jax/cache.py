@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @jax.tree_util.register_dataclass
@@ -21,7 +22,7 @@ class KVCache:
                                ^ length 6: the next write, the same slot for both rows
 
     Attributes:
-      keys, values: L arrays [B, K, S, H], keys already rotated. Free slots hold zeros.
+      keys, values: L arrays [B, K, S, H], keys already rotated. What free slots hold is never read.
       valid_BS: bool, slots that hold a token; padding and free slots do not.
       next_position_B: int32, the rotary position of the next token of each row.
       length: int32 scalar, slots written so far.
@@ -67,4 +68,20 @@ class KVCache:
             valid_BS=jnp.pad(self.valid_BS, ((0, 0), (0, extra))),
             next_position_B=self.next_position_B,
             length=self.length,
+        )
+
+    def keep(self, tokens: int) -> KVCache:
+        """The cache of one row cut back to its first `tokens` tokens; the slots behind them are free again."""
+        slots = np.flatnonzero(np.asarray(self.valid_BS)[0])
+        if self.valid_BS.shape[0] != 1 or not 1 <= tokens <= len(slots):
+            raise ValueError(
+                f"expected one row and 1 to {len(slots)} tokens, got {self.valid_BS.shape[0]} and {tokens}"
+            )
+        length = int(slots[tokens - 1]) + 1
+        return KVCache(
+            keys=self.keys,
+            values=self.values,
+            valid_BS=self.valid_BS & (jnp.arange(self.capacity) < length),
+            next_position_B=jnp.full_like(self.next_position_B, tokens),
+            length=jnp.full_like(self.length, length),
         )

@@ -173,6 +173,31 @@ def decode(
     return tokens[:, : ends.max()].astype(np.int64), carry.cache
 
 
+class TextStream:
+    """Turns the tokens of one row into text as they come: an `on_tokens` that hands on each new piece.
+
+    A character whose bytes are spread over several tokens is held back until it is whole.
+    """
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]):
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._tokens: list[int] = []
+        self._sent = ""
+
+    def __call__(self, tokens: npt.NDArray[np.int64]) -> None:
+        self._tokens += tokens[0].tolist()
+        text = answer_text(self._tokenizer, self._tokens)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            self._on_text(text.removeprefix(self._sent))
+            self._sent = text
+
+
+def answer_text(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """An answer as text: without special tokens, and without the space that Llama puts before its first word."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    return text.lstrip(" ")
+
+
 def row_keys(seed: int | Sequence[int], rows: int, copies: int = 1) -> jax.Array:
     """A key for each row and each of its copies: from the row's seed and the copy's number, nothing else."""
     seeds = [seed] * rows if isinstance(seed, int) else list(seed)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,14 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from videollava_jax import generate as compiled
+from videollava_jax.cache import KVCache
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.decoding import DecodeOptions, decode, row_keys
 from videollava_jax.generate import PROMPT_BUCKET, bucket
 from videollava_jax.model import abstract_model, named_parameters, with_parameters
 from videollava_jax.weights import load_checkpoint
+
+CACHE_GROWTH = 256  # slots that a full cache grows by
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,11 @@ class VideoLlavaForConditionalGeneration:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], *, dtype: DTypeLike | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        dtype: DTypeLike | None = None,
+        device_map: Literal["auto"] | None = None,
     ) -> VideoLlavaForConditionalGeneration:
         """Loads a checkpoint.
 
@@ -76,14 +83,19 @@ class VideoLlavaForConditionalGeneration:
           path: a directory in transformers' layouts (hub, 5.x, in memory) or an Orbax directory of ours, or a hub
             name.
           dtype: of parameters and compute, such as "bfloat16"; None keeps the checkpoint's.
+          device_map: "auto", as transformers' users write it, or None: both mean JAX's default device.
 
         Raises:
           ValueError: no such checkpoint, or tensors that do not fit its configuration (all are listed).
         """
+        if device_map not in (None, "auto"):
+            raise ValueError(
+                f"device_map: expected 'auto' or None, got {device_map!r}; choose the platform with JAX_PLATFORMS"
+            )
         directory = _directory(path)
-        config, parameters = load_checkpoint(directory, dtype)
+        checkpoint = load_checkpoint(directory, dtype)
         file = directory / "generation_config.json"
-        return cls(config, parameters, json.loads(file.read_text()) if file.exists() else None)
+        return cls(checkpoint.config, checkpoint.parameters, json.loads(file.read_text()) if file.exists() else None)
 
     @property
     def parameters(self) -> dict[str, jax.Array]:
@@ -173,14 +185,9 @@ class VideoLlavaForConditionalGeneration:
         if max_new_tokens is None:
             max_length = max_length or defaults.get("max_length")
             max_new_tokens = max_length - T if max_length is not None else defaults.get("max_new_tokens", 20)
-        limit = self.config.text_config.max_position_embeddings
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens} (the prompt has {T} tokens)")
-        if lengths.max() + max_new_tokens > limit:
-            raise ValueError(
-                f"a prompt of {lengths.max()} tokens and an answer of up to {max_new_tokens} do not fit the model's "
-                f"{limit} positions: shorten the prompt, take fewer frames, or lower max_new_tokens"
-            )
+        self.require_positions(int(lengths.max()), max_new_tokens)
         options = DecodeOptions.resolve(
             defaults,
             self.config,
@@ -200,24 +207,70 @@ class VideoLlavaForConditionalGeneration:
         keys = row_keys(seed, B, num_return_sequences)
         if num_return_sequences > 1 and not options.do_sample:
             raise ValueError("num_return_sequences above 1 needs do_sample=True: greedy answers would all be the same")
-        features = self._encode(ids, _either(pixel_values_images, pixel_values), pixel_values_videos)
-
-        padding = bucket(T, PROMPT_BUCKET) - T
-        ids_padded, mask_padded = np.pad(ids, ((0, 0), (padding, 0))), np.pad(mask, ((0, 0), (padding, 0)))
-        logits, cache = compiled.prefill(
-            self._graph,
-            self._state,
-            ids_padded,
-            mask_padded,
-            features.image,
-            features.video,
-            capacity=T + padding + options.room,
-        )
+        images = _either(pixel_values_images, pixel_values)
+        logits, cache = self.prefill(ids, mask, images, pixel_values_videos, room=options.room)
         if num_return_sequences > 1:
             logits, cache = jnp.repeat(logits, num_return_sequences, axis=0), cache.repeat(num_return_sequences)
-        seen = [ids[row][mask[row]] for row in range(B) for _ in range(num_return_sequences)]
-        answers, _ = decode(self._graph, self._state, logits, cache, keys, seen, options)
+        prompts = [ids[row][mask[row]] for row in range(B) for _ in range(num_return_sequences)]
+        answers, _ = self.decode(logits, cache, keys, prompts, options)
         return np.concatenate([np.repeat(ids, num_return_sequences, axis=0), answers], axis=1).astype(np.int64)
+
+    def prefill(
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        pixel_values_images: ArrayLike | None = None,
+        pixel_values_videos: ArrayLike | None = None,
+        *,
+        room: int,
+    ) -> tuple[jax.Array, KVCache]:
+        """Logits [B, V] after prompts that are padded on the left, and a cache of them with `room` free slots.
+
+        Arguments and errors are those of a call; what follows is computed by `extend` and `decode`.
+        """
+        ids, mask = self._checked_text(input_ids, attention_mask)
+        features = self._encode(ids, pixel_values_images, pixel_values_videos)
+        ids, mask = _pad_to_bucket(ids, mask)
+        filled: tuple[jax.Array, KVCache] = compiled.prefill(
+            self._graph, self._state, ids, mask, features.image, features.video, capacity=ids.shape[1] + room
+        )
+        return filled
+
+    def extend(self, input_ids: ArrayLike, cache: KVCache, *, room: int) -> tuple[jax.Array, KVCache]:
+        """Logits [B, V] after more text for every row, and the longer cache with at least `room` free slots.
+
+        Args:
+          input_ids: int [B, T], text alone.
+          cache: donated; a full one is grown.
+        """
+        ids, mask = self._checked_text(input_ids, None)
+        self._encode(ids, None, None)  # refuses the tokens of media
+        ids, mask = _pad_to_bucket(ids, mask)
+        needed = int(cache.length) + ids.shape[1] + room
+        if needed > cache.capacity:
+            cache = cache.grow(bucket(needed, CACHE_GROWTH))
+        longer: tuple[jax.Array, KVCache] = compiled.extend(self._graph, self._state, ids, mask, cache)
+        return longer
+
+    def decode(
+        self,
+        logits_BV: jax.Array,
+        cache: KVCache,
+        keys_B: jax.Array,
+        prompts: Sequence[npt.NDArray[np.int32]],
+        options: DecodeOptions,
+    ) -> tuple[npt.NDArray[np.int64], KVCache]:
+        """Answers after what the cache holds: `decoding.decode` with this model."""
+        return decode(self._graph, self._state, logits_BV, cache, keys_B, prompts, options)
+
+    def require_positions(self, prompt: int, max_new_tokens: int) -> None:
+        """Raises a ValueError where a prompt of so many tokens and its answer are longer than the positions."""
+        limit = self.config.text_config.max_position_embeddings
+        if prompt + max_new_tokens > limit:
+            raise ValueError(
+                f"a prompt of {prompt} tokens and an answer of up to {max_new_tokens} do not fit the model's "
+                f"{limit} positions: shorten the prompt, take fewer frames, or lower max_new_tokens"
+            )
 
     def _checked_text(
         self, input_ids: ArrayLike, attention_mask: ArrayLike | None
@@ -263,6 +316,15 @@ class VideoLlavaForConditionalGeneration:
             run = compiled.encode_images if rank == 4 else compiled.encode_videos
             encoded.append(run(self._graph, self._state, jnp.asarray(pixels)) if expected else None)
         return _Features(*encoded)
+
+
+def _pad_to_bucket(
+    ids: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """Padded on the left, so that prompts of similar lengths share what was compiled."""
+    T = ids.shape[1]
+    width = ((0, 0), (bucket(T, PROMPT_BUCKET) - T, 0))
+    return np.pad(ids, width), np.pad(mask, width)
 
 
 def _directory(path: str | os.PathLike[str]) -> Path:

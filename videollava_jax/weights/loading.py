@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.model import abstract_model, named_parameters
-from videollava_jax.weights.layouts import COMPUTED, recognise
+from videollava_jax.weights.layouts import COMPUTED, Layout, recognise
 
 PARAMETERS = "params"  # the Orbax checkpoint inside a converted directory
 SIDE_FILES = (
@@ -45,8 +46,33 @@ def is_orbax(directory: Path) -> bool:
     return (directory / PARAMETERS).is_dir()
 
 
-def load_checkpoint(directory: Path, dtype: DTypeLike | None) -> tuple[VideoLlavaConfig, Parameters]:
-    """The configuration and the parameters, by our names, of a checkpoint in any known layout.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+      layout: the layout that its names were recognised as; "orbax" for a directory of ours.
+      config: its configuration.
+      parameters: every tensor, by our names.
+    """
+
+    layout: str
+    config: VideoLlavaConfig
+    parameters: Parameters
+
+    @property
+    def size(self) -> int:
+        """Parameters in all."""
+        return sum(value.size for value in self.parameters.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(value.nbytes for value in self.parameters.values())
+
+
+def load_checkpoint(directory: Path, dtype: DTypeLike | None = None) -> Checkpoint:
+    """Loads a checkpoint in any known layout.
 
     Args:
       directory: a transformers directory (safetensors, sharded or not) or an Orbax directory of ours.
@@ -59,17 +85,22 @@ def load_checkpoint(directory: Path, dtype: DTypeLike | None) -> tuple[VideoLlav
     config = VideoLlavaConfig.from_hf(directory)
     expected = {name: value.shape for name, value in named_parameters(nnx.state(abstract_model(config))).items()}
     if is_orbax(directory):
-        return config, _load_orbax(directory, expected, dtype)
-    return config, _load_safetensors(directory, expected, dtype, tied=config.tie_word_embeddings)
+        return Checkpoint("orbax", config, _load_orbax(directory, expected, dtype))
+    files = _files_by_tensor(directory)
+    layout = recognise(files)
+    return Checkpoint(layout.name, config, _load_safetensors(directory, files, layout, config, expected, dtype))
 
 
 def _load_safetensors(
-    directory: Path, expected: Mapping[str, tuple[int, ...]], dtype: DTypeLike | None, *, tied: bool
+    directory: Path,
+    files: Mapping[str, Path],
+    layout: Layout,
+    config: VideoLlavaConfig,
+    expected: Mapping[str, tuple[int, ...]],
+    dtype: DTypeLike | None,
 ) -> Parameters:
-    files = _files_by_tensor(directory)
-    layout = recognise(files)
     names = {name: layout.to_ours(name) or name for name in files if not name.endswith(COMPUTED)}
-    if tied:  # a tied head is the embedding, stored twice by some writers
+    if config.tie_word_embeddings:  # a tied head is the embedding, stored twice by some writers
         names = {theirs: ours for theirs, ours in names.items() if ours != "lm_head.weight"}
     problems = [f"missing: {name}" for name in sorted(set(expected) - set(names.values()))]
     problems += [f"unknown: {theirs}" for theirs, ours in sorted(names.items()) if ours not in expected]
@@ -143,6 +174,28 @@ def _load_orbax(directory: Path, expected: Mapping[str, tuple[int, ...]], dtype:
     return loaded
 
 
+def convert_to_orbax(source: Path, target: Path, dtype: DTypeLike | None = None) -> Checkpoint:
+    """Converts a checkpoint in any known layout to an Orbax directory; what was converted.
+
+    Args:
+      source: what `load_checkpoint` reads.
+      target: where the directory is to be; it must not exist yet.
+      dtype: of the stored parameters; None keeps each tensor's own.
+
+    Raises:
+      ValueError: `target` exists, or what `load_checkpoint` raises.
+    """
+    _require_absent(target)  # before the work, not after it
+    checkpoint = load_checkpoint(source, dtype)
+    save_orbax(target, checkpoint.config, checkpoint.parameters, source)
+    return checkpoint
+
+
+def _require_absent(target: Path) -> None:
+    if target.exists():
+        raise ValueError(f"{target} exists: choose another place, or remove it first")
+
+
 def save_orbax(target: Path, config: VideoLlavaConfig, parameters: Parameters, source: Path) -> None:
     """Writes an Orbax directory: parameters, config.json, and the tokenizer's and processor's files of `source`.
 
@@ -151,8 +204,7 @@ def save_orbax(target: Path, config: VideoLlavaConfig, parameters: Parameters, s
     Raises:
       ValueError: `target` exists.
     """
-    if target.exists():
-        raise ValueError(f"{target} exists: choose another place, or remove it first")
+    _require_absent(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
