@@ -107,12 +107,14 @@ def test_convert_then_ask_the_converted(tmp_path, capsys):
     assert main(["convert", str(TINY), str(target), "--json"]) == 0
     summary = records(capsys.readouterr().out)[0]
     card = json.loads((TINY / "card.json").read_text())
-    assert (summary["layout"], summary["variant"], summary["parameters"]) == ("hf5", "hf", card["parameters"])
+    assert (summary["from"], summary["variant"], summary["parameters"]) == ("hf5", "hf", card["parameters"])
     assert summary["bytes"] == 4 * summary["parameters"]
     assert main(["ask", "--model", str(target), CLIP, "Which way does it move?"]) == 0
     assert capsys.readouterr().out == "up\n"
-    assert main(["convert", str(TINY), str(target)]) == 1
-    assert f"{target} exists" in capsys.readouterr().err
+    assert main(["convert", str(TINY), str(target), "--json"]) == 0
+    assert records(capsys.readouterr().out)[0]["already_there"]
+    assert main(["convert", str(TINY), str(target), "--dtype", "bfloat16"]) == 1
+    assert f"{target} exists and holds something else" in capsys.readouterr().err
     assert main(["convert", str(TINY), str(tmp_path / "half"), "--dtype", "bfloat16", "--json"]) == 0
     assert records(capsys.readouterr().out)[0]["bytes"] == 2 * summary["parameters"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "orbax"]
@@ -129,7 +131,7 @@ def test_convert_then_ask_the_converted(tmp_path, capsys):
         (["ask", CLIP, "What?", "--picture", "answers.txt"], "expected the name of a picture"),
         (["ask", CLIP, "What?", "--frames", "40"], "fewer frames"),
         (["ask", CLIP, "What?", "--max-new-tokens", "0"], "max_new_tokens"),
-        (["convert", "none", "target"], "none: no such file"),
+        (["convert", "none", "target"], "none: no such directory"),
     ],
 )
 def test_what_went_wrong_is_one_line(arguments, message, capsys):
@@ -149,7 +151,7 @@ def test_wrong_arguments_are_told_with_the_usage(arguments, capsys):
     assert "usage: videollava" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "ask", "chat", "convert"])
+@pytest.mark.parametrize("command", ["demo", "ask", "chat", "convert", "export", "verify"])
 def test_help_teaches_without_loading_jax(command):
     code = f"import sys; from videollava_jax.cli import main\ntry: main(['{command}', '--help'])\n"
     code += "except SystemExit: pass\nassert 'jax' not in sys.modules"

@@ -1,10 +1,11 @@
-"""The `videollava` command: demo, ask, chat, convert."""
+"""The `videollava` command: demo, ask, chat, convert, export, verify."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from videollava_jax.version import __version__
 if TYPE_CHECKING:
     from videollava_jax.chat import Chat, Turn
     from videollava_jax.media import Medium, Sampling
+    from videollava_jax.weights import Conversion, Options
 
 DTYPES = ("float32", "bfloat16", "float16")
 TEMPLATES = ("hf", "vicuna_v1", "vicuna_v1_no_system")
@@ -25,6 +27,8 @@ TEMPLATES = ("hf", "vicuna_v1", "vicuna_v1_no_system")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; its exit status: 0 on success, 1 for what went wrong, 2 for wrong arguments, 130 on Ctrl-C."""
     parsed = _parser().parse_args(arguments)
+    # transformers would advise to install torch, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     run: Callable[[argparse.Namespace], None] = parsed.run
     try:
         run(parsed)
@@ -116,24 +120,78 @@ def convert(arguments: argparse.Namespace) -> None:
     from videollava_jax.weights import convert_to_orbax
 
     started = time.perf_counter()
-    converted = convert_to_orbax(arguments.source, arguments.target, arguments.dtype)
+    done = convert_to_orbax(
+        arguments.source, arguments.target, _conversion_options(arguments), tower_config=arguments.tower_config
+    )
+    _report_conversion(arguments, done, time.perf_counter() - started)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from videollava_jax.weights import export
+
+    started = time.perf_counter()
+    done = export(
+        arguments.source,
+        arguments.target,
+        arguments.layout,
+        _conversion_options(arguments),
+        drop_temporal=arguments.drop_temporal,
+    )
+    _report_conversion(arguments, done, time.perf_counter() - started)
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    from videollava_jax.weights import WeightsError, compare_checkpoints, open_checkpoint, verify_checkpoint
+
+    if arguments.other is None:
+        problems = verify_checkpoint(arguments.checkpoint, "fast" if arguments.fast else "full")
+        if arguments.json:
+            _print_json({"checkpoint": str(arguments.checkpoint), "problems": problems})
+        if problems:
+            raise WeightsError(f"{arguments.checkpoint} is not what was written:\n  " + "\n  ".join(problems))
+        if not arguments.json:
+            print(f"{arguments.checkpoint} is what its manifest says")
+        return
+    compared = compare_checkpoints(open_checkpoint(arguments.checkpoint), open_checkpoint(arguments.other))
+    lines = [f"{d.name}: {d.what}{f' ({d.detail})' if d.detail else ''}" for d in compared.differences]
+    if arguments.json:
+        _print_json({"equal": compared.equal, "differences": [dataclasses.asdict(d) for d in compared.differences]})
+    else:
+        print(f"{compared.equal} tensors are equal to the bit, {len(lines)} are not")
+    if lines:
+        raise WeightsError(f"{arguments.checkpoint} and {arguments.other} differ:\n  " + "\n  ".join(lines))
+
+
+def _conversion_options(arguments: argparse.Namespace) -> Options:
+    import jax.numpy as jnp
+
+    from videollava_jax.weights import Options
+
+    dtype = None if arguments.dtype is None else jnp.dtype(arguments.dtype)
+    return Options(dtype=dtype, allow_nonfinite=arguments.allow_nonfinite)
+
+
+def _report_conversion(arguments: argparse.Namespace, done: Conversion, seconds: float) -> None:
     summary = {
         "source": str(arguments.source),
         "target": str(arguments.target),
-        "layout": converted.layout,
-        "variant": converted.config.variant,
-        "tensors": len(converted.parameters),
-        "parameters": converted.size,
-        "bytes": converted.nbytes,
-        "seconds": round(time.perf_counter() - started, 3),
+        "from": done.source.layout,
+        "to": done.layout,
+        "variant": done.source.config.variant,
+        "tensors": len(done.tensors),
+        "parameters": done.size,
+        "bytes": done.nbytes,
+        "already_there": done.already_there,
+        "seconds": round(seconds, 3),
     }
     if arguments.json:
         _print_json(summary)
-    else:
-        print(
-            f"{summary['tensors']} tensors, {converted.size:,} parameters, {converted.nbytes / 1e9:.3f} GB: "
-            f"layout {converted.layout} to Orbax in {summary['seconds']:.1f} s\n{arguments.target}"
-        )
+        return
+    what = "nothing to do: the target holds it already" if done.already_there else f"{seconds:.1f} s"
+    print(
+        f"{len(done.tensors)} tensors, {done.size:,} parameters, {done.nbytes / 1e9:.3f} GB, "
+        f"{done.source.layout} to {done.layout}: {what}\n{arguments.target}"
+    )
 
 
 # ── what they share ─────────────────────────────────────────────────────────────────────────────────────────
@@ -217,7 +275,9 @@ Ask questions about images and videos with Video-LLaVA, in JAX.
   videollava ask clip.mp4 "Which way does it move?"        one answer
   videollava ask clip.mp4 "What is it?" "What colour?"     the clip is read and encoded once for both
   videollava chat clip.mp4                                 a conversation about it
-  videollava convert Video-LLaVA-7B-hf 7b-orbax            a checkpoint of transformers' to Orbax
+  videollava convert Video-LLaVA-7B-hf 7b-orbax            a checkpoint of any layout to Orbax
+  videollava export 7b-orbax 7b-hf --layout hub            and back
+  videollava verify 7b-orbax                               is every bit as it was written?
   videollava ask --model 7b-orbax clip.mp4 "Why is this funny?"
 """
 MODEL_HELP = (
@@ -277,14 +337,59 @@ def _parser() -> argparse.ArgumentParser:
     made = command(
         "convert",
         convert,
-        "convert a checkpoint of transformers' to Orbax",
-        "SOURCE is a directory with config.json and *.safetensors in any of transformers' layouts (as on the hub, as\n"
-        "5.x saves them, as in memory). TARGET appears whole or not at all, with the tokenizer's files in it.",
+        "convert a checkpoint to Orbax, losing nothing",
+        "SOURCE is a directory in any of transformers' layouts (as on the hub, as 5.x saves them, as in memory) or in\n"
+        "the authors' own, temporal attention included; which one is told by the names of its tensors. TARGET appears\n"
+        "whole or not at all, with a SHA-256 for each tensor in its manifest.json.",
     )
-    made.add_argument("source", type=Path, metavar="SOURCE")
-    made.add_argument("target", type=Path, metavar="TARGET", help="must not exist yet")
-    made.add_argument("--dtype", choices=DTYPES, help="of the stored parameters; default: as they are")
+    _add_conversion_arguments(made)
+    made.add_argument(
+        "--tower-config",
+        type=Path,
+        metavar="CONFIG_JSON",
+        help="LanguageBind's config.json, for a checkpoint of the authors'; default: read off the weights' shapes",
+    )
+
+    made = command(
+        "export",
+        export,
+        "write a checkpoint as safetensors, for transformers or for the authors' code",
+        "SOURCE is what `videollava convert` wrote, or any other checkpoint that is known.",
+    )
+    _add_conversion_arguments(made)
+    made.add_argument(
+        "--layout",
+        choices=("hub", "hf5", "memory", "pku"),
+        default="hub",
+        help="of names: hub as on the hub, hf5 as transformers 5 saves, memory as it holds them, pku the authors'; "
+        "default: %(default)s",
+    )
+    made.add_argument(
+        "--drop-temporal",
+        action="store_true",
+        help="leave out the video tower's attention over time, which transformers cannot hold",
+    )
+
+    made = command(
+        "verify",
+        verify,
+        "prove that a checkpoint is what was written, or what another one is",
+        "With one argument, the files and tensors are hashed and compared with manifest.json. With two, the\n"
+        "tensors of two checkpoints in any layouts are compared, bit by bit, and what differs is listed.",
+    )
+    made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    made.add_argument("other", type=Path, nargs="?", metavar="OTHER")
+    made.add_argument("--fast", action="store_true", help="files, names, shapes and dtypes only: no tensor is read")
     return parser
+
+
+def _add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SOURCE")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="must not exist, or hold exactly this already")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the tensors written; default: as they are")
+    parser.add_argument(
+        "--allow-nonfinite", action="store_true", help="let NaN and infinity pass, instead of counting them in an error"
+    )
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:

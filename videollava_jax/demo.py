@@ -45,8 +45,8 @@ def run_demo(report: Callable[[str], None]) -> list[Panel]:
         started = time.perf_counter()
         converted = convert_to_orbax(TINY, orbax)
         report(
-            f"converted the tiny model ({converted.size:,} parameters, layout {converted.layout}) to Orbax "
-            f"in {time.perf_counter() - started:.1f} s"
+            f"converted the tiny model ({converted.size:,} parameters, layout {converted.source.layout}) to Orbax in "
+            f"{time.perf_counter() - started:.1f} s"
         )
         started = time.perf_counter()
         model = VideoLlavaForConditionalGeneration.from_pretrained(orbax)

@@ -162,6 +162,11 @@ def named_parameters(state: State) -> dict[str, jax.Array]:
     return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
+def parameter_shapes(config: VideoLlavaConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a model, by name."""
+    return {name: tuple(value.shape) for name, value in named_parameters(nnx.state(abstract_model(config))).items()}
+
+
 def with_parameters(state: State, parameters: dict[str, jax.Array]) -> State:
     """The state with its values replaced, by name; the names must be exactly those of `named_parameters`."""
     return nnx.from_flat_state(

@@ -23,6 +23,7 @@ from videollava_jax.decoding import DecodeOptions, decode, row_keys
 from videollava_jax.generate import PROMPT_BUCKET, bucket
 from videollava_jax.model import abstract_model, named_parameters, with_parameters
 from videollava_jax.weights import load_checkpoint
+from videollava_jax.weights.manifest import Verify
 
 CACHE_GROWTH = 256  # slots that a full cache grows by
 
@@ -76,6 +77,7 @@ class VideoLlavaForConditionalGeneration:
         *,
         dtype: DTypeLike | None = None,
         device_map: Literal["auto"] | None = None,
+        verify: Verify = "fast",
     ) -> VideoLlavaForConditionalGeneration:
         """Loads a checkpoint.
 
@@ -83,6 +85,8 @@ class VideoLlavaForConditionalGeneration:
           path: a directory in transformers' layouts (hub, 5.x, in memory) or an Orbax directory of ours, or a hub
             name.
           dtype: of parameters and compute, such as "bfloat16"; None keeps the checkpoint's.
+          verify: how an Orbax directory is checked against its manifest: "full" hashes every tensor (about 10
+            seconds for 7B), "fast" looks at files, names, shapes and dtypes, "off" at nothing.
           device_map: "auto", as transformers' users write it, or None: both mean JAX's default device.
 
         Raises:
@@ -93,9 +97,9 @@ class VideoLlavaForConditionalGeneration:
                 f"device_map: expected 'auto' or None, got {device_map!r}; choose the platform with JAX_PLATFORMS"
             )
         directory = _directory(path)
-        checkpoint = load_checkpoint(directory, dtype)
+        config, parameters = load_checkpoint(directory, dtype, verify=verify)
         file = directory / "generation_config.json"
-        return cls(checkpoint.config, checkpoint.parameters, json.loads(file.read_text()) if file.exists() else None)
+        return cls(config, parameters, json.loads(file.read_text()) if file.exists() else None)
 
     @property
     def parameters(self) -> dict[str, jax.Array]:

@@ -1,6 +1,26 @@
-"""Checkpoints: the names of every layout, streams of tensors from safetensors, Orbax directories."""
+"""Checkpoints: every layout's names in one table, streams of tensors, Orbax, conversion both ways, proof by hashes."""
 
-from videollava_jax.weights.layouts import Layout, recognise
-from videollava_jax.weights.loading import Checkpoint, convert_to_orbax, is_orbax, load_checkpoint, save_orbax
+from videollava_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from videollava_jax.weights.convert import Conversion, Options, convert_to_orbax, export
+from videollava_jax.weights.errors import WeightsError
+from videollava_jax.weights.layouts import LAYOUTS, Layout, recognise
+from videollava_jax.weights.loading import load_checkpoint
+from videollava_jax.weights.verify import Comparison, Difference, compare_checkpoints, verify_checkpoint
 
-__all__ = ["Checkpoint", "Layout", "convert_to_orbax", "is_orbax", "load_checkpoint", "recognise", "save_orbax"]
+__all__ = [
+    "LAYOUTS",
+    "Checkpoint",
+    "Comparison",
+    "Conversion",
+    "Difference",
+    "Layout",
+    "Options",
+    "WeightsError",
+    "compare_checkpoints",
+    "convert_to_orbax",
+    "export",
+    "load_checkpoint",
+    "open_checkpoint",
+    "recognise",
+    "verify_checkpoint",
+]

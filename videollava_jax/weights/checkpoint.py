@@ -1,0 +1,165 @@
+"""A checkpoint of any layout as tensors under our names, none of them read yet; and the way back to any layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.model import parameter_shapes
+from videollava_jax.weights.errors import WeightsError
+from videollava_jax.weights.files import StoredTensor, open_directory
+from videollava_jax.weights.layouts import EMBEDDING, HEAD, TEMPORAL, VOCABULARY, Layout, Rows, learnt, recognise
+from videollava_jax.weights.orbax import is_orbax, open_orbax
+from videollava_jax.weights.pku import is_pku_config, read_pku_config
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+ORBAX = "orbax"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+      directory: where it lies.
+      layout: the layout it was recognised as; "orbax" for a directory of ours.
+      config: its configuration.
+      tensors: by our names, in our shapes.
+    """
+
+    directory: Path
+    layout: str
+    config: VideoLlavaConfig
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def size(self) -> int:
+        """Parameters in all."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def open_checkpoint(directory: Path, tower_config: Path | None = None) -> Checkpoint:
+    """Opens a checkpoint in any known layout and checks its names, shapes and dtypes; no tensor is read.
+
+    Args:
+      directory: transformers' (hub, 5.x, in memory), the authors' (pku), or an Orbax directory of ours.
+      tower_config: LanguageBind's own config.json, for what the authors' does not say of the towers; by default it
+        is read off the weights' shapes.
+
+    Raises:
+      WeightsError: everything that is missing, unknown, of another shape or dtype is listed at once.
+    """
+    if is_orbax(directory):
+        config = VideoLlavaConfig.from_hf(directory)
+        found = open_orbax(directory)
+        _require_fit(directory, config, found, {})
+        return Checkpoint(directory, ORBAX, config, found)
+    tensors = open_directory(directory)
+    layout = recognise(tensors)
+    tensors = {name: tensors[name] for name in learnt(tensors)}
+    by_ours = {layout.to_ours(name) or name: tensor for name, tensor in tensors.items()}
+    if is_pku_config(directory):
+        config = read_pku_config(directory, by_ours, tower_config)
+    else:
+        config = VideoLlavaConfig.from_hf(directory)
+    if config.tie_word_embeddings:
+        by_ours = _untie(directory, by_ours)
+    if not layout.media_rows:
+        by_ours |= {
+            name: _with_rows(by_ours[name], config.text_config.vocab_size) for name in VOCABULARY if name in by_ours
+        }
+    _require_fit(directory, config, by_ours, {ours: tensor.name for ours, tensor in by_ours.items()})
+    named = {ours: dataclasses.replace(tensor, name=ours) for ours, tensor in by_ours.items()}
+    return Checkpoint(directory, layout.name, config, named)
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint under the names that its own files give them."""
+    return open_orbax(directory) if is_orbax(directory) else open_directory(directory)
+
+
+def for_layout(checkpoint: Checkpoint, layout: Layout, *, drop_temporal: bool = False) -> list[StoredTensor]:
+    """The checkpoint's tensors as a layout names and shapes them, in our order.
+
+    Raises:
+      WeightsError: the layout cannot hold them; with `drop_temporal` the video tower's attention over time is left
+        out where that is all that does not fit.
+    """
+    tensors = dict(checkpoint.tensors)
+    temporal = [name for name in tensors if TEMPORAL in name]
+    if temporal and not layout.temporal:
+        if not drop_temporal:
+            size = sum(tensors[name].size for name in temporal)
+            raise WeightsError(
+                f"{checkpoint.directory}: layout {layout.name} cannot hold the video tower's attention over time "
+                f"({len(temporal)} tensors, {size:,} parameters); --drop-temporal leaves it out, and the model that is "
+                "left will answer otherwise than this one"
+            )
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in temporal}
+    if layout.temporal and checkpoint.config.variant != "original":
+        raise WeightsError(
+            f"{checkpoint.directory}: layout {layout.name} needs the video tower's attention over time, and this is an "
+            f"{checkpoint.config.variant!r} model, which has none: export it to one of transformers' layouts"
+        )
+    if not layout.media_rows:
+        first = min(checkpoint.config.image_token_id, checkpoint.config.video_token_id)
+        tensors |= {name: _without_rows(tensors[name], first) for name in VOCABULARY if name in tensors}
+    return [dataclasses.replace(tensor, name=layout.from_ours(name)) for name, tensor in tensors.items()]
+
+
+def _with_rows(tensor: StoredTensor, rows: int) -> StoredTensor:
+    change = Rows(max(0, rows - tensor.shape[0]) if tensor.shape else 0)
+    return dataclasses.replace(
+        tensor, shape=change.forward_shape(tensor.shape), read=lambda: change.forward(tensor.read())
+    )
+
+
+def _without_rows(tensor: StoredTensor, rows: int) -> StoredTensor:
+    change = Rows(max(0, tensor.shape[0] - rows))
+    return dataclasses.replace(
+        tensor, shape=change.inverse_shape(tensor.shape), read=lambda: change.inverse(tensor.read())
+    )
+
+
+def _untie(directory: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """A tied head is the embedding, which some writers store twice: it has to be the same, and goes."""
+    head = tensors.get(HEAD)
+    if head is None:
+        return tensors
+    same = head.shape == tensors[EMBEDDING].shape and head.read().tobytes() == tensors[EMBEDDING].read().tobytes()
+    if not same:
+        raise WeightsError(
+            f"{directory}: config.json ties the head to the embedding, and {head.name} differs from it: one of the two "
+            "would be lost; set tie_word_embeddings to false if the head is its own"
+        )
+    return {name: tensor for name, tensor in tensors.items() if name != HEAD}
+
+
+def _require_fit(
+    directory: Path, config: VideoLlavaConfig, tensors: Mapping[str, StoredTensor], theirs: Mapping[str, str]
+) -> None:
+    expected = parameter_shapes(config)
+    problems = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
+    problems += [f"unknown: {theirs.get(name, name)}" for name in sorted(tensors.keys() - expected.keys())]
+    for name, tensor in tensors.items():
+        called = theirs.get(name, name)
+        if name in expected and tensor.shape != expected[name]:
+            problems.append(f"shape of {called}: expected {expected[name]}, got {tensor.shape} in {tensor.file.name}")
+        if tensor.dtype.name not in FLOATS:
+            problems.append(f"dtype of {called}: expected one of {', '.join(FLOATS)}, got {tensor.dtype.name}")
+    if {"float16", "bfloat16"} <= {tensor.dtype.name for tensor in tensors.values()}:
+        halves = {kind: [n for n, t in tensors.items() if t.dtype.name == kind] for kind in ("float16", "bfloat16")}
+        few = min(halves, key=lambda kind: len(halves[kind]))
+        problems.append(f"float16 and bfloat16 in one checkpoint: {few} are {', '.join(halves[few][:5])}")
+    if problems:
+        raise WeightsError(
+            f"{directory}: {len(problems)} tensors do not fit its config.json:\n  " + "\n  ".join(problems)
+        )

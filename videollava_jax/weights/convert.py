@@ -1,0 +1,267 @@
+"""Conversion: from any layout to Orbax and back, tensor by tensor, with a hash of everything that was written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint, stored_tensors
+from videollava_jax.weights.directory import whole_directory
+from videollava_jax.weights.errors import WeightsError
+from videollava_jax.weights.files import StoredTensor, TensorSpec, write_safetensors_directory
+from videollava_jax.weights.layouts import LAYOUTS
+from videollava_jax.weights.manifest import Manifest, TensorHash, check_files, file_hashes, read_manifest, tensor_hash
+from videollava_jax.weights.orbax import GROUP_BYTES, write_orbax
+from videollava_jax.weights.pku import write_pku_config
+
+Array = npt.NDArray[Any]
+
+SIDE_FILES = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+SHARD_BYTES = 5 * 10**9
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was done.
+
+    Attributes:
+      source: the checkpoint that was read.
+      layout: the layout that was written.
+      tensors: what was written, with its hashes.
+      already_there: the target held exactly this before: nothing was written.
+    """
+
+    source: Checkpoint
+    layout: str
+    tensors: dict[str, TensorHash]
+    already_there: bool
+
+    @property
+    def size(self) -> int:
+        """Parameters written."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors written."""
+        return sum(math.prod(tensor.shape) * jnp.dtype(tensor.dtype).itemsize for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is done to tensors on the way.
+
+    Attributes:
+      dtype: of the tensors written; None keeps each one's own.
+      allow_nonfinite: let NaN and infinity pass; otherwise they are an error that counts them.
+    """
+
+    dtype: np.dtype[Any] | None = None
+    allow_nonfinite: bool = False
+
+
+def convert_to_orbax(
+    source: Path,
+    target: Path,
+    options: Options = Options(),
+    *,
+    tower_config: Path | None = None,
+) -> Conversion:
+    """Converts a checkpoint in any known layout to an Orbax directory with its manifest.
+
+    Raises:
+      WeightsError: what `open_checkpoint` raises, values that are not finite, a target that holds something else,
+        or a disk that does not take it. What was there before is there still, and nothing else.
+    """
+    checkpoint = open_checkpoint(source, tower_config)
+    return _write(checkpoint, list(checkpoint.tensors.values()), target, ORBAX, checkpoint.config.to_hf(), options)
+
+
+def export(
+    source: Path,
+    target: Path,
+    layout: str,
+    options: Options = Options(),
+    *,
+    drop_temporal: bool = False,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> Conversion:
+    """Writes a checkpoint (an Orbax directory of ours, or any other that is known) in another layout, as safetensors.
+
+    Args:
+      layout: "hub", "hf5", "memory" (transformers') or "pku" (the authors').
+      drop_temporal: leave the video tower's attention over time out where the layout cannot hold it.
+
+    Raises:
+      WeightsError: as in `convert_to_orbax`, and where the layout cannot hold the model.
+    """
+    if layout not in LAYOUTS:
+        raise WeightsError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
+    checkpoint = open_checkpoint(source)
+    tensors = for_layout(checkpoint, LAYOUTS[layout], drop_temporal=drop_temporal)
+    config = _without_temporal(checkpoint.config) if drop_temporal else checkpoint.config
+    raw = write_pku_config(config) if layout == "pku" else config.to_hf()
+    return _write(checkpoint, tensors, target, layout, raw, options, max_shard_bytes)
+
+
+def _write(
+    checkpoint: Checkpoint,
+    tensors: list[StoredTensor],
+    target: Path,
+    layout: str,
+    config: dict[str, Any],
+    options: Options,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> Conversion:
+    """Writes tensors, as they are named and shaped here, into a directory of a layout."""
+    written = [_specified(tensor, options.dtype) for tensor in tensors]
+    hashes: dict[str, TensorHash] = {}
+    if target.exists():
+        hashes = _require_same(target, tensors, written, options)
+        return Conversion(checkpoint, layout, hashes, already_there=True)
+    stream = _Stream(tensors, options, hashes, f"to {layout}")
+    with whole_directory(target) as directory:
+        if layout == ORBAX:
+            write_orbax(directory, ({t.name: a for t, a in group} for group in stream.groups()))
+        else:
+            arrays = (array for group in stream.groups() for _, array in group)
+            write_safetensors_directory(directory, written, lambda _: next(arrays), max_shard_bytes=max_shard_bytes)
+        stream.require_finite(checkpoint.directory)
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for name in SIDE_FILES:
+            if (checkpoint.directory / name).is_file():
+                shutil.copyfile(checkpoint.directory / name, directory / name)
+        Manifest(hashes, file_hashes(directory)).write(directory)
+    return Conversion(checkpoint, layout, hashes, already_there=False)
+
+
+def _specified(tensor: StoredTensor, dtype: np.dtype[Any] | None) -> TensorSpec:
+    return TensorSpec(tensor.name, tensor.shape, tensor.dtype if dtype is None else dtype)
+
+
+class _Stream:
+    """Reads tensors a group ahead of the writer: cast, looked over and hashed on the way.
+
+    reader thread   read 1  cast, check, hash 1 │ read 2  cast, check, hash 2 │ …
+    writer                                        write 1                       write 2 …
+    """
+
+    def __init__(self, tensors: list[StoredTensor], options: Options, hashes: dict[str, TensorHash], title: str):
+        self._tensors, self._options, self._hashes, self._title = tensors, options, hashes, title
+        self._nonfinite: dict[str, tuple[int, int]] = {}
+
+    def groups(self) -> Iterator[list[tuple[StoredTensor, Array]]]:
+        total = sum(tensor.nbytes for tensor in self._tensors)
+        with (
+            ThreadPoolExecutor(1) as reader,
+            tqdm(total=total, desc=self._title, unit="B", unit_scale=True, disable=None, leave=False) as bar,
+        ):
+            groups = _grouped(self._tensors, GROUP_BYTES)
+            ahead = reader.submit(self._read, next(groups, []))
+            while group := ahead.result():
+                ahead = reader.submit(self._read, next(groups, []))
+                yield group
+                bar.update(sum(tensor.nbytes for tensor, _ in group))
+
+    def _read(self, group: list[StoredTensor]) -> list[tuple[StoredTensor, Array]]:
+        arrays = []
+        for tensor in group:
+            array = tensor.read()
+            if self._options.dtype is not None:
+                array = array.astype(self._options.dtype)
+            if not self._options.allow_nonfinite and (counts := nonfinite(array)) != (0, 0):
+                self._nonfinite[tensor.name] = counts
+            self._hashes[tensor.name] = tensor_hash(array)
+            arrays.append((tensor, array))
+        return arrays
+
+    def require_finite(self, directory: Path) -> None:
+        """Raises a WeightsError that counts what is not finite, tensor by tensor."""
+        if self._nonfinite:
+            lines = [f"{name}: {nans} NaN, {infs} infinite" for name, (nans, infs) in self._nonfinite.items()]
+            raise WeightsError(
+                f"{directory}: {len(lines)} tensors hold values that are not finite (--allow-nonfinite lets them "
+                "pass):\n  " + "\n  ".join(lines[:50])
+            )
+
+
+_EXPONENT = {"float16": (np.uint16, 0x7C00), "bfloat16": (np.uint16, 0x7F80), "float32": (np.uint32, 0x7F800000)}
+_BLOCK = 2**18  # values that stay in the cache of a core while they are looked over
+
+
+def nonfinite(array: Array) -> tuple[int, int]:
+    """(NaN, infinite): how many values are so."""
+    if array.dtype.name not in _EXPONENT:
+        return int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    kind, exponent = _EXPONENT[array.dtype.name]
+    bits = np.ascontiguousarray(array).reshape(-1).view(kind)
+    suspects = 0
+    for start in range(0, len(bits), _BLOCK):
+        block = bits[start : start + _BLOCK] & kind(exponent)
+        suspects += int(np.count_nonzero(block == exponent))
+    if not suspects:
+        return 0, 0
+    values = array.astype(np.float32)
+    return int(np.isnan(values).sum()), int(np.isinf(values).sum())
+
+
+def _grouped(tensors: Iterable[StoredTensor], nbytes: int) -> Iterator[list[StoredTensor]]:
+    """Neighbours together, up to so many bytes a group."""
+    group: list[StoredTensor] = []
+    size = 0
+    for tensor in tensors:
+        if group and size + tensor.nbytes > nbytes:
+            yield group
+            group, size = [], 0
+        group.append(tensor)
+        size += tensor.nbytes
+    if group:
+        yield group
+
+
+def _require_same(
+    target: Path, tensors: list[StoredTensor], written: list[TensorSpec], options: Options
+) -> dict[str, TensorHash]:
+    """The hashes of a target that holds exactly what would be written.
+
+    Raises:
+      WeightsError: it holds something else.
+    """
+    manifest = read_manifest(target) if target.is_dir() else None
+    expected = {spec.name: (spec.dtype.name, spec.shape) for spec in written}
+    if manifest is not None and expected == {n: (t.dtype, t.shape) for n, t in manifest.tensors.items()}:
+        hashes: dict[str, TensorHash] = {}
+        for _ in _Stream(tensors, options, hashes, "compare").groups():
+            pass
+        if hashes == manifest.tensors and not check_files(target, manifest, stored_tensors(target)):
+            return hashes
+    raise WeightsError(f"{target} exists and holds something else: choose another place, or remove it first")
+
+
+def _without_temporal(config: VideoLlavaConfig) -> VideoLlavaConfig:
+    return dataclasses.replace(config, variant="hf")

@@ -1,0 +1,316 @@
+"""Files of tensors, one tensor at a time: safetensors directories in and out, and torch's `.bin` files in.
+
+A safetensors file, as the library documents it:
+
+    8 bytes   length n of the header, little endian
+    n bytes   JSON: name → {"dtype": "BF16", "shape": [4096, 11008], "data_offsets": [start, stop]}, "__metadata__"
+    the rest  the tensors' bytes, little endian, row after row, without gaps
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from videollava_jax.weights.errors import WeightsError
+
+INDEX = "model.safetensors.index.json"
+BIN_INDEX = "pytorch_model.bin.index.json"
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that has not been read yet.
+
+    Attributes:
+      name: as its file names it.
+      shape, dtype: as the file says.
+      file: where it lies.
+      read: reads it into memory of its own, an array of `shape` and `dtype`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    file: Path
+    read: Callable[[], npt.NDArray[Any]]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+def open_directory(directory: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint directory, by name.
+
+    Safetensors are preferred where both kinds lie side by side, as on the hub.
+
+    Raises:
+      WeightsError: no tensor files, a file that is damaged or not what it claims, or an index that does not agree
+        with the files it names.
+    """
+    if not directory.is_dir():
+        raise WeightsError(f"{directory}: no such directory; expected one with a checkpoint in it")
+    for index, pattern, opener in (
+        (INDEX, "*.safetensors", open_safetensors),
+        (BIN_INDEX, "pytorch_model*.bin", open_bin),
+    ):
+        if (directory / index).is_file():
+            return _open_indexed(directory, directory / index, opener)
+        paths = sorted(path for path in directory.glob(pattern) if not path.name.startswith("."))
+        if paths:
+            return _merged(opener(_inside(directory, path, directory)) for path in paths)
+    there = ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "an empty directory"
+    raise WeightsError(f"{directory}: expected *.safetensors or pytorch_model*.bin, found {there}")
+
+
+def open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file; the whole header is checked, no tensor is read.
+
+    Raises:
+      WeightsError: not a whole safetensors file, or dtypes that this project does not know.
+    """
+    try:
+        # The library checks that the header is sound and that the tensors cover the file without gap or overlap.
+        with safe_open(path, "np"):
+            pass
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header: dict[str, Any] = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError, RecursionError, struct.error) as error:
+        raise WeightsError(f"{path}: not a whole safetensors file ({_cause(error)}); fetch or copy it again") from None
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise WeightsError(f"{path}: tensor {name}: dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")
+        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+        start, stop = entry["data_offsets"]
+        tensors[name] = StoredTensor(
+            name, shape, dtype, path, _Reader(path, name, 8 + length + start, stop - start, dtype, shape)
+        )
+    return tensors
+
+
+@dataclass(frozen=True)
+class _Reader:
+    path: Path
+    name: str
+    offset: int
+    nbytes: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def __call__(self) -> npt.NDArray[Any]:
+        # Not mapped but read: pages of a map would count as memory of this process.
+        raw = np.fromfile(self.path, np.uint8, self.nbytes, offset=self.offset)
+        if len(raw) != self.nbytes:
+            raise WeightsError(f"{self.path}: ends inside tensor {self.name}: it was cut short while being read")
+        return raw.view(self.dtype).reshape(self.shape)
+
+
+def open_bin(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a torch `.bin` file, through the loader that cannot run code (`weights_only`).
+
+    Raises:
+      WeightsError: torch is not installed, the file holds more than tensors, or it is damaged.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise WeightsError(
+            f"{path}: reading .bin files needs torch (pip install 'videollava-jax[torch]'); better: fetch the "
+            "checkpoint as safetensors, which cannot carry code"
+        ) from None
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # pickle's, zip's and torch's own, of many kinds
+        raise WeightsError(
+            f"{path}: torch's safe loader refuses it ({type(error).__name__}): damaged, or it holds more than tensors; "
+            "ask its author for safetensors"
+        ) from None
+    if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
+        raise WeightsError(f"{path}: expected names and tensors, got something else")
+
+    def stored(name: str, tensor: Any) -> StoredTensor:
+        dtype = DTYPES.get(_TORCH_NAMES.get(str(tensor.dtype), ""))
+        if dtype is None:
+            raise WeightsError(f"{path}: tensor {name}: dtype {tensor.dtype}, expected one of {', '.join(DTYPES)}")
+
+        def read() -> npt.NDArray[Any]:
+            contiguous = tensor.contiguous()
+            return np.array(contiguous.view(torch.uint8).numpy().view(dtype)).reshape(tensor.shape)
+
+        def read_scalar() -> npt.NDArray[Any]:
+            return np.array(tensor.reshape(1).contiguous().view(torch.uint8).numpy().view(dtype)).reshape(())
+
+        return StoredTensor(name, tuple(tensor.shape), dtype, path, read if tensor.ndim else read_scalar)
+
+    return {str(name): stored(str(name), tensor) for name, tensor in held.items()}
+
+
+_TORCH_NAMES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
+
+
+def _open_indexed(
+    directory: Path, index: Path, opener: Callable[[Path], dict[str, StoredTensor]]
+) -> dict[str, StoredTensor]:
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        by_file: dict[str, set[str]] = {}
+        for name, file in weight_map.items():
+            by_file.setdefault(file, set()).add(name)
+        if not all(isinstance(file, str) for file in by_file):
+            raise TypeError("file names that are not text")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            f"{index}: expected an index with a weight_map of names to files ({_cause(error)})"
+        ) from None
+    paths = {file: directory / file for file in by_file}
+    for path in paths.values():
+        _inside(directory, path, index)
+    missing = sorted(file for file, path in paths.items() if not path.is_file())
+    if missing:
+        raise WeightsError(f"{index}: names files that are not there: {', '.join(missing)}")
+    opened = {file: opener(path) for file, path in paths.items()}
+    problems = []
+    for file, names in by_file.items():
+        problems += [f"{file} lacks {name}" for name in sorted(names - opened[file].keys())]
+        problems += [f"the index lacks {name} of {file}" for name in sorted(opened[file].keys() - names)]
+    if problems:
+        raise WeightsError(f"{index}: does not agree with its files:\n  " + "\n  ".join(problems))
+    return _merged(opened.values())
+
+
+def _inside(directory: Path, path: Path, told_by: Path) -> Path:
+    """The path, if it lies in the checkpoint's directory or where the hub's cache keeps the files of its snapshots."""
+    homes = [directory.resolve()]
+    if directory.resolve().parent.name == "snapshots":
+        homes.append(directory.resolve().parents[1] / "blobs")
+    if path.parent != directory or path.resolve().parent not in homes:
+        raise WeightsError(f"{told_by}: names a file outside the checkpoint's directory: {path}")
+    return path
+
+
+def _merged(opened: Iterable[Mapping[str, StoredTensor]]) -> dict[str, StoredTensor]:
+    merged: dict[str, StoredTensor] = {}
+    for tensors in opened:
+        for name, tensor in tensors.items():
+            if name in merged:
+                raise WeightsError(f"tensor {name} is in two files: {merged[name].file} and {tensor.file}")
+            merged[name] = tensor
+    return merged
+
+
+def _cause(error: BaseException) -> str:
+    """An error of a library's on one line; theirs may be long."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
+
+
+# ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a header says of a tensor that is about to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_safetensors_directory(
+    directory: Path, specs: Iterable[TensorSpec], read: Callable[[str], npt.NDArray[Any]], *, max_shard_bytes: int
+) -> None:
+    """Writes tensors, each read when its turn comes, as transformers shards them: in order, an index beside them.
+
+    Args:
+      directory: exists.
+      read: the array of a name, of the shape and dtype that its spec says.
+      max_shard_bytes: of one file; a tensor that is larger gets a file of its own.
+    """
+    shards: list[list[TensorSpec]] = [[]]
+    for spec in specs:
+        if shards[-1] and sum(other.nbytes for other in shards[-1]) + spec.nbytes > max_shard_bytes:
+            shards.append([])
+        shards[-1].append(spec)
+    single = len(shards) == 1
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_safetensors(directory / name, shard, read)
+        weight_map |= {spec.name: name for spec in shard}
+    if not single:
+        total = sum(spec.nbytes for shard in shards for spec in shard)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_safetensors(path: Path, specs: list[TensorSpec], read: Callable[[str], npt.NDArray[Any]]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec in specs:
+        header[spec.name] = {
+            "dtype": DTYPE_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.nbytes],
+        }
+        offset += spec.nbytes
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # tensors begin at a multiple of 8, as the library writes them
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        for spec in specs:
+            array = np.ascontiguousarray(read(spec.name))
+            if array.shape != spec.shape or array.dtype != spec.dtype:
+                raise WeightsError(
+                    f"{path}: tensor {spec.name}: expected {spec.dtype} {spec.shape}, got {array.dtype} {array.shape}"
+                )
+            file.write(array.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())

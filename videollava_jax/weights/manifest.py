@@ -1,0 +1,158 @@
+"""The manifest beside a checkpoint: a SHA-256 for each tensor and each file, since nothing else notices a flipped bit.
+
+manifest.json
+  format     1
+  tensors    name → dtype, shape, sha256 of the bytes (little endian, row after row)
+  files      path → bytes, and sha256 where the file is small: configuration, tokenizer, Orbax's own notes
+  digest     SHA-256 of all of the above, as canonical JSON
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from videollava_jax.weights.errors import WeightsError
+from videollava_jax.weights.files import StoredTensor
+
+Verify = Literal["full", "fast", "off"]
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+SMALL = 2**20
+"""Files up to so many bytes are hashed whole; the large ones hold tensors, which have hashes of their own."""
+
+
+@dataclass(frozen=True)
+class TensorHash:
+    """What a tensor has to be."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FileHash:
+    """What a file has to be; `sha256` is None for a large one."""
+
+    nbytes: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds, tensor by tensor and file by file."""
+
+    tensors: Mapping[str, TensorHash]
+    files: Mapping[str, FileHash]
+
+    def write(self, directory: Path) -> None:
+        body = self._body()
+        text = json.dumps({**body, "digest": _digest(body)}, indent=1, sort_keys=True) + "\n"
+        (directory / MANIFEST).write_text(text)
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "tensors": {name: [t.dtype, list(t.shape), t.sha256] for name, t in self.tensors.items()},
+            "files": {name: [f.nbytes, f.sha256] for name, f in self.files.items()},
+        }
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest of a directory, None where there is none.
+
+    Raises:
+      WeightsError: it is damaged: its own digest does not fit.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text()
+        raw = json.loads(text)
+        manifest = Manifest(
+            {name: TensorHash(dtype, tuple(shape), sha) for name, (dtype, shape, sha) in raw["tensors"].items()},
+            {name: FileHash(nbytes, sha) for name, (nbytes, sha) in raw["files"].items()},
+        )
+        sound = raw["format"] == FORMAT and raw["digest"] == _digest(manifest._body())
+        # Not a character more: what is not covered by the digest would be a place for a flip to hide.
+        sound = sound and text == json.dumps(raw, indent=1, sort_keys=True) + "\n" and len(raw) == 4
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path}: not a manifest, or damaged ({type(error).__name__})") from None
+    if not sound:
+        raise WeightsError(f"{path}: damaged: it does not have the digest that it says")
+    return manifest
+
+
+def tensor_hash(array: npt.NDArray[Any]) -> TensorHash:
+    """The hash of an array; reads it once, at the speed of SHA-256."""
+    raw = np.ascontiguousarray(array)
+    return TensorHash(raw.dtype.name, tuple(raw.shape), hashlib.sha256(raw.reshape(-1).view(np.uint8).data).hexdigest())
+
+
+def file_hashes(directory: Path) -> dict[str, FileHash]:
+    """Every file of a directory but the manifest itself."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name != MANIFEST:
+            size = path.stat().st_size
+            found[name] = FileHash(size, hashlib.sha256(path.read_bytes()).hexdigest() if size <= SMALL else None)
+    return found
+
+
+def check_files(directory: Path, manifest: Manifest, tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """What is wrong with a checkpoint as far as no tensor is read: files, names, shapes, dtypes. Empty if nothing.
+
+    Files that were added later are not looked at.
+    """
+    problems = []
+    found = file_hashes(directory)
+    for name, expected in manifest.files.items():
+        if name not in found:
+            problems.append(f"{name} is missing")
+        elif found[name].nbytes != expected.nbytes:
+            problems.append(f"{name}: expected {expected.nbytes} bytes, got {found[name].nbytes}")
+        elif found[name] != expected:
+            problems.append(f"{name}: its SHA-256 is not the manifest's")
+    problems += [f"tensor {name} is missing" for name in manifest.tensors.keys() - tensors.keys()]
+    problems += [f"tensor {name} is not in the manifest" for name in tensors.keys() - manifest.tensors.keys()]
+    for name in manifest.tensors.keys() & tensors.keys():
+        expected_tensor, tensor = manifest.tensors[name], tensors[name]
+        if (expected_tensor.dtype, expected_tensor.shape) != (tensor.dtype.name, tensor.shape):
+            problems.append(
+                f"tensor {name}: expected {expected_tensor.dtype} {expected_tensor.shape}, "
+                f"got {tensor.dtype.name} {tensor.shape}"
+            )
+    return problems
+
+
+def check_arrays(manifest: Manifest, arrays: Iterable[tuple[str, npt.NDArray[Any]]]) -> list[str]:
+    """Tensors whose bytes are not those that were written. Empty if all are."""
+    return [
+        f"tensor {name}: its SHA-256 is not the manifest's"
+        for name, array in arrays
+        if tensor_hash(array) != manifest.tensors.get(name)
+    ]
+
+
+def require(directory: Path, problems: list[str]) -> None:
+    """Raises a WeightsError with all the problems, if there are any."""
+    if problems:
+        raise WeightsError(
+            f"{directory}: {len(problems)} things differ from its manifest; convert or copy it again:\n  "
+            + "\n  ".join(problems[:50])
+        )
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,142 @@
+"""The authors' config.json: a Llama configuration with a few words on the towers; the rest is read off the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
+from videollava_jax.weights.errors import WeightsError
+from videollava_jax.weights.files import StoredTensor
+
+# LanguageBind's towers, where neither their config.json nor the weights' shapes say it.
+HEAD_DIM = 64
+TOWER_ACT = "gelu"
+TOWER_EPS = 1e-5
+FEATURE_LAYER = -2
+ROW_MULTIPLE = 64
+"""Rows of the vocabulary come in multiples of this, as transformers' conversion pads them."""
+
+
+def is_pku_config(directory: Path) -> bool:
+    """Whether a directory's config.json is the authors'."""
+    return "mm_video_tower" in _read(directory / "config.json")
+
+
+def read_pku_config(
+    directory: Path, tensors: Mapping[str, StoredTensor], tower_config: Path | None
+) -> VideoLlavaConfig:
+    """The configuration of a checkpoint of the authors'.
+
+    Args:
+      tensors: by our names, in the shapes that the files have.
+      tower_config: LanguageBind's config.json (its `vision_config` is read), or None.
+
+    Raises:
+      WeightsError: a tensor that the shapes are read from is missing, or the configuration asks for something that
+        this model does not do.
+    """
+    raw = _read(directory / "config.json")
+    projector = raw.get("mm_projector_type", "mlp2x_gelu")
+    if projector != "mlp2x_gelu":
+        raise WeightsError(f"{directory}: mm_projector_type {projector!r} is not supported: expected 'mlp2x_gelu'")
+    heads = raw["num_attention_heads"]
+    first_media_row = raw["vocab_size"]
+    return VideoLlavaConfig(
+        vision_config=_vision(directory, tensors, tower_config),
+        text_config=TextConfig(
+            vocab_size=-(-(first_media_row + 3) // ROW_MULTIPLE) * ROW_MULTIPLE,
+            hidden_size=raw["hidden_size"],
+            intermediate_size=raw["intermediate_size"],
+            num_hidden_layers=raw["num_hidden_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=raw.get("num_key_value_heads", heads),
+            head_dim=raw["hidden_size"] // heads,
+            hidden_act=raw.get("hidden_act", "silu"),
+            max_position_embeddings=raw.get("max_position_embeddings", 4096),
+            rms_norm_eps=raw.get("rms_norm_eps", 1e-5),
+            rope_theta=float(raw.get("rope_theta", 10000.0)),
+            bos_token_id=raw.get("bos_token_id", 1),
+            eos_token_id=raw.get("eos_token_id", 2),
+            pad_token_id=first_media_row + 2,
+        ),
+        variant="original",
+        temporal_frames=_shape(directory, tensors, "video_tower.encoder.layers.0.temporal_embedding")[1],
+        image_token_id=first_media_row,
+        video_token_id=first_media_row + 1,
+        vision_feature_layer=raw.get("mm_vision_select_layer", FEATURE_LAYER),
+        vision_feature_select_strategy="default" if raw.get("mm_vision_select_feature", "patch") == "patch" else "full",
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+    )
+
+
+def write_pku_config(config: VideoLlavaConfig) -> dict[str, Any]:
+    """The authors' config.json of a model; `read_pku_config` reads it back equal."""
+    text = config.text_config
+    return {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava",
+        "vocab_size": min(config.image_token_id, config.video_token_id),
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "num_hidden_layers": text.num_hidden_layers,
+        "num_attention_heads": text.num_attention_heads,
+        "num_key_value_heads": text.num_key_value_heads,
+        "hidden_act": text.hidden_act,
+        "max_position_embeddings": text.max_position_embeddings,
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_theta": text.rope_theta,
+        "bos_token_id": text.bos_token_id,
+        "eos_token_id": text.eos_token_id,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "mm_hidden_size": config.vision_config.hidden_size,
+        "mm_image_tower": "LanguageBind/LanguageBind_Image",
+        "mm_video_tower": "LanguageBind/LanguageBind_Video_merge",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": config.vision_feature_layer,
+        "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
+        "use_mm_proj": True,
+    }
+
+
+def _vision(directory: Path, tensors: Mapping[str, StoredTensor], tower_config: Path | None) -> VisionConfig:
+    said: dict[str, Any] = {}
+    if tower_config is not None:
+        said = _read(tower_config)
+        said = said.get("vision_config", said)
+    patch = _shape(directory, tensors, "image_tower.embeddings.patch_embedding.weight")
+    positions = _shape(directory, tensors, "image_tower.embeddings.position_embedding.weight")[0]
+    layers = {name.split(".")[3] for name in tensors if name.startswith("image_tower.encoder.layers.")}
+    width = patch[0]
+    return VisionConfig(
+        hidden_size=width,
+        intermediate_size=_shape(directory, tensors, "image_tower.encoder.layers.0.mlp.fc1.weight")[0],
+        num_hidden_layers=len(layers),
+        num_attention_heads=said.get("num_attention_heads", max(1, width // HEAD_DIM)),
+        num_channels=patch[1],
+        image_size=math.isqrt(positions - 1) * patch[-1],
+        patch_size=patch[-1],
+        hidden_act=said.get("hidden_act", TOWER_ACT),
+        layer_norm_eps=said.get("layer_norm_eps", TOWER_EPS),
+    )
+
+
+def _shape(directory: Path, tensors: Mapping[str, StoredTensor], name: str) -> tuple[int, ...]:
+    if name not in tensors:
+        raise WeightsError(f"{directory}: no tensor for {name}, from which the towers' shape is read")
+    return tensors[name].shape
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file; expected the config.json of a checkpoint") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not valid JSON ({type(error).__name__})") from None
+    if not isinstance(raw, dict):
+        raise WeightsError(f"{path}: expected a JSON object, got a {type(raw).__name__}")
+    return raw
