@@ -168,7 +168,7 @@ def _conversion_options(arguments: argparse.Namespace) -> Options:
     from videollava_jax.weights import Options
 
     dtype = None if arguments.dtype is None else jnp.dtype(arguments.dtype)
-    return Options(dtype=dtype, allow_nonfinite=arguments.allow_nonfinite)
+    return Options(dtype=dtype, int8=arguments.int8, allow_nonfinite=arguments.allow_nonfinite)
 
 
 def _report_conversion(arguments: argparse.Namespace, done: Conversion, seconds: float) -> None:
@@ -344,6 +344,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_conversion_arguments(made)
     made.add_argument(
+        "--int8",
+        action="store_true",
+        help="store the decoder's projections in int8, with a scale for each output channel",
+    )
+    made.add_argument(
         "--tower-config",
         type=Path,
         metavar="CONFIG_JSON",
@@ -364,6 +369,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of names: hub as on the hub, hf5 as transformers 5 saves, memory as it holds them, pku the authors'; "
         "default: %(default)s",
     )
+    made.set_defaults(int8=False)
     made.add_argument(
         "--drop-temporal",
         action="store_true",

@@ -28,6 +28,7 @@ from videollava_jax.weights import (
     open_checkpoint,
     verify_checkpoint,
 )
+from videollava_jax.weights.checkpoint import stored_tensors
 
 HF = ("hub", "hf5", "memory")
 
@@ -207,3 +208,33 @@ def test_the_index_says_which_file_holds_what(tmp_path):
     assert index["weight_map"].keys() == expected.keys()
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in expected.values())
     assert len(set(index["weight_map"].values())) > 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_int8_weights_are_within_half_a_scale(tmp_path, dtype):
+    config = small_config()
+    parameters = random_parameters(config, 0, dtype)
+    parameters["language_model.layers.0.mlp.up_proj.weight"][3] = 0  # a row of zeros has no scale
+    write_checkpoint(tmp_path / "a", config, parameters, "hub")
+    convert_to_orbax(tmp_path / "a", tmp_path / "int8", Options(int8=True))
+    assert verify_checkpoint(tmp_path / "int8") == []
+    stored = stored_tensors(tmp_path / "int8")
+    _, loaded = load_checkpoint(tmp_path / "int8", verify="full")
+    assert loaded.keys() == parameters.keys()
+    quantized = 0
+    for name, value in parameters.items():
+        assert loaded[name].dtype == value.dtype
+        if stored[name].dtype != np.int8:
+            assert np.asarray(loaded[name]).tobytes() == value.tobytes()
+            continue
+        quantized += 1
+        scale = stored[f"{name}_scale"].read()
+        assert scale.shape == value.shape[:1]
+        error = np.abs(stored[name].read() * scale[:, None] - value.astype(np.float32))
+        assert (error <= 0.5001 * scale[:, None]).all()
+    assert quantized == 2 * 7
+    export(tmp_path / "int8", tmp_path / "b", "hub")
+    for name, tensor in open_checkpoint(tmp_path / "b").tensors.items():
+        assert tensor.read().tobytes() == np.asarray(loaded[name]).tobytes()
+    with pytest.raises(WeightsError, match="no int8"):
+        export(tmp_path / "a", tmp_path / "c", "hub", Options(int8=True))

@@ -14,6 +14,7 @@ from videollava_jax.weights.files import StoredTensor, open_directory
 from videollava_jax.weights.layouts import EMBEDDING, HEAD, TEMPORAL, VOCABULARY, Layout, Rows, learnt, recognise
 from videollava_jax.weights.orbax import is_orbax, open_orbax
 from videollava_jax.weights.pku import is_pku_config, read_pku_config
+from videollava_jax.weights.quantize import dequantized
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 ORBAX = "orbax"
@@ -59,7 +60,7 @@ def open_checkpoint(directory: Path, tower_config: Path | None = None) -> Checkp
     """
     if is_orbax(directory):
         config = VideoLlavaConfig.from_hf(directory)
-        found = open_orbax(directory)
+        found = dequantized(open_orbax(directory))
         _require_fit(directory, config, found, {})
         return Checkpoint(directory, ORBAX, config, found)
     tensors = open_directory(directory)

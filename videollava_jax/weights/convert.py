@@ -21,11 +21,12 @@ from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint, stored_tensors
 from videollava_jax.weights.directory import whole_directory
 from videollava_jax.weights.errors import WeightsError
-from videollava_jax.weights.files import StoredTensor, TensorSpec, write_safetensors_directory
+from videollava_jax.weights.files import StoredTensor, write_safetensors_directory
 from videollava_jax.weights.layouts import LAYOUTS
 from videollava_jax.weights.manifest import Manifest, TensorHash, check_files, file_hashes, read_manifest, tensor_hash
 from videollava_jax.weights.orbax import GROUP_BYTES, write_orbax
 from videollava_jax.weights.pku import write_pku_config
+from videollava_jax.weights.quantize import quantized
 
 Array = npt.NDArray[Any]
 
@@ -78,10 +79,12 @@ class Options:
 
     Attributes:
       dtype: of the tensors written; None keeps each one's own.
+      int8: store the decoder's projections in int8 with a scale for each output channel (`quantize`); Orbax only.
       allow_nonfinite: let NaN and infinity pass; otherwise they are an error that counts them.
     """
 
     dtype: np.dtype[Any] | None = None
+    int8: bool = False
     allow_nonfinite: bool = False
 
 
@@ -120,6 +123,8 @@ def export(
     Raises:
       WeightsError: as in `convert_to_orbax`, and where the layout cannot hold the model.
     """
+    if options.int8:
+        raise WeightsError(f"layout {layout} has no int8 weights: they are stored in Orbax directories alone")
     if layout not in LAYOUTS:
         raise WeightsError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
     checkpoint = open_checkpoint(source)
@@ -139,10 +144,13 @@ def _write(
     max_shard_bytes: int = SHARD_BYTES,
 ) -> Conversion:
     """Writes tensors, as they are named and shaped here, into a directory of a layout."""
-    written = [_specified(tensor, options.dtype) for tensor in tensors]
+    if options.dtype is not None:
+        tensors = [_cast(tensor, options.dtype) for tensor in tensors]
+    if options.int8:
+        tensors = quantized(tensors)
     hashes: dict[str, TensorHash] = {}
     if target.exists():
-        hashes = _require_same(target, tensors, written, options)
+        hashes = _require_same(target, tensors, options)
         return Conversion(checkpoint, layout, hashes, already_there=True)
     stream = _Stream(tensors, options, hashes, f"to {layout}")
     with whole_directory(target) as directory:
@@ -150,7 +158,7 @@ def _write(
             write_orbax(directory, ({t.name: a for t, a in group} for group in stream.groups()))
         else:
             arrays = (array for group in stream.groups() for _, array in group)
-            write_safetensors_directory(directory, written, lambda _: next(arrays), max_shard_bytes=max_shard_bytes)
+            write_safetensors_directory(directory, tensors, arrays, max_shard_bytes=max_shard_bytes)
         stream.require_finite(checkpoint.directory)
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         for name in SIDE_FILES:
@@ -160,8 +168,8 @@ def _write(
     return Conversion(checkpoint, layout, hashes, already_there=False)
 
 
-def _specified(tensor: StoredTensor, dtype: np.dtype[Any] | None) -> TensorSpec:
-    return TensorSpec(tensor.name, tensor.shape, tensor.dtype if dtype is None else dtype)
+def _cast(tensor: StoredTensor, dtype: np.dtype[Any]) -> StoredTensor:
+    return dataclasses.replace(tensor, dtype=dtype, read=lambda: tensor.read().astype(dtype))
 
 
 class _Stream:
@@ -192,8 +200,6 @@ class _Stream:
         arrays = []
         for tensor in group:
             array = tensor.read()
-            if self._options.dtype is not None:
-                array = array.astype(self._options.dtype)
             if not self._options.allow_nonfinite and (counts := nonfinite(array)) != (0, 0):
                 self._nonfinite[tensor.name] = counts
             self._hashes[tensor.name] = tensor_hash(array)
@@ -216,6 +222,8 @@ _BLOCK = 2**18  # values that stay in the cache of a core while they are looked 
 
 def nonfinite(array: Array) -> tuple[int, int]:
     """(NaN, infinite): how many values are so."""
+    if np.issubdtype(array.dtype, np.integer):
+        return 0, 0
     if array.dtype.name not in _EXPONENT:
         return int(np.isnan(array).sum()), int(np.isinf(array).sum())
     kind, exponent = _EXPONENT[array.dtype.name]
@@ -244,16 +252,14 @@ def _grouped(tensors: Iterable[StoredTensor], nbytes: int) -> Iterator[list[Stor
         yield group
 
 
-def _require_same(
-    target: Path, tensors: list[StoredTensor], written: list[TensorSpec], options: Options
-) -> dict[str, TensorHash]:
+def _require_same(target: Path, tensors: list[StoredTensor], options: Options) -> dict[str, TensorHash]:
     """The hashes of a target that holds exactly what would be written.
 
     Raises:
       WeightsError: it holds something else.
     """
     manifest = read_manifest(target) if target.is_dir() else None
-    expected = {spec.name: (spec.dtype.name, spec.shape) for spec in written}
+    expected = {tensor.name: (tensor.dtype.name, tensor.shape) for tensor in tensors}
     if manifest is not None and expected == {n: (t.dtype, t.shape) for n, t in manifest.tensors.items()}:
         hashes: dict[str, TensorHash] = {}
         for _ in _Stream(tensors, options, hashes, "compare").groups():

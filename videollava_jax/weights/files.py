@@ -13,7 +13,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,30 +251,18 @@ def _cause(error: BaseException) -> str:
 # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """What a header says of a tensor that is about to be written."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
 def write_safetensors_directory(
-    directory: Path, specs: Iterable[TensorSpec], read: Callable[[str], npt.NDArray[Any]], *, max_shard_bytes: int
+    directory: Path, specs: Iterable[StoredTensor], arrays: Iterator[npt.NDArray[Any]], *, max_shard_bytes: int
 ) -> None:
-    """Writes tensors, each read when its turn comes, as transformers shards them: in order, an index beside them.
+    """Writes tensors, each asked for when its turn comes, as transformers shards them: an index beside them.
 
     Args:
       directory: exists.
-      read: the array of a name, of the shape and dtype that its spec says.
+      specs: names, shapes and dtypes.
+      arrays: the arrays themselves, in the same order.
       max_shard_bytes: of one file; a tensor that is larger gets a file of its own.
     """
-    shards: list[list[TensorSpec]] = [[]]
+    shards: list[list[StoredTensor]] = [[]]
     for spec in specs:
         if shards[-1] and sum(other.nbytes for other in shards[-1]) + spec.nbytes > max_shard_bytes:
             shards.append([])
@@ -283,7 +271,7 @@ def write_safetensors_directory(
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_safetensors(directory / name, shard, read)
+        _write_safetensors(directory / name, shard, arrays)
         weight_map |= {spec.name: name for spec in shard}
     if not single:
         total = sum(spec.nbytes for shard in shards for spec in shard)
@@ -291,7 +279,7 @@ def write_safetensors_directory(
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_safetensors(path: Path, specs: list[TensorSpec], read: Callable[[str], npt.NDArray[Any]]) -> None:
+def _write_safetensors(path: Path, specs: list[StoredTensor], arrays: Iterator[npt.NDArray[Any]]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for spec in specs:
@@ -306,11 +294,11 @@ def _write_safetensors(path: Path, specs: list[TensorSpec], read: Callable[[str]
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(raw)) + raw)
         for spec in specs:
-            array = np.ascontiguousarray(read(spec.name))
+            array = next(arrays)
             if array.shape != spec.shape or array.dtype != spec.dtype:
                 raise WeightsError(
                     f"{path}: tensor {spec.name}: expected {spec.dtype} {spec.shape}, got {array.dtype} {array.shape}"
                 )
-            file.write(array.reshape(-1).view(np.uint8).data)
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())

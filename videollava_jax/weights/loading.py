@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, open_checkpoint
+from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, open_checkpoint, stored_tensors
+from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.manifest import Verify, check_arrays, check_files, read_manifest, require
 from videollava_jax.weights.orbax import restore_orbax
+from videollava_jax.weights.quantize import pairs
 
 Parameters = dict[str, jax.Array]
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -44,22 +49,36 @@ def load_checkpoint(
     checkpoint = open_checkpoint(directory)
     manifest = None if verify == "off" else read_manifest(directory)
     if manifest is not None and checkpoint.layout == ORBAX:
-        require(directory, check_files(directory, manifest, checkpoint.tensors))
+        stored = stored_tensors(directory)
+        require(directory, check_files(directory, manifest, stored))
         if verify == "full":
-            require(directory, check_arrays(manifest, ((n, t.read()) for n, t in checkpoint.tensors.items())))
+            require(directory, check_arrays(manifest, ((name, tensor.read()) for name, tensor in stored.items())))
     place = placement or (lambda name, shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     load = _from_orbax if checkpoint.layout == ORBAX else _from_files
     return checkpoint.config, load(checkpoint, dtype, place)
 
 
 def _from_orbax(checkpoint: Checkpoint, dtype: DTypeLike | None, place: Placement) -> Parameters:
-    targets = {
-        name: jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
-            tensor.shape, tensor.dtype if dtype is None else dtype, sharding=place(name, tensor.shape)
+    stored = stored_tensors(checkpoint.directory)
+    scales = pairs(stored)
+
+    def target(name: str, tensor: StoredTensor) -> jax.ShapeDtypeStruct:
+        # Int8 weights and their scales are cast after they have met.
+        kept = name in scales or name in scales.values() or dtype is None
+        return jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
+            tensor.shape, tensor.dtype if kept else dtype, sharding=place(name, tensor.shape)
         )
-        for name, tensor in checkpoint.tensors.items()
-    }
-    return restore_orbax(checkpoint.directory, targets)
+
+    restored = restore_orbax(checkpoint.directory, {name: target(name, tensor) for name, tensor in stored.items()})
+    for name, scale in scales.items():
+        as_dtype = checkpoint.tensors[name].dtype if dtype is None else dtype
+        restored[name] = _dequantize(restored[name], restored.pop(scale), jnp.dtype(as_dtype))
+    return restored
+
+
+@partial(jax.jit, static_argnums=2)
+def _dequantize(weight: jax.Array, scale: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
+    return (weight.astype(jnp.float32) * scale[:, None]).astype(dtype)
 
 
 def _from_files(checkpoint: Checkpoint, dtype: DTypeLike | None, place: Placement) -> Parameters:
