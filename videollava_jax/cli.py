@@ -154,10 +154,18 @@ def verify(arguments: argparse.Namespace) -> None:
         return
     compared = compare_checkpoints(open_checkpoint(arguments.checkpoint), open_checkpoint(arguments.other))
     lines = [f"{d.name}: {d.what}{f' ({d.detail})' if d.detail else ''}" for d in compared.differences]
+    record = {"equal": compared.equal, "differences": [dataclasses.asdict(d) for d in compared.differences]}
+    said = [f"{compared.equal} tensors are equal to the bit, {len(lines)} are not"]
+    if arguments.logits:
+        from videollava_jax.comparing import compare_logits
+
+        apart = compare_logits(arguments.checkpoint, arguments.other, dtype=arguments.dtype)
+        record["logits"] = dataclasses.asdict(apart)
+        said.append(str(apart))
     if arguments.json:
-        _print_json({"equal": compared.equal, "differences": [dataclasses.asdict(d) for d in compared.differences]})
+        _print_json(record)
     else:
-        print(f"{compared.equal} tensors are equal to the bit, {len(lines)} are not")
+        print("\n".join(said))
     if lines:
         raise WeightsError(f"{arguments.checkpoint} and {arguments.other} differ:\n  " + "\n  ".join(lines))
 
@@ -385,7 +393,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     made.add_argument("other", type=Path, nargs="?", metavar="OTHER")
-    made.add_argument("--fast", action="store_true", help="files, names, shapes and dtypes only: no tensor is read")
+    made.add_argument(
+        "--fast", action="store_true", help="with one: files, names, shapes and dtypes, no tensor is read"
+    )
+    made.add_argument("--logits", action="store_true", help="with two: run both on a fixed prompt, too")
+    made.add_argument("--dtype", choices=DTYPES, help="to run both in, with --logits; default: each in its own")
     return parser
 
 
