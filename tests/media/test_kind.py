@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, features
 
 from tests.media.refusal import refused
-from videollava_jax.media import Cause, is_video, media_kind, read_image, read_video
+from videollava_jax.media import Cause, is_video, media_kind, open_medium, read_image, read_video
 
 
 def pictures(format, count=1, **options):
@@ -103,3 +103,18 @@ def test_sound_with_a_cover_picture_is_neither(tmp_path):
 def test_neither(content):
     for read in (media_kind, is_video, read_video, read_image):
         refused(read, content, Cause.NOT_MEDIA)
+
+
+def test_titles_in_any_encoding_are_let_pass(videos, tmp_path):
+    path = tmp_path / "titled.mkv"
+    with av.open(str(videos["h264.mkv"])) as read, av.open(str(path), "w") as written:
+        written.metadata["title"] = "QQQQQQQQ"
+        stream = written.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(read.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                written.mux(packet)
+    whole = path.read_bytes()
+    assert b"QQQQQQQQ" in whole
+    path.write_bytes(whole.replace(b"QQQQQQQQ", b"\xff\xfe\x80abc\xc3\x28"))
+    np.testing.assert_array_equal(open_medium(path).frames, read_video(whole).frames)

@@ -10,7 +10,7 @@ from PIL import Image, features
 
 from tests.media.clips import KINDS, box, decoded, in_order, write, x264
 from tests.media.refusal import refused
-from videollava_jax.media import Cause, Fps, Indices, Linspace, Uniform, read_video
+from videollava_jax.media import Cause, Fps, Indices, Linspace, MediaError, Uniform, read_video
 
 
 def assert_equal_in_order(video, expected):
@@ -30,8 +30,8 @@ def test_frames_equal_those_decoded_in_order(videos, name):
 @pytest.mark.parametrize("name", ["h264_open_gop.mp4", "h264_pyramid.mp4", "h264_intra_refresh.mkv", "vp8.webm"])
 def test_every_single_frame_is_found(videos, name):
     expected = in_order(videos[name])
-    for i, frame in enumerate(expected):
-        np.testing.assert_array_equal(read_video(videos[name], Indices((i,))).frames[0], frame)
+    for i in range(len(expected)):
+        assert_equal_in_order(read_video(videos[name], Indices((i,))), expected)
 
 
 def test_seeking_decodes_less(videos):
@@ -40,6 +40,41 @@ def test_seeking_decodes_less(videos):
     assert read_video(videos["h264_long_gop.mp4"], Indices((59,))).decoded_frames == 60
     assert read_video(videos["fragmented.mp4"], Indices((59,))).decoded_frames <= 12
     assert read_video(videos["h264.mkv"], Indices((59,))).decoded_frames <= 12
+
+
+def test_seeking_in_open_groups_starts_from_the_group_before_where_it_must(videos):
+    decoded_frames = [read_video(videos["h264_open_gop.mp4"], Indices((i,))).decoded_frames for i in range(90)]
+    assert max(decoded_frames) <= 24  # two groups
+    assert np.mean(decoded_frames) < 10
+
+
+def test_what_a_container_calls_keyframes_is_not_believed(tmp_path):
+    path = write(tmp_path / "lying.avi", "wmv2", frames=40)
+    content = bytearray(path.read_bytes())
+    index = content.rindex(b"idx1")
+    (size,) = struct.unpack_from("<I", content, index + 4)
+    for entry in range(index + 8, index + 8 + size, 16):
+        content[entry + 4] |= 0x10  # AVIIF_KEYFRAME
+    with av.open(io.BytesIO(content)) as container:
+        assert all(packet.is_keyframe for packet in container.demux(video=0) if packet.size)
+    expected = in_order(bytes(content))
+    for i in (1, 5, 30, 39):
+        assert_equal_in_order(read_video(bytes(content), Indices((i,))), expected)
+
+
+def test_a_packet_without_a_picture_is_noticed(tmp_path):
+    whole, path = write(tmp_path / "whole.mkv", "mpeg2video", rate=25, gop=60), tmp_path / "hole.mkv"
+    with av.open(str(whole)) as read, av.open(str(path), "w") as written:
+        stream = written.add_stream_from_template(read.streams.video[0])
+        for i, packet in enumerate(packet for packet in read.demux(video=0) if packet.size):
+            copy = av.Packet(bytes(packet) if i != 30 else b"\0\0\1\xb2nothing")  # user data, no picture
+            copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+            copy.is_keyframe, copy.stream = packet.is_keyframe, stream
+            written.mux(copy)
+    assert len(in_order(path)) == 59
+    for rule in (Uniform(8), Indices((59,))):
+        with pytest.raises(MediaError, match="holds 60 frames, of which 59"):
+            read_video(path, rule)
 
 
 def test_the_fragmented_file_is_fragmented(videos):

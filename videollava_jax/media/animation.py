@@ -1,4 +1,4 @@
-"""Animated WebP, which FFmpeg's WebP reader does not play, frame by frame with PIL."""
+"""Images of several frames: how many there are, and animated WebP, which FFmpeg does not play, played with PIL."""
 
 from __future__ import annotations
 

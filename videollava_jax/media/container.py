@@ -26,6 +26,9 @@ _STILL_BRANDS = (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1")
 # Image sequences, which hold their first picture a second time, as a still image before the track.
 _SEQUENCE_BRANDS = (b"ftypavis", b"ftyphevc", b"ftyphevx", b"ftypmsf1")
 
+# Titles and comments may be in any encoding. From PyAV 19 on that is never an error, and there is no such argument.
+_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 
 @contextmanager
 def opened_video(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
@@ -82,7 +85,7 @@ def _open(source: OpenSource) -> Any:
         # no streams (FLV, MPEG program streams) no limit of ours would bind those decoders; so none is let in.
         "codec_whitelist": "none",
     }
-    return av.open(source.rewound(), options=options, metadata_errors="replace", io_open=_open_nothing)
+    return av.open(source.rewound(), options=options, io_open=_open_nothing, **_METADATA)
 
 
 def _open_nothing(url: str, flags: int, options: dict[str, str]) -> NoReturn:

@@ -61,7 +61,8 @@ def open_source(source: Source, max_bytes: int) -> Iterator[OpenSource]:
     object is read to its end from where it stands, and not closed.
 
     Raises:
-      MediaError: missing, not a regular file, not readable, empty, or over `max_bytes`; checked before it is read.
+      MediaError: missing, not a regular file, empty, or over `max_bytes`, checked before it is read; or not readable,
+        then or within the `with`.
       ValueError: `source` is none of the things a source can be.
     """
     name = source_name(source)
@@ -71,7 +72,10 @@ def open_source(source: Source, max_bytes: int) -> Iterator[OpenSource]:
             raise MediaError(name, Cause.TOO_LARGE, f"{size} bytes, over the limit of {max_bytes}")
         if not size:
             raise MediaError(name, Cause.NOT_MEDIA, "expected an image or a video, got an empty file")
-        yield OpenSource(name, file, size)
+        try:
+            yield OpenSource(name, file, size)
+        except OSError as error:  # of the disk: those of the decoding libraries are dealt with where they arise
+            raise _unreadable(name, error) from None
 
 
 def source_name(source: Source) -> str:
@@ -94,10 +98,14 @@ def _opened(source: Source, name: str, max_bytes: int) -> BinaryIO:
         while content.tell() <= max_bytes and (chunk := source.read(_CHUNK)):
             content.write(chunk)
     except OSError as error:
-        raise MediaError(name, Cause.UNREADABLE, f"cannot be read ({error.strerror})") from None
+        raise _unreadable(name, error) from None
     except TypeError:
         raise ValueError(f"{name}: expected a file opened in binary mode, got one that reads text") from None
     return content
+
+
+def _unreadable(name: str, error: OSError) -> MediaError:
+    return MediaError(name, Cause.UNREADABLE, f"cannot be read ({error.strerror or type(error).__name__})")
 
 
 def _opened_path(path: str | os.PathLike[str], name: str) -> BinaryIO:

@@ -60,8 +60,9 @@ def read_video(
     packets do not tell frames for certain, or a seek does not land on the packet it should, everything is decoded
     in order instead. The frames are the same either way.
 
-    Rotation and mirroring metadata are applied. 10-bit video becomes 8-bit; transparency is dropped, not blended.
-    A GIF of one frame is a video of one frame; other still images are refused.
+    Rotation and mirroring metadata are applied, the shape of pixels is not. 10-bit video becomes 8-bit; transparency
+    is dropped, not blended. A GIF of one frame is a video of one frame; other still images are refused. Formats that
+    do not tell their length (transport and program streams, FLV, ASF, raw streams) are read as far as they go.
 
     Args:
       source: a path, the bytes of a file, or a binary file object.
@@ -70,7 +71,7 @@ def read_video(
 
     Raises:
       MediaError: not a video, damaged, cut short, empty, of a format that could open other files, or larger than
-        the limits; also where frames that the file should hold do not decode.
+        the limits; also where frames that the file should hold do not decode, or change their size.
       ValueError: `sampling` asks for frames that the video does not have.
     """
     with open_source(source, limits.max_bytes) as opened:
@@ -93,54 +94,49 @@ class _Reader:
             table = list_packets(self.source, container, stream, self.limits)
             rate = stream.average_rate or stream.guessed_rate
             fps = float(rate) if rate else None
-            size = stream.codec_context.width * stream.codec_context.height
             total = len(table.shown)
-            wanted = self._wanted(total, fps, size)
+            wanted = self._wanted(total, fps)
             if table.seekable and container.format.name.split(",")[0] in _INDEXED:
                 try:
-                    return self._by_seeking(container, stream, table, wanted).video(wanted, fps, total)
+                    return self._by_seeking(container, stream, table, wanted).video(fps, total)
                 except _Disagreement:
                     pass
         while True:
             picked = self._in_order(table, wanted)
             if picked.decoded == total:
-                return picked.video(wanted, fps, total)
+                return picked.video(fps, total)
             # A packet can hold two pictures, and a recording begin with some that do not decode: choose again by
             # the true number.
             total = picked.decoded
-            wanted = self._wanted(total, fps, size)
+            wanted = self._wanted(total, fps)
 
     def read_webp(self) -> Video:
         if animation.frame_count(self.source, self.limits) < 2:
             raise still_image(self.source)
         times = [time for _, time in animation.play(self.source, self.limits)]
         total, fps = len(times), (len(times) - 1) / times[-1] if times[-1] else None
-        wanted = self._wanted(total, fps, 0)
-        picked = _Picked(self.source, self.limits, {*wanted.tolist()})
+        wanted = self._wanted(total, fps)
+        picked = _Picked(self.source, self.limits, wanted)
         for pixels, time in animation.play(self.source, self.limits):
             picked.add(picked.decoded, pixels, time)
-        return picked.video(wanted, fps, total)
+        return picked.video(fps, total)
 
-    def _wanted(self, total: int, fps: float | None, pixels: int) -> npt.NDArray[np.int64]:
+    def _wanted(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
         """The numbers that `sampling` chooses, checked against the video and the limits."""
         wanted = np.asarray(self.sampling.indices(total, fps))
         if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= total:
             raise ValueError(f"{self.sampling}: expected numbers of frames from 0 to {total - 1}, got {wanted}")
-        for got, limit, name in (
-            (len(wanted), self.limits.max_frames_returned, "max_frames_returned"),
-            (len(wanted) * pixels * 3, self.limits.max_bytes_returned, "max_bytes_returned"),
-        ):
-            if got > limit:
-                message = f"{self.sampling} asks for {len(wanted)} frames: {got}, over the limit {name} of {limit}"
-                raise MediaError(self.source.name, Cause.TOO_LARGE, message)
+        if len(wanted) > self.limits.max_frames_returned:
+            limit = f"the limit max_frames_returned of {self.limits.max_frames_returned}"
+            message = f"{self.sampling} asks for {len(wanted)} frames, over {limit}"
+            raise MediaError(self.source.name, Cause.TOO_LARGE, message)
         return wanted.astype(np.int64)
 
     def _by_seeking(self, container: Any, stream: Any, table: PacketTable, wanted: npt.NDArray[np.int64]) -> _Picked:
-        numbers = sorted(set(wanted.tolist()))
-        picked = _Picked(self.source, self.limits, set(numbers))
+        picked = _Picked(self.source, self.limits, wanted)
         first = table.pts[table.order[0]]
         run = None
-        for number in numbers:
+        for number in sorted(picked.numbers):
             start = table.start_for(table.order[number])
             if start is None:
                 raise _Disagreement
@@ -156,7 +152,7 @@ class _Reader:
         return picked
 
     def _in_order(self, table: PacketTable, wanted: npt.NDArray[np.int64]) -> _Picked:
-        picked = _Picked(self.source, self.limits, {*wanted.tolist()})
+        picked = _Picked(self.source, self.limits, wanted)
         first = None
         with reopened_video(self.source, self.limits) as (container, stream):
             for frame in self._decoded(container, stream, table):
@@ -250,8 +246,9 @@ class _Run:
 class _Picked:
     """The wanted frames among those decoded, by number."""
 
-    def __init__(self, source: OpenSource, limits: MediaLimits, wanted: set[int]):
+    def __init__(self, source: OpenSource, limits: MediaLimits, wanted: npt.NDArray[np.int64]):
         self.source, self.limits, self.wanted = source, limits, wanted
+        self.numbers: set[int] = set(wanted.tolist())
         self.frames: dict[int, npt.NDArray[np.uint8]] = {}
         self.seconds: dict[int, float] = {}
         self.decoded = 0
@@ -259,7 +256,7 @@ class _Picked:
     def add(self, number: int, frame: Any, seconds: float) -> None:
         """Counts a frame, and keeps its pixels if it is wanted."""
         self.decoded += 1
-        if number not in self.wanted:
+        if number not in self.numbers:
             return
         try:
             pixels = frame if isinstance(frame, np.ndarray) else upright_rgb(frame)
@@ -271,17 +268,18 @@ class _Picked:
         if pixels.shape != shape:
             message = f"its frames change size, from {shape[1]} by {shape[0]} to {pixels.shape[1]} by {pixels.shape[0]}"
             raise MediaError(self.source.name, Cause.DECODE_FAILED, message)
-        if (len(self.frames) + 1) * pixels.nbytes > self.limits.max_bytes_returned:
-            message = f"its frames take more than {self.limits.max_bytes_returned} bytes"
+        if len(self.wanted) * pixels.nbytes > self.limits.max_bytes_returned:
+            limit = f"the limit max_bytes_returned of {self.limits.max_bytes_returned}"
+            message = f"{len(self.wanted)} frames take {len(self.wanted) * pixels.nbytes} bytes, over {limit}"
             raise MediaError(self.source.name, Cause.TOO_LARGE, message)
         self.frames[number] = pixels
         self.seconds[number] = seconds
 
-    def video(self, wanted: npt.NDArray[np.int64], fps: float | None, total: int) -> Video:
-        numbers = wanted.tolist()
+    def video(self, fps: float | None, total: int) -> Video:
+        numbers = self.wanted.tolist()
         return Video(
             frames=np.stack([self.frames[number] for number in numbers]),
-            indices=wanted,
+            indices=self.wanted,
             timestamps=np.array([self.seconds[number] for number in numbers]),
             fps=fps,
             total_frames=total,
