@@ -121,21 +121,36 @@ def convert(arguments: argparse.Namespace) -> None:
 
     started = time.perf_counter()
     done = convert_to_orbax(
-        arguments.source, arguments.target, _conversion_options(arguments), tower_config=arguments.tower_config
+        arguments.source,
+        arguments.target,
+        _conversion_options(arguments),
+        tower_config=arguments.tower_config,
+        base=arguments.base,
     )
     _report_conversion(arguments, done, time.perf_counter() - started)
 
 
 def export(arguments: argparse.Namespace) -> None:
     from videollava_jax.weights import export
+    from videollava_jax.weights.adapters import is_adapter, open_adapter, write_peft
 
     started = time.perf_counter()
+    if is_adapter(arguments.source):  # kept apart: an adapter again, for PEFT
+        adapter = open_adapter(arguments.source)
+        written = write_peft(adapter, arguments.target, arguments.layout)
+        summary = {"source": str(arguments.source), "target": str(arguments.target), "tensors": len(written)}
+        if arguments.json:
+            _print_json({**summary, "from": adapter.layout, "to": arguments.layout})
+        else:
+            print(f"adapter of {len(written)} tensors, {adapter.layout} to {arguments.layout}\n{arguments.target}")
+        return
     done = export(
         arguments.source,
         arguments.target,
         arguments.layout,
         _conversion_options(arguments),
         drop_temporal=arguments.drop_temporal,
+        adapter=arguments.adapter,
     )
     _report_conversion(arguments, done, time.perf_counter() - started)
 
@@ -352,6 +367,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_conversion_arguments(made)
     made.add_argument(
+        "--base",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="SOURCE is an adapter (PEFT's, the authors' LoRA or mm_projector.bin): merge it into this checkpoint",
+    )
+    made.add_argument(
         "--int8",
         action="store_true",
         help="store the decoder's projections in int8, with a scale for each output channel",
@@ -367,7 +388,8 @@ def _parser() -> argparse.ArgumentParser:
         "export",
         export,
         "write a checkpoint as safetensors, for transformers or for the authors' code",
-        "SOURCE is what `videollava convert` wrote, or any other checkpoint that is known.",
+        "SOURCE is what `videollava convert` wrote, or any other checkpoint that is known. An adapter is written as\n"
+        "an adapter again, for PEFT.",
     )
     _add_conversion_arguments(made)
     made.add_argument(
@@ -378,6 +400,7 @@ def _parser() -> argparse.ArgumentParser:
         "default: %(default)s",
     )
     made.set_defaults(int8=False)
+    made.add_argument("--adapter", type=Path, metavar="DIRECTORY", help="merge this adapter into SOURCE on the way")
     made.add_argument(
         "--drop-temporal",
         action="store_true",

@@ -1,5 +1,6 @@
 """Checkpoints: every layout's names in one table, streams of tensors, Orbax, conversion both ways, proof by hashes."""
 
+from videollava_jax.weights.adapters import Adapter, merge_adapter, open_adapter, write_peft
 from videollava_jax.weights.checkpoint import Checkpoint, open_checkpoint
 from videollava_jax.weights.convert import Conversion, Options, convert_to_orbax, export
 from videollava_jax.weights.errors import WeightsError
@@ -9,6 +10,7 @@ from videollava_jax.weights.verify import Comparison, Difference, compare_checkp
 
 __all__ = [
     "LAYOUTS",
+    "Adapter",
     "Checkpoint",
     "Comparison",
     "Conversion",
@@ -20,7 +22,10 @@ __all__ = [
     "convert_to_orbax",
     "export",
     "load_checkpoint",
+    "merge_adapter",
+    "open_adapter",
     "open_checkpoint",
     "recognise",
     "verify_checkpoint",
+    "write_peft",
 ]

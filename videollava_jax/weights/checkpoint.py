@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.model import parameter_shapes
-from videollava_jax.weights.errors import WeightsError
+from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor, open_directory
 from videollava_jax.weights.layouts import EMBEDDING, HEAD, TEMPORAL, VOCABULARY, Layout, Rows, learnt, recognise
 from videollava_jax.weights.orbax import is_orbax, open_orbax
-from videollava_jax.weights.pku import is_pku_config, read_pku_config
+from videollava_jax.weights.pku import is_pku_config, padded_rows, read_json, read_pku_config
 from videollava_jax.weights.quantize import dequantized
 
+LEAST_OF_A_LAYER = 9
+"""Tensors of a decoder's layer without biases; a tower's has more."""
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 ORBAX = "orbax"
 
@@ -59,27 +62,57 @@ def open_checkpoint(directory: Path, tower_config: Path | None = None) -> Checkp
       WeightsError: everything that is missing, unknown, of another shape or dtype is listed at once.
     """
     if is_orbax(directory):
-        config = VideoLlavaConfig.from_hf(directory)
         found = dequantized(open_orbax(directory))
+        config = _read_config(directory, found, tower_config)
         _require_fit(directory, config, found, {})
         return Checkpoint(directory, ORBAX, config, found)
     tensors = open_directory(directory)
-    layout = recognise(tensors)
+    try:
+        layout = recognise(tensors)
+    except WeightsError as error:
+        raise WeightsError(f"{directory}: {error}") from None
     tensors = {name: tensors[name] for name in learnt(tensors)}
     by_ours = {layout.to_ours(name) or name: tensor for name, tensor in tensors.items()}
-    if is_pku_config(directory):
-        config = read_pku_config(directory, by_ours, tower_config)
-    else:
-        config = VideoLlavaConfig.from_hf(directory)
+    config = _read_config(directory, by_ours, tower_config)
     if config.tie_word_embeddings:
         by_ours = _untie(directory, by_ours)
     if not layout.media_rows:
-        by_ours |= {
-            name: _with_rows(by_ours[name], config.text_config.vocab_size) for name in VOCABULARY if name in by_ours
-        }
+        # The rows that are there have to be as many as the configuration says: only those behind them are made up.
+        extra = config.text_config.vocab_size - min(config.image_token_id, config.video_token_id)
+        by_ours |= {name: _with_rows(by_ours[name], extra) for name in VOCABULARY if name in by_ours}
     _require_fit(directory, config, by_ours, {ours: tensor.name for ours, tensor in by_ours.items()})
     named = {ours: dataclasses.replace(tensor, name=ours) for ours, tensor in by_ours.items()}
     return Checkpoint(directory, layout.name, config, named)
+
+
+def _read_config(directory: Path, tensors: Mapping[str, StoredTensor], tower_config: Path | None) -> VideoLlavaConfig:
+    """The configuration of a checkpoint, as a conversion can write it and read it again.
+
+    Raises:
+      WeightsError: not one of this model.
+    """
+    path = directory / "config.json"
+    with _told(path):
+        if is_pku_config(directory):
+            config = read_pku_config(directory, tensors, tower_config)
+        else:
+            config = VideoLlavaConfig.from_hf(read_json(path))
+        again = VideoLlavaConfig.from_hf(config.to_hf())
+    if again != config:
+        raise WeightsError(f"{path}: a conversion could not keep it: it would be read again as {again}")
+    return config
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What transformers and Flax raise for values that they do not expect, errors of many kinds, as one of ours."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) if type(error) is ValueError else cause(error)
+        raise WeightsError(f"{path}: {text}") from error
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -112,12 +145,19 @@ def for_layout(checkpoint: Checkpoint, layout: Layout, *, drop_temporal: bool = 
         )
     if not layout.media_rows:
         first = min(checkpoint.config.image_token_id, checkpoint.config.video_token_id)
+        if checkpoint.config.text_config.vocab_size != padded_rows(first):
+            raise WeightsError(
+                f"{checkpoint.directory}: layout {layout.name} holds the rows of the vocabulary before the tokens of "
+                f"media, {first:,}, and {padded_rows(first) - first} behind them are made up: expected "
+                f"{padded_rows(first):,} rows in all, got {checkpoint.config.text_config.vocab_size:,}, of which some "
+                "would be lost"
+            )
         tensors |= {name: _without_rows(tensors[name], first) for name in VOCABULARY if name in tensors}
     return [dataclasses.replace(tensor, name=layout.from_ours(name)) for name, tensor in tensors.items()]
 
 
-def _with_rows(tensor: StoredTensor, rows: int) -> StoredTensor:
-    change = Rows(max(0, rows - tensor.shape[0]) if tensor.shape else 0)
+def _with_rows(tensor: StoredTensor, extra: int) -> StoredTensor:
+    change = Rows(max(0, extra) if tensor.shape else 0)
     return dataclasses.replace(
         tensor, shape=change.forward_shape(tensor.shape), read=lambda: change.forward(tensor.read())
     )
@@ -132,11 +172,11 @@ def _without_rows(tensor: StoredTensor, rows: int) -> StoredTensor:
 
 def _untie(directory: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """A tied head is the embedding, which some writers store twice: it has to be the same, and goes."""
-    head = tensors.get(HEAD)
-    if head is None:
+    head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
+    if head is None or embedding is None:
         return tensors
-    same = head.shape == tensors[EMBEDDING].shape and head.read().tobytes() == tensors[EMBEDDING].read().tobytes()
-    if not same:
+    alike = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
+    if not alike or head.read().tobytes() != embedding.read().tobytes():
         raise WeightsError(
             f"{directory}: config.json ties the head to the embedding, and {head.name} differs from it: one of the two "
             "would be lost; set tie_word_embeddings to false if the head is its own"
@@ -147,7 +187,15 @@ def _untie(directory: Path, tensors: dict[str, StoredTensor]) -> dict[str, Store
 def _require_fit(
     directory: Path, config: VideoLlavaConfig, tensors: Mapping[str, StoredTensor], theirs: Mapping[str, str]
 ) -> None:
-    expected = parameter_shapes(config)
+    path = directory / "config.json"
+    layers = config.text_config.num_hidden_layers + config.vision_config.num_hidden_layers
+    if layers * LEAST_OF_A_LAYER > len(tensors):  # to work out the shapes of a million layers would take days
+        raise WeightsError(
+            f"{path}: {layers} layers, and the checkpoint holds {len(tensors)} tensors in all: expected "
+            f"{LEAST_OF_A_LAYER} for each layer at the least"
+        )
+    with _told(path):
+        expected = parameter_shapes(config)
     problems = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"unknown: {theirs.get(name, name)}" for name in sorted(tensors.keys() - expected.keys())]
     for name, tensor in tensors.items():

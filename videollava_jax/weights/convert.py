@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.weights.adapters import is_adapter, merge_adapter, open_adapter
 from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint, stored_tensors
 from videollava_jax.weights.directory import whole_directory
 from videollava_jax.weights.errors import WeightsError
@@ -94,14 +95,20 @@ def convert_to_orbax(
     options: Options = Options(),
     *,
     tower_config: Path | None = None,
+    base: Path | None = None,
 ) -> Conversion:
     """Converts a checkpoint in any known layout to an Orbax directory with its manifest.
+
+    Args:
+      source: the checkpoint, or with `base` an adapter.
+      tower_config: LanguageBind's config.json, for a checkpoint of the authors'.
+      base: the checkpoint that the adapter in `source` is merged into.
 
     Raises:
       WeightsError: what `open_checkpoint` raises, values that are not finite, a target that holds something else,
         or a disk that does not take it. What was there before is there still, and nothing else.
     """
-    checkpoint = open_checkpoint(source, tower_config)
+    checkpoint = _open(source, tower_config) if base is None else _open(base, tower_config, adapter=source)
     return _write(checkpoint, list(checkpoint.tensors.values()), target, ORBAX, checkpoint.config.to_hf(), options)
 
 
@@ -112,6 +119,7 @@ def export(
     options: Options = Options(),
     *,
     drop_temporal: bool = False,
+    adapter: Path | None = None,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> Conversion:
     """Writes a checkpoint (an Orbax directory of ours, or any other that is known) in another layout, as safetensors.
@@ -119,6 +127,7 @@ def export(
     Args:
       layout: "hub", "hf5", "memory" (transformers') or "pku" (the authors').
       drop_temporal: leave the video tower's attention over time out where the layout cannot hold it.
+      adapter: an adapter to merge on the way.
 
     Raises:
       WeightsError: as in `convert_to_orbax`, and where the layout cannot hold the model.
@@ -127,11 +136,19 @@ def export(
         raise WeightsError(f"layout {layout} has no int8 weights: they are stored in Orbax directories alone")
     if layout not in LAYOUTS:
         raise WeightsError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
-    checkpoint = open_checkpoint(source)
+    checkpoint = _open(source, adapter=adapter)
     tensors = for_layout(checkpoint, LAYOUTS[layout], drop_temporal=drop_temporal)
     config = _without_temporal(checkpoint.config) if drop_temporal else checkpoint.config
     raw = write_pku_config(config) if layout == "pku" else config.to_hf()
     return _write(checkpoint, tensors, target, layout, raw, options, max_shard_bytes)
+
+
+def _open(source: Path, tower_config: Path | None = None, *, adapter: Path | None = None) -> Checkpoint:
+    """A checkpoint, with an adapter merged into it where one is given."""
+    if is_adapter(source):
+        raise WeightsError(f"{source}: an adapter, not a model: --base says which checkpoint it is merged into")
+    checkpoint = open_checkpoint(source, tower_config)
+    return checkpoint if adapter is None else merge_adapter(checkpoint, open_adapter(adapter))
 
 
 def _write(

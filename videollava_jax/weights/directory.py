@@ -9,47 +9,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from videollava_jax.weights.errors import WeightsError
+from videollava_jax.weights.errors import WeightsError, cause
 
 
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
     """Gives an empty directory to write into; it becomes `target` when the block ends without an error.
 
-        .target.partial/lock      held by the run that writes; a killed run's lock is free, its leavings are removed
-        .target.partial/whole/    written here, flushed to the disk, then renamed to target
+        .target.partial/    written here by the run that holds its lock, flushed to the disk, then renamed to target
+
+    The lock is the directory's own, and goes with it: behind the rename nothing is left to be tidied up, so that no
+    moment is a bad one to be killed in. A killed run's lock is free, and the next run empties what it left.
 
     Raises:
       WeightsError: `target` exists, another run is writing it, or the disk does not take it.
     """
-    require_absent(target)
     partial = target.parent / f".{target.name}.partial"
     try:
+        require_absent(target)
         partial.mkdir(parents=True, exist_ok=True)
-        lock = os.open(partial / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise WeightsError(f"{target}: cannot be made here ({error.strerror})") from None
+        raise WeightsError(f"{target}: cannot be made here ({cause(error)})") from None
     try:
+        _take(lock, partial, target)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise WeightsError(f"{target}: another run is writing it: wait for it, or choose another place") from None
-        whole = partial / "whole"
-        shutil.rmtree(whole, ignore_errors=True)
-        try:
-            whole.mkdir()
-            yield whole
-            _flush(whole)
-            os.rename(whole, target)
+            _empty(partial)
+            yield partial
+            _flush(partial)
+            require_absent(target)
+            os.rename(partial, target)
             _flush_entry(target.parent)
         except OSError as error:
-            shutil.rmtree(whole, ignore_errors=True)
-            raise WeightsError(f"{target}: cannot be written ({error.strerror or error})") from error
-        except BaseException:
-            shutil.rmtree(whole, ignore_errors=True)
-            raise
-        finally:
             shutil.rmtree(partial, ignore_errors=True)
+            raise WeightsError(f"{target}: cannot be written ({cause(error)})") from error
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     finally:
         os.close(lock)
 
@@ -58,6 +54,27 @@ def require_absent(target: Path) -> None:
     """Raises a WeightsError where something is in the place of `target`."""
     if target.exists() or target.is_symlink():
         raise WeightsError(f"{target} exists: choose another place, or remove it first")
+
+
+def _take(lock: int, partial: Path, target: Path) -> None:
+    """Locks a directory that has been opened, and makes sure that it is still the one of that name."""
+    busy = f"{target}: another run is writing it: wait for it, or choose another place"
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(lock), os.stat(partial)):
+            raise WeightsError(busy)
+    except (BlockingIOError, FileNotFoundError):  # the other run has just renamed or removed it
+        raise WeightsError(busy) from None
+    except OSError as error:
+        raise WeightsError(f"{target}: cannot be locked against other runs ({cause(error)})") from None
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _flush(directory: Path) -> None:

@@ -9,10 +9,12 @@ A safetensors file, as the library documents it:
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
 import os
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from videollava_jax.weights.errors import WeightsError
+from videollava_jax.weights.errors import WeightsError, cause
 
 INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
@@ -78,19 +80,23 @@ def open_directory(directory: Path) -> dict[str, StoredTensor]:
       WeightsError: no tensor files, a file that is damaged or not what it claims, or an index that does not agree
         with the files it names.
     """
-    if not directory.is_dir():
-        raise WeightsError(f"{directory}: no such directory; expected one with a checkpoint in it")
+    try:
+        # Not is_dir() and glob(): they take a directory that may not be read for one that is not there, or is empty.
+        there = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        raise WeightsError(f"{directory}: no such directory; expected one with a checkpoint in it") from None
+    except OSError as error:
+        raise WeightsError(f"{directory}: cannot be read ({cause(error)})") from None
     for index, pattern, opener in (
         (INDEX, "*.safetensors", open_safetensors),
         (BIN_INDEX, "pytorch_model*.bin", open_bin),
     ):
-        if (directory / index).is_file():
-            return _open_indexed(directory, directory / index, opener)
-        paths = sorted(path for path in directory.glob(pattern) if not path.name.startswith("."))
-        if paths:
-            return _merged(opener(_inside(directory, path, directory)) for path in paths)
-    there = ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "an empty directory"
-    raise WeightsError(f"{directory}: expected *.safetensors or pytorch_model*.bin, found {there}")
+        if index in there:
+            return _open_indexed(directory, _inside(directory, index, directory), opener)
+        if files := fnmatch.filter(there, pattern):
+            return _merged(opener(_inside(directory, file, directory)) for file in files)
+    found = ", ".join(there[:8]) or "an empty directory"
+    raise WeightsError(f"{directory}: expected *.safetensors or pytorch_model*.bin, found {found}")
 
 
 def open_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -105,9 +111,9 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
             pass
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(length))
+            header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_without_repeats)
     except (SafetensorError, OSError, ValueError, RecursionError, struct.error) as error:
-        raise WeightsError(f"{path}: not a whole safetensors file ({_cause(error)}); fetch or copy it again") from None
+        raise WeightsError(f"{path}: not a whole safetensors file ({cause(error)}); fetch or copy it again") from None
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
@@ -121,6 +127,15 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no key comes twice: two readers could take different ones."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice} is there twice")
+    return entries
+
+
 @dataclass(frozen=True)
 class _Reader:
     path: Path
@@ -132,7 +147,10 @@ class _Reader:
 
     def __call__(self) -> npt.NDArray[Any]:
         # Not mapped but read: pages of a map would count as memory of this process.
-        raw = np.fromfile(self.path, np.uint8, self.nbytes, offset=self.offset)
+        try:
+            raw = np.fromfile(self.path, np.uint8, self.nbytes, offset=self.offset)
+        except (OSError, MemoryError) as error:
+            raise WeightsError(f"{self.path}: tensor {self.name} cannot be read ({cause(error)})") from None
         if len(raw) != self.nbytes:
             raise WeightsError(f"{self.path}: ends inside tensor {self.name}: it was cut short while being read")
         return raw.view(self.dtype).reshape(self.shape)
@@ -158,8 +176,14 @@ def open_bin(path: Path) -> dict[str, StoredTensor]:
             f"{path}: torch's safe loader refuses it ({type(error).__name__}): damaged, or it holds more than tensors; "
             "ask its author for safetensors"
         ) from None
-    if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
-        raise WeightsError(f"{path}: expected names and tensors, got something else")
+    if not isinstance(held, dict):
+        raise WeightsError(f"{path}: expected names and tensors, got a {type(held).__name__}")
+    for name, tensor in held.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise WeightsError(f"{path}: expected names and tensors, got a {type(tensor).__name__} for {name!r}")
+        # What is sparse, or has a shape without values, does not hold its bytes as a tensor of this project does.
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise WeightsError(f"{path}: tensor {name}: {tensor.layout} on {tensor.device}, expected values row by row")
 
     def stored(name: str, tensor: Any) -> StoredTensor:
         dtype = DTYPES.get(_TORCH_NAMES.get(str(tensor.dtype), ""))
@@ -167,15 +191,15 @@ def open_bin(path: Path) -> dict[str, StoredTensor]:
             raise WeightsError(f"{path}: tensor {name}: dtype {tensor.dtype}, expected one of {', '.join(DTYPES)}")
 
         def read() -> npt.NDArray[Any]:
-            contiguous = tensor.contiguous()
-            return np.array(contiguous.view(torch.uint8).numpy().view(dtype)).reshape(tensor.shape)
+            try:
+                raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+            except (RuntimeError, MemoryError) as error:  # a file can say that one value is repeated without an end
+                raise WeightsError(f"{path}: tensor {name} cannot be read ({cause(error)})") from None
+            return np.array(raw.view(dtype)).reshape(tensor.shape)
 
-        def read_scalar() -> npt.NDArray[Any]:
-            return np.array(tensor.reshape(1).contiguous().view(torch.uint8).numpy().view(dtype)).reshape(())
+        return StoredTensor(name, tuple(tensor.shape), dtype, path, read)
 
-        return StoredTensor(name, tuple(tensor.shape), dtype, path, read if tensor.ndim else read_scalar)
-
-    return {str(name): stored(str(name), tensor) for name, tensor in held.items()}
+    return {name: stored(name, tensor) for name, tensor in held.items()}
 
 
 _TORCH_NAMES = {
@@ -203,17 +227,16 @@ def _open_indexed(
         if not all(isinstance(file, str) for file in by_file):
             raise TypeError("file names that are not text")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(
-            f"{index}: expected an index with a weight_map of names to files ({_cause(error)})"
-        ) from None
-    paths = {file: directory / file for file in by_file}
-    for path in paths.values():
-        _inside(directory, path, index)
-    missing = sorted(file for file, path in paths.items() if not path.is_file())
-    if missing:
-        raise WeightsError(f"{index}: names files that are not there: {', '.join(missing)}")
+        raise WeightsError(f"{index}: expected an index with a weight_map of names to files ({cause(error)})") from None
+    paths, problems = {}, []
+    for file in by_file:
+        try:
+            paths[file] = _inside(directory, file, index)
+        except WeightsError as error:
+            problems.append(str(error))
+    if problems:
+        raise WeightsError("\n".join(problems))
     opened = {file: opener(path) for file, path in paths.items()}
-    problems = []
     for file, names in by_file.items():
         problems += [f"{file} lacks {name}" for name in sorted(names - opened[file].keys())]
         problems += [f"the index lacks {name} of {file}" for name in sorted(opened[file].keys() - names)]
@@ -222,13 +245,23 @@ def _open_indexed(
     return _merged(opened.values())
 
 
-def _inside(directory: Path, path: Path, told_by: Path) -> Path:
-    """The path, if it lies in the checkpoint's directory or where the hub's cache keeps the files of its snapshots."""
-    homes = [directory.resolve()]
-    if directory.resolve().parent.name == "snapshots":
-        homes.append(directory.resolve().parents[1] / "blobs")
-    if path.parent != directory or path.resolve().parent not in homes:
-        raise WeightsError(f"{told_by}: names a file outside the checkpoint's directory: {path}")
+def _inside(directory: Path, file: str, told_by: Path) -> Path:
+    """The path of a file that lies in the checkpoint's directory or where the hub's cache keeps those of its snapshots.
+
+    Raises:
+      WeightsError: it lies elsewhere, is not there, or is no file: a pipe or a device could be read without an end.
+    """
+    path = directory / file
+    try:
+        real, home = path.resolve(), directory.resolve()
+        homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+        inside, there = path.parent == directory and real.parent in homes, path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a null byte, links in a circle
+        raise WeightsError(f"{told_by}: {path} cannot be opened ({cause(error)})") from None
+    if not inside:
+        raise WeightsError(f"{told_by}: {path} lies outside the checkpoint's directory")
+    if not there:
+        raise WeightsError(f"{told_by}: {path} is not there, or is not a file")
     return path
 
 
@@ -240,12 +273,6 @@ def _merged(opened: Iterable[Mapping[str, StoredTensor]]) -> dict[str, StoredTen
                 raise WeightsError(f"tensor {name} is in two files: {merged[name].file} and {tensor.file}")
             merged[name] = tensor
     return merged
-
-
-def _cause(error: BaseException) -> str:
-    """An error of a library's on one line; theirs may be long."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
 
 
 # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -131,9 +131,10 @@ def recognise(names: Iterable[str]) -> Layout:
         if known and not left:
             return LAYOUTS[name]
     nearest = min(unknown, key=lambda name: len(unknown[name]))
+    shown = ", ".join(name or "''" for name in unknown[nearest][:5]) if known else "what to do with no tensors at all"
     raise WeightsError(
         f"the names of these {len(known)} tensors fit none of the layouts {', '.join(LAYOUTS)}; nearest is {nearest}, "
-        f"which does not know {', '.join(unknown[nearest][:5]) or 'what to do with no tensors at all'}"
+        f"which does not know {shown}"
     )
 
 

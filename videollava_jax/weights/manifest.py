@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.weights.errors import WeightsError
+from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor
 
 Verify = Literal["full", "fast", "off"]
@@ -74,9 +74,9 @@ def read_manifest(directory: Path) -> Manifest | None:
       WeightsError: it is damaged: its own digest does not fit.
     """
     path = directory / MANIFEST
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         text = path.read_text()
         raw = json.loads(text)
         manifest = Manifest(
@@ -87,7 +87,7 @@ def read_manifest(directory: Path) -> Manifest | None:
         # Not a character more: what is not covered by the digest would be a place for a flip to hide.
         sound = sound and text == json.dumps(raw, indent=1, sort_keys=True) + "\n" and len(raw) == 4
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{path}: not a manifest, or damaged ({type(error).__name__})") from None
+        raise WeightsError(f"{path}: not a manifest, or damaged ({cause(error)})") from None
     if not sound:
         raise WeightsError(f"{path}: damaged: it does not have the digest that it says")
     return manifest
@@ -100,13 +100,20 @@ def tensor_hash(array: npt.NDArray[Any]) -> TensorHash:
 
 
 def file_hashes(directory: Path) -> dict[str, FileHash]:
-    """Every file of a directory but the manifest itself."""
+    """Every file of a directory but the manifest itself.
+
+    Raises:
+      WeightsError: one cannot be read.
+    """
     found = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if path.is_file() and name != MANIFEST:
-            size = path.stat().st_size
-            found[name] = FileHash(size, hashlib.sha256(path.read_bytes()).hexdigest() if size <= SMALL else None)
+        try:
+            if path.is_file() and name != MANIFEST:
+                size = path.stat().st_size
+                found[name] = FileHash(size, hashlib.sha256(path.read_bytes()).hexdigest() if size <= SMALL else None)
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read ({cause(error)})") from None
     return found
 
 

@@ -48,7 +48,8 @@ def open_orbax(directory: Path) -> dict[str, StoredTensor]:
     def tensor(name: str, leaf: Any) -> StoredTensor:
         return StoredTensor(name, tuple(leaf.shape), np.dtype(leaf.dtype), path, lambda: reader.read(name))
 
-    return {name: tensor(name, leaf) for name, leaf in stored.items()}
+    with _told(path):
+        return {name: tensor(name, leaf) for name, leaf in stored.items()}
 
 
 def restore_orbax(directory: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
-from videollava_jax.weights.errors import WeightsError
+from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor
 
 # LanguageBind's towers, where neither their config.json nor the weights' shapes say it.
@@ -21,9 +21,14 @@ ROW_MULTIPLE = 64
 """Rows of the vocabulary come in multiples of this, as transformers' conversion pads them."""
 
 
+def padded_rows(first_media_row: int) -> int:
+    """Rows of the vocabulary with those for images, videos and padding, in the multiple of their number."""
+    return -(-(first_media_row + 3) // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
 def is_pku_config(directory: Path) -> bool:
     """Whether a directory's config.json is the authors'."""
-    return "mm_video_tower" in _read(directory / "config.json")
+    return "mm_video_tower" in read_json(directory / "config.json")
 
 
 def read_pku_config(
@@ -39,7 +44,7 @@ def read_pku_config(
       WeightsError: a tensor that the shapes are read from is missing, or the configuration asks for something that
         this model does not do.
     """
-    raw = _read(directory / "config.json")
+    raw = read_json(directory / "config.json")
     projector = raw.get("mm_projector_type", "mlp2x_gelu")
     if projector != "mlp2x_gelu":
         raise WeightsError(f"{directory}: mm_projector_type {projector!r} is not supported: expected 'mlp2x_gelu'")
@@ -48,7 +53,7 @@ def read_pku_config(
     return VideoLlavaConfig(
         vision_config=_vision(directory, tensors, tower_config),
         text_config=TextConfig(
-            vocab_size=-(-(first_media_row + 3) // ROW_MULTIPLE) * ROW_MULTIPLE,
+            vocab_size=padded_rows(first_media_row),
             hidden_size=raw["hidden_size"],
             intermediate_size=raw["intermediate_size"],
             num_hidden_layers=raw["num_hidden_layers"],
@@ -105,7 +110,7 @@ def write_pku_config(config: VideoLlavaConfig) -> dict[str, Any]:
 def _vision(directory: Path, tensors: Mapping[str, StoredTensor], tower_config: Path | None) -> VisionConfig:
     said: dict[str, Any] = {}
     if tower_config is not None:
-        said = _read(tower_config)
+        said = read_json(tower_config)
         said = said.get("vision_config", said)
     patch = _shape(directory, tensors, "image_tower.embeddings.patch_embedding.weight")
     positions = _shape(directory, tensors, "image_tower.embeddings.position_embedding.weight")[0]
@@ -130,13 +135,22 @@ def _shape(directory: Path, tensors: Mapping[str, StoredTensor], name: str) -> t
     return tensors[name].shape
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a config.json.
+
+    Raises:
+      WeightsError: no such file, or something else in it.
+    """
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device could be read without an end
+            raise WeightsError(f"{path}: expected a file")
         raw = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; expected the config.json of a checkpoint") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not valid JSON ({type(error).__name__})") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({cause(error)})") from None
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not valid JSON ({cause(error)})") from None
     if not isinstance(raw, dict):
         raise WeightsError(f"{path}: expected a JSON object, got a {type(raw).__name__}")
     return raw

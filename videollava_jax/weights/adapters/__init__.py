@@ -1,0 +1,8 @@
+"""LoRA adapters and the authors' partial checkpoints: opened, merged into a checkpoint, written for PEFT."""
+
+from videollava_jax.weights.adapters.merging import merge_adapter
+from videollava_jax.weights.adapters.names import ADAPTER_LAYOUTS
+from videollava_jax.weights.adapters.opening import Adapter, LowRank, is_adapter, open_adapter
+from videollava_jax.weights.adapters.writing import write_peft
+
+__all__ = ["ADAPTER_LAYOUTS", "Adapter", "LowRank", "is_adapter", "merge_adapter", "open_adapter", "write_peft"]

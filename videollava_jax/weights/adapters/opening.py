@@ -1,0 +1,215 @@
+"""Adapters: PEFT's LoRA and the authors' partial checkpoints, opened, merged into a checkpoint, written for PEFT.
+
+    adapter_config.json         PEFT's: rank, alpha and which modules
+    adapter_model.safetensors   or .bin. For each module A [r, in] and B [out, r]:
+                                  base_model.model.<module>.lora_A.weight, base_model.model.<module>.lora_B.weight
+                                and whole tensors, where PEFT was told to save them:
+                                  base_model.model.<module>.weight, or <module>.base_layer.weight beside A and B
+    non_lora_trainables.bin     the authors': whole tensors that were trained beside the LoRA, the projector's
+    mm_projector.bin            the authors': the projector alone, as their pre-training leaves it
+
+    merged:  W + scale · B @ A      scale = alpha / r, with rsLoRA alpha / √r
+
+The last two are read as .safetensors as well, and only so written: nothing here writes a pickle. Modules are named as
+the model that was trained named them: in any of the layouts, or as transformers 4.52 to 4.57 held them in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videollava_jax.weights.adapters.config import CONFIG, MERGE_FIRST, NO_MODULES, Strengths, listed, unsupported
+from videollava_jax.weights.adapters.names import (
+    HALF,
+    WEIGHT,
+    plain_name,
+    recognise_adapter,
+)
+from videollava_jax.weights.checkpoint import FLOATS
+from videollava_jax.weights.errors import WeightsError
+from videollava_jax.weights.files import StoredTensor, open_bin, open_safetensors
+from videollava_jax.weights.layouts import learnt
+from videollava_jax.weights.pku import read_json
+
+ADAPTER, TRAINED_BESIDE, PROJECTOR = "adapter_model", "non_lora_trainables", "mm_projector"
+_OPENERS = ((".safetensors", open_safetensors), (".bin", open_bin))
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to a weight [out, in]: scale · b @ a.
+
+    Attributes:
+      a, b: float [r, in] and float [out, r], not read yet.
+      alpha: as configured for this weight.
+      rslora: scale = alpha / √r instead of alpha / r ("rank-stabilized", arXiv:2312.03732).
+    """
+
+    a: StoredTensor
+    b: StoredTensor
+    alpha: float
+    rslora: bool = False
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter on disk, no tensor of it read yet.
+
+    Attributes:
+      directory: where it lies.
+      layout: the layout its names are of, one of `ADAPTER_LAYOUTS`.
+      lora: by our names of the weights that they change.
+      replaced: whole tensors, by our names of those that they take the place of. A name can be in both: the whole
+        tensor then comes first, and what is in `lora` is added to it.
+      config: adapter_config.json as it is, with rank_pattern and the like; empty where there is none.
+    """
+
+    directory: Path
+    layout: str
+    lora: Mapping[str, LowRank]
+    replaced: Mapping[str, StoredTensor]
+    config: Mapping[str, Any]
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """Everything that it holds."""
+        return (*(half for pair in self.lora.values() for half in (pair.a, pair.b)), *self.replaced.values())
+
+    @property
+    def size(self) -> int:
+        """Parameters in all."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter and no model of its own."""
+    models = (*directory.glob("model*.safetensors"), *directory.glob("pytorch_model*.bin"))
+    return not models and bool((directory / CONFIG).is_file() or _files(directory))
+
+
+def open_adapter(directory: Path) -> Adapter:
+    """Opens an adapter: PEFT's, the authors' LoRA directory, or their `mm_projector.bin`; no tensor is read.
+
+    Raises:
+      WeightsError: no adapter, a damaged file, a kind of adapter that is more than W + scale · B @ A, names of no
+        layout, an A without its B, shapes that are not those of the configured rank; all listed at once.
+    """
+    files = _files(directory)
+    if not files:
+        there = "no such directory"
+        if directory.is_dir():
+            names = sorted(path.name for path in directory.iterdir())[:8]
+            there = f"found {', '.join(names) or 'an empty directory'}"
+        expected = f"{CONFIG} with {ADAPTER}.safetensors, {TRAINED_BESIDE}.bin or {PROJECTOR}.bin"
+        raise WeightsError(f"{directory}: expected an adapter ({expected}), {there}")
+    raw = read_json(directory / CONFIG) if (directory / CONFIG).exists() else None
+    halves, whole, problems = _sorted_out(files)
+    strengths = None
+    if raw is not None:
+        problems += unsupported(raw)
+        strengths = Strengths.read(raw, problems)
+    problems += _not_all_there(directory, raw, halves, whole)
+    for module, found in halves.items():
+        problems += _unpaired(module, found, strengths)
+    layout = None
+    if names := [*whole, *(f"{module}{WEIGHT}" for module in halves)]:
+        try:
+            layout = recognise_adapter(names)
+        except WeightsError as error:
+            problems.append(str(error))
+    if problems or layout is None:
+        raise WeightsError(f"{directory}: {len(problems)} things are wrong with this adapter:\n  " + listed(problems))
+    lora = {}
+    if strengths is not None:
+        for module, found in halves.items():
+            ours = layout.to_ours(f"{module}{WEIGHT}") or module
+            lora[ours] = LowRank(found["A"], found["B"], strengths.of(module)[1], strengths.rslora)
+    replaced = {layout.to_ours(name) or name: tensor for name, tensor in whole.items()}
+    return Adapter(directory, layout.name, lora, replaced, raw or {})
+
+
+def _files(directory: Path) -> list[Path]:
+    """The files of tensors; safetensors are preferred where both kinds lie side by side."""
+    found = []
+    for stem in (ADAPTER, TRAINED_BESIDE, PROJECTOR):
+        paths = [directory / f"{stem}{suffix}" for suffix, _ in _OPENERS]
+        found += [path for path in paths if path.is_file()][:1]
+    return found
+
+
+def _sorted_out(
+    files: Iterable[Path],
+) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, StoredTensor], list[str]]:
+    """(A and B by module, whole tensors by their plain names, problems: what is neither, or there twice)."""
+    halves: dict[str, dict[str, StoredTensor]] = {}
+    whole: dict[str, StoredTensor] = {}
+    problems: list[str] = []
+    for path in files:
+        opened = dict(_OPENERS)[path.suffix](path)
+        for name in learnt(opened):
+            tensor = opened[name]
+            if tensor.dtype.name not in FLOATS:
+                problems.append(f"dtype of {name}: expected one of {', '.join(FLOATS)}, got {tensor.dtype.name}")
+            half = HALF.fullmatch(name)
+            if half is None and ".lora_" in name:
+                problems.append(
+                    f"{name}: expected .lora_A.weight or .lora_B.weight; LoRA of embeddings and of biases, and DoRA's "
+                    f"magnitudes are not supported: {MERGE_FIRST}"
+                )
+                continue
+            place = whole if half is None else halves.setdefault(plain_name(half["module"]), {})
+            key = plain_name(name) if half is None else half["half"]
+            if key in place:
+                problems.append(f"{name} of {path.name} is also {place[key].name} of {place[key].file.name}")
+            place[key] = tensor
+    return halves, whole, problems
+
+
+def _not_all_there(
+    directory: Path, raw: Mapping[str, Any] | None, halves: Mapping[str, Any], whole: Mapping[str, Any]
+) -> Iterator[str]:
+    """Files that are missing, as far as the others tell."""
+    if not halves and not whole:
+        yield "no tensors in it"
+    elif halves and raw is None:
+        yield f"{CONFIG} is missing: without it nobody knows alpha, which scales what is added"
+    elif not halves and raw is not None and raw.get("target_modules") not in (None, [], NO_MODULES):
+        yield f"{CONFIG} names target_modules, and there is no lora_A or lora_B: is {ADAPTER} missing?"
+    elif halves and not whole and _is_of_the_authors(directory / "config.json"):
+        yield f"{TRAINED_BESIDE}.bin is missing: the authors' LoRA is trained together with the projector"
+
+
+def _is_of_the_authors(config: Path) -> bool:
+    return config.exists() and "mm_video_tower" in read_json(config)
+
+
+def _unpaired(module: str, found: Mapping[str, StoredTensor], strengths: Strengths | None) -> list[str]:
+    """What is wrong with the A and B of a module, before it is known what they are added to."""
+    if found.keys() != {"A", "B"}:
+        (has,) = found
+        return [f"{module}: lora_{has} without lora_{'B' if has == 'A' else 'A'}"]
+    a, b = found["A"].shape, found["B"].shape
+    if strengths is None:
+        return []
+    rank = strengths.of(module)[0]
+    if len(a) == 2 and len(b) == 2 and a[0] == b[1] == rank and a[1] > 0 and b[0] > 0:
+        return []
+    # Shards that DeepSpeed's ZeRO-3 did not gather are saved with a dimension of 0.
+    empty = "; shards were not gathered when it was saved" if 0 in (*a, *b) else ""
+    return [f"{module}: expected A ({rank}, in) and B (out, {rank}) for its rank {rank}, got A {a} and B {b}{empty}"]
