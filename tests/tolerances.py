@@ -2,7 +2,8 @@
 
 # float32, one operation or one layer: rounding of sums in another order.
 LAYER = 2e-5
-# float32, a whole random model of transformers' own initialisation: absolute, on logits and features.
+# float32, a whole random model, of transformers' own initialisation or of unit gain (logits up to 5): absolute, on
+# logits and features.
 MODEL = 1e-4
 # float32, the same function computed in another order by ourselves (cache against no cache, blocks against none).
 SELF = 1e-5

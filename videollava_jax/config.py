@@ -46,6 +46,9 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _require_divisible("vision_config", "hidden_size", self.hidden_size, self.num_attention_heads)
+        for name in ("image_size", "patch_size"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"vision_config.{name}: expected one number, for squares, got {getattr(self, name)!r}")
         if self.image_size < self.patch_size:
             raise ValueError(f"vision_config: image_size {self.image_size} is below patch_size {self.patch_size}")
         _require_choice("vision_config.hidden_act", self.hidden_act, ACTIVATION_NAMES)
@@ -118,6 +121,10 @@ class VideoLlavaConfig:
         _require_choice("variant", self.variant, get_args(Variant))
         _require_choice("vision_feature_select_strategy", self.vision_feature_select_strategy, get_args(SelectStrategy))
         _require_choice("projector_hidden_act", self.projector_hidden_act, ACTIVATION_NAMES)
+        if self.temporal_frames < 1:
+            raise ValueError(f"temporal_frames: expected at least 1, got {self.temporal_frames}")
+        if self.vision_feature_layer == ():
+            raise ValueError("vision_feature_layer: expected one hidden state or several, got none")
         depth = self.vision_config.num_hidden_layers
         for layer in self._feature_layer_tuple():
             if not -depth - 1 <= layer <= depth:
@@ -163,10 +170,12 @@ class VideoLlavaConfig:
         Raises:
             ValueError: not a Video-LLaVA configuration, or one that asks for something this model does not do.
         """
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import VideoLlavaConfig as HFVideoLlavaConfig
 
         if isinstance(source, HFVideoLlavaConfig):
-            raw: dict[str, Any] = {}
+            # It keeps keys that it does not know as attributes.
+            raw: dict[str, Any] = {key: getattr(source, key) for key in _OWN_KEYS if hasattr(source, key)}
             hf = source
         else:
             raw = dict(source) if isinstance(source, Mapping) else _read_json(Path(source))
@@ -174,7 +183,10 @@ class VideoLlavaConfig:
                 raise ValueError(
                     f"expected a configuration with model_type 'video_llava', got {raw.get('model_type')!r}"
                 )
-            hf = HFVideoLlavaConfig.from_dict({k: v for k, v in raw.items() if k not in _OWN_KEYS})
+            try:
+                hf = HFVideoLlavaConfig.from_dict({k: v for k, v in raw.items() if k not in _OWN_KEYS})
+            except StrictDataclassError as error:
+                raise ValueError(f"transformers refuses the configuration: {error}") from None
         vision, text = hf.vision_config, hf.text_config
         for part, expected in ((vision, "clip_vision_model"), (text, "llama")):
             if part.model_type != expected:

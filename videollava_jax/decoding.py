@@ -48,7 +48,7 @@ class DecodeOptions:
     def __post_init__(self) -> None:
         for name, good in (
             ("max_new_tokens", self.max_new_tokens >= 1),
-            ("temperature", self.temperature > 0),
+            ("temperature", self.temperature > 0 or not self.do_sample),
             ("top_k", self.top_k >= 0),
             ("top_p", 0 < self.top_p <= 1),
             ("repetition_penalty", self.repetition_penalty > 0),
@@ -158,10 +158,10 @@ def decode(
         carry = compiled.decode(graph, state, carry, sampling, eos_E, suppressed_V, pad, jnp.asarray(target, jnp.int32))
         written = int(carry.step)
         tokens = np.asarray(carry.tokens_BN)[:, :written]
-        for row in np.flatnonzero(ends == limit) if options.stop_strings else ():
-            ends[row] = _end_at_stop(tokens[row], before, options)
-        tokens = np.where(np.arange(written) < ends[:, None], tokens, options.pad_token_id)
-        done = np.asarray(carry.done_B) | (ends <= written)
+        for row in np.flatnonzero(ends == limit):
+            ends[row] = _end(tokens[row], before, options)
+        tokens = np.where(np.arange(written) < ends[:, None], tokens, options.pad_token_id)[:, : ends.max()]
+        done = ends <= written
         if options.on_tokens:
             options.on_tokens(tokens[:, before:].astype(np.int64))
     finite = np.asarray(carry.finite_B)
@@ -170,7 +170,7 @@ def decode(
             f"logits of rows {np.flatnonzero(~finite).tolist()} are not finite: the weights or pixels hold NaN or "
             "infinity, or overflow in this dtype"
         )
-    return tokens[:, : ends.max()].astype(np.int64), carry.cache
+    return tokens.astype(np.int64), carry.cache
 
 
 class TextStream:
@@ -213,13 +213,23 @@ def _marks(rows: Sequence[npt.NDArray[np.int32]], V: int) -> jax.Array:
     return jnp.asarray(marks)
 
 
-def _end_at_stop(tokens: npt.NDArray[np.int32], checked: int, options: DecodeOptions) -> int:
-    """How many tokens it takes to complete a stop string, or `max_new_tokens`; the first `checked` hold none."""
+def _end(tokens: npt.NDArray[np.int32], checked: int, options: DecodeOptions) -> int:
+    """How many tokens it takes to end a row, or `max_new_tokens`; none of the first `checked` ends it."""
     for count in range(checked + 1, len(tokens) + 1):
-        text = options.tokenizer.decode(tokens[:count].tolist())
-        if any(stop in text for stop in options.stop_strings):
+        if tokens[count - 1] in options.eos_token_ids:
             return count
+        if options.stop_strings:
+            text = _continuation(options.tokenizer, tokens[:count].tolist())
+            if any(stop in text for stop in options.stop_strings):
+                return count
     return options.max_new_tokens
+
+
+def _continuation(tokenizer: Any, tokens: list[int]) -> str:
+    """The text of tokens that follow others: with the space before a first word, which `decode` takes for a prefix."""
+    text: str = tokenizer.decode(tokens)
+    opens_a_word = tokenizer.convert_ids_to_tokens(tokens[0]).startswith("\N{LOWER ONE EIGHTH BLOCK}")
+    return f" {text}" if opens_a_word else text
 
 
 def _first(*values: Any) -> Any:

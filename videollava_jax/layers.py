@@ -1,13 +1,14 @@
 """The small parts that towers and decoder share: projections, norms, activations, rotary embedding.
 
 Weights keep PyTorch's orientation, `[out, in]`, and are contracted on their last axis: a checkpoint loads
-without a transpose, and the compiler picks the layout. Compute runs in the dtype of the weights; norms, softmax
-and rotary embedding run in float32 inside.
+without a transpose, and the compiler picks the layout. Compute runs in the dtype of the weights; norms, softmax,
+activations and rotary embedding run in float32 inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,21 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "quick_gelu": quick_gelu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+Activation: TypeAlias = Callable[[jax.Array], jax.Array]
+
+
+def _rounded_once(activation: Activation) -> Activation:
+    """In float32 inside, as PyTorch's kernels are: in bfloat16 every step of the formula would round."""
+    return lambda x: activation(x.astype(jnp.float32)).astype(x.dtype)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "quick_gelu": _rounded_once(quick_gelu),
+    "gelu": _rounded_once(lambda x: jax.nn.gelu(x, approximate=False)),
+    "gelu_pytorch_tanh": _rounded_once(lambda x: jax.nn.gelu(x, approximate=True)),
+    "gelu_new": _rounded_once(lambda x: jax.nn.gelu(x, approximate=True)),
     "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
+    "silu": _rounded_once(jax.nn.silu),
 }
 
 
@@ -47,8 +56,12 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_features,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
-        return y if self.bias is None else y + self.bias[...]
+        weight = self.weight[...]
+        if self.bias is None:
+            return jnp.einsum("...i,oi->...o", x, weight)
+        # The bias is added before the product is rounded to the dtype of the weights, as PyTorch adds it.
+        y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32) + self.bias[...]
+        return y.astype(jnp.result_type(x, weight))
 
 
 class Embedding(nnx.Module):

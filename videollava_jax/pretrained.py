@@ -233,6 +233,11 @@ class VideoLlavaForConditionalGeneration:
         Arguments and errors are those of a call; what follows is computed by `extend` and `decode`.
         """
         ids, mask = self._checked_text(input_ids, attention_mask)
+        if not mask[:, -1].all():
+            raise ValueError(
+                f"attention_mask: row {int(np.argmin(mask[:, -1]))} ends in padding, and an answer follows the end of "
+                "its prompt: pad on the left (processor.tokenizer.padding_side = 'left')"
+            )
         features = self._encode(ids, pixel_values_images, pixel_values_videos)
         ids, mask = _pad_to_bucket(ids, mask)
         filled: tuple[jax.Array, KVCache] = compiled.prefill(

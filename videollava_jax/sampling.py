@@ -52,11 +52,13 @@ def filtered(scores_BV: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Ar
     """Scores with all but the `top_k` likeliest, and then all beyond a mass of `top_p`, set to -inf."""
     V = scores_BV.shape[-1]
     ranked_BV = jnp.sort(scores_BV, axis=-1, descending=True)
-    kept = jnp.where(top_k > 0, jnp.minimum(top_k, V), V)
-    ranked_BV = jnp.where(jnp.arange(V) < kept, ranked_BV, -jnp.inf)
+    # Whatever ties with the k-th stays, as in transformers: bfloat16 logits are full of ties.
+    kth_B1 = jnp.take(ranked_BV, jnp.where((top_k > 0) & (top_k < V), top_k, V) - 1, axis=-1)[:, None]
+    ranked_BV = jnp.where(ranked_BV >= kth_B1, ranked_BV, -jnp.inf)
     probabilities_BV = jax.nn.softmax(ranked_BV, axis=-1)
     before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-    # The likeliest always stays; of the others, those that begin within the mass.
-    inside_BV = ((before_BV < top_p) & (ranked_BV > -jnp.inf)).at[:, 0].set(True)
+    # The likeliest always stays; of the others, those that begin within the mass. A sum of probabilities can round
+    # to 1 before its end, so that a mass of 1 is no bound of its own.
+    inside_BV = (((before_BV < top_p) | (top_p >= 1)) & (ranked_BV > -jnp.inf)).at[:, 0].set(True)
     threshold_B1 = jnp.min(jnp.where(inside_BV, ranked_BV, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(scores_BV >= threshold_B1, scores_BV, -jnp.inf)

@@ -1,0 +1,264 @@
+"""The configuration: transformers' JSON there and back, what it refuses, what it computes."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from videollava_jax.config import ACTIVATION_NAMES, TextConfig, VideoLlavaConfig, VisionConfig
+
+activations = st.sampled_from(ACTIVATION_NAMES)
+token_ids = st.integers(0, 40_000)
+counts = st.integers(1, 4)
+eps = st.sampled_from([1e-5, 1e-6, 3e-4])
+
+
+@st.composite
+def vision_configs(draw):
+    heads, patch = draw(counts), draw(st.sampled_from([7, 14, 16]))
+    return VisionConfig(
+        hidden_size=heads * draw(st.integers(1, 16)),
+        intermediate_size=draw(st.integers(1, 100)),
+        num_hidden_layers=draw(counts),
+        num_attention_heads=heads,
+        num_channels=draw(st.sampled_from([1, 3])),
+        image_size=draw(st.integers(patch, 336)),
+        patch_size=patch,
+        hidden_act=draw(activations),
+        layer_norm_eps=draw(eps),
+    )
+
+
+@st.composite
+def text_configs(draw):
+    kv_heads = draw(counts)
+    heads = kv_heads * draw(counts)
+    return TextConfig(
+        vocab_size=draw(st.integers(40_001, 50_000)),
+        hidden_size=heads * draw(st.integers(1, 16)),
+        intermediate_size=draw(st.integers(1, 100)),
+        num_hidden_layers=draw(counts),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=2 * draw(st.integers(1, 64)),
+        hidden_act=draw(activations),
+        max_position_embeddings=draw(st.integers(16, 8192)),
+        rms_norm_eps=draw(eps),
+        rope_theta=draw(st.sampled_from([10000.0, 500000.0, 1234.5])),
+        attention_bias=draw(st.booleans()),
+        mlp_bias=draw(st.booleans()),
+        bos_token_id=draw(st.none() | token_ids),
+        eos_token_id=draw(st.none() | token_ids | st.lists(token_ids, min_size=1, max_size=3).map(tuple)),
+        pad_token_id=draw(st.none() | token_ids),
+    )
+
+
+@st.composite
+def configs(draw, variants=("hf", "original")):
+    vision, variant = draw(vision_configs()), draw(st.sampled_from(variants))
+    layer = st.integers(-vision.num_hidden_layers - 1, vision.num_hidden_layers)
+    image, video = draw(st.lists(token_ids, min_size=2, max_size=2, unique=True))
+    return VideoLlavaConfig(
+        vision_config=vision,
+        text_config=draw(text_configs()),
+        variant=variant,
+        # An hf model does not look at this one, and its JSON is transformers' alone: no other value would come back.
+        temporal_frames=draw(st.sampled_from([4, 8, 16])) if variant == "original" else 8,
+        image_token_id=image,
+        video_token_id=video,
+        projector_hidden_act=draw(activations),
+        multimodal_projector_bias=draw(st.booleans()),
+        vision_feature_layer=draw(layer | st.lists(layer, min_size=1, max_size=3).map(tuple)),
+        vision_feature_select_strategy=draw(st.sampled_from(["default", "full"])),
+        tie_word_embeddings=draw(st.booleans()),
+    )
+
+
+drawn = settings(max_examples=100, deadline=None, derandomize=True)
+
+
+@drawn
+@given(configs())
+def test_round_trip_through_json(config):
+    assert VideoLlavaConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+
+
+@drawn
+@given(configs(variants=["hf"]))
+def test_transformers_reads_what_we_write(config):
+    """Its own object of our dict means the same to us, and every key means something to it."""
+    from transformers import VideoLlavaConfig as HFVideoLlavaConfig
+
+    raw = config.to_hf()
+    theirs = HFVideoLlavaConfig.from_dict(json.loads(json.dumps(raw)))
+    assert VideoLlavaConfig.from_hf(theirs) == config
+    written = theirs.to_dict()
+    for part in ("vision_config", "text_config"):
+        assert {key: written[part].get(key) for key in raw[part]} == raw[part]
+        assert set(raw[part]) <= set(type(getattr(theirs, part))().to_dict()) | {"model_type"}
+    assert {key: written.get(key) for key in raw if not key.endswith("_config")} == {
+        key: value for key, value in raw.items() if not key.endswith("_config")
+    }
+    assert set(raw) <= set(HFVideoLlavaConfig().to_dict()) | {"model_type", "architectures"}
+
+
+@drawn
+@given(configs())
+def test_what_the_towers_and_the_decoder_agree_on(config):
+    vision, states = config.vision_config, config.vision_config.num_hidden_layers + 1
+    assert vision.num_patches == (vision.image_size // vision.patch_size) ** 2
+    assert config.tokens_per_frame == vision.num_patches + 1
+    assert config.tokens_per_image == vision.num_patches + (config.vision_feature_select_strategy == "full")
+    layers = config.vision_feature_layer
+    layers = (layers,) if isinstance(layers, int) else layers
+    # A list has the hidden states in order: an index into it, negative or not, is what transformers takes.
+    assert config.feature_layers == tuple(list(range(states))[layer] for layer in layers)
+    eos = config.text_config.eos_token_id
+    assert config.eos_token_ids == (() if eos is None else (eos,) if isinstance(eos, int) else eos)
+
+
+def test_the_published_model():
+    """The defaults are LanguageBind/Video-LLaVA-7B-hf's shape: 256 tokens an image, 8 × 257 a video."""
+    raw = VideoLlavaConfig().to_hf()
+    assert (raw["image_seq_length"], raw["video_seq_length"]) == (256, 2056)
+    assert (raw["image_token_index"], raw["video_token_index"]) == (32000, 32001)
+    assert VideoLlavaConfig().feature_layers == (23,)
+    assert VisionConfig().head_dim == 64
+
+
+def test_what_the_json_leaves_out_takes_transformers_defaults():
+    from transformers import VideoLlavaConfig as HFVideoLlavaConfig
+
+    bare = {"model_type": "video_llava"}
+    assert VideoLlavaConfig.from_hf(bare) == VideoLlavaConfig.from_hf(HFVideoLlavaConfig())
+    raw = VideoLlavaConfig().to_hf()
+    for key in ("head_dim", "num_key_value_heads"):
+        del raw["text_config"][key]
+    assert VideoLlavaConfig.from_hf(raw) == VideoLlavaConfig()
+
+
+@pytest.mark.parametrize("key", ["rope_theta", "rope_parameters"])
+def test_the_rotary_base_is_read_where_old_and_new_files_have_it(key):
+    raw = VideoLlavaConfig().to_hf()
+    del raw["text_config"]["rope_parameters"]
+    raw["text_config"][key] = 77.0 if key == "rope_theta" else {"rope_type": "default", "rope_theta": 77.0}
+    assert VideoLlavaConfig.from_hf(raw).text_config.rope_theta == 77.0
+
+
+def test_a_directory_and_a_file_and_a_dict_are_read_alike(tmp_path):
+    config = VideoLlavaConfig(text_config=TextConfig(eos_token_id=(2, 7)), vision_feature_layer=(-2, 0))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    for source in (tmp_path, str(tmp_path), tmp_path / "config.json", config.to_hf()):
+        assert VideoLlavaConfig.from_hf(source) == config
+
+
+# ── the original variant ──
+
+
+def test_an_original_model_adds_its_own_keys_and_an_hf_model_none():
+    plain, original = VideoLlavaConfig(), VideoLlavaConfig(variant="original", temporal_frames=16)
+    added = set(original.to_hf()) - set(plain.to_hf())
+    assert added == {"variant", "temporal_frames"}
+    assert original.to_hf()["variant"] == "original"
+    assert original.to_hf()["video_seq_length"] == 16 * 257
+    assert VideoLlavaConfig.from_hf(original.to_hf()) == original
+
+
+def test_transformers_object_keeps_the_variant():
+    """It carries keys that it does not know; without them the temporal weights would be dropped unnoticed."""
+    from transformers import VideoLlavaConfig as HFVideoLlavaConfig
+
+    original = VideoLlavaConfig(variant="original", temporal_frames=16)
+    assert VideoLlavaConfig.from_hf(HFVideoLlavaConfig.from_dict(original.to_hf())) == original
+
+
+# ── what is refused ──
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VisionConfig(hidden_size=100), "vision_config: hidden_size 100 does not divide into 16 equal parts"),
+        (lambda: VisionConfig(num_attention_heads=0), "vision_config: hidden_size 1024 does not divide into 0"),
+        (lambda: VisionConfig(image_size=8), "vision_config: image_size 8 is below patch_size 14"),
+        (
+            lambda: VisionConfig(hidden_act="mish"),
+            "vision_config.hidden_act: expected one of quick_gelu, .*, got 'mish'",
+        ),
+        (
+            lambda: TextConfig(num_attention_heads=6, num_key_value_heads=4),
+            "text_config: num_attention_heads 6 does not divide into 4 equal parts",
+        ),
+        (lambda: TextConfig(head_dim=7), "text_config: rotary embedding needs an even head_dim, got 7"),
+        (lambda: TextConfig(hidden_act="mish"), "text_config.hidden_act: expected one of .*, got 'mish'"),
+        (lambda: VideoLlavaConfig(variant="pku"), "variant: expected one of hf, original, got 'pku'"),
+        (
+            lambda: VideoLlavaConfig(vision_feature_select_strategy="cls"),
+            "vision_feature_select_strategy: expected one of default, full, got 'cls'",
+        ),
+        (lambda: VideoLlavaConfig(projector_hidden_act="x"), "projector_hidden_act: expected one of .*, got 'x'"),
+        (
+            lambda: VideoLlavaConfig(vision_feature_layer=25),
+            r"vision_feature_layer 25 is not one of the 25 hidden states of a tower of 24 layers: expected -25..24",
+        ),
+        (lambda: VideoLlavaConfig(vision_feature_layer=(-2, -26)), "vision_feature_layer -26 is not one of the 25"),
+        (lambda: VideoLlavaConfig(vision_feature_layer=()), "vision_feature_layer"),
+        (lambda: VideoLlavaConfig(variant="original", temporal_frames=0), "temporal_frames"),
+        (lambda: VideoLlavaConfig(image_token_id=7, video_token_id=7), "both 7: they must differ"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llava"}, "expected a configuration with model_type 'video_llava', got 'llava'"),
+        (
+            {"vision_config": {"model_type": "siglip_vision_model"}},
+            "expected a clip_vision_model .* siglip_vision_model",
+        ),
+        ({"text_config": {"model_type": "mistral"}}, "expected a llama inside the configuration, got mistral"),
+        (
+            {"text_config": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}},
+            "rope_type 'linear' is not supported: expected 'default'",
+        ),
+        ({"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0}}}, "rope_type 'linear' is not supported"),
+        ({"vision_config": {"image_size": [224, 224]}}, "image_size"),
+        ({"vision_feature_select_strategy": "cls"}, "vision_feature_select_strategy"),
+        ({"image_token_index": "a"}, "image_token_index"),
+        ({"variant": "pku"}, "variant: expected one of hf, original, got 'pku'"),
+    ],
+)
+def test_a_json_of_something_else_is_refused(changes, message):
+    raw = VideoLlavaConfig().to_hf()
+    for key, value in changes.items():
+        same = isinstance(value, dict) and value.get("model_type", raw[key]["model_type"]) == raw[key]["model_type"]
+        raw[key] = raw[key] | value if same else value
+    with pytest.raises(ValueError, match=message):
+        VideoLlavaConfig.from_hf(raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file; expected the config.json"),
+        ("{", "not valid JSON"),
+        ("[1]", "expected a JSON object, got a list"),
+    ],
+)
+def test_a_file_that_holds_no_configuration_is_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"config.json: {message}"):
+        VideoLlavaConfig.from_hf(tmp_path)
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        VideoLlavaConfig().variant = "original"
+    assert len({VideoLlavaConfig(), VideoLlavaConfig()}) == 1  # a key of what is compiled

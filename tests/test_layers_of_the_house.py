@@ -1,0 +1,240 @@
+"""The order of docs/architecture.md, read from the imports: a module imports only from those above it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "videollava_jax"
+
+# From the ground up. A package is one floor: inside it any order holds that has no circle.
+ORDER = (
+    "version",
+    "config",
+    "layers",
+    "attention",
+    "cache",
+    "vision",
+    "decoder",
+    "model",
+    "media",
+    "tokenizer",
+    "segments",
+    "prompt",
+    "processor_layout",
+    "processor_files",
+    "processor_inputs",
+    "processor",
+    "shapes",
+    "weights",
+    "sampling",
+    "generate",
+    "decoding",
+    "pretrained",
+    "comparing",
+    "chat",
+    "picture",
+    "demo",
+    "cli",
+)
+# What prepares inputs runs where there is no JAX, and starts without waiting for it.
+WITHOUT_JAX = {"version", "config", "media", "tokenizer", "segments", "prompt", "shapes"} | {
+    name for name in ORDER if name.startswith("processor")
+}
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
+# The authors' checkpoints can be torch's own files: read where torch is installed, refused with a reason elsewhere.
+MAY_IMPORT_TORCH = {"weights.files"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module.
+
+    Attributes:
+      name: `videollava_jax.media.image`, `jax.numpy`.
+      when: "load" with the module that imports it, "call" inside a function, "typing" under TYPE_CHECKING.
+    """
+
+    name: str
+    when: str
+    line: int
+
+
+def imports(path: Path, package: Path) -> Iterator[Import]:
+    """The imports of a file; `from videollava_jax import x` is the module x where there is one."""
+
+    def walk(node: ast.AST, when: str) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield Import(alias.name, when, child.lineno)
+            elif isinstance(child, ast.ImportFrom):
+                home = child.module or ""
+                if child.level:
+                    above = (package.name, *path.parent.relative_to(package).parts)
+                    home = ".".join([*above[: len(above) - child.level + 1], *filter(None, [home])])
+                for alias in child.names:
+                    inner = package.parent.joinpath(*home.split("."), alias.name)
+                    is_module = inner.with_suffix(".py").is_file() or (inner / "__init__.py").is_file()
+                    yield Import(f"{home}.{alias.name}" if is_module else home, when, child.lineno)
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                yield from walk(ast.Module(child.body, []), "typing")
+                yield from walk(ast.Module(child.orelse, []), when)
+            elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                yield from walk(child, "call" if when == "load" else when)
+            else:
+                yield from walk(child, when)
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), "load")
+
+
+def problems(package: Path) -> list[str]:
+    """What breaks the order, a sentence each, with the file and line."""
+    found, inside = [], {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        floor = parts[0]
+        if floor != "__init__" and floor not in ORDER:
+            found.append(
+                f"{path.name}: {floor!r} is not in ORDER of {Path(__file__).name}: give it its place there and in "
+                "docs/architecture.md, below everything that it imports"
+            )
+            continue
+        inside[name] = set()
+        for item in imports(path, package):
+            where = f"{path.relative_to(package.parent)}:{item.line}"
+            top, *rest = item.name.split(".")
+            if top == "torch" and (name not in MAY_IMPORT_TORCH or item.when == "load"):
+                found.append(f"{where}: imports torch; nothing in the package needs it")
+            if top in ("convert", "train", "tests"):
+                found.append(f"{where}: imports {item.name}, which is not installed with the package")
+            if top in JAX and floor in WITHOUT_JAX:
+                found.append(f"{where}: imports {item.name}; {floor} does without JAX")
+            if top != package.name:
+                continue
+            below = rest[0] if rest else "__init__"
+            if floor == "__init__":
+                if below != "version" and item.when == "load":
+                    found.append(
+                        f"{where}: imports {item.name} when it is itself imported; public names load when used"
+                    )
+            elif below == floor:
+                inside[name].add(".".join(rest))
+            elif below not in ORDER[: ORDER.index(floor)]:
+                found.append(f"{where}: imports {item.name}, but {below} does not stand above {floor}")
+            elif floor in WITHOUT_JAX and below not in WITHOUT_JAX and item.when != "typing":
+                found.append(f"{where}: imports {item.name}, which may use JAX; {floor} does without")
+    return found + [f"a circle of imports: {circle}" for circle in circles(inside)]
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that reach themselves through the imports of their package."""
+    found = []
+    for start in graph:
+        reached, front = set(), set(graph[start])
+        while front:
+            reached |= front
+            front = {after for name in front for after in graph.get(name, ())} - reached
+        if start in reached:
+            found.append(start)
+    return found
+
+
+def test_the_package_keeps_the_order():
+    assert not problems(PACKAGE), "\n".join(problems(PACKAGE))
+
+
+def test_the_table_is_that_of_the_documentation():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = text.split("## Layers", 1)[1].split("```")[1]
+    lines = [line for line in block.splitlines() if line.startswith("  ") and not line.startswith("   ")]
+    named = [name for line in lines for name in re.findall(r"([a-z_]+)(?:\*?\.py|/)", line.split("  ")[1])]
+    expected = [name for name in ORDER if name != "version" and not name.startswith("processor_")]
+    assert [name for name in named if name != "assets"] == expected
+
+
+def test_every_entry_of_the_table_is_there():
+    missing = [n for n in ORDER if not (PACKAGE / f"{n}.py").is_file() and not (PACKAGE / n / "__init__.py").is_file()]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (
+            {"attention.py": "from pkg.model import X"},
+            "attention.py:1: imports pkg.model, but model does not stand above",
+        ),
+        ({"attention.py": "def f():\n  from pkg import model"}, "attention.py:2: imports pkg.model, but model"),
+        ({"attention.py": "from .model import X"}, "attention.py:1: imports pkg.model, but model does not stand above"),
+        (
+            {"media/image.py": "from ..cli import main"},
+            "image.py:1: imports pkg.cli, but cli does not stand above media",
+        ),
+        ({"attic.py": ""}, "'attic' is not in ORDER"),
+        ({"attic/__init__.py": ""}, "'attic' is not in ORDER"),
+        ({"prompt.py": "import jax.numpy as jnp"}, "prompt.py:1: imports jax.numpy; prompt does without JAX"),
+        ({"media/video.py": "def f():\n  import flax"}, "video.py:2: imports flax; media does without JAX"),
+        ({"prompt.py": "from pkg import layers"}, "imports pkg.layers, which may use JAX; prompt does without"),
+        ({"pretrained.py": "def f():\n  import torch.nn"}, "pretrained.py:2: imports torch"),
+        ({"weights/files.py": "import torch"}, "files.py:1: imports torch"),
+        ({"cli.py": "from train.tiny import main"}, "imports train.tiny, which is not installed"),
+        ({"cli.py": "from pkg import __version__"}, "imports pkg, but __init__ does not stand above cli"),
+        ({"__init__.py": "from pkg.model import X"}, "imports pkg.model when it is itself imported"),
+        (
+            {"media/a.py": "from pkg.media import b", "media/b.py": "from pkg.media.a import x"},
+            "circle of imports: media.a",
+        ),
+        (
+            {"media/__init__.py": "from pkg.media.a import x", "media/a.py": "import pkg.media"},
+            "circle of imports: media",
+        ),
+    ],
+)
+def test_what_breaks_the_order_is_found(tmp_path, files, expected):
+    package = tmp_path / "pkg"
+    for name in ("model.py", "layers.py", "cli.py", *files):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(files.get(name, ""))
+    found = problems(package)
+    assert any(expected in problem for problem in found), found
+
+
+def test_what_keeps_the_order_passes(tmp_path):
+    files = {
+        "__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  from pkg.model import X",
+        "layers.py": "import jax",
+        "model.py": "from pkg import layers\nfrom pkg.layers import X",
+        "media/__init__.py": "from pkg.media.image import a",
+        "media/image.py": "from pkg.media.errors import b\nimport numpy",
+        "media/errors.py": "",
+        "prompt.py": "from pkg.media import a\nimport typing\nif typing.TYPE_CHECKING:\n  from pkg.model import X",
+        "weights/files.py": "def f():\n  import torch",
+    }
+    for name, text in files.items():
+        (tmp_path / "pkg" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pkg" / name).write_text(text)
+    assert problems(tmp_path / "pkg") == []
+
+
+def test_inputs_are_prepared_without_jax():
+    """In a process of its own: after each import, whether JAX came with it."""
+    modules = ["videollava_jax", *(f"videollava_jax.{name}" for name in ORDER if name in WITHOUT_JAX)]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {modules}:\n"
+        "    importlib.import_module(name)\n"
+        f"    came = sorted({JAX | {'torch'}} & set(sys.modules))\n"
+        "    assert not came, f'{name} imports {came}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
