@@ -194,12 +194,10 @@ def hf_logits(torch: Any, model: Any, given: Batch) -> np.ndarray:
 
 
 # Each of these small programs is compiled for one run: machine code that is not optimised is ready in a sixth of the
-# time. What XLA does to the program before is as ever. A jaxlib that no longer knows one of these can go without.
-QUICK_TO_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
+# time. What XLA does to the program before is as ever.
+QUICK_TO_COMPILE: dict[str, Any] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # later ones do not know these, and refuse them
+    QUICK_TO_COMPILE |= {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK_TO_COMPILE)
