@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,15 +19,16 @@ from tqdm import tqdm
 
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.weights.adapters import is_adapter, merge_adapter, open_adapter
-from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint, stored_tensors
+from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint
 from videollava_jax.weights.directory import whole_directory
 from videollava_jax.weights.errors import WeightsError
-from videollava_jax.weights.files import StoredTensor, write_safetensors_directory
+from videollava_jax.weights.files import StoredTensor, drop_from_cache, write_safetensors_directory
 from videollava_jax.weights.layouts import LAYOUTS
-from videollava_jax.weights.manifest import Manifest, TensorHash, check_files, file_hashes, read_manifest, tensor_hash
+from videollava_jax.weights.manifest import Manifest, TensorHash, file_hashes, read_manifest, require, tensor_hash
 from videollava_jax.weights.orbax import GROUP_BYTES, write_orbax
 from videollava_jax.weights.pku import write_pku_config
 from videollava_jax.weights.quantize import quantized
+from videollava_jax.weights.verify import verify_checkpoint
 
 Array = npt.NDArray[Any]
 
@@ -147,6 +148,8 @@ def _open(source: Path, tower_config: Path | None = None, *, adapter: Path | Non
     """A checkpoint, with an adapter merged into it where one is given."""
     if is_adapter(source):
         raise WeightsError(f"{source}: an adapter, not a model: --base says which checkpoint it is merged into")
+    if read_manifest(source) is not None:  # what is damaged is not handed on with hashes of its own
+        require(source, verify_checkpoint(source))
     checkpoint = open_checkpoint(source, tower_config)
     return checkpoint if adapter is None else merge_adapter(checkpoint, open_adapter(adapter))
 
@@ -166,8 +169,14 @@ def _write(
     if options.int8:
         tensors = quantized(tensors)
     hashes: dict[str, TensorHash] = {}
-    if target.exists():
-        hashes = _require_same(target, tensors, options)
+    files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
+    files |= {
+        name: (checkpoint.directory / name).read_bytes()
+        for name in SIDE_FILES
+        if (checkpoint.directory / name).is_file()
+    }
+    if os.path.lexists(target):
+        hashes = _require_same(target, tensors, files, options)
         return Conversion(checkpoint, layout, hashes, already_there=True)
     stream = _Stream(tensors, options, hashes, f"to {layout}")
     with whole_directory(target) as directory:
@@ -177,10 +186,8 @@ def _write(
             arrays = (array for group in stream.groups() for _, array in group)
             write_safetensors_directory(directory, tensors, arrays, max_shard_bytes=max_shard_bytes)
         stream.require_finite(checkpoint.directory)
-        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        for name in SIDE_FILES:
-            if (checkpoint.directory / name).is_file():
-                shutil.copyfile(checkpoint.directory / name, directory / name)
+        for name, content in files.items():
+            (directory / name).write_bytes(content)
         Manifest(hashes, file_hashes(directory)).write(directory)
     return Conversion(checkpoint, layout, hashes, already_there=False)
 
@@ -190,10 +197,11 @@ def _cast(tensor: StoredTensor, dtype: np.dtype[Any]) -> StoredTensor:
 
 
 class _Stream:
-    """Reads tensors a group ahead of the writer: cast, looked over and hashed on the way.
+    """Reads tensors a group ahead of the writer, and looks over and hashes each group while it is being written.
 
-    reader thread   read 1  cast, check, hash 1 │ read 2  cast, check, hash 2 │ …
-    writer                                        write 1                       write 2 …
+    reader     read 1 │ read 2        │ read 3        │ …
+    checker           │ check, hash 1 │ check, hash 2 │ …
+    writer            │ write 1       │ write 2       │ …
     """
 
     def __init__(self, tensors: list[StoredTensor], options: Options, hashes: dict[str, TensorHash], title: str):
@@ -201,27 +209,27 @@ class _Stream:
         self._nonfinite: dict[str, tuple[int, int]] = {}
 
     def groups(self) -> Iterator[list[tuple[StoredTensor, Array]]]:
+        """The groups in order; when the last one has been taken, all hashes and counts are there."""
         total = sum(tensor.nbytes for tensor in self._tensors)
         with (
             ThreadPoolExecutor(1) as reader,
+            ThreadPoolExecutor(1) as checker,
             tqdm(total=total, desc=self._title, unit="B", unit_scale=True, disable=None, leave=False) as bar,
         ):
             groups = _grouped(self._tensors, GROUP_BYTES)
-            ahead = reader.submit(self._read, next(groups, []))
+            ahead = reader.submit(_read, next(groups, []))
             while group := ahead.result():
-                ahead = reader.submit(self._read, next(groups, []))
+                ahead = reader.submit(_read, next(groups, []))
+                checked = checker.submit(self._check, group)
                 yield group
+                checked.result()
                 bar.update(sum(tensor.nbytes for tensor, _ in group))
 
-    def _read(self, group: list[StoredTensor]) -> list[tuple[StoredTensor, Array]]:
-        arrays = []
-        for tensor in group:
-            array = tensor.read()
+    def _check(self, group: list[tuple[StoredTensor, Array]]) -> None:
+        for tensor, array in group:
             if not self._options.allow_nonfinite and (counts := nonfinite(array)) != (0, 0):
                 self._nonfinite[tensor.name] = counts
             self._hashes[tensor.name] = tensor_hash(array)
-            arrays.append((tensor, array))
-        return arrays
 
     def require_finite(self, directory: Path) -> None:
         """Raises a WeightsError that counts what is not finite, tensor by tensor."""
@@ -231,6 +239,13 @@ class _Stream:
                 f"{directory}: {len(lines)} tensors hold values that are not finite (--allow-nonfinite lets them "
                 "pass):\n  " + "\n  ".join(lines[:50])
             )
+
+
+def _read(group: list[StoredTensor]) -> list[tuple[StoredTensor, Array]]:
+    arrays = [(tensor, tensor.read()) for tensor in group]
+    for file in {tensor.file for tensor in group if tensor.file.is_file()}:
+        drop_from_cache(file)
+    return arrays
 
 
 _EXPONENT = {"float16": (np.uint16, 0x7C00), "bfloat16": (np.uint16, 0x7F80), "float32": (np.uint32, 0x7F800000)}
@@ -269,19 +284,23 @@ def _grouped(tensors: Iterable[StoredTensor], nbytes: int) -> Iterator[list[Stor
         yield group
 
 
-def _require_same(target: Path, tensors: list[StoredTensor], options: Options) -> dict[str, TensorHash]:
-    """The hashes of a target that holds exactly what would be written.
+def _require_same(
+    target: Path, tensors: list[StoredTensor], files: dict[str, bytes], options: Options
+) -> dict[str, TensorHash]:
+    """The hashes of a target that holds exactly what would be written, to the last bit.
 
     Raises:
-      WeightsError: it holds something else.
+      WeightsError: it holds something else, or is damaged.
     """
     manifest = read_manifest(target) if target.is_dir() else None
     expected = {tensor.name: (tensor.dtype.name, tensor.shape) for tensor in tensors}
-    if manifest is not None and expected == {n: (t.dtype, t.shape) for n, t in manifest.tensors.items()}:
+    same = manifest is not None and expected == {n: (t.dtype, t.shape) for n, t in manifest.tensors.items()}
+    same = same and all((target / n).is_file() and (target / n).read_bytes() == c for n, c in files.items())
+    if same and manifest is not None:
         hashes: dict[str, TensorHash] = {}
         for _ in _Stream(tensors, options, hashes, "compare").groups():
             pass
-        if hashes == manifest.tensors and not check_files(target, manifest, stored_tensors(target)):
+        if hashes == manifest.tensors and not verify_checkpoint(target):
             return hashes
     raise WeightsError(f"{target} exists and holds something else: choose another place, or remove it first")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,8 @@ def whole_directory(target: Path) -> Iterator[Path]:
         .target.partial/    written here by the run that holds its lock, flushed to the disk, then renamed to target
 
     The lock is the directory's own, and goes with it: behind the rename nothing is left to be tidied up, so that no
-    moment is a bad one to be killed in. A killed run's lock is free, and the next run empties what it left.
+    moment is a bad one to be killed in. A killed run's lock is free, and the next run empties what it left. On a
+    network's file system it may hold among the runs of one host only.
 
     Raises:
       WeightsError: `target` exists, another run is writing it, or the disk does not take it.
@@ -29,7 +31,9 @@ def whole_directory(target: Path) -> Iterator[Path]:
         require_absent(target)
         partial.mkdir(parents=True, exist_ok=True)
         lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(f"{target}: cannot be made here ({cause(error)})") from None
     try:
         _take(lock, partial, target)
@@ -41,10 +45,14 @@ def whole_directory(target: Path) -> Iterator[Path]:
             os.rename(partial, target)
             _flush_entry(target.parent)
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             raise WeightsError(f"{target}: cannot be written ({cause(error)})") from error
+        except WeightsError as error:
+            _remove(partial)
+            # The place that it may name is gone.
+            raise WeightsError(str(error).replace(str(partial), str(target))) from error
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             raise
     finally:
         os.close(lock)
@@ -52,7 +60,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
 def require_absent(target: Path) -> None:
     """Raises a WeightsError where something is in the place of `target`."""
-    if target.exists() or target.is_symlink():
+    if os.path.lexists(target):
         raise WeightsError(f"{target} exists: choose another place, or remove it first")
 
 
@@ -75,6 +83,15 @@ def _empty(directory: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _remove(directory: Path) -> None:
+    """Removes a directory in which threads of a writer that has failed may still be at work, for a moment."""
+    for _ in range(10):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not os.path.lexists(directory):
+            return
+        time.sleep(0.1)
 
 
 def _flush(directory: Path) -> None:

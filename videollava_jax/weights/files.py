@@ -30,6 +30,9 @@ from videollava_jax.weights.errors import WeightsError, cause
 INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
 
+SYNC_BYTES = 256 * 2**20
+"""So much is written between two syncs with the disk."""
+
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -85,7 +88,7 @@ def open_directory(directory: Path) -> dict[str, StoredTensor]:
         there = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(f"{directory}: no such directory; expected one with a checkpoint in it") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no name of a file, such as one with a null byte
         raise WeightsError(f"{directory}: cannot be read ({cause(error)})") from None
     for index, pattern, opener in (
         (INDEX, "*.safetensors", open_safetensors),
@@ -106,13 +109,15 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
       WeightsError: not a whole safetensors file, or dtypes that this project does not know.
     """
     try:
-        # The library checks that the header is sound and that the tensors cover the file without gap or overlap.
-        with safe_open(path, "np"):
-            pass
         with open(path, "rb") as file:
+            # The library checks that the header is sound and that the tensors cover the file without gap or overlap.
+            with safe_open(path, "np"):
+                pass
             (length,) = struct.unpack("<Q", file.read(8))
             header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_without_repeats)
-    except (SafetensorError, OSError, ValueError, RecursionError, struct.error) as error:
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({cause(error)})") from None
+    except (SafetensorError, ValueError, RecursionError, struct.error) as error:
         raise WeightsError(f"{path}: not a whole safetensors file ({cause(error)}); fetch or copy it again") from None
     header.pop("__metadata__", None)
     tensors = {}
@@ -275,6 +280,22 @@ def _merged(opened: Iterable[Mapping[str, StoredTensor]]) -> dict[str, StoredTen
     return merged
 
 
+def drop_from_cache(path: Path) -> None:
+    """Lets go of what the page cache holds of a file, or of all files below a directory, that is on the disk.
+
+    Who passes over a large checkpoint once would else fill the memory with it, and the kernel takes longer to make
+    room, page by page, than the disk to read.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for file in [path] if path.is_file() else [below for below in path.rglob("*") if below.is_file()]:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
 # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -300,6 +321,8 @@ def write_safetensors_directory(
         name = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_safetensors(directory / name, shard, arrays)
         weight_map |= {spec.name: name for spec in shard}
+    for _ in arrays:  # to its end: what comes behind its last array, the checks of a stream, is part of the writing
+        raise WeightsError(f"{directory}: more arrays than names to write them under")
     if not single:
         total = sum(spec.nbytes for shard in shards for spec in shard)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -320,6 +343,7 @@ def _write_safetensors(path: Path, specs: list[StoredTensor], arrays: Iterator[n
     raw += b" " * (-len(raw) % 8)  # tensors begin at a multiple of 8, as the library writes them
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(raw)) + raw)
+        unsynced = 0
         for spec in specs:
             array = next(arrays)
             if array.shape != spec.shape or array.dtype != spec.dtype:
@@ -327,5 +351,11 @@ def _write_safetensors(path: Path, specs: list[StoredTensor], arrays: Iterator[n
                     f"{path}: tensor {spec.name}: expected {spec.dtype} {spec.shape}, got {array.dtype} {array.shape}"
                 )
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            unsynced += spec.nbytes
+            if unsynced >= SYNC_BYTES:
+                file.flush()
+                os.fdatasync(file.fileno())
+                drop_from_cache(path)
+                unsynced = 0
         file.flush()
         os.fsync(file.fileno())

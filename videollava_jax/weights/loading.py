@@ -48,7 +48,7 @@ def load_checkpoint(
     """
     checkpoint = open_checkpoint(directory)
     manifest = None if verify == "off" else read_manifest(directory)
-    if manifest is not None and checkpoint.layout == ORBAX:
+    if manifest is not None:
         stored = stored_tensors(directory)
         require(directory, check_files(directory, manifest, stored))
         if verify == "full":

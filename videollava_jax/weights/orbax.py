@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import numpy.typing as npt
 from orbax.checkpoint import v1 as ocp
 
 from videollava_jax.weights.errors import WeightsError
-from videollava_jax.weights.files import StoredTensor
+from videollava_jax.weights.files import StoredTensor, drop_from_cache
 
 PARAMETERS = "params"  # the Orbax checkpoint inside a directory of ours
 GROUP_BYTES = 256 * 2**20
@@ -22,7 +25,7 @@ GROUP_BYTES = 256 * 2**20
 
 def is_orbax(directory: Path) -> bool:
     """Whether a directory is one of ours."""
-    return (directory / PARAMETERS).is_dir()
+    return os.path.isdir(directory / PARAMETERS)  # not is_dir(), which raises where the directory may not be entered
 
 
 def write_orbax(directory: Path, groups: Iterable[Mapping[str, npt.NDArray[Any]]]) -> None:
@@ -31,6 +34,7 @@ def write_orbax(directory: Path, groups: Iterable[Mapping[str, npt.NDArray[Any]]
     for group in groups:
         with _context(), _told(path, "write"):
             ocp.partial.save(path, dict(group))
+        drop_from_cache(directory)
     with _context(), _told(path, "write"):
         ocp.partial.finalize(path)
 
@@ -78,6 +82,7 @@ class _GroupReader:
             with _context(), _told(self.path):
                 loaded = ocp.load(self.path, {key: _on_host(self.stored[key]) for key in names})
             self.held = {key: np.asarray(value) for key, value in loaded.items()}
+            drop_from_cache(self.path)
         return self.held[name]
 
     def _groups(self) -> Iterator[list[str]]:
@@ -99,10 +104,10 @@ def _on_host(leaf: Any) -> np.ndarray[Any, Any]:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    with _context(), _told(path):
+    with _context(), _told(path) as told:
         stored = ocp.metadata(path).metadata
-    if not isinstance(stored, dict) or not all(hasattr(leaf, "shape") for leaf in stored.values()):
-        raise WeightsError(f"{path}: expected arrays by name, got something else")
+        if not isinstance(stored, dict) or not all(hasattr(leaf, "shape") for leaf in stored.values()):
+            raise WeightsError(f"{path}: Orbax cannot read it ({told.log() or 'expected arrays by name'})")
     return stored
 
 
@@ -117,15 +122,57 @@ def _context() -> Any:
 
 
 class _told:
-    """Orbax's errors, of many kinds, as one of ours."""
+    """Orbax's errors, of many kinds, as one of ours that says it all.
+
+    Orbax logs much about an error as well, in tracebacks, and TensorStore's threads write theirs when they come to an
+    event loop that the error has closed. What is logged meanwhile is kept back until it is known that all went well.
+    """
 
     def __init__(self, path: Path, doing: str = "read"):
         self.path, self.doing = path, doing
+        self.records: list[logging.LogRecord] = []
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> _told:
+        logging.getLogger("absl").addFilter(self._keep)
+        self.unraisable = sys.unraisablehook
+        if not isinstance(sys.unraisablehook, _OfOpenLoops):
+            sys.unraisablehook = _OfOpenLoops(self.unraisable)
+        return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, WeightsError):
-            text = " ".join(str(error).split())[:160]
-            raise WeightsError(f"{self.path}: Orbax cannot {self.doing} it ({type(error).__name__}: {text})") from error
+        logger = logging.getLogger("absl")
+        logger.removeFilter(self._keep)
+        if error is None:
+            sys.unraisablehook = self.unraisable
+            for record in self.records:
+                logger.handle(record)
+        elif isinstance(error, Exception) and not isinstance(error, WeightsError):
+            why = f"{type(error).__name__}: {_shortened(str(error))}"
+            raise WeightsError(f"{self.path}: Orbax cannot {self.doing} it ({why})") from error
+
+    def log(self) -> str:
+        """The last that was logged: of damaged metadata, Orbax tells the cause there alone."""
+        return _shortened(self.records[-1].getMessage().split("Error details:")[-1]) if self.records else ""
+
+    def _keep(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            self.records.append(record)
+        return record.levelno < logging.WARNING
+
+
+@dataclass(frozen=True)
+class _OfOpenLoops:
+    """A `sys.unraisablehook` that passes over the event loops that were closed; it stays when an error has come, since
+    threads may still be on their way."""
+
+    otherwise: Callable[[sys.UnraisableHookArgs], object]
+
+    def __call__(self, unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self.otherwise(unraisable)
+
+
+def _shortened(text: str) -> str:
+    """On one line, without TensorStore's specification: the tensor is told at its beginning, the cause at its end."""
+    line = " ".join(text.split()).split(" [tensorstore_spec")[0]
+    return line if len(line) <= 400 else f"{line[:200]} … {line[-200:]}"

@@ -1,0 +1,1 @@
+"""Checkpoints tested to destruction: flipped bits, headers that lie, kills, full disks (tests.faults.checkpoints)."""

@@ -1,0 +1,122 @@
+"""Children that have imported everything already: forked from one server, so that their time is their work alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).parents[2]
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.faults.preload"])
+
+
+class Died(Exception):
+    """A child ended without an answer: crashed in native code, was killed, or took too long."""
+
+
+class Child:
+    """A process at work.
+
+    Args:
+      function: called in the child with `arguments`; of a module, so that it can be sent there. With `say`, its first
+        argument is a function that sends messages before the result.
+    """
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any, say: bool = False):
+        # The server looks for this package where its path says, not where pytest was started.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+        self._connection, theirs = _CONTEXT.Pipe()
+        descriptor, self._errors = tempfile.mkstemp()
+        os.close(descriptor)
+        called = (theirs, self._errors, function, arguments, say)
+        self._process = _CONTEXT.Process(target=_serve, args=called, daemon=True)
+        self._process.start()
+        theirs.close()
+        self.messages: list[Any] = []
+        if self.receive(120) != ("ready", None):
+            raise Died("it did not start")
+
+    def receive(self, seconds: float) -> tuple[str, Any]:
+        """("said", message), ("returned", result) or ("raised", its traceback)."""
+        try:
+            if self._connection.poll(seconds):
+                answer: tuple[str, Any] = self._connection.recv()
+                return answer
+        except EOFError:
+            self._process.join()
+            raise Died(f"it ended with status {self._process.exitcode}: {self._last_words()}") from None
+        self.kill()
+        raise Died(f"it did not answer within {seconds:g} s: {self._last_words()}")
+
+    def result(self, seconds: float = 60) -> Any:
+        """What the function returns. Raises Died, or a RuntimeError with what it raised."""
+        kind, value = self.receive(seconds)
+        self._process.join()
+        self.close()
+        if kind != "returned":
+            raise RuntimeError(value)
+        return value
+
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid or 0)
+
+    def close(self) -> None:
+        """Frees what belongs to a child that has ended."""
+        self._connection.close()
+        Path(self._errors).unlink(missing_ok=True)
+
+    def _last_words(self) -> str:
+        return Path(self._errors).read_text(errors="replace")[-500:]
+
+    def kill(self) -> bool:
+        """Ends it with SIGKILL; whether it was still at work."""
+        self._process.kill()
+        self._process.join()
+        return bool(self._process.exitcode)
+
+
+def run(function: Callable[..., Any], *arguments: Any, seconds: float = 60) -> Any:
+    """The result of a function in a child."""
+    return Child(function, *arguments).result(seconds)
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    """The `videollava` command in this process: its exit status and what it said of errors."""
+    from videollava_jax.cli import main
+
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        status = main(arguments)
+    return status, said.getvalue()
+
+
+def _serve(
+    connection: Connection, errors: str, function: Callable[..., Any], arguments: tuple[Any, ...], say: bool
+) -> None:
+    warnings.simplefilter("ignore")
+    # Orbax and TensorStore say much of damaged files: it is read where a child dies, and does not drown the table.
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    connection.send(("ready", None))
+    try:
+        first = (lambda message: connection.send(("said", message)),) if say else ()
+        connection.send(("returned", function(*first, *arguments)))
+    except BaseException:
+        connection.send(("raised", traceback.format_exc()))
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> float:
+    """Seconds of a function in a child, its start not counted."""
+    child = Child(function, *arguments)
+    started = time.perf_counter()
+    child.result()
+    return time.perf_counter() - started

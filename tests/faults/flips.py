@@ -1,0 +1,139 @@
+"""One bit after another flipped in what a conversion wrote: each has to be found, none may change what is loaded."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.faults.children import Child, Died
+from tests.faults.tables import Tally
+
+SECONDS = 120  # for a flip, the imports and the first compilation
+GOOD = ("found", "refused", "the same")
+KINDS = ("Orbax", "Orbax in int8", "safetensors")
+CHOICES = ("any byte", "any file")
+"""How a byte is drawn: each is as likely as any other, or each file is, so that small ones are hit as well."""
+
+
+def flip(number: int, seed: int, kinds: tuple[str, ...] = KINDS) -> list[Tally]:
+    """Flips so many bits in turn; rows for what verifying finds, and for what loading with `verify="full"` gives."""
+    found = {(kind, choice): Tally(f"bit flips: {kind}, {choice}: verify") for kind in kinds for choice in CHOICES}
+    loaded = {kind: Tally(f"bit flips: {kind}: load") for kind in kinds}
+    cases = [(i, *list(found)[i % len(found)]) for i in range(number)]
+    for kind in kinds:
+        ours = [case for case in cases if case[1] == kind]
+        while ours:
+            child = Child(_work, kind, ours, seed, say=True)
+            try:
+                while (answer := child.receive(SECONDS))[0] == "said":
+                    position, _, choice = ours.pop(0)
+                    where, verified, load = answer[1]
+                    found[kind, choice].add(*_outcome(verified, f"flip {position} of seed {seed}: {where}"))
+                    loaded[kind].add(*_outcome(load, f"flip {position} of seed {seed}: {where}"))
+                if answer[0] == "raised":
+                    raise RuntimeError(answer[1])
+            except Died as died:  # in native code, where no exception comes from
+                position, _, choice = ours.pop(0)
+                found[kind, choice].add("violation", f"flip {position} of seed {seed}: {died}")
+    return [*found.values(), *loaded.values()]
+
+
+def _outcome(outcome: str, where: str) -> tuple[str, str]:
+    """An outcome as a tally counts it: all but those of `GOOD` are violations."""
+    return (outcome, "") if outcome in GOOD else ("violation", f"{where}: {outcome}")
+
+
+def write_directory(place: Path, kind: str) -> Path:
+    """A directory of some megabytes, as `convert` or `export` writes it."""
+    import videollava_jax.weights.convert as convert
+    import videollava_jax.weights.manifest as manifest
+    from tests.weights.checkpoints import random_parameters, small_config, write_checkpoint
+    from videollava_jax.weights import Options, convert_to_orbax, export
+
+    # As with a large checkpoint: several groups, and files that are not hashed whole.
+    convert.GROUP_BYTES = 2**20  # type: ignore[attr-defined]
+    manifest.SMALL = 2**16
+    vision = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2}
+    text = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2}
+    config = small_config(vision=vision, text=text)
+    source = place / "source"
+    write_checkpoint(source, config, random_parameters(config, 3), "hub")
+    (source / "tokenizer.json").write_text('{"version": "1.0", "model": {"vocab": {"a": 0, "b": 1}}}\n' * 20)
+    (source / "tokenizer_config.json").write_text('{"model_max_length": 2048}\n')
+    (source / "tokenizer.model").write_bytes(bytes(range(256)) * 16)
+    target = place / "target"
+    if kind == "safetensors":
+        export(source, target, "hub", max_shard_bytes=3 * 2**20)
+    else:
+        convert_to_orbax(source, target, Options(int8=kind == "Orbax in int8"))
+    return target
+
+
+def _work(say: Callable[[Any], None], kind: str, cases: list[tuple[int, str, str]], seed: int) -> None:
+    from videollava_jax.weights import load_checkpoint, verify_checkpoint
+
+    with tempfile.TemporaryDirectory() as place:
+        directory = write_directory(Path(place), kind)
+        files = sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
+        assert verify_checkpoint(directory) == []
+        whole = _bytes(load_checkpoint(directory, verify="full"))
+        for position, _, choice in cases:
+            rng = random.Random(f"{seed}/{position}")
+            path, offset = _draw(rng, files, choice)
+            with _flipped(path, offset, rng.randrange(8)) as bit:
+                where = f"{path.relative_to(directory)}, byte {offset}, bit {bit}"
+                say((where, _verify(directory), _load(directory, whole)))
+
+
+def _draw(rng: random.Random, files: list[Path], choice: str) -> tuple[Path, int]:
+    """A byte: (file, offset)."""
+    sizes = [path.stat().st_size for path in files]
+    (path,) = rng.choices(files, sizes if choice == "any byte" else None)
+    return path, rng.randrange(path.stat().st_size)
+
+
+@contextmanager
+def _flipped(path: Path, offset: int, bit: int) -> Iterator[int]:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ 1 << bit]))
+    try:
+        yield bit
+    finally:
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            file.write(bytes([byte]))
+
+
+def _verify(directory: Path) -> str:
+    from videollava_jax.weights import WeightsError, verify_checkpoint
+
+    try:
+        return "found" if verify_checkpoint(directory, "full") else "not found"
+    except WeightsError:
+        return "found"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _load(directory: Path, whole: dict[str, bytes]) -> str:
+    from videollava_jax.weights import WeightsError, load_checkpoint
+
+    try:
+        return "the same" if _bytes(load_checkpoint(directory, verify="full")) == whole else "other parameters"
+    except WeightsError:
+        return "refused"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _bytes(loaded: Any) -> dict[str, bytes]:
+    import numpy as np
+
+    return {name: np.asarray(value).tobytes() for name, value in loaded[1].items()}

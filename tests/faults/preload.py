@@ -1,0 +1,25 @@
+"""What the server of children imports before it forks any: everything that a conversion needs, and one rehearsal."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest  # noqa: F401  the children of a test import its main module anew
+from tqdm import tqdm
+
+import videollava_jax.cli  # noqa: F401
+from tests.weights.checkpoints import random_parameters, small_config, write_checkpoint
+from videollava_jax.weights import open_checkpoint
+
+# Its own lock is a semaphore of the system's, which a killed child would leave behind.
+tqdm.set_lock(threading.RLock())
+# The imports that are made late are made here. No device is touched: a process that has started JAX must not fork.
+with tempfile.TemporaryDirectory() as place:
+    write_checkpoint(Path(place) / "a", small_config(), random_parameters(small_config(), 0), "hub")
+    open_checkpoint(Path(place) / "a")

@@ -1,0 +1,41 @@
+"""What the parts of the program count, and how it is printed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Tally:
+    """A row: what was tried, and how often it ended how.
+
+    Attributes:
+      name: of the row.
+      outcomes: how often each came.
+      violations: what each violation was.
+      note: what a reader has to know.
+    """
+
+    name: str
+    outcomes: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+    note: str = ""
+
+    def add(self, outcome: str, detail: str = "") -> None:
+        """Counts an outcome; "violation" is one that must not be."""
+        self.outcomes[outcome] += 1
+        if outcome == "violation":
+            self.violations.append(detail)
+
+
+def table(tallies: list[Tally]) -> str:
+    """The rows, one a line, and a line of sums."""
+    lines = [f"{'':<44} {'tried':>7} {'violations':>10}  outcomes"]
+    for tally in tallies:
+        told = ", ".join(f"{count} {name}" for name, count in tally.outcomes.most_common() if name != "violation")
+        note = f"  ({tally.note})" if tally.note else ""
+        lines.append(f"{tally.name:<44} {tally.outcomes.total():>7} {len(tally.violations):>10}  {told}{note}")
+    tried = sum(tally.outcomes.total() for tally in tallies)
+    lines.append(f"{'in all':<44} {tried:>7} {sum(len(tally.violations) for tally in tallies):>10}")
+    return "\n".join(lines)
