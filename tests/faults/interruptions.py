@@ -34,6 +34,7 @@ def _workshop(width: int = 256) -> Iterator[Path]:
         config = small_config(vision=vision, text={"hidden_size": width, "intermediate_size": 4 * width})
         for seed, directory in enumerate(("source", "other")):
             write_checkpoint(place / directory, config, random_parameters(config, seed), "hub", shards=2)
+            (place / directory / "tokenizer.json").write_text("{}\n")
             for path in (place / directory).iterdir():  # its library makes them for the one user alone
                 path.chmod(0o644)
         yield place
@@ -293,6 +294,7 @@ CLOSED = (
     "a source that may not be listed",
     "weights that may not be read",
     "a config.json that may not be read",
+    "a tokenizer that may not be read",
     OF_ANOTHER,
     "a target that may not be read",
     "a target's manifest that may not be read",
@@ -300,19 +302,21 @@ CLOSED = (
 
 
 def forbid(commands: tuple[str, ...] = COMMANDS) -> list[Tally]:
-    """Converts where the user may not read or write."""
-    tally = Tally("no permission")
+    """Converts where the user may not read or write; a row for the command, and one for the function behind it."""
+    told, raised = Tally("no permission: command"), Tally("no permission: from Python")
     for what in commands:
         for case in CLOSED:
             if case == OF_ANOTHER and os.geteuid():
                 continue  # which takes another user
             with _workshop(64) as place:
-                problem = run(_forbidden, place, what, case)
-            tally.add("violation" if problem else "refused", f"{what}: {case}: {problem}")
-    return [tally]
+                problem, kind = run(_forbidden, place, what, case)
+            told.add("violation" if problem else "refused", f"{what}: {case}: {problem}")
+            raised.add("refused" if kind == "WeightsError" else "violation", f"{what}: {case}: it raises {kind}")
+    return [told, raised]
 
 
-def _forbidden(place: Path, what: str, case: str) -> str:
+def _forbidden(place: Path, what: str, case: str) -> tuple[str, str]:
+    """What is wrong with how the command fails, and the kind of error that a caller from Python gets."""
     source, home = place / "source", place / "home"
     home.mkdir()
     home.chmod(0o777)
@@ -330,18 +334,34 @@ def _forbidden(place: Path, what: str, case: str) -> str:
             "a source that may not be listed": source,
             "weights that may not be read": source / "model-00002-of-00002.safetensors",
             "a config.json that may not be read": source / "config.json",
+            "a tokenizer that may not be read": source / "tokenizer.json",
         }[case]
         about = closed
     before = _snapshot(home)
     closed.chmod({"a place that may not be written": 0o555, OF_ANOTHER: 0o755}.get(case, 0))
     with _nobody():
         status, said = command(*_arguments(what, source, target))
+        kind = _raised(what, source, target)
     closed.chmod(0o755)
-    if complaint := _complaint(status, said, about):
-        return complaint
-    if "Permission" not in said and "permission" not in said:
-        return f"an error that does not say why: {said}"
-    return "" if _snapshot(home) == before else "files were touched"
+    problem = _complaint(status, said, about)
+    if not problem and "permission" not in said.lower():
+        problem = f"an error that does not say why: {said}"
+    if not problem and _snapshot(home) != before:
+        problem = "files were touched"
+    return problem, kind
+
+
+def _raised(what: str, source: Path, target: Path) -> str:
+    from videollava_jax.weights import convert_to_orbax, export
+
+    try:
+        if what == "convert":
+            convert_to_orbax(source, target)
+        else:
+            export(source, target, "hub")
+    except Exception as error:
+        return type(error).__name__
+    return "nothing"
 
 
 @contextmanager

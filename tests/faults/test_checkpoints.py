@@ -522,8 +522,17 @@ def test_full_disks():
     assert_nothing_wrong(fill(2, 1))
 
 
-def test_closed_places():
-    assert_nothing_wrong(forbid(("convert",)))
+@pytest.fixture(scope="module")
+def closed_places():
+    return forbid(("convert",))
+
+
+def test_closed_places(closed_places):
+    assert_nothing_wrong(closed_places[:1])
+
+
+def test_closed_places_raise_one_kind_of_error(closed_places):
+    assert_nothing_wrong(closed_places[1:])
 
 
 def test_two_runs_on_one_target():

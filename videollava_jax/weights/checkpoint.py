@@ -108,7 +108,7 @@ def _told(path: Path) -> Iterator[None]:
     """What transformers and Flax raise for values that they do not expect, errors of many kinds, as one of ours."""
     try:
         yield
-    except WeightsError:
+    except (WeightsError, ImportError):
         raise
     except Exception as error:
         text = " ".join(str(error).split()) if type(error) is ValueError else cause(error)

@@ -21,7 +21,7 @@ from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.weights.adapters import is_adapter, merge_adapter, open_adapter
 from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint
 from videollava_jax.weights.directory import whole_directory
-from videollava_jax.weights.errors import WeightsError
+from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor, drop_from_cache, write_safetensors_directory
 from videollava_jax.weights.layouts import LAYOUTS
 from videollava_jax.weights.manifest import Manifest, TensorHash, file_hashes, read_manifest, require, tensor_hash
@@ -170,11 +170,7 @@ def _write(
         tensors = quantized(tensors)
     hashes: dict[str, TensorHash] = {}
     files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
-    files |= {
-        name: (checkpoint.directory / name).read_bytes()
-        for name in SIDE_FILES
-        if (checkpoint.directory / name).is_file()
-    }
+    files |= _side_files(checkpoint.directory)
     if os.path.lexists(target):
         hashes = _require_same(target, tensors, files, options)
         return Conversion(checkpoint, layout, hashes, already_there=True)
@@ -190,6 +186,18 @@ def _write(
             (directory / name).write_bytes(content)
         Manifest(hashes, file_hashes(directory)).write(directory)
     return Conversion(checkpoint, layout, hashes, already_there=False)
+
+
+def _side_files(directory: Path) -> dict[str, bytes]:
+    """The files of tokenizer and processor, which a conversion hands on as they are."""
+    files = {}
+    for path in (directory / name for name in SIDE_FILES):
+        try:
+            if path.is_file():
+                files[path.name] = path.read_bytes()
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read ({cause(error)})") from None
+    return files
 
 
 def _cast(tensor: StoredTensor, dtype: np.dtype[Any]) -> StoredTensor:

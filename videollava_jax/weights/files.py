@@ -9,6 +9,7 @@ A safetensors file, as the library documents it:
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import math
@@ -289,11 +290,8 @@ def drop_from_cache(path: Path) -> None:
     if not hasattr(os, "posix_fadvise"):
         return
     for file in [path] if path.is_file() else [below for below in path.rglob("*") if below.is_file()]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+        with contextlib.suppress(OSError), open(file, "rb") as opened:  # advice, and no more
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,6 +16,7 @@ the model that was trained named them: in any of the layouts, or as transformers
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,8 @@ class Adapter:
 def is_adapter(directory: Path) -> bool:
     """Whether a directory holds an adapter and no model of its own."""
     models = (*directory.glob("model*.safetensors"), *directory.glob("pytorch_model*.bin"))
-    return not models and bool((directory / CONFIG).is_file() or _files(directory))
+    # os.path's, which say no where a directory may not be entered; Path's raise.
+    return not models and (os.path.isfile(directory / CONFIG) or bool(_files(directory)))
 
 
 def open_adapter(directory: Path) -> Adapter:
@@ -149,7 +151,7 @@ def _files(directory: Path) -> list[Path]:
     found = []
     for stem in (ADAPTER, TRAINED_BESIDE, PROJECTOR):
         paths = [directory / f"{stem}{suffix}" for suffix, _ in _OPENERS]
-        found += [path for path in paths if path.is_file()][:1]
+        found += [path for path in paths if os.path.isfile(path)][:1]
     return found
 
 
