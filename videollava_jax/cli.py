@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from videollava_jax.prompt import TEMPLATES
 from videollava_jax.version import __version__
 
 # JAX is imported by the subcommands, so that `--help` and a wrong argument are answered at once.
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from videollava_jax.weights import Conversion, Options
 
 DTYPES = ("float32", "bfloat16", "float16")
-TEMPLATES = ("hf", "vicuna_v1", "vicuna_v1_no_system")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,6 +136,10 @@ def export(arguments: argparse.Namespace) -> None:
 
     started = time.perf_counter()
     if is_adapter(arguments.source):  # kept apart: an adapter again, for PEFT
+        for option in ("dtype", "allow_nonfinite", "drop_temporal", "adapter"):
+            if getattr(arguments, option):
+                flag = "--" + option.replace("_", "-")
+                raise ValueError(f"{arguments.source}: an adapter is written as it is: {flag} does not apply to it")
         adapter = open_adapter(arguments.source)
         written = write_peft(adapter, arguments.target, arguments.layout)
         summary = {"source": str(arguments.source), "target": str(arguments.target), "tensors": len(written)}
@@ -438,7 +442,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", default="tiny", help=MODEL_HELP)
     model.add_argument("--dtype", choices=DTYPES, help="of parameters and compute; default: the checkpoint's")
     model.add_argument(
-        "--template", choices=TEMPLATES, help="how prompts are written; default: the checkpoint's own way"
+        "--template", choices=tuple(TEMPLATES), help="how prompts are written; default: the checkpoint's own way"
     )
     frames = parser.add_argument_group("frames of videos")
     frames.add_argument(

@@ -85,8 +85,8 @@ class VideoLlavaForConditionalGeneration:
           path: a directory in transformers' layouts (hub, 5.x, in memory) or an Orbax directory of ours, or a hub
             name.
           dtype: of parameters and compute, such as "bfloat16"; None keeps the checkpoint's.
-          verify: how an Orbax directory is checked against its manifest: "full" hashes every tensor (about 10
-            seconds for 7B), "fast" looks at files, names, shapes and dtypes, "off" at nothing.
+          verify: how a directory is checked against its manifest, if it has one: "full" hashes every tensor, in one
+            more pass over the bytes, "fast" looks at files, names, shapes and dtypes, "off" at nothing.
           device_map: "auto", as transformers' users write it, or None: both mean JAX's default device.
 
         Raises:

@@ -769,6 +769,8 @@ def test_the_command_merges_and_keeps_apart(tmp_path, capsys):
         np.testing.assert_allclose(tensors[name].read(), parameters[name] + 2 * b @ a, rtol=0, atol=1e-5)
         other = "language_model.layers.1.self_attn.q_proj.weight"
         np.testing.assert_array_equal(tensors[other].read(), parameters[other])
+    assert main(["export", adapter, str(tmp_path / "peft"), "--layout", "hub", "--dtype", "bfloat16"]) == 1
+    assert "--dtype does not apply" in capsys.readouterr().err
     assert main(["export", adapter, str(tmp_path / "peft"), "--layout", "hub"]) == 0
     kept = open_adapter(tmp_path / "peft")
     assert kept.layout == "hub"

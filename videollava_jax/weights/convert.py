@@ -24,11 +24,11 @@ from videollava_jax.weights.directory import whole_directory
 from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor, drop_from_cache, write_safetensors_directory
 from videollava_jax.weights.layouts import LAYOUTS
-from videollava_jax.weights.manifest import Manifest, TensorHash, file_hashes, read_manifest, require, tensor_hash
+from videollava_jax.weights.manifest import Manifest, TensorHash, file_hashes, read_manifest, tensor_hash
 from videollava_jax.weights.orbax import GROUP_BYTES, write_orbax
 from videollava_jax.weights.pku import write_pku_config
 from videollava_jax.weights.quantize import quantized
-from videollava_jax.weights.verify import verify_checkpoint
+from videollava_jax.weights.verify import require_intact, verify_checkpoint
 
 Array = npt.NDArray[Any]
 
@@ -148,8 +148,7 @@ def _open(source: Path, tower_config: Path | None = None, *, adapter: Path | Non
     """A checkpoint, with an adapter merged into it where one is given."""
     if is_adapter(source):
         raise WeightsError(f"{source}: an adapter, not a model: --base says which checkpoint it is merged into")
-    if read_manifest(source) is not None:  # what is damaged is not handed on with hashes of its own
-        require(source, verify_checkpoint(source))
+    require_intact(source)  # what is damaged is not handed on with hashes of its own
     checkpoint = open_checkpoint(source, tower_config)
     return checkpoint if adapter is None else merge_adapter(checkpoint, open_adapter(adapter))
 
@@ -302,9 +301,11 @@ def _require_same(
     """
     manifest = read_manifest(target) if target.is_dir() else None
     expected = {tensor.name: (tensor.dtype.name, tensor.shape) for tensor in tensors}
-    same = manifest is not None and expected == {n: (t.dtype, t.shape) for n, t in manifest.tensors.items()}
-    same = same and all((target / n).is_file() and (target / n).read_bytes() == c for n, c in files.items())
-    if same and manifest is not None:
+    if (
+        manifest is not None
+        and expected == {n: (t.dtype, t.shape) for n, t in manifest.tensors.items()}
+        and all((target / n).is_file() and (target / n).read_bytes() == content for n, content in files.items())
+    ):
         hashes: dict[str, TensorHash] = {}
         for _ in _Stream(tensors, options, hashes, "compare").groups():
             pass

@@ -16,9 +16,10 @@ from tqdm import tqdm
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, open_checkpoint, stored_tensors
 from videollava_jax.weights.files import StoredTensor
-from videollava_jax.weights.manifest import Verify, check_arrays, check_files, read_manifest, require
+from videollava_jax.weights.manifest import Verify
 from videollava_jax.weights.orbax import restore_orbax
 from videollava_jax.weights.quantize import pairs
+from videollava_jax.weights.verify import require_intact
 
 Parameters = dict[str, jax.Array]
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -39,20 +40,14 @@ def load_checkpoint(
       dtype: of the parameters; None keeps each tensor's own.
       placement: the sharding of each parameter; None puts all on the first device. From a directory of ours each
         process reads only its own shards.
-      verify: how a directory with a manifest is checked: "full" hashes every tensor, at the speed of SHA-256
-        (about 10 seconds for 7B on a processor with SHA instructions); "fast" looks at files, names, shapes and
-        dtypes; "off" at nothing.
+      verify: how a directory with a manifest is checked: "full" hashes every tensor, in one more pass over the
+        bytes; "fast" looks at files, names, shapes and dtypes; "off" at nothing.
 
     Raises:
       WeightsError: what does not fit or differs from the manifest, all listed at once.
     """
     checkpoint = open_checkpoint(directory)
-    manifest = None if verify == "off" else read_manifest(directory)
-    if manifest is not None:
-        stored = stored_tensors(directory)
-        require(directory, check_files(directory, manifest, stored))
-        if verify == "full":
-            require(directory, check_arrays(manifest, ((name, tensor.read()) for name, tensor in stored.items())))
+    require_intact(directory, verify)
     place = placement or (lambda name, shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     load = _from_orbax if checkpoint.layout == ORBAX else _from_files
     return checkpoint.config, load(checkpoint, dtype, place)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from videollava_jax.weights.checkpoint import Checkpoint, open_checkpoint, stored_tensors
 from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor
-from videollava_jax.weights.manifest import Verify, check_arrays, check_files, read_manifest
+from videollava_jax.weights.manifest import Verify, check_arrays, check_files, read_manifest, require
 
 
 def verify_checkpoint(directory: Path, level: Verify = "full") -> list[str]:
@@ -39,6 +39,12 @@ def verify_checkpoint(directory: Path, level: Verify = "full") -> list[str]:
     if level == "full":
         problems += check_arrays(manifest, _read(tensors, "verify"))
     return problems
+
+
+def require_intact(directory: Path, level: Verify = "full") -> None:
+    """Raises a WeightsError with all that `verify_checkpoint` finds; a checkpoint without a manifest is let pass."""
+    if level != "off" and read_manifest(directory) is not None:
+        require(directory, verify_checkpoint(directory, level))
 
 
 @dataclass(frozen=True)
