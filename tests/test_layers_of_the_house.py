@@ -19,6 +19,7 @@ PACKAGE = ROOT / "videollava_jax"
 ORDER = (
     "version",
     "config",
+    "sharding",
     "layers",
     "attention",
     "cache",
@@ -43,6 +44,10 @@ ORDER = (
     "chat",
     "picture",
     "demo",
+    "hardware",
+    "arithmetic",
+    "compiled_text_parser",
+    "compiled_text",
     "cli",
 )
 # What prepares inputs runs where there is no JAX, and starts without waiting for it.

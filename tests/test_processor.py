@@ -355,7 +355,8 @@ def test_a_prompt_too_long_for_the_model(private: VideoLlavaProcessor, clip: Pat
     message = (
         rf"row 1 is too long: {text + 79} tokens \(text {text}, video 0 75 = 15 frames of 5, image 0 4\); "
         r"the model has 64 positions and 8 of them are for new tokens: expected at most 56\. "
-        rf"Take fewer frames: {(56 - text - 4) // 5} fit$"
+        rf"Take fewer frames: {(56 - text - 4) // 5} fit, or pool each frame to 2 tokens "
+        r"\(video_pooling=2, untrained\)$"
     )
     with pytest.raises(ValueError, match=message):
         own(["b", "<video>a<image>"], image(), video(15), max_new_tokens=8, padding=True)

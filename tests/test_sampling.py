@@ -18,13 +18,18 @@ def sampling(rows, *, seeds=None, temperature=1.0, top_k=0, top_p=1.0, penalty=1
     seeds = range(rows) if seeds is None else seeds
     return Sampling(
         keys_B=jnp.stack([jax.random.key(s) for s in seeds]),
-        temperature=jnp.asarray(temperature, jnp.float32),
-        top_k=jnp.asarray(top_k, jnp.int32),
-        top_p=jnp.asarray(top_p, jnp.float32),
-        repetition_penalty=jnp.asarray(penalty, jnp.float32),
+        draw_B=jnp.full((rows,), draw),
+        temperature_B=jnp.full((rows,), temperature, jnp.float32),
+        top_k_B=jnp.full((rows,), top_k, jnp.int32),
+        top_p_B=jnp.full((rows,), top_p, jnp.float32),
+        repetition_penalty_B=jnp.full((rows,), penalty, jnp.float32),
         draw=draw,
         penalise=penalty != 1.0,
     )
+
+
+def zeros(rows):
+    return jnp.zeros((rows,), jnp.int32)
 
 
 def logits(seed, rows=ROWS, scale=3.0):
@@ -33,7 +38,8 @@ def logits(seed, rows=ROWS, scale=3.0):
 
 @jax.jit
 def ours(scores, temperature, top_k, top_p):
-    return filtered(scores / temperature, top_k, top_p)
+    rows = (len(scores),)
+    return filtered(scores / temperature, jnp.full(rows, top_k), jnp.full(rows, top_p))
 
 
 def theirs(torch, scores, temperature, top_k, top_p):
@@ -87,7 +93,7 @@ def test_repetition_penalty_equals_transformers(torch, seed, penalty):
     seen = np.zeros((ROWS, V), bool)
     np.put_along_axis(seen, ids, True, axis=1)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(ids), torch.tensor(scores)).argmax(dim=-1)
-    got = next_tokens(jnp.asarray(scores), jnp.asarray(seen), sampling(ROWS, penalty=penalty, draw=False), 0)
+    got = next_tokens(jnp.asarray(scores), jnp.asarray(seen), sampling(ROWS, penalty=penalty, draw=False), zeros(ROWS))
     np.testing.assert_array_equal(got, expected.numpy())
     assert got.dtype == jnp.int32
 
@@ -110,8 +116,9 @@ def test_draws_have_the_probabilities_of_the_scores(options):
     probabilities = weights / weights.sum()
 
     keys = jax.random.split(jax.random.key(0), DRAWS)
-    drawing = dataclasses.replace(sampling(1, **options), keys_B=keys)
-    drawn = next_tokens(jnp.broadcast_to(scores, (DRAWS, 16)), None, drawing, jnp.asarray(3))
+    rows = jax.tree.map(lambda x: jnp.repeat(x, DRAWS, axis=0), sampling(1, **options))
+    drawing = dataclasses.replace(rows, keys_B=keys)
+    drawn = next_tokens(jnp.broadcast_to(scores, (DRAWS, 16)), None, drawing, jnp.full((DRAWS,), 3))
     kept = probabilities > 0
     counts = np.bincount(np.asarray(drawn), minlength=16)
     assert counts[~kept].sum() == 0
@@ -120,30 +127,40 @@ def test_draws_have_the_probabilities_of_the_scores(options):
     assert (np.square(counts[kept] - expected) / expected).sum() < freedom + 5 * np.sqrt(2 * freedom)
 
 
-def test_a_row_draws_by_its_key_and_the_step_alone():
-    scores, seeds = jnp.asarray(logits(0, rows=50)), np.arange(50)
-    drawn = np.asarray(next_tokens(scores, None, sampling(50, seeds=seeds), 4))
+def test_a_row_draws_by_its_key_and_its_count_alone():
+    scores, seeds, counts = jnp.asarray(logits(0, rows=50)), np.arange(50), jnp.arange(50) % 7
+    drawn = np.asarray(next_tokens(scores, None, sampling(50, seeds=seeds), counts))
     order = np.random.default_rng(0).permutation(50)
-    moved = next_tokens(scores[order], None, sampling(50, seeds=seeds[order]), 4)
+    moved = next_tokens(scores[order], None, sampling(50, seeds=seeds[order]), counts[order])
     np.testing.assert_array_equal(moved, drawn[order])
-    np.testing.assert_array_equal(next_tokens(scores[7:8], None, sampling(1, seeds=[7]), 4), drawn[7:8])
-    # Another step, or another seed, draws anew.
+    np.testing.assert_array_equal(next_tokens(scores[6:7], None, sampling(1, seeds=[6]), counts[6:7]), drawn[6:7])
+    # Another count, or another seed, draws anew.
     for other in (
-        next_tokens(scores, None, sampling(50), 5),
-        next_tokens(scores, None, sampling(50, seeds=seeds + 1), 4),
+        next_tokens(scores, None, sampling(50), counts + 1),
+        next_tokens(scores, None, sampling(50, seeds=seeds + 1), counts),
     ):
         assert (np.asarray(other) != drawn).any()
     same = jnp.broadcast_to(scores[0], scores.shape)
-    assert len(set(np.asarray(next_tokens(same, None, sampling(50, seeds=seeds), 4)).tolist())) > 5
-    assert len(set(np.asarray(next_tokens(same, None, sampling(50, seeds=[3] * 50), 4)).tolist())) == 1
+    assert len(set(np.asarray(next_tokens(same, None, sampling(50, seeds=seeds), zeros(50))).tolist())) > 5
+    assert len(set(np.asarray(next_tokens(same, None, sampling(50, seeds=[3] * 50), zeros(50))).tolist())) == 1
+
+
+def test_rows_are_chosen_each_by_its_own_options():
+    """Half of the rows greedy, the others each with its own filters: as if each were alone."""
+    scores, options = jnp.asarray(logits(3)), [{"draw": False}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 3.0}]
+    alone = [sampling(1, seeds=[row], **options[row % len(options)]) for row in range(ROWS)]
+    together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *(dataclasses.replace(s, draw=True) for s in alone))
+    expected = [int(next_tokens(scores[row : row + 1], None, alone[row], zeros(1))[0]) for row in range(ROWS)]
+    assert next_tokens(scores, None, together, zeros(ROWS)).tolist() == expected
 
 
 def test_greedy_ignores_what_only_draws_use():
     scores = jnp.asarray(logits(1))
     greedy = sampling(ROWS, temperature=9.0, top_k=3, top_p=0.1, draw=False)
-    np.testing.assert_array_equal(next_tokens(scores, None, greedy, 0), np.argmax(scores, axis=-1))
+    np.testing.assert_array_equal(next_tokens(scores, None, greedy, zeros(ROWS)), np.argmax(scores, axis=-1))
 
 
 def test_the_likeliest_of_a_mass_too_small_for_any_is_drawn():
     scores = jnp.asarray(logits(2, scale=0.01))
-    np.testing.assert_array_equal(next_tokens(scores, None, sampling(ROWS, top_p=1e-9), 0), np.argmax(scores, axis=-1))
+    drawn = next_tokens(scores, None, sampling(ROWS, top_p=1e-9), zeros(ROWS))
+    np.testing.assert_array_equal(drawn, np.argmax(scores, axis=-1))

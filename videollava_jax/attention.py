@@ -1,31 +1,97 @@
-"""Attention: a readable reference, and faster implementations of the same function behind one argument."""
+"""Attention: a readable reference, and faster implementations of the same function behind one argument.
+
+Softmax over many keys can be computed in parts: each part gives its output and the log of its sum of exponentials,
+and `merged` weighs the parts by them. So a row attends to a prefix that it shares with others, and to its own tail.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from videollava_jax.sharding import like, spec_of
+
 Implementation = Literal["reference", "blocked"]
+Order = Literal["GSKH", "GKSH", "SGKH"]
 
 QUERY_BLOCK = 512
 # Finite, so that a query which may see nothing (padding) averages instead of turning into NaN.
 MASKED = -1e30
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KeysValues:
+    """Keys (rotated) and values of one layer, G rows of S slots.
+
+    Attributes:
+      keys, values: four axes in `order`; int8 where there are scales.
+      key_scale, value_scale: float32, the first three of these axes: what each int8 vector is multiplied by. None for
+        floats.
+      order: of the axes. "GSKH", as projections give them; "GKSH", for what is read again and again; "SGKH", for what
+        is written slot by slot in a loop: there XLA wants slots outermost, and with any other order it would copy the
+        whole cache before the loop and after it.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    key_scale: jax.Array | None = None
+    value_scale: jax.Array | None = None
+    order: Order = field(default="GSKH", metadata={"static": True})
+
+    @property
+    def rows(self) -> int:
+        """G."""
+        return self.keys.shape[self.order.index("G")]
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.keys.shape[self.order.index("S")]
+
+    def reordered(self, order: Order) -> KeysValues:
+        """The same with its axes in another order."""
+
+        def moved(x: jax.Array) -> jax.Array:
+            return jnp.einsum(f"{self.order[: x.ndim]}->{order[: x.ndim]}", x)
+
+        kv: KeysValues = jax.tree.map(moved, self)
+        return dataclasses.replace(kv, order=order)
+
+    def first(self, slots: int) -> KeysValues:
+        """The first so many slots."""
+        axis = self.order.index("S")
+        kept: KeysValues = jax.tree.map(lambda x: jax.lax.slice_in_dim(x, 0, slots, axis=axis), self)
+        return kept
+
+
+class Part(NamedTuple):
+    """Attention over a part of the keys.
+
+    Attributes:
+      out_BTNH: float32, the average of this part's values.
+      lse_BTN: float32, log of the sum of exp(score) over this part.
+    """
+
+    out_BTNH: jax.Array
+    lse_BTN: jax.Array
+
+
 def attention(
     q_BTNH: jax.Array,
-    k_BKSH: jax.Array,
-    v_BKSH: jax.Array,
+    kv: KeysValues,
     *,
-    key_mask_BS: jax.Array | None = None,
+    key_mask_GS: jax.Array | None = None,
     causal_offset: int | jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
-    """Scaled dot-product attention, with grouped heads.
+    """Scaled dot-product attention, with grouped heads and with keys that rows share.
 
-    Query `t` sees key `s` when `key_mask_BS[b, s]` and, if causal, `s <= causal_offset + t`. With left padding
+    Query `t` sees key `s` when `key_mask_GS[g, s]` and, if causal, `s <= causal_offset + t`. With left padding
     (`.`) and the causal rule, for T = S = 5 and offset 0:
 
         keys      . . a b c
@@ -36,10 +102,10 @@ def attention(
         query c   . . x x x
 
     Args:
-      q_BTNH: queries, any float dtype.
-      k_BKSH: keys, heads before positions as the cache keeps them; N is a multiple of K.
-      v_BKSH: values, the same shape.
-      key_mask_BS: bool, which keys hold a token; None for all.
+      q_BTNH: queries, any float dtype; N is a multiple of K.
+      kv: keys and values of G rows. B is a multiple of G: rows of queries that are neighbours share a row of keys,
+        B = G for a row each.
+      key_mask_GS: bool, which keys hold a token; None for all.
       causal_offset: the key index that the first query stands at; None to see in both directions.
       implementation: None chooses by shape. `"reference"` makes all the scores at once, T × S of them a head;
         `"blocked"` makes those of 512 queries at a time, and only up to the diagonal where that is static.
@@ -47,55 +113,94 @@ def attention(
     Returns:
       [B, T, N, H] in the dtype of the queries. Scores and softmax are float32.
     """
+    part = partial_attention(
+        q_BTNH, kv, key_mask_GS=key_mask_GS, causal_offset=causal_offset, implementation=implementation
+    )
+    return part.out_BTNH.astype(q_BTNH.dtype)
+
+
+def partial_attention(
+    q_BTNH: jax.Array,
+    kv: KeysValues,
+    *,
+    key_mask_GS: jax.Array | None = None,
+    causal_offset: int | jax.Array | None = None,
+    implementation: Implementation | None = None,
+) -> Part:
+    """`attention` over a part of the keys: what `merged` needs. The arguments are those of `attention`."""
     if implementation is None:
         implementation = "blocked" if q_BTNH.shape[1] > QUERY_BLOCK else "reference"
     if implementation == "reference":
-        return _reference(q_BTNH, k_BKSH, v_BKSH, key_mask_BS, causal_offset)
+        return _reference(q_BTNH, kv, key_mask_GS, causal_offset)
     if implementation == "blocked":
-        return _blocked(q_BTNH, k_BKSH, v_BKSH, key_mask_BS, causal_offset)
+        return _blocked(q_BTNH, kv, key_mask_GS, causal_offset)
     raise ValueError(f"attention implementation: expected 'reference' or 'blocked', got {implementation!r}")
 
 
+def merged(first: Part, second: Part) -> jax.Array:
+    """Attention over two parts of the keys together: float32 [B, T, N, H].
+
+    A part in which a query may see nothing has a sum of exponentials near e^-1e30 and so no weight.
+
+    Source: Milakov and Gimelshein 2018, the online softmax; FlashDecoding's reduction.
+    """
+    top = jnp.maximum(first.lse_BTN, second.lse_BTN)
+    a, b = jnp.exp(first.lse_BTN - top)[..., None], jnp.exp(second.lse_BTN - top)[..., None]
+    return (a * first.out_BTNH + b * second.out_BTNH) / (a + b)
+
+
 def _reference(
-    q_BTNH: jax.Array,
-    k_BKSH: jax.Array,
-    v_BKSH: jax.Array,
-    key_mask_BS: jax.Array | None,
-    causal_offset: int | jax.Array | None,
-) -> jax.Array:
+    q_BTNH: jax.Array, kv: KeysValues, key_mask_GS: jax.Array | None, causal_offset: int | jax.Array | None
+) -> Part:
     B, T, N, H = q_BTNH.shape
-    K, S = k_BKSH.shape[1:3]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKGH,BKSH->BKGTS", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32) * H**-0.5
-    if key_mask_BS is not None:
-        scores = jnp.where(key_mask_BS[:, None, None, None, :], scores, MASKED)
+    G, S, K = kv.rows, kv.slots, kv.keys.shape[kv.order.index("K")]
+    batch, _, heads, _ = spec_of(q_BTNH)
+    # The queries of all rows that share keys stand side by side: Q = rows × T, one matrix product for all of them.
+    q_GQKnH = q_BTNH.reshape(G, B // G * T, K, N // K, H, out_sharding=like(q_BTNH, batch, None, heads, None, None))
+    keys, values = (x.astype(q_BTNH.dtype) for x in (kv.keys, kv.values))
+    scores = jnp.einsum(f"GQKnH,{kv.order}->GKnQS", q_GQKnH, keys, preferred_element_type=jnp.float32) * H**-0.5
+    if kv.key_scale is not None:
+        scores = scores * _as_GKS(kv.key_scale, kv.order)[:, :, None, None, :]
+    if key_mask_GS is not None:
+        scores = jnp.where(key_mask_GS[:, None, None, None, :], scores, MASKED)
     if causal_offset is not None:
-        visible_TS = jnp.arange(S)[None, :] <= causal_offset + jnp.arange(T)[:, None]
-        scores = jnp.where(visible_TS, scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q_BTNH.dtype)
-    return jnp.einsum("BKGTS,BKSH->BTKGH", weights, v_BKSH).reshape(B, T, N, H)
+        query_Q = jnp.tile(jnp.arange(T), B // G)
+        scores = jnp.where(jnp.arange(S)[None, :] <= causal_offset + query_Q[:, None], scores, MASKED)
+    top = scores.max(axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total_GKnQ = weights.sum(axis=-1)
+    if kv.value_scale is not None:
+        weights = weights * _as_GKS(kv.value_scale, kv.order)[:, :, None, None, :]
+    out_GQKnH = jnp.einsum(
+        f"GKnQS,{kv.order}->GQKnH", weights.astype(q_BTNH.dtype), values, preferred_element_type=jnp.float32
+    )
+    lse_GKnQ = top[..., 0] + jnp.log(total_GKnQ)
+    out_GQKnH = out_GQKnH / jnp.einsum("GKnQ->GQKn", total_GKnQ)[..., None]
+    return Part(
+        out_GQKnH.reshape(B, T, N, H, out_sharding=like(q_BTNH, batch, None, heads, None)),
+        jnp.einsum("GKnQ->GQKn", lse_GKnQ).reshape(B, T, N, out_sharding=like(q_BTNH, batch, None, heads)),
+    )
+
+
+def _as_GKS(scale: jax.Array, order: Order) -> jax.Array:
+    return jnp.einsum(f"{order[:-1]}->GKS", scale)
 
 
 def _blocked(
-    q_BTNH: jax.Array,
-    k_BKSH: jax.Array,
-    v_BKSH: jax.Array,
-    key_mask_BS: jax.Array | None,
-    causal_offset: int | jax.Array | None,
-) -> jax.Array:
-    T, S = q_BTNH.shape[1], k_BKSH.shape[2]
-    outputs = []
+    q_BTNH: jax.Array, kv: KeysValues, key_mask_GS: jax.Array | None, causal_offset: int | jax.Array | None
+) -> Part:
+    T, S = q_BTNH.shape[1], kv.slots
+    parts = []
     for start in range(0, T, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, T)
         # A static offset tells how far the block can see: keys beyond the diagonal are never read.
         seen = min(causal_offset + stop, S) if isinstance(causal_offset, int) else S
-        outputs.append(
+        parts.append(
             _reference(
                 q_BTNH[:, start:stop],
-                k_BKSH[:, :, :seen],
-                v_BKSH[:, :, :seen],
-                None if key_mask_BS is None else key_mask_BS[:, :seen],
+                kv.first(seen),
+                None if key_mask_GS is None else key_mask_GS[:, :seen],
                 None if causal_offset is None else causal_offset + start,
             )
         )
-    return jnp.concatenate(outputs, axis=1)
+    return Part(*(jnp.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)))

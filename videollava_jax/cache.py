@@ -1,87 +1,198 @@
-"""The key-value cache of a batch of sequences that are right-aligned, so that all rows write at one index."""
+"""Key-value caches: a prefix that many rows may share, and a tail of each row's own.
+
+Attention over the two is computed in two parts and merged (`attention.merged`), so a prefix is never copied for its
+rows. With one row a prefix this is the cache of an ordinary batch: the prompt is the prefix, the answer the tail.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videollava_jax.attention import KeysValues, Order
+from videollava_jax.sharding import like, spec_of
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class KVCache:
-    """Keys and values of every layer, one array a layer so that each is donated and updated in place.
-
-    Slots of two rows after a prompt of 3 and of 5 tokens and one decode step, capacity 8 (`.` padding, `_` free):
-
-        slot       0 1 2 3 4 5 6 7
-        row 0      . . a b c d _ _      valid 0 0 1 1 1 1 0 0     next_position 4
-        row 1      a b c d e f _ _      valid 1 1 1 1 1 1 0 0     next_position 6
-                               ^ length 6: the next write, the same slot for both rows
+class PrefixCache:
+    """Keys and values of G places, each of which holds one prefix. Read only: it is never written token by token.
 
     Attributes:
-      keys, values: L arrays [B, K, S, H], keys already rotated. What free slots hold is never read.
-      valid_BS: bool, slots that hold a token; padding and free slots do not.
-      next_position_B: int32, the rotary position of the next token of each row.
-      length: int32 scalar, slots written so far.
+      layers: L × order "GKSH".
+      valid_GS: bool, slots that hold a token; padding and free slots do not, and what those hold is never read.
+      length_G: int32, tokens of each prefix: the position of the first token after it.
     """
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
-    valid_BS: jax.Array
-    next_position_B: jax.Array
-    length: jax.Array
+    layers: tuple[KeysValues, ...]
+    valid_GS: jax.Array
+    length_G: jax.Array
 
     @property
-    def capacity(self) -> int:
-        """S: slots a row. A write past the end would overwrite the last slot, so callers check first."""
+    def places(self) -> int:
+        """G."""
+        return self.valid_GS.shape[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TailCache:
+    """Keys and values of what each of B rows has after its prefix; one donated array a layer, updated in place.
+
+    Questions stand in the first slots, right-aligned there. Answers stand in a ring that all rows write at one index:
+    a row may begin at any step, and no answer is longer than the ring. After 5 steps of a ring of 4 (`.` padding,
+    `_` free or left by an answer that has ended):
+
+        slot        0 1 2 3 │ 4 5 6 7        next_slot 5, for every row
+        row 0       . a b c │ h e f g        began with the second step: question abc, answer efgh
+        row 1       a b c d │ f _ _ e        began with the fourth step, into a row that had ended
+
+    Attributes:
+      layers: L × order "SGKH".
+      valid_BS: bool, slots that hold a token of the row's present question and answer.
+      next_position_B: int32, the rotary position of the next token of each row.
+      next_slot: int32 scalar, where the next step writes.
+      question: Q, slots for questions; the others are the ring.
+    """
+
+    layers: tuple[KeysValues, ...]
+    valid_BS: jax.Array
+    next_position_B: jax.Array
+    next_slot: jax.Array
+    question: int = field(metadata={"static": True})
+
+    @property
+    def slots(self) -> int:
+        """S: slots a row."""
         return self.valid_BS.shape[1]
 
-    def repeat(self, times: int) -> KVCache:
-        """Each row `times` times, neighbours together: rows a, b become a, a, b, b."""
+    def slot_after(self) -> jax.Array:
+        """The slot after the next: the ring begins again behind the questions."""
+        following = self.next_slot + 1
+        return jnp.where(following == self.slots, self.question, following)
 
-        def rows(x: jax.Array) -> jax.Array:
-            return jnp.repeat(x, times, axis=0)
 
-        return KVCache(
-            keys=tuple(rows(k) for k in self.keys),
-            values=tuple(rows(v) for v in self.values),
-            valid_BS=rows(self.valid_BS),
-            next_position_B=rows(self.next_position_B),
-            length=self.length,
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """The cache of a batch whose rows have a prefix each, or of one whose neighbouring rows share prefixes.
+
+        prefix   . . U S E R : ▒ ▒ ▒ ▒ Why?      S slots, G rows     read only
+        tail                                A n s w e r _ _ _ _      B rows, B a multiple of G
+
+    Attributes:
+      prefix, tail: as they say.
+    """
+
+    prefix: PrefixCache
+    tail: TailCache
+
+    @property
+    def free(self) -> int:
+        """Slots of the tail that are still free. A write past the end would overwrite the last: callers check first."""
+        return self.tail.slots - int(self.tail.next_slot)
+
+    def repeat(self, times: int) -> Cache:
+        """So many rows for each one, neighbours together, which share its prefix. Only for tails that are empty."""
+
+        def rows(x: jax.Array, axis: int) -> jax.Array:
+            return jnp.repeat(x, times, axis=axis, out_sharding=like(x, *spec_of(x)))
+
+        tail = self.tail
+        layers = tuple(jax.tree.map(lambda x: rows(x, 1), kv) for kv in tail.layers)
+        tail = dataclasses.replace(
+            tail, layers=layers, valid_BS=rows(tail.valid_BS, 0), next_position_B=rows(tail.next_position_B, 0)
         )
+        return Cache(self.prefix, tail)
 
-    def grow(self, capacity: int) -> KVCache:
-        """The same cache with more free slots."""
-        if capacity < self.capacity:
-            raise ValueError(f"a cache of {self.capacity} slots cannot grow to {capacity}")
-        extra = capacity - self.capacity
+    def grow(self, slots: int) -> Cache:
+        """The same cache with so many slots in its tail."""
+        if slots < self.tail.slots:
+            raise ValueError(f"a tail of {self.tail.slots} slots cannot grow to {slots}")
+        extra = slots - self.tail.slots
 
         def pad(x: jax.Array) -> jax.Array:
-            return jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0)))
+            return jnp.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1))
 
-        return KVCache(
-            keys=tuple(pad(k) for k in self.keys),
-            values=tuple(pad(v) for v in self.values),
-            valid_BS=jnp.pad(self.valid_BS, ((0, 0), (0, extra))),
-            next_position_B=self.next_position_B,
-            length=self.length,
+        tail = dataclasses.replace(
+            self.tail,
+            layers=jax.tree.map(pad, self.tail.layers),
+            valid_BS=jnp.pad(self.tail.valid_BS, ((0, 0), (0, extra))),
         )
+        return Cache(self.prefix, tail)
 
-    def keep(self, tokens: int) -> KVCache:
-        """The cache of one row cut back to its first `tokens` tokens; the slots behind them are free again."""
-        slots = np.flatnonzero(np.asarray(self.valid_BS)[0])
-        if self.valid_BS.shape[0] != 1 or not 1 <= tokens <= len(slots):
-            raise ValueError(
-                f"expected one row and 1 to {len(slots)} tokens, got {self.valid_BS.shape[0]} and {tokens}"
+    def keep(self, tokens: int) -> Cache:
+        """The cache of one row cut back to its first `tokens` tokens; the slots of the tail behind them are free."""
+        prefix, tail = self.prefix, self.tail
+        before = np.flatnonzero(np.asarray(prefix.valid_GS)[0])
+        after = np.flatnonzero(np.asarray(tail.valid_BS)[0])
+        if tail.valid_BS.shape[0] != 1 or not 1 <= tokens <= len(before) + len(after):
+            expected = f"one row and 1 to {len(before) + len(after)} tokens"
+            raise ValueError(f"expected {expected}, got {tail.valid_BS.shape[0]} and {tokens}")
+        if tokens < len(before):
+            seen = jnp.arange(prefix.valid_GS.shape[1]) <= int(before[tokens - 1])
+            prefix = dataclasses.replace(
+                prefix, valid_GS=prefix.valid_GS & seen, length_G=jnp.full_like(prefix.length_G, tokens)
             )
-        length = int(slots[tokens - 1]) + 1
-        return KVCache(
-            keys=self.keys,
-            values=self.values,
-            valid_BS=self.valid_BS & (jnp.arange(self.capacity) < length),
-            next_position_B=jnp.full_like(self.next_position_B, tokens),
-            length=jnp.full_like(self.length, length),
+        kept = max(0, tokens - len(before))
+        slots = int(after[kept - 1]) + 1 if kept else 0
+        tail = dataclasses.replace(
+            tail,
+            valid_BS=tail.valid_BS & (jnp.arange(tail.slots) < slots),
+            next_position_B=jnp.full_like(tail.next_position_B, tokens),
+            next_slot=jnp.full_like(tail.next_slot, slots),
         )
+        return Cache(prefix, tail)
+
+
+def stored(kv: KeysValues, order: Order, *, int8: bool) -> KeysValues:
+    """Keys and values as a cache keeps them: in its order, and in int8 with a scale for each vector if so wished."""
+    kv = kv.reordered(order)
+    if not int8:
+        return kv
+    keys, key_scale = quantized(kv.keys)
+    values, value_scale = quantized(kv.values)
+    return KeysValues(keys, values, key_scale, value_scale, order)
+
+
+def quantized(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float [..., H] to int8 [..., H] and float32 [...]: the scale is the largest magnitude / 127."""
+    x32 = x.astype(jnp.float32)
+    scale = jnp.abs(x32).max(axis=-1) / 127
+    return jnp.rint(x32 / jnp.where(scale > 0, scale, 1)[..., None]).astype(jnp.int8), scale
+
+
+def written(past: KeysValues, new: KeysValues, slot: int | jax.Array) -> KeysValues:
+    """A layer's tail with new keys and values from `slot` on; in place where it is donated."""
+    new = stored(new, past.order, int8=past.key_scale is not None)
+    axis = past.order.index("S")
+
+    def update(old: jax.Array, values: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, values.astype(old.dtype), slot, axis=axis)
+
+    updated: KeysValues = jax.tree.map(update, past, new)
+    return updated
+
+
+def empty_tail(prefix: PrefixCache, rows: int, slots: int, *, question: int = 0) -> TailCache:
+    """Tails without a token after these prefixes, in their dtype and split as they are."""
+
+    def zeros(x: jax.Array) -> jax.Array:
+        G, K, *_ = spec_of(x)
+        shape = (slots, rows, x.shape[1], *x.shape[3:])
+        return jnp.zeros(shape, x.dtype, out_sharding=like(x, *(None, G, K, None)[: x.ndim]))
+
+    layers = tuple(dataclasses.replace(jax.tree.map(zeros, kv), order="SGKH") for kv in prefix.layers)
+    batch = spec_of(prefix.length_G)
+    per_row = like(prefix.length_G, *batch)
+    return TailCache(
+        layers=layers,
+        valid_BS=jnp.zeros((rows, slots), bool, out_sharding=like(prefix.length_G, *batch, None)),
+        next_position_B=jnp.repeat(prefix.length_G, rows // prefix.places, out_sharding=per_row),
+        next_slot=jnp.asarray(question, jnp.int32),
+        question=question,
+    )

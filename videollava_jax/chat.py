@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.cache import KVCache
+from videollava_jax.cache import Cache
 from videollava_jax.decoding import DecodeOptions, TextStream, answer_text, row_keys
 from videollava_jax.media import Medium
 from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
@@ -44,7 +44,7 @@ class Turn:
 class _Held:
     """What the last turn left on the device: a cache and the tokens in it, prompt and answer."""
 
-    cache: KVCache
+    cache: Cache
     ids: Ids
 
 
@@ -76,7 +76,7 @@ class Chat:
           images, videos: shown in the first turn, in any form that the processor takes. Videos have the same
             number of frames.
           template: how the conversation is written, when not the processor's own way.
-          read: `sampling` and `limits` of `VideoLlavaProcessor.apply_chat_template`.
+          read: `sampling`, `limits` and `video_pooling` of `VideoLlavaProcessor.apply_chat_template`.
         """
         self._model = model
         self._processor = processor
@@ -163,20 +163,19 @@ class Chat:
         answers, cache = model.decode(logits, cache, row_keys(seed, 1), [ids], decoding)
         answer = answers[0].astype(np.int32)
         text = answer_text(tokenizer, answer.tolist()).rstrip()
-        self._held = _Held(cache, np.concatenate([ids, answer]))
+        self._held = _Held(cache, np.concatenate([ids, answer[:-1]]))  # the last token was never fed back
         self._messages = [*messages, {"role": "assistant", "content": text}]
         return Turn(question, text, tuple(answer.tolist()), len(ids), cached, time.perf_counter() - started)
 
-    def _begin(self, messages: list[dict[str, Any]], decoding: DecodeOptions) -> tuple[Ids, jax.Array, KVCache]:
+    def _begin(self, messages: list[dict[str, Any]], decoding: DecodeOptions) -> tuple[Ids, jax.Array, Cache]:
         """Reads the media and computes the whole prompt."""
         inputs = self._processor.apply_chat_template(
             messages, template=self._template, tokenize=True, max_new_tokens=decoding.max_new_tokens, **self._read
         )
         processor = self._processor
         self._media_lengths = [processor.tokens_per_image for _ in inputs.get("pixel_values_images", ())]
-        self._media_lengths += [
-            len(frames) * processor.tokens_per_frame for frames in inputs.get("pixel_values_videos", ())
-        ]
+        tokens_per_frame = processor.pooled_tokens_per_frame(inputs.get("video_pooling", 1))
+        self._media_lengths += [len(frames) * tokens_per_frame for frames in inputs.get("pixel_values_videos", ())]
         logits, cache = self._model.prefill(**inputs, room=decoding.room)
         return np.asarray(inputs["input_ids"][0], np.int32), logits, cache
 
@@ -185,7 +184,7 @@ class Chat:
         segments = self._processor.encode(messages, template=self._template)
         return segments.expand(self._media_lengths, self._processor.encoder.media_ids).input_ids.astype(np.int32)
 
-    def _continue(self, held: _Held, ids: Ids, decoding: DecodeOptions) -> tuple[jax.Array, KVCache, int]:
+    def _continue(self, held: _Held, ids: Ids, decoding: DecodeOptions) -> tuple[jax.Array, Cache, int]:
         """Computes what the prompt has beyond the cache: at least its last token, for the logits after it."""
         shorter = min(len(held.ids), len(ids) - 1)
         different = np.flatnonzero(held.ids[:shorter] != ids[:shorter])

@@ -225,28 +225,32 @@ def _report_conversion(arguments: argparse.Namespace, done: Conversion, seconds:
 
 
 def _open(arguments: argparse.Namespace) -> tuple[list[Medium], Chat]:
-    """The media first: a bad file is told before a model is loaded."""
-    from videollava_jax.media import open_medium
-
-    media = [open_medium(path, _sampling(arguments)) for path in [*arguments.media, *arguments.more]]
+    """The media before the weights: a bad file, or frames that the model does not take, are told at once."""
     from videollava_jax.chat import Chat
+    from videollava_jax.config import require_whole_windows
     from videollava_jax.demo import TINY
+    from videollava_jax.media import open_medium
     from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
     from videollava_jax.processor import VideoLlavaProcessor
 
     path = TINY if arguments.model == "tiny" else arguments.model
-    processor = VideoLlavaProcessor.from_pretrained(path, template=arguments.template)
+    processor = VideoLlavaProcessor.from_pretrained(path, template=arguments.template, video_pooling=arguments.pool)
+    sampling = _sampling(arguments, processor.frame_window)
+    media = [open_medium(name, sampling) for name in [*arguments.media, *arguments.more]]
+    for medium in media:
+        if medium.kind == "video":
+            require_whole_windows(medium.path, len(medium.frames), processor.frame_window)
     model = VideoLlavaForConditionalGeneration.from_pretrained(path, dtype=arguments.dtype)
     return media, Chat.about(model, processor, media)
 
 
-def _sampling(arguments: argparse.Namespace) -> Sampling:
+def _sampling(arguments: argparse.Namespace, frame_window: int) -> Sampling:
     from videollava_jax.media import Fps, Indices, Linspace, Uniform
 
     if arguments.indices is not None:
         return Indices(arguments.indices)
     if arguments.fps is not None:
-        return Fps(arguments.fps, max_frames=arguments.frames)
+        return Fps(arguments.fps, max_frames=arguments.frames, multiple_of=frame_window)
     return Linspace(arguments.frames) if arguments.linspace else Uniform(arguments.frames)
 
 
@@ -447,6 +451,13 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     frames = parser.add_argument_group("frames of videos")
     frames.add_argument(
         "--frames", type=int, default=8, metavar="N", help="how many; default: 8, as the model was trained"
+    )
+    frames.add_argument(
+        "--pool",
+        type=int,
+        metavar="K",
+        help="average each frame's tokens over windows of K by K patches, so that more frames fit: of 257 tokens 2 "
+        "leaves 65, 4 leaves 17; the model was not trained for it. Default: the checkpoint's own, which is none",
     )
     rule = frames.add_mutually_exclusive_group()
     rule.add_argument(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsIndex, get_args
 
 Variant = Literal["hf", "original"]
 SelectStrategy = Literal["default", "full"]
@@ -28,6 +29,44 @@ def _require_divisible(where: str, name: str, value: int, divisor: int) -> None:
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def poolings(side: int) -> tuple[int, ...]:
+    """Every `video_pooling` that frames of side × side patches allow: 1, 2, 4, 8 and 16 for a side of 16."""
+    return tuple(pooling for pooling in range(1, side + 1) if side % pooling == 0)
+
+
+def checked_pooling(pooling: SupportsIndex, side: int) -> int:
+    """`video_pooling` as an int: the side of the windows of patches whose features are averaged, 1 for none.
+
+    Raises:
+        ValueError: not a whole number, or one whose windows do not tile side × side patches.
+    """
+    try:
+        number = operator.index(pooling)
+    except TypeError:
+        number = 0
+    if number not in poolings(side):
+        raise ValueError(
+            f"video_pooling: windows of {pooling!r} by {pooling!r} patches do not tile the {side} by {side} patches of "
+            f"a frame: expected one of {', '.join(map(str, poolings(side)))}"
+        )
+    return number
+
+
+def require_whole_windows(what: str, frames: int, window: int) -> None:
+    """Refuses a number of frames that a video tower with attention over `window` frames cannot take.
+
+    Raises:
+        ValueError: not a multiple of `window`; the message says which counts are.
+    """
+    if frames % window:
+        below = frames // window * window
+        counts = f"{below} or {below + window}" if below else f"{window}"
+        raise ValueError(
+            f"{what}: this model's video tower attends over windows of {window} frames, so a video needs a multiple "
+            f"of {window} frames, got {frames}: take {counts}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +97,14 @@ class VisionConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def patches_per_side(self) -> int:
+        """Patches along one side of a frame: 16 for 224 pixels in patches of 14."""
+        return self.image_size // self.patch_size
+
+    @property
     def num_patches(self) -> int:
         """Patches of one frame, without the class token: 256 for 224 pixels in patches of 14."""
-        return (self.image_size // self.patch_size) ** 2
+        return self.patches_per_side**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +197,21 @@ class VideoLlavaConfig:
     @property
     def tokens_per_frame(self) -> int:
         """Decoder tokens of one video frame: 257 at 224 pixels. Videos keep the class token, whatever the strategy."""
-        return self.vision_config.num_patches + 1
+        return self.pooled_tokens_per_frame(1)
+
+    def pooled_tokens_per_frame(self, pooling: int) -> int:
+        """The same after pooling, of which the class token is no part: 65 with 2, 17 with 4, 5 with 8, 2 with 16.
+
+        Raises:
+            ValueError: windows that do not tile a frame's patches.
+        """
+        side = self.vision_config.patches_per_side
+        return (side // checked_pooling(pooling, side)) ** 2 + 1
+
+    @property
+    def frame_window(self) -> int:
+        """What a video's number of frames has to be a multiple of: `temporal_frames` of an "original" tower, or 1."""
+        return self.temporal_frames if self.variant == "original" else 1
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -170,6 +228,11 @@ class VideoLlavaConfig:
         Raises:
             ValueError: not a Video-LLaVA configuration, or one that asks for something this model does not do.
         """
+        if isinstance(source, (str, os.PathLike)):
+            source = _read_json(Path(source))
+        if isinstance(source, Mapping) and (ours := _read_own(source)):
+            return ours
+
         from huggingface_hub.errors import StrictDataclassError
         from transformers import VideoLlavaConfig as HFVideoLlavaConfig
 
@@ -253,6 +316,51 @@ class VideoLlavaConfig:
 
 def _as_json(value: int | tuple[int, ...] | None) -> int | list[int] | None:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _read_own(raw: Mapping[str, Any]) -> VideoLlavaConfig | None:
+    """The configuration in JSON that is just what `to_hf` writes; None for any other, which takes transformers.
+
+    Transformers imports torch where it is installed: seconds, which every program would wait for.
+    """
+    try:
+        vision, text = dict(raw["vision_config"]), dict(raw["text_config"])
+        eos, layer = text["eos_token_id"], raw["vision_feature_layer"]
+        text |= {
+            "rope_theta": text["rope_parameters"]["rope_theta"],
+            "eos_token_id": tuple(eos) if isinstance(eos, list) else eos,
+        }
+        config = VideoLlavaConfig(
+            vision_config=VisionConfig(**{f.name: vision[f.name] for f in dataclasses.fields(VisionConfig)}),
+            text_config=TextConfig(**{f.name: text[f.name] for f in dataclasses.fields(TextConfig)}),
+            image_token_id=raw["image_token_index"],
+            video_token_id=raw["video_token_index"],
+            projector_hidden_act=raw["projector_hidden_act"],
+            multimodal_projector_bias=raw["multimodal_projector_bias"],
+            vision_feature_layer=tuple(layer) if isinstance(layer, list) else layer,
+            vision_feature_select_strategy=raw["vision_feature_select_strategy"],
+            tie_word_embeddings=raw["tie_word_embeddings"],
+            **{key: raw[key] for key in _OWN_KEYS if key in raw},
+        )
+        same = json.dumps(config.to_hf(), sort_keys=True) == json.dumps(raw, sort_keys=True)
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
+        return None  # transformers, or the reading behind it, says what is wrong
+    # What transformers refuses is left to it: another type than ours, heads that the width does not divide into.
+    usual = VideoLlavaConfig(variant=config.variant).to_hf()
+    text = raw["text_config"]
+    fits = _alike(raw, usual) and text["hidden_size"] % text["num_attention_heads"] == 0
+    return config if same and fits else None
+
+
+def _alike(value: Any, usual: Any, name: str = "") -> bool:
+    """Whether JSON has the types of the usual one; ids may be None, ids and layers lists."""
+    if isinstance(usual, Mapping):
+        return isinstance(value, Mapping) and all(_alike(value[key], usual[key], key) for key in usual)
+    if isinstance(value, list) and not isinstance(usual, list):
+        return name in ("eos_token_id", "vision_feature_layer") and all(type(part) is int for part in value)
+    if name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        return value is None or type(value) is int
+    return type(value) is type(usual)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

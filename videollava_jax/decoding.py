@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax import generate as compiled
-from videollava_jax.cache import KVCache
+from videollava_jax.cache import Cache
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.generate import ANSWER_BUCKET, DecodeState, Graph, bucket
+from videollava_jax.generate import ANSWER_BUCKET, Answers, Graph, Vocabulary, bucket
 from videollava_jax.sampling import Sampling
 
 STREAM_CHUNK = 8  # steps between two looks at the answers, while streaming or watching for stop strings
@@ -106,71 +106,83 @@ def decode(
     graph: Graph,
     state: Any,
     logits_BV: jax.Array,
-    cache: KVCache,
+    cache: Cache,
     keys_B: jax.Array,
     seen: Sequence[npt.NDArray[np.int32]],
     options: DecodeOptions,
-) -> tuple[npt.NDArray[np.int64], KVCache]:
+) -> tuple[npt.NDArray[np.int64], Cache]:
     """Decodes answers after what the cache holds.
 
     Args:
       logits_BV: of the first new token.
-      cache: with at least `options.room` free slots; donated.
+      cache: with at least `options.room` free slots; its tail is donated.
       keys_B: a key for the draws of each row.
       seen: the tokens of each row's prompt, for the repetition penalty.
 
     Returns:
-      The new tokens int64 [B, n], padded behind the end of each row, and the cache that holds them too.
+      The new tokens int64 [B, n], padded behind the end of each row, and the cache that holds all but the last of the
+      longest answer.
 
     Raises:
       FloatingPointError: logits that are not finite, naming the rows.
     """
     rows, V = logits_BV.shape
-    sampling = Sampling(
-        keys_B=keys_B,
-        temperature=jnp.asarray(options.temperature, jnp.float32),
-        top_k=jnp.asarray(options.top_k, jnp.int32),
-        top_p=jnp.asarray(options.top_p, jnp.float32),
-        repetition_penalty=jnp.asarray(options.repetition_penalty, jnp.float32),
-        draw=options.do_sample,
-        penalise=options.repetition_penalty != 1.0,
+    vocabulary = Vocabulary(
+        eos_E=jnp.asarray(options.eos_token_ids, jnp.int32),
+        suppressed_V=_marks([np.array(options.suppress_tokens, np.int32)], V)[0],
+        pad=jnp.asarray(options.pad_token_id, jnp.int32),
     )
-    carry = DecodeState(
-        cache=cache,
-        logits_BV=logits_BV,
-        tokens_BN=jnp.full((rows, options.room), options.pad_token_id, jnp.int32),
-        done_B=jnp.zeros((rows,), bool),
-        finite_B=jnp.ones((rows,), bool),
-        seen_BV=_marks(seen, V) if sampling.penalise else None,
-        step=jnp.asarray(0, jnp.int32),
-    )
-    suppressed_V = _marks([np.array(options.suppress_tokens, np.int32)], V)[0]
-    eos_E = jnp.asarray(options.eos_token_ids, jnp.int32)
-    pad = jnp.asarray(options.pad_token_id, jnp.int32)
     limit = options.max_new_tokens
     chunk = STREAM_CHUNK if options.stop_strings or options.on_tokens else limit
+    answers = compiled.choose(logits_BV, _unwritten(rows, V, keys_B, seen, options), vocabulary)
+    tail, never = cache.tail, jnp.asarray(rows + 1, jnp.int32)
     ends = np.full(rows, limit)
     written = 0
-    tokens = np.zeros((rows, 0), np.int32)
-    done = np.zeros(rows, bool)
-    while written < limit and not done.all():
-        before, target = written, min(written + chunk, limit)
-        carry = compiled.decode(graph, state, carry, sampling, eos_E, suppressed_V, pad, jnp.asarray(target, jnp.int32))
-        written = int(carry.step)
-        tokens = np.asarray(carry.tokens_BN)[:, :written]
+    while True:
+        before, written = written, int(answers.count_B.max())
+        tokens = np.asarray(answers.tokens_BN)[:, :written]
         for row in np.flatnonzero(ends == limit):
             ends[row] = _end(tokens[row], before, options)
         tokens = np.where(np.arange(written) < ends[:, None], tokens, options.pad_token_id)[:, : ends.max()]
-        done = ends <= written
-        if options.on_tokens:
+        if options.on_tokens and tokens.shape[1] > before:
             options.on_tokens(tokens[:, before:].astype(np.int64))
-    finite = np.asarray(carry.finite_B)
+        if (ends <= written).all() or bool(answers.done_B.all()):
+            break
+        steps = jnp.asarray(chunk - 1 if written == 1 else chunk, jnp.int32)
+        tail, answers = compiled.decode(graph, state, cache.prefix, tail, answers, vocabulary, steps, never)
+    finite = np.asarray(answers.finite_B)
     if not finite.all():
         raise FloatingPointError(
             f"logits of rows {np.flatnonzero(~finite).tolist()} are not finite: the weights or pixels hold NaN or "
             "infinity, or overflow in this dtype"
         )
-    return tokens.astype(np.int64), carry.cache
+    return tokens.astype(np.int64), Cache(cache.prefix, tail)
+
+
+def _unwritten(
+    rows: int, V: int, keys_B: jax.Array, seen: Sequence[npt.NDArray[np.int32]], options: DecodeOptions
+) -> Answers:
+    penalise = options.repetition_penalty != 1.0
+    sampling = Sampling(
+        keys_B=keys_B,
+        draw_B=jnp.full((rows,), options.do_sample),
+        temperature_B=jnp.full((rows,), options.temperature, jnp.float32),
+        top_k_B=jnp.full((rows,), options.top_k, jnp.int32),
+        top_p_B=jnp.full((rows,), options.top_p, jnp.float32),
+        repetition_penalty_B=jnp.full((rows,), options.repetition_penalty, jnp.float32),
+        draw=options.do_sample,
+        penalise=penalise,
+    )
+    return Answers(
+        token_B=jnp.full((rows,), options.pad_token_id, jnp.int32),
+        tokens_BN=jnp.full((rows, options.room), options.pad_token_id, jnp.int32),
+        count_B=jnp.zeros((rows,), jnp.int32),
+        limit_B=jnp.full((rows,), options.max_new_tokens, jnp.int32),
+        done_B=jnp.zeros((rows,), bool),
+        finite_B=jnp.ones((rows,), bool),
+        seen_BV=_marks(seen, V) if penalise else None,
+        sampling=sampling,
+    )
 
 
 class TextStream:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from videollava_jax.sharding import like, resharded, spec_of
+
 
 def quick_gelu(x: jax.Array) -> jax.Array:
     """OpenAI CLIP's sigmoid approximation of GELU (transformers' `QuickGELUActivation`)."""
@@ -40,7 +42,11 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 class Linear(nnx.Module):
-    """`y = x Wᵀ + b`, mirroring `torch.nn.Linear`: `weight` [out, in], `bias` [out] or none."""
+    """`y = x Wᵀ + b`, mirroring `torch.nn.Linear`: `weight` [out, in], `bias` [out] or none.
+
+    With `int8`, `weight` is int8 and `weight_scale` float32 [out] multiplies the product (`weights.quantize`).
+    A weight that is split over its inputs gives one all-reduce, one that is split over its outputs gives split outputs.
+    """
 
     def __init__(
         self,
@@ -51,27 +57,43 @@ class Linear(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
         std: float = 0.02,
+        int8: bool = False,
     ):
-        self.weight = nnx.Param(normal(rngs, (out_features, in_features), std, dtype))
+        shape = (out_features, in_features)
+        self.weight = nnx.Param(jnp.zeros(shape, jnp.int8) if int8 else normal(rngs, shape, std, dtype))
+        self.weight_scale = nnx.Param(jnp.ones((out_features,), jnp.float32)) if int8 else None
         self.bias = nnx.Param(jnp.zeros((out_features,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         weight = self.weight[...]
-        if self.bias is None:
-            return jnp.einsum("...i,oi->...o", x, weight)
-        # The bias is added before the product is rounded to the dtype of the weights, as PyTorch adds it.
-        y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32) + self.bias[...]
-        return y.astype(jnp.result_type(x, weight))
+        out = like(weight, *spec_of(x)[:-1], spec_of(weight)[0])
+        if self.bias is None and self.weight_scale is None:
+            return jnp.einsum("...i,oi->...o", x, weight, out_sharding=out)
+        # Scale and bias come before the product is rounded to the dtype of the weights, as PyTorch adds its bias.
+        y = jnp.einsum(
+            "...i,oi->...o",
+            x,
+            weight if self.weight_scale is None else weight.astype(x.dtype),
+            preferred_element_type=jnp.float32,
+            out_sharding=out,
+        )
+        if self.weight_scale is not None:
+            y = y * self.weight_scale[...]
+        if self.bias is not None:
+            y = y + self.bias[...]
+        return y.astype(x.dtype if self.weight_scale is not None else jnp.result_type(x, weight))
 
 
 class Embedding(nnx.Module):
-    """A table of vectors, `weight` [rows, features]. Ids must be in range: `take` would return NaN for others."""
+    """A table of vectors, `weight` [rows, features]. Ids must be in range: others give NaN."""
 
     def __init__(self, rows: int, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs, std: float = 0.02):
         self.weight = nnx.Param(normal(rngs, (rows, features), std, dtype))
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.weight[...], ids, axis=0)
+        weight = self.weight[...]
+        out = like(weight, *spec_of(ids), None)
+        return weight.at[resharded(ids, like(weight, *spec_of(ids)))].get(mode="fill", out_sharding=out)
 
 
 class LayerNorm(nnx.Module):

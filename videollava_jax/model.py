@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from videollava_jax.cache import KVCache
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.attention import KeysValues
+from videollava_jax.cache import Cache, PrefixCache, TailCache, stored
+from videollava_jax.config import VideoLlavaConfig, checked_pooling, require_whole_windows
 from videollava_jax.decoder import Llama
 from videollava_jax.layers import ACTIVATIONS, Linear
+from videollava_jax.sharding import like, resharded, spec_of, whole
 from videollava_jax.vision import VisionTower
 
 State: TypeAlias = "nnx.State[Any, Any]"
@@ -39,13 +42,13 @@ class VideoLlava(nnx.Module):
     checkpoint agree. The module is used as an immutable tree: split once, merged inside the compiled functions.
     """
 
-    def __init__(self, config: VideoLlavaConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: VideoLlavaConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs, int8: bool = False):
         text, vision = config.text_config, config.vision_config
         frames = config.temporal_frames if config.variant == "original" else None
         self.image_tower = VisionTower(vision, dtype=dtype, rngs=rngs)
         self.video_tower = VisionTower(vision, temporal_frames=frames, dtype=dtype, rngs=rngs)
         self.multi_modal_projector = Projector(config, dtype=dtype, rngs=rngs)
-        self.language_model = Llama(text, dtype=dtype, rngs=rngs)
+        self.language_model = Llama(text, dtype=dtype, rngs=rngs, int8=int8)
         self.lm_head = (
             None
             if config.tie_word_embeddings
@@ -67,18 +70,22 @@ class VideoLlava(nnx.Module):
             hidden = hidden[:, 1:]
         return self.multi_modal_projector(hidden)
 
-    def encode_videos(self, pixels: jax.Array) -> jax.Array:
+    def encode_videos(self, pixels: jax.Array, pooling: int = 1) -> jax.Array:
         """Videos to decoder features.
 
         Args:
-          pixels: float [V, F, S, S, 3], normalised.
+          pixels: float [V, F, S, S, 3], normalised. A tower with attention over time takes each run of
+            `temporal_frames` frames as a clip of its own.
+          pooling: static; side of the windows of patches that are averaged (`pool_patches`), 1 for none.
 
         Returns:
-          [V, F × tokens_per_frame, D], frame after frame, each with its class token first.
+          [V, F × pooled_tokens_per_frame(pooling), D], frame after frame, each with its class token first.
         """
         V, F = pixels.shape[:2]
+        # The tower sees V × F frames: without this, two videos of 4 would pass for one clip of 8.
+        require_whole_windows("pixels", F, self.config.frame_window)
         hidden = self.video_tower(pixels.reshape(V * F, *pixels.shape[2:]), self.config.feature_layers)
-        features = self.multi_modal_projector(hidden)
+        features = pool_patches(self.multi_modal_projector(hidden), pooling)
         return features.reshape(V, F * features.shape[1], -1)
 
     def embed(
@@ -100,18 +107,37 @@ class VideoLlava(nnx.Module):
             (self.config.video_token_id, video_features),
         ):
             if features is not None:
-                flat_MD = features.reshape(-1, features.shape[-1]).astype(x_BTD.dtype)
-                is_media_BT = ids_BT == token_id
-                index_BT = jnp.cumsum(is_media_BT.reshape(-1)).reshape(ids_BT.shape) - 1
-                placed_BTD = jnp.take(flat_MD, index_BT, axis=0, mode="clip")
-                x_BTD = jnp.where(is_media_BT[:, :, None], placed_BTD, x_BTD)
+                # The batch as one long row: any row may have any number of media.
+                flat_1X = whole(ids_BT).reshape(1, -1)
+                flat_1MD = whole(features).reshape(1, -1, features.shape[-1])
+                placed = _placed(whole(x_BTD).reshape(1, -1, x_BTD.shape[-1]), flat_1X == token_id, flat_1MD)
+                x_BTD = resharded(placed.reshape(x_BTD.shape), like(x_BTD, *spec_of(x_BTD)))
         return x_BTD
+
+    def embed_prefix(self, ids_BT: jax.Array, features_BMD: jax.Array | None) -> jax.Array:
+        """Token embeddings, with each row's features in the places of its media tokens, images and videos in order.
+
+        Args:
+          ids_BT: int32, with M media tokens in every row.
+          features_BMD: the features of all the media of a row, one after the other; None for text alone.
+        """
+        x_BTD = self.language_model.embed_tokens(ids_BT)
+        if features_BMD is None:
+            return x_BTD
+        is_media_BT = (ids_BT == self.config.image_token_id) | (ids_BT == self.config.video_token_id)
+        return _placed(x_BTD, is_media_BT, features_BMD)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Decoder states to logits over the vocabulary, in the dtype of the weights."""
         if self.lm_head is None:
-            return jnp.einsum("BTD,VD->BTV", x_BTD, self.language_model.embed_tokens.weight[...])
+            weight_VD = self.language_model.embed_tokens.weight[...]
+            out = like(weight_VD, *spec_of(x_BTD)[:-1], spec_of(weight_VD)[0])
+            return jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, out_sharding=out)
         return self.lm_head(x_BTD)
+
+    def next_logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Logits [B, V] after the last token of each row, the vocabulary whole on every device."""
+        return whole(self.logits(x_BTD[:, -1:])[:, 0], axis=-1)
 
     def __call__(
         self,
@@ -125,36 +151,76 @@ class VideoLlava(nnx.Module):
         return self.logits(self.language_model(self.embed(ids_BT, image_features, video_features), mask_BT))
 
     def prefill(
-        self,
-        ids_BT: jax.Array,
-        token_mask_BT: jax.Array,
-        image_features: jax.Array | None = None,
-        video_features: jax.Array | None = None,
-        *,
-        capacity: int,
-    ) -> tuple[jax.Array, KVCache]:
-        """Logits [B, V] after prompts that are padded on the left, and the cache that holds the prompts."""
-        embedded = self.embed(ids_BT, image_features, video_features)
-        x_BTD, cache = self.language_model.prefill(embedded, token_mask_BT, capacity)
-        return self.logits(x_BTD[:, -1:])[:, 0], cache
+        self, x_BTD: jax.Array, token_mask_BT: jax.Array, *, int8: bool = False
+    ) -> tuple[jax.Array, PrefixCache]:
+        """Prompts or prefixes, embedded and padded on the left.
 
-    def extend(
-        self,
-        ids_BT: jax.Array,
-        token_mask_BT: jax.Array,
-        cache: KVCache,
-        image_features: jax.Array | None = None,
-        video_features: jax.Array | None = None,
-    ) -> tuple[jax.Array, KVCache]:
-        """Logits [B, V] after T more tokens a row, padded on the left, and the longer cache."""
-        embedded = self.embed(ids_BT, image_features, video_features)
-        x_BTD, cache = self.language_model.extend(embedded, token_mask_BT, cache)
-        return self.logits(x_BTD[:, -1:])[:, 0], cache
+        Args:
+          int8: keep keys and values in int8.
+
+        Returns:
+          Hidden states [B, T, D], and the cache that holds them: a place for each row.
+        """
+        x_BTD, layers = self.language_model.prefill(x_BTD, token_mask_BT)
+        cache = PrefixCache(
+            layers=tuple(stored(kv, "GKSH", int8=int8) for kv in layers),
+            valid_GS=token_mask_BT,
+            length_G=token_mask_BT.sum(axis=1, dtype=jnp.int32),
+        )
+        return x_BTD, cache
+
+    def begin_tails(
+        self, ids_BT: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache
+    ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
+        """Text after prefixes, B / G rows for each of G: hidden states [B, T, D], and its keys and values."""
+        return self.language_model.begin_tails(self.language_model.embed_tokens(ids_BT), token_mask_BT, prefix)
+
+    def extend(self, ids_BT: jax.Array, token_mask_BT: jax.Array, cache: Cache) -> tuple[jax.Array, TailCache]:
+        """Logits [B, V] after T more tokens a row, text padded on the left, and the longer tails."""
+        x_BTD, tail = self.language_model.extend(self.language_model.embed_tokens(ids_BT), token_mask_BT, cache)
+        return self.next_logits(x_BTD), tail
 
 
-def abstract_model(config: VideoLlavaConfig, *, dtype: DTypeLike = jnp.float32) -> VideoLlava:
-    """The model with shapes and dtypes for parameters: nothing is drawn or allocated."""
-    return nnx.eval_shape(lambda: VideoLlava(config, dtype=dtype, rngs=cast(nnx.Rngs, _OneKey())))
+def pool_patches(features_NPD: jax.Array, pooling: int) -> jax.Array:
+    """Averages the patches of each frame over windows of pooling × pooling; the class token stays as it is.
+
+        C  a b c d     with 2    C  mean(a b e f)  mean(c d g h)
+           e f g h
+
+    The features are the projected ones and the mean is taken in float32: mode "average" of LLaVA-NeXT-Video and
+    LLaVA-OneVision (`get_2dPool` in LLaVA-NeXT), whose frames have no class token.
+
+    Args:
+      features_NPD: [N, 1 + patches, D], the class token first, the patches row by row of a square.
+      pooling: the windows' side, which divides the square's; 1 changes nothing.
+
+    Returns:
+      [N, 1 + patches / pooling², D], of the same dtype.
+    """
+    N, P, D = features_NPD.shape
+    side = isqrt(P - 1)
+    windows = side // checked_pooling(pooling, side)
+    if pooling == 1:
+        return features_NPD
+    grid = features_NPD[:, 1:].reshape(N, windows, pooling, windows, pooling, D)
+    pooled_NPD = grid.mean(axis=(2, 4), dtype=jnp.float32).astype(features_NPD.dtype).reshape(N, windows**2, D)
+    return jnp.concatenate([features_NPD[:, :1], pooled_NPD], axis=1)
+
+
+def _placed(x_BTD: jax.Array, is_media_BT: jax.Array, features_BMD: jax.Array) -> jax.Array:
+    """Embeddings with the feature vectors of each row in the places of its media tokens, in order."""
+    index_BT = jnp.maximum(jnp.cumsum(is_media_BT, axis=1) - 1, 0)
+    placed_BTD = jnp.take_along_axis(features_BMD.astype(x_BTD.dtype), index_BT[:, :, None], axis=1, mode="clip")
+    return jnp.where(is_media_BT[:, :, None], placed_BTD, x_BTD)
+
+
+def abstract_model(config: VideoLlavaConfig, *, dtype: DTypeLike = jnp.float32, int8: bool = False) -> VideoLlava:
+    """The model with shapes and dtypes for parameters: nothing is drawn or allocated.
+
+    Args:
+      int8: the decoder's projections have int8 weights with scales (`weights.quantize`).
+    """
+    return nnx.eval_shape(lambda: VideoLlava(config, dtype=dtype, rngs=cast(nnx.Rngs, _OneKey()), int8=int8))
 
 
 class _OneKey:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from videollava_jax import generate as compiled
-from videollava_jax.cache import KVCache
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.cache import Cache
+from videollava_jax.config import VideoLlavaConfig, checked_pooling, poolings, require_whole_windows
 from videollava_jax.decoding import DecodeOptions, decode, row_keys
 from videollava_jax.generate import PROMPT_BUCKET, bucket
 from videollava_jax.model import abstract_model, named_parameters, with_parameters
@@ -36,7 +36,7 @@ class VideoLlavaOutput:
       logits: [B, T, V].
       loss: float32 scalar, the mean cross-entropy of the next token over labels that are not -100; None without.
       image_hidden_states: [N, tokens_per_image, D], None without images.
-      video_hidden_states: [V × F, tokens_per_frame, D], None without videos.
+      video_hidden_states: [V × F, tokens_per_frame, D], fewer tokens with pooling; None without videos.
     """
 
     logits: jax.Array
@@ -115,6 +115,7 @@ class VideoLlavaForConditionalGeneration:
         labels: ArrayLike | None = None,
         *,
         pixel_values: ArrayLike | None = None,
+        video_pooling: SupportsIndex = 1,
     ) -> VideoLlavaOutput:
         """Logits of whole sequences, and their loss.
 
@@ -124,9 +125,12 @@ class VideoLlavaForConditionalGeneration:
           pixel_values_images: float32 [N, 3, S, S] (`pixel_values` is its newer name).
           pixel_values_videos: float32 [V, F, 3, S, S].
           labels: int [B, T], -100 where nothing is learnt.
+          video_pooling: side of the windows of patches whose features are averaged, as the processor was told and
+            as its output says; 1 for none. No checkpoint was trained with another (docs/more_frames.md).
         """
         ids, mask = self._checked_text(input_ids, attention_mask)
-        features = self._encode(ids, _either(pixel_values_images, pixel_values), pixel_values_videos)
+        images = _either(pixel_values_images, pixel_values)
+        features = self._encode(ids, images, pixel_values_videos, video_pooling)
         logits = compiled.forward(self._graph, self._state, ids, mask, features.image, features.video)
         loss = None
         if labels is not None:
@@ -137,7 +141,8 @@ class VideoLlavaForConditionalGeneration:
             loss = -jnp.where(learnt, picked, 0).sum() / learnt.sum()
         video = features.video
         if video is not None:
-            video = video.reshape(-1, self.config.tokens_per_frame, video.shape[-1])
+            frames = np.shape(pixel_values_videos)[1]  # type: ignore[arg-type]
+            video = video.reshape(-1, video.shape[1] // frames, video.shape[-1])
         return VideoLlavaOutput(logits, loss, features.image, video)
 
     def generate(
@@ -148,6 +153,7 @@ class VideoLlavaForConditionalGeneration:
         pixel_values_videos: ArrayLike | None = None,
         *,
         pixel_values: ArrayLike | None = None,
+        video_pooling: SupportsIndex = 1,
         max_new_tokens: int | None = None,
         max_length: int | None = None,
         do_sample: bool | None = None,
@@ -169,6 +175,7 @@ class VideoLlavaForConditionalGeneration:
         Arguments have transformers' names, meanings and defaults (`generation_config.json` comes first). Beyond it:
 
         Args:
+          video_pooling: as in a call; the processor's output carries it.
           seed: of the draws, one for all rows or one a row. A row's draws depend on its seed alone, so equal
             prompts with equal seeds get equal answers; `num_return_sequences` gives different ones.
           stop_strings: a row ends with the token that completes one of these; needs `tokenizer`.
@@ -212,7 +219,9 @@ class VideoLlavaForConditionalGeneration:
         if num_return_sequences > 1 and not options.do_sample:
             raise ValueError("num_return_sequences above 1 needs do_sample=True: greedy answers would all be the same")
         images = _either(pixel_values_images, pixel_values)
-        logits, cache = self.prefill(ids, mask, images, pixel_values_videos, room=options.room)
+        logits, cache = self.prefill(
+            ids, mask, images, pixel_values_videos, video_pooling=video_pooling, room=options.room
+        )
         if num_return_sequences > 1:
             logits, cache = jnp.repeat(logits, num_return_sequences, axis=0), cache.repeat(num_return_sequences)
         prompts = [ids[row][mask[row]] for row in range(B) for _ in range(num_return_sequences)]
@@ -226,8 +235,9 @@ class VideoLlavaForConditionalGeneration:
         pixel_values_images: ArrayLike | None = None,
         pixel_values_videos: ArrayLike | None = None,
         *,
+        video_pooling: SupportsIndex = 1,
         room: int,
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> tuple[jax.Array, Cache]:
         """Logits [B, V] after prompts that are padded on the left, and a cache of them with `room` free slots.
 
         Arguments and errors are those of a call; what follows is computed by `extend` and `decode`.
@@ -238,14 +248,14 @@ class VideoLlavaForConditionalGeneration:
                 f"attention_mask: row {int(np.argmin(mask[:, -1]))} ends in padding, and an answer follows the end of "
                 "its prompt: pad on the left (processor.tokenizer.padding_side = 'left')"
             )
-        features = self._encode(ids, pixel_values_images, pixel_values_videos)
+        features = self._encode(ids, pixel_values_images, pixel_values_videos, video_pooling)
         ids, mask = _pad_to_bucket(ids, mask)
-        filled: tuple[jax.Array, KVCache] = compiled.prefill(
-            self._graph, self._state, ids, mask, features.image, features.video, capacity=ids.shape[1] + room
+        filled: tuple[jax.Array, Cache] = compiled.prefill(
+            self._graph, self._state, ids, mask, features.image, features.video, room=room
         )
         return filled
 
-    def extend(self, input_ids: ArrayLike, cache: KVCache, *, room: int) -> tuple[jax.Array, KVCache]:
+    def extend(self, input_ids: ArrayLike, cache: Cache, *, room: int) -> tuple[jax.Array, Cache]:
         """Logits [B, V] after more text for every row, and the longer cache with at least `room` free slots.
 
         Args:
@@ -255,20 +265,20 @@ class VideoLlavaForConditionalGeneration:
         ids, mask = self._checked_text(input_ids, None)
         self._encode(ids, None, None)  # refuses the tokens of media
         ids, mask = _pad_to_bucket(ids, mask)
-        needed = int(cache.length) + ids.shape[1] + room
-        if needed > cache.capacity:
-            cache = cache.grow(bucket(needed, CACHE_GROWTH))
-        longer: tuple[jax.Array, KVCache] = compiled.extend(self._graph, self._state, ids, mask, cache)
-        return longer
+        needed = ids.shape[1] + room
+        if needed > cache.free:
+            cache = cache.grow(bucket(cache.tail.slots - cache.free + needed, CACHE_GROWTH))
+        logits, tail = compiled.extend(self._graph, self._state, ids, mask, cache.prefix, cache.tail)
+        return logits, Cache(cache.prefix, tail)
 
     def decode(
         self,
         logits_BV: jax.Array,
-        cache: KVCache,
+        cache: Cache,
         keys_B: jax.Array,
         prompts: Sequence[npt.NDArray[np.int32]],
         options: DecodeOptions,
-    ) -> tuple[npt.NDArray[np.int64], KVCache]:
+    ) -> tuple[npt.NDArray[np.int64], Cache]:
         """Answers after what the cache holds: `decoding.decode` with this model."""
         return decode(self._graph, self._state, logits_BV, cache, keys_B, prompts, options)
 
@@ -278,7 +288,8 @@ class VideoLlavaForConditionalGeneration:
         if prompt + max_new_tokens > limit:
             raise ValueError(
                 f"a prompt of {prompt} tokens and an answer of up to {max_new_tokens} do not fit the model's "
-                f"{limit} positions: shorten the prompt, take fewer frames, or lower max_new_tokens"
+                f"{limit} positions: shorten the prompt, take fewer frames or pool them (video_pooling), or lower "
+                "max_new_tokens"
             )
 
     def _checked_text(
@@ -299,10 +310,18 @@ class VideoLlavaForConditionalGeneration:
             raise ValueError(f"attention_mask: row {int(np.argmin(mask.any(axis=1)))} holds no tokens")
         return ids.astype(np.int32), mask
 
-    def _encode(self, ids: npt.NDArray[np.int32], images: ArrayLike | None, videos: ArrayLike | None) -> _Features:
+    def _encode(
+        self,
+        ids: npt.NDArray[np.int32],
+        images: ArrayLike | None,
+        videos: ArrayLike | None,
+        video_pooling: SupportsIndex = 1,
+    ) -> _Features:
+        """Features of the media, once both kinds have been found to fit the ids."""
         config = self.config
         side = config.vision_config.image_size
-        encoded: list[jax.Array | None] = []
+        pooling = checked_pooling(video_pooling, config.vision_config.patches_per_side)
+        given: list[ArrayLike | None] = []
         for kind, pixels, token, rank in (
             ("images", images, config.image_token_id, 4),
             ("videos", videos, config.video_token_id, 5),
@@ -315,16 +334,33 @@ class VideoLlavaForConditionalGeneration:
                 if len(shape) != rank or shape[-3:] != (config.vision_config.num_channels, side, side):
                     form = f"[{'N' if rank == 4 else 'V, F'}, {config.vision_config.num_channels}, {side}, {side}]"
                     raise ValueError(f"pixel_values_{kind}: expected {form}, got {list(shape)}")
-                each = config.tokens_per_image if rank == 4 else shape[1] * config.tokens_per_frame
+                if rank == 5:
+                    require_whole_windows("pixel_values_videos", shape[1], config.frame_window)
+                each = config.tokens_per_image if rank == 4 else shape[1] * config.pooled_tokens_per_frame(pooling)
                 expected = shape[0] * each
             if placeholders != expected:
+                frames = shape[0] * shape[1] if len(shape) == 5 else 0
                 raise ValueError(
                     f"input_ids hold {placeholders} tokens for {kind}, the given {kind} make {expected} "
-                    f"({list(shape) or 'none given'}): give the media of every placeholder, and no others"
+                    f"({list(shape) or 'none given'}{f' with video_pooling={pooling}' if frames else ''}): "
+                    f"{self._mismatch_remedy(placeholders, frames)}"
                 )
-            run = compiled.encode_images if rank == 4 else compiled.encode_videos
-            encoded.append(run(self._graph, self._state, jnp.asarray(pixels)) if expected else None)
-        return _Features(*encoded)
+            given.append(pixels if expected else None)
+        image, video = given
+        return _Features(
+            None if image is None else compiled.encode_images(self._graph, self._state, jnp.asarray(image)),
+            None if video is None else compiled.encode_videos(self._graph, self._state, jnp.asarray(video), pooling),
+        )
+
+    def _mismatch_remedy(self, placeholders: int, frames: int) -> str:
+        """What to do about tokens that are not as many as the features of these many frames of videos."""
+        for pooling in poolings(self.config.vision_config.patches_per_side):
+            if frames and frames * self.config.pooled_tokens_per_frame(pooling) == placeholders:
+                return (
+                    f"the prompt was made for video_pooling={pooling}, which the model has to be told too: pass it "
+                    "everything that the processor returned, as in model.generate(**inputs)"
+                )
+        return "give the media of every placeholder, and no others"
 
 
 def _pad_to_bucket(

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.config import SelectStrategy
+from videollava_jax.config import SelectStrategy, checked_pooling, poolings, require_whole_windows
 from videollava_jax.media import FramePreprocessor, MediaLimits, Uniform
 from videollava_jax.processor_files import local_directory, model_facts, saved_chat_template, write_json
 from videollava_jax.processor_inputs import (
@@ -45,6 +45,7 @@ class _Options:
     sampling: Any
     limits: MediaLimits
     return_tensors: str | None
+    video_pooling: int
 
 
 class VideoLlavaProcessor:
@@ -64,6 +65,10 @@ class VideoLlavaProcessor:
         num_additional_image_tokens: tokens of a tower beside its patches: the class token.
         template: how `apply_chat_template` writes prompts: a name in `prompt.TEMPLATES`, or one of your own.
         max_positions: positions that the decoder has; None for no check.
+        video_pooling: side of the windows of patches whose features the model averages in each frame of a video,
+            so that more frames fit its positions; 1 for none. Untrained: see docs/more_frames.md.
+        frame_window: what a video's number of frames has to be a multiple of: the frames that an "original" video
+            tower attends over, 1 for any number.
     """
 
     def __init__(
@@ -78,6 +83,8 @@ class VideoLlavaProcessor:
         *,
         template: str | PromptTemplate = "hf",
         max_positions: int | None = None,
+        video_pooling: SupportsIndex = 1,
+        frame_window: int = 1,
     ):
         if tokenizer is None:
             raise ValueError("expected a tokenizer; videollava_jax.prompt.load_tokenizer(directory) loads one")
@@ -94,6 +101,8 @@ class VideoLlavaProcessor:
         self.template = get_template(template)
         self.chat_template = self.template.to_jinja() if chat_template is None else chat_template
         self.max_positions = max_positions
+        self.video_pooling = checked_pooling(video_pooling, self._side(self.video_processor))
+        self.frame_window = frame_window
         self._encoder: SegmentEncoder | None = None
 
     # ── loading and saving ──
@@ -104,6 +113,7 @@ class VideoLlavaProcessor:
         directory: str | os.PathLike[str],
         *,
         template: str | PromptTemplate | None = None,
+        video_pooling: SupportsIndex | None = None,
         revision: str | None = None,
         token: str | None = None,
     ) -> VideoLlavaProcessor:
@@ -113,6 +123,7 @@ class VideoLlavaProcessor:
             directory: a local directory, or a name such as "LanguageBind/Video-LLaVA-7B-hf".
             template: the prompt template; by default the one the directory was saved with, "hf" for converted
                 checkpoints, and "vicuna_v1" for the authors' own.
+            video_pooling: by default what the directory was saved with, 1 where that says nothing.
             revision, token: for the hub.
 
         Raises:
@@ -137,6 +148,8 @@ class VideoLlavaProcessor:
             num_additional_image_tokens=saved.get("num_additional_image_tokens", 1),
             template=saved.get("prompt_template", model.template) if template is None else template,
             max_positions=saved.get("max_positions") if model.max_positions is None else model.max_positions,
+            video_pooling=saved.get("video_pooling", 1) if video_pooling is None else video_pooling,
+            frame_window=model.frame_window if config else saved.get("frame_window", 1),
         )
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
@@ -164,6 +177,10 @@ class VideoLlavaProcessor:
         }
         if self.max_positions is not None:
             settings["max_positions"] = self.max_positions
+        if self.video_pooling != 1:
+            settings["video_pooling"] = self.video_pooling
+        if self.frame_window != 1:
+            settings["frame_window"] = self.frame_window
         write_json(path / "processor_config.json", settings)
         (path / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
@@ -211,11 +228,19 @@ class VideoLlavaProcessor:
 
     @property
     def tokens_per_frame(self) -> int:
-        """Decoder tokens of a video's frame: 257 at 224 pixels in patches of 14."""
-        return self._patches(self.video_processor) + self.num_additional_image_tokens
+        """Decoder tokens of a video's frame, with this processor's pooling: 257 at 224 pixels in patches of 14."""
+        return self.pooled_tokens_per_frame(self.video_pooling)
+
+    def pooled_tokens_per_frame(self, video_pooling: SupportsIndex) -> int:
+        """The same with a pooling of the caller's: 65 with 2, 17 with 4, 5 with 8, 2 with 16."""
+        side = self._side(self.video_processor)
+        return (side // checked_pooling(video_pooling, side)) ** 2 + self.num_additional_image_tokens
 
     def _patches(self, preprocess: FramePreprocessor) -> int:
-        return (preprocess.crop_size // self.patch_size) ** 2
+        return self._side(preprocess) ** 2
+
+    def _side(self, preprocess: FramePreprocessor) -> int:
+        return preprocess.crop_size // self.patch_size
 
     def encode(
         self,
@@ -242,6 +267,7 @@ class VideoLlavaProcessor:
         max_new_tokens: int = 0,
         sampling: Any = DEFAULT_SAMPLING,
         limits: MediaLimits = DEFAULT_LIMITS,
+        video_pooling: SupportsIndex | None = None,
         return_tensors: Literal["np"] | None = "np",
     ) -> Any:
         """Prompts and media to model inputs.
@@ -258,16 +284,19 @@ class VideoLlavaProcessor:
             max_new_tokens: how many tokens will be generated: with the prompt they have to fit the model.
             sampling: which frames to take from a video file; arrays and frames are taken whole.
             limits: what a media file may cost to open.
+            video_pooling: when not the processor's own. The output carries it to the model.
             return_tensors: "np", or None for lists.
 
         Returns:
             transformers' `BatchFeature`: `input_ids` and `attention_mask` int64 [B, T]; with images,
             `pixel_values_images` float32 [N, 3, S, S]; with videos, `pixel_values_videos`
-            float32 [V, F, 3, S, S], both in the order of the placeholders. Without text, pixels alone.
+            float32 [V, F, 3, S, S], both in the order of the placeholders; with videos that are pooled,
+            `video_pooling`, an int. Without text, pixels alone.
 
         Raises:
             ValueError: media and placeholders that differ in number, a prompt that is too long, a file that
-                cannot be read, videos of different lengths in one array.
+                cannot be read, videos of different lengths in one array, a number of frames that the video tower
+                cannot take.
         """
         if text is None:
             rows = [Segments(media_of(images, videos))]
@@ -276,7 +305,8 @@ class VideoLlavaProcessor:
             if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
                 raise ValueError(f"text: expected a string or a list of strings, got {describe(text)}")
             rows = with_media([self.encoder.encode_string(prompt) for prompt in prompts], images, videos)
-        options = _Options(padding, truncation, max_length, max_new_tokens, sampling, limits, return_tensors)
+        pooling = self._pooling(video_pooling)
+        options = _Options(padding, truncation, max_length, max_new_tokens, sampling, limits, return_tensors, pooling)
         return self._inputs(rows, options, with_text=text is not None)
 
     def apply_chat_template(
@@ -295,6 +325,7 @@ class VideoLlavaProcessor:
         max_new_tokens: int = 0,
         sampling: Any = DEFAULT_SAMPLING,
         limits: MediaLimits = DEFAULT_LIMITS,
+        video_pooling: SupportsIndex | None = None,
         return_tensors: Literal["np"] | None = "np",
     ) -> Any:
         """Conversations (`prompt.parse_conversation`) to prompt strings, or to model inputs with their media.
@@ -310,7 +341,8 @@ class VideoLlavaProcessor:
             return_assistant_tokens_mask: adds `assistant_masks` int64 [B, T], 1 on what the assistant said
                 (`</s>` included), for labels.
             num_frames: short for `sampling=Uniform(num_frames)`.
-            padding, truncation, max_length, max_new_tokens, sampling, limits, return_tensors: as in a call.
+            padding, truncation, max_length, max_new_tokens, sampling, limits, video_pooling, return_tensors: as in
+                a call.
 
         Returns:
             A string (or a list of them), or what a call returns.
@@ -331,7 +363,8 @@ class VideoLlavaProcessor:
         require_sources(rows)
         if num_frames is not None:
             sampling = Uniform(num_frames=num_frames)
-        options = _Options(padding, truncation, max_length, max_new_tokens, sampling, limits, return_tensors)
+        pooling = self._pooling(video_pooling)
+        options = _Options(padding, truncation, max_length, max_new_tokens, sampling, limits, return_tensors, pooling)
         inputs = self._inputs(rows, options, with_answers=return_assistant_tokens_mask)
         return inputs if return_dict else inputs["input_ids"]
 
@@ -348,10 +381,12 @@ class VideoLlavaProcessor:
         media = [medium for row in rows for medium in row.media]
         frames = [known_frames(m.source, options.sampling) if m.kind == "video" else 1 for m in media]
         ids, budget = self.encoder.media_ids, self._budget(options)
+        self._require_whole_windows(media, frames)
         known = [count for count in frames if count is not None]
         if with_text and len(known) == len(frames):
             lay_out(rows, known, ids, budget)  # refuses a prompt that is too long before any pixel work
         pixels = self._pixels(media, options)
+        self._require_whole_windows(media, [len(array) for array in pixels])
         data: dict[str, Any] = {}
         if with_text:
             data |= pad(
@@ -367,7 +402,19 @@ class VideoLlavaProcessor:
             chosen = [p for p, medium in zip(pixels, media, strict=True) if medium.kind == kind]
             if chosen:
                 data[name] = self._normalized(kind, chosen, options)
+        if "pixel_values_videos" in data and options.video_pooling != 1:
+            data["video_pooling"] = options.video_pooling
         return BatchFeature(data)
+
+    def _pooling(self, asked: SupportsIndex | None) -> int:
+        return self.video_pooling if asked is None else checked_pooling(asked, self._side(self.video_processor))
+
+    def _require_whole_windows(self, media: Sequence[Media], frames: Sequence[int | None]) -> None:
+        """Refuses videos of known lengths that the video tower cannot take."""
+        videos = [count for medium, count in zip(media, frames, strict=True) if medium.kind == "video"]
+        for i, count in enumerate(videos):
+            if count is not None:
+                require_whole_windows(f"video {i}", count, self.frame_window)
 
     def _budget(self, options: _Options) -> Budget:
         tokenizer = self.tokenizer
@@ -378,7 +425,13 @@ class VideoLlavaProcessor:
             limit = tokenizer.model_max_length if options.max_length is None else options.max_length
         return Budget(
             tokens_per_image=self.tokens_per_image,
-            tokens_per_frame=self.tokens_per_frame,
+            tokens_per_frame=self.pooled_tokens_per_frame(options.video_pooling),
+            pooled=tuple(
+                (pooling, self.pooled_tokens_per_frame(pooling))
+                for pooling in poolings(self._side(self.video_processor))
+                if pooling > options.video_pooling
+            ),
+            frame_window=self.frame_window,
             max_positions=self.max_positions,
             max_new_tokens=options.max_new_tokens,
             truncate_to=limit,

@@ -23,6 +23,7 @@ class ModelFacts:
     patch_size: int
     strategy: SelectStrategy
     max_positions: int | None
+    frame_window: int
     template: str
     preprocessing: dict[str, Any]
 
@@ -35,12 +36,15 @@ def model_facts(config: dict[str, Any]) -> ModelFacts:
             patch_size=model.vision_config.patch_size,
             strategy=model.vision_feature_select_strategy,
             max_positions=model.text_config.max_position_embeddings,
+            frame_window=model.frame_window,
             template="hf" if model.variant == "hf" else "vicuna_v1",
             preprocessing=_square(side),
         )
-    # The authors' own checkpoints: a Llama configuration, towers of 224 pixels, trained with Vicuna's prompt.
+    # The authors' own checkpoints: a Llama configuration, towers of 224 pixels, the video tower attending over 8
+    # frames, trained with Vicuna's prompt.
     template = "vicuna_v1" if config else "hf"
-    return ModelFacts(14, "default", config.get("max_position_embeddings"), template, _square(224))
+    window = 8 if "mm_video_tower" in config else 1
+    return ModelFacts(14, "default", config.get("max_position_embeddings"), window, template, _square(224))
 
 
 def _square(side: int) -> dict[str, Any]:

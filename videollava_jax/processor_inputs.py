@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.media import FramePreprocessor, MediaLimits, read_image, read_video
+from videollava_jax.media import FramePreprocessor, Indices, MediaLimits, read_image, read_video
 from videollava_jax.segments import MEDIA_TOKENS, Media, MediaKind, Segments
 
 UInt8 = npt.NDArray[np.uint8]
@@ -184,7 +184,7 @@ def video_pixels(source: Any, preprocess: FramePreprocessor, sampling: Any, limi
 def known_frames(source: Any, sampling: Any) -> int | None:
     """How many frames a video will have, where that is known without opening a file."""
     if isinstance(source, (str, os.PathLike)):
-        count = getattr(sampling, "num_frames", None)
+        count = len(sampling.frames) if isinstance(sampling, Indices) else getattr(sampling, "num_frames", None)
         return count if isinstance(count, int) else None
     return len(getattr(source, "frames", source))
 

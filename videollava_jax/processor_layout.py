@@ -19,6 +19,8 @@ class Budget:
 
     Attributes:
         tokens_per_image, tokens_per_frame: decoder tokens of an image, and of one frame of a video.
+        pooled: what a frame would take with each stronger `video_pooling`, the weakest first.
+        frame_window: what a video's number of frames has to be a multiple of.
         max_positions: positions of the decoder; None for no check.
         max_new_tokens: tokens to be generated after the prompt, out of the same positions.
         truncate_to: cut prompts to so many tokens; None to leave them.
@@ -33,6 +35,8 @@ class Budget:
     truncate_to: int | None = None
     truncate_left: bool = False
     affixes: tuple[int, int] = (1, 0)
+    pooled: tuple[tuple[int, int], ...] = ()
+    frame_window: int = 1
 
     def medium(self, kind: MediaKind, frames: int) -> int:
         """Decoder tokens of an image (`frames` is 1), or of a video of so many frames."""
@@ -74,7 +78,7 @@ def _too_long(i: int, row: Segments, frames: Sequence[int], budget: Budget, room
     limit = f"the model has {budget.max_positions} positions"
     if budget.max_new_tokens:
         limit += f" and {budget.max_new_tokens} of them are for new tokens: expected at most {room}"
-    return f"row {i} is too long: {_account(row, frames, budget)}; {limit}. {_remedy(row, budget, room)}"
+    return f"row {i} is too long: {_account(row, frames, budget)}; {limit}. {_remedy(row, frames, budget, room)}"
 
 
 def _account(row: Segments, frames: Sequence[int], budget: Budget) -> str:
@@ -91,13 +95,22 @@ def _account(row: Segments, frames: Sequence[int], budget: Budget) -> str:
     return f"{total} tokens ({', '.join(parts)})"
 
 
-def _remedy(row: Segments, budget: Budget, room: int) -> str:
-    videos = sum(medium.kind == "video" for medium in row.media)
-    images = len(row.media) - videos
+def _remedy(row: Segments, frames: Sequence[int], budget: Budget, room: int) -> str:
+    videos = [count for medium, count in zip(row.media, frames, strict=True) if medium.kind == "video"]
+    images = len(row.media) - len(videos)
     left = room - row.text_length - images * budget.tokens_per_image
-    if videos and left >= videos * budget.tokens_per_frame:
-        each = " in each video" if videos > 1 else ""
-        return f"Take fewer frames: {left // (videos * budget.tokens_per_frame)} fit{each}"
+    ways = []
+    if videos:
+        fit = left // (len(videos) * budget.tokens_per_frame) // budget.frame_window * budget.frame_window
+        if fit > 0:
+            ways.append(f"take fewer frames: {fit} fit{' in each video' if len(videos) > 1 else ''}")
+        for pooling, tokens in budget.pooled:
+            if sum(videos) * tokens <= left:
+                ways.append(f"pool each frame to {tokens} tokens (video_pooling={pooling}, untrained)")
+                break
+    if ways:
+        said = ", or ".join(ways)
+        return said[0].upper() + said[1:]
     if row.media:
         return "Not one frame fits beside the rest: " * bool(videos) + "shorten the text, or give fewer media"
     return "Shorten the text"
@@ -115,7 +128,7 @@ def _truncate(expanded: Expanded, i: int, row: Segments, frames: Sequence[int], 
     if any(start < cut + excess and stop > cut for start, stop in expanded.media_spans):
         raise ValueError(
             f"row {i}: truncation to max_length={limit} would cut a medium: {_account(row, frames, budget)}. "
-            f"{_remedy(row, budget, limit)}, or truncate less"
+            f"{_remedy(row, frames, budget, limit)}, or truncate less"
         )
     keep = np.r_[0:cut, cut + excess : length]
     spans = tuple(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from videollava_jax.attention import attention
+from videollava_jax.attention import KeysValues, attention
 from videollava_jax.config import VisionConfig
 from videollava_jax.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, normal
 
@@ -63,9 +63,8 @@ class VisionAttention(nnx.Module):
         B, T, D = x_BTD.shape
         heads = (B, T, self.num_heads, D // self.num_heads)
         q_BTNH = self.q_proj(x_BTD).reshape(heads)
-        k_BNTH = self.k_proj(x_BTD).reshape(heads).swapaxes(1, 2)
-        v_BNTH = self.v_proj(x_BTD).reshape(heads).swapaxes(1, 2)
-        return self.out_proj(attention(q_BTNH, k_BNTH, v_BNTH).reshape(B, T, D))
+        kv = KeysValues(self.k_proj(x_BTD).reshape(heads), self.v_proj(x_BTD).reshape(heads))
+        return self.out_proj(attention(q_BTNH, kv).reshape(B, T, D))
 
 
 class VisionMLP(nnx.Module):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.parity.reference import batch, hf_config, hf_logits, hf_model, logits, ours, sharp_hf_model
-from videollava_jax.attention import attention
+from videollava_jax.attention import KeysValues, attention
 from videollava_jax.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, rotary
 
 SEEDS = 8
@@ -66,10 +66,12 @@ def test_rms_norm_rounds_as_llama_does():
 
 def test_attention_rounds_weights_and_outputs_only():
     """Scores near 30 in bfloat16 would be off by up to 1/16, and so would their weights."""
-    q, k, v = drawn(0, 1, 16, 2, 32, scale=3), drawn(1, 1, 2, 48, 32, scale=3), drawn(2, 1, 2, 48, 32)
-    exact = np.asarray(attention(*(x.astype(jnp.float32) for x in (q, k, v))))
-    largest = np.asarray(attention(*(x.astype(jnp.float32) for x in (q, k, jnp.abs(v)))))
-    got = np.asarray(attention(q, k, v), np.float32)
+    q, k, v = drawn(0, 1, 16, 2, 32, scale=3), drawn(1, 1, 48, 2, 32, scale=3), drawn(2, 1, 48, 2, 32)
+    exact = np.asarray(attention(q.astype(jnp.float32), KeysValues(k.astype(jnp.float32), v.astype(jnp.float32))))
+    largest = np.asarray(
+        attention(q.astype(jnp.float32), KeysValues(k.astype(jnp.float32), jnp.abs(v).astype(jnp.float32)))
+    )
+    got = np.asarray(attention(q, KeysValues(k, v)), np.float32)
     np.testing.assert_array_less(np.abs(got - exact), ROUNDING * (largest + np.abs(exact)) + 1e-6)
 
 

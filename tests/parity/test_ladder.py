@@ -21,7 +21,8 @@ from tests.parity.reference import (
     sharp_hf_model,
 )
 from tests.tolerances import LAYER, MODEL, SELF
-from videollava_jax.attention import attention
+from videollava_jax.attention import KeysValues, attention
+from videollava_jax.cache import Cache
 from videollava_jax.generate import extend, prefill
 from videollava_jax.layers import ACTIVATIONS, rotary
 
@@ -68,7 +69,8 @@ def test_rotary(torch, pair):
     assert_close(rotary(jnp.asarray(q), jnp.asarray(positions), theta=10000.0), array(expected), LAYER)
 
 
-def test_attention(torch):
+@pytest.mark.parametrize("order", ["GSKH", "GKSH", "SGKH"])
+def test_attention(torch, order):
     q, k, v = normal(2, 6, 4, 8), normal(2, 2, 6, 8), normal(2, 2, 6, 8)
     mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]], bool)
     visible = np.tril(np.ones((6, 6), bool))[None, None] & mask[:, None, None, :]
@@ -78,7 +80,8 @@ def test_attention(torch):
         torch.tensor(v).repeat_interleave(2, dim=1),
         attn_mask=torch.tensor(visible),
     ).transpose(1, 2)
-    got = attention(*map(jnp.asarray, (q, k, v)), key_mask_BS=jnp.asarray(mask), causal_offset=0)
+    kv = KeysValues(jnp.asarray(k), jnp.asarray(v), order="GKSH").reordered(order)
+    got = attention(jnp.asarray(q), kv, key_mask_GS=jnp.asarray(mask), causal_offset=0)
     # A padded query sees nothing: torch gives NaN there, we give something finite, and nobody reads either.
     assert_close(got[0, 2:], array(expected)[0, 2:], LAYER)
     assert_close(got[1], array(expected)[1], LAYER)
@@ -95,7 +98,9 @@ def test_attention_in_blocks(monkeypatch, offset):
     # A query that sees nothing averages over whatever keys its block has: nobody reads that.
     reads = np.ones((2, 11), bool) if offset is None else np.arange(11) + offset >= np.array([[0], [3]])
     blocked, reference, chosen = (
-        jax.jit(partial(attention, causal_offset=offset, implementation=name))(q, k, v, key_mask_BS=mask)
+        jax.jit(partial(attention, causal_offset=offset, implementation=name))(
+            q, KeysValues(k, v, order="GKSH"), key_mask_GS=mask
+        )
         for name in ("blocked", "reference", None)
     )
     assert_close(blocked[reads], reference[reads], SELF)
@@ -217,10 +222,11 @@ def test_a_prompt_in_pieces_is_the_prompt(pair):
         for row, (start, count) in enumerate(zip(done, counts, strict=True)):
             piece[row, mask[row]] = ids[row, start : start + count]
         if cache is None:
-            last, cache = prefill(*nnx.split(model), piece, mask, None, None, capacity=32)
+            last, cache = prefill(*nnx.split(model), piece, mask, None, None, room=16)
         else:
-            last, cache = extend(*nnx.split(model), piece, mask, cache)
+            last, tail = extend(*nnx.split(model), piece, mask, cache.prefix, cache.tail)
+            cache = Cache(cache.prefix, tail)
         done += counts
         assert_close(last, whole[np.arange(3), done - 1], SELF)
     assert (done == 12).all()
-    np.testing.assert_array_equal(cache.next_position_B, 12)
+    np.testing.assert_array_equal(cache.tail.next_position_B, 12)

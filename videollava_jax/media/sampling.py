@@ -53,15 +53,23 @@ class Linspace:
 
 @dataclass(frozen=True)
 class Fps:
-    """One frame every `1 / fps` seconds from the start, at most `max_frames`, spread evenly if there are more."""
+    """One frame every `1 / fps` seconds from the start, at most `max_frames`, spread evenly if there are more.
+
+    With `multiple_of`, for a video tower that attends over windows of so many frames, the number is the next multiple
+    up, or `max_frames`; frames are then spread evenly over the same seconds, and repeated where a video is too short.
+    """
 
     fps: float
     max_frames: int = 8
+    multiple_of: int = 1
 
     def __post_init__(self) -> None:
         if not self.fps > 0:
             raise ValueError(f"fps: expected a positive number, got {self.fps}")
         _require_positive("max_frames", self.max_frames)
+        _require_positive("multiple_of", self.multiple_of)
+        if self.max_frames % self.multiple_of:
+            raise ValueError(f"max_frames: expected a multiple of {self.multiple_of}, got {self.max_frames}")
 
     def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
         if fps is None:
@@ -69,6 +77,9 @@ class Fps:
         chosen = np.unique(np.arange(0, total, max(fps / self.fps, 1.0)).astype(np.int64))
         if len(chosen) > self.max_frames:
             chosen = chosen[np.linspace(0, len(chosen) - 1, self.max_frames).astype(np.int64)]
+        missing = -len(chosen) % self.multiple_of
+        if missing:
+            chosen = np.linspace(chosen[0], chosen[-1], len(chosen) + missing).astype(np.int64)
         return chosen
 
 

@@ -1,0 +1,157 @@
+"""Where arrays live: a mesh of data × tensor, and the one table of logical axis → mesh axis.
+
+Meshes have explicit axis types: an array's type carries its sharding (`float32[64@data,32,4096]`), a product whose
+result is ambiguous fails while it is traced, and nothing is replicated in silence. Model code names no axis: it says
+what a result keeps of its operands' shardings (`like`), and parameters and inputs start it off (`Placement`).
+
+    data     rows of a batch, places of prefixes, frames of the towers
+    tensor   heads, the width of the MLPs, the vocabulary; what is contracted over it is summed by one all-reduce
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from videollava_jax.config import VideoLlavaConfig
+
+DATA, TENSOR = "data", "tensor"
+
+RULES: dict[str, str] = {
+    "batch": DATA,
+    "heads": TENSOR,
+    "mlp": TENSOR,
+    "vocab": TENSOR,
+}
+"""The table: every logical axis that is split, and over which axis of the mesh. Others are whole everywhere."""
+
+_DECODER_AXES: dict[str, tuple[str | None, ...]] = {
+    "embed_tokens.weight": ("vocab", None),
+    "lm_head.weight": ("vocab", None),
+    "q_proj.weight": ("heads", None),
+    "k_proj.weight": ("heads", None),
+    "v_proj.weight": ("heads", None),
+    "o_proj.weight": (None, "heads"),
+    "gate_proj.weight": ("mlp", None),
+    "up_proj.weight": ("mlp", None),
+    "down_proj.weight": (None, "mlp"),
+}
+"""Logical axes of the decoder's parameters, by the end of their names; biases and scales go with the first axis."""
+
+CACHE_AXES: tuple[str | None, ...] = ("batch", "heads", None, None)
+"""Logical axes of keys and values [B, K, S, H]."""
+
+
+def make_mesh(data: int = 1, tensor: int | None = None, *, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of `data` × `tensor` devices with explicit axes.
+
+    Args:
+      data: how many copies of the decoder, each of which takes a share of the batch.
+      tensor: how many devices hold one copy; None takes all that there are for `data` copies.
+      devices: all of JAX's by default; a topology's, to compile for machines that are not here.
+
+    Raises:
+      ValueError: more devices are asked for than there are.
+    """
+    found = list(jax.devices() if devices is None else devices)
+    if data < 1 or (tensor is not None and tensor < 1):
+        raise ValueError(f"mesh: expected at least 1 × 1 devices, got {data} × {tensor}")
+    tensor = max(1, len(found) // data) if tensor is None else tensor
+    if data * tensor > len(found):
+        raise ValueError(f"mesh: {data} × {tensor} needs {data * tensor} devices, {len(found)} were found")
+    grid = np.array(found[: data * tensor]).reshape(data, tensor)
+    return Mesh(grid, (DATA, TENSOR), axis_types=(AxisType.Explicit,) * 2)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where everything of one model goes on one mesh.
+
+    An axis is split only where its parts are equal and whole: `heads` by key-value heads, so that a device keeps the
+    queries of its keys. What does not split is held whole by every device.
+    """
+
+    config: VideoLlavaConfig
+    mesh: Mesh
+
+    @property
+    def data(self) -> int:
+        """Parts that a batch is split into."""
+        return int(self.mesh.shape[DATA])
+
+    @property
+    def tensor(self) -> int:
+        """Devices that share a copy of the decoder."""
+        return int(self.mesh.shape[TENSOR])
+
+    def parameter(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
+        """The sharding of a parameter, by its name."""
+        return self._named(*self._axes(name, len(shape)))
+
+    def batch(self, rows: int, rank: int = 1) -> NamedSharding:
+        """The sharding of an array whose first axis is a batch of so many rows: split if the parts are equal."""
+        first = "batch" if rows % self.data == 0 else None
+        return self._named(first, *(None,) * (rank - 1))
+
+    def cache(self, rows: int) -> NamedSharding:
+        """The sharding of keys or values [B, K, S, H]."""
+        return self._named("batch" if rows % self.data == 0 else None, *CACHE_AXES[1:])
+
+    @property
+    def whole(self) -> NamedSharding:
+        """The sharding of what every device holds."""
+        return self._named()
+
+    def _axes(self, name: str, rank: int) -> tuple[str | None, ...]:
+        if not name.startswith(("language_model.", "lm_head.")):
+            return ()
+        stem, _, last = name.rpartition(".")
+        axes = _DECODER_AXES.get(f"{stem.rpartition('.')[2]}.weight", ())
+        return axes[:rank] if last == "weight" else axes[:1]
+
+    def _named(self, *axes: str | None) -> NamedSharding:
+        return _named(self.mesh, *(self._mesh_axis(axis) for axis in axes))
+
+    def _mesh_axis(self, axis: str | None) -> str | None:
+        text = self.config.text_config
+        sizes = {
+            "heads": math.gcd(text.num_attention_heads, text.num_key_value_heads),
+            "mlp": text.intermediate_size,
+            "vocab": text.vocab_size,
+        }
+        if axis is None:
+            return None
+        over = RULES[axis]
+        return over if sizes.get(axis, 0) % self.mesh.shape[over] == 0 else None
+
+
+def spec_of(x: jax.Array) -> tuple[Any, ...]:
+    """How each axis of an array is split, from its type: None for an axis that is whole."""
+    return tuple(jax.typeof(x).sharding.spec)
+
+
+def like(x: jax.Array, *spec: Any) -> NamedSharding | None:
+    """A sharding on the mesh of `x`, for `out_sharding=`; None for an array that is on no mesh."""
+    mesh = jax.typeof(x).sharding.mesh
+    return None if mesh.empty else _named(mesh, *spec)
+
+
+def whole(x: jax.Array, axis: int | None = None) -> jax.Array:
+    """The same array with one axis gathered onto every device, or with all of them."""
+    spec = [None if axis is None or i == axis % x.ndim else part for i, part in enumerate(spec_of(x))]
+    return resharded(x, like(x, *spec))
+
+
+def resharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+    """The same array, moved; as it is where there is no mesh."""
+    return x if sharding is None else jax.sharding.reshard(x, sharding)  # type: ignore[no-untyped-call]
+
+
+def _named(mesh: Any, *spec: Any) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*spec))  # type: ignore[no-untyped-call]
