@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import videollava_jax.cli  # noqa: F401
 from tests.weights.checkpoints import random_parameters, small_config, write_checkpoint
+from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.weights import open_checkpoint
 
 # Its own lock is a semaphore of the system's, which a killed child would leave behind.
@@ -23,3 +24,5 @@ tqdm.set_lock(threading.RLock())
 with tempfile.TemporaryDirectory() as place:
     write_checkpoint(Path(place) / "a", small_config(), random_parameters(small_config(), 0), "hub")
     open_checkpoint(Path(place) / "a")
+    # One with a key that we do not write is read by transformers, which imports torch.
+    VideoLlavaConfig.from_hf(small_config().to_hf() | {"use_cache": True})

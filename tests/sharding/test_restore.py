@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.weights.checkpoints import random_parameters, small_config, write_checkpoint
 from videollava_jax.weights import Options, convert_to_orbax, load_checkpoint
+from videollava_jax.weights.quantize import is_quantizable
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def split(mesh):
 @pytest.mark.parametrize("layout", ["orbax", "hub"])
 def test_every_mesh_gets_the_same_parameters(directory, parameters, shape, layout):
     mesh = jax.make_mesh(shape, ("data", "tensor"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
-    _, loaded = load_checkpoint(directory / layout, placement=split(mesh), verify="full")
+    _, loaded = load_checkpoint(directory / layout, placement=lambda config: split(mesh), verify="full")
     divided = 0
     for name, expected in parameters.items():
         assert loaded[name].sharding == split(mesh)(name, expected.shape)
@@ -55,6 +56,25 @@ def test_every_mesh_gets_the_same_parameters(directory, parameters, shape, layou
 def test_int8_weights_restore_onto_a_mesh(directory):
     mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
     _, alone = load_checkpoint(directory / "int8")
-    _, loaded = load_checkpoint(directory / "int8", placement=split(mesh))
+    _, loaded = load_checkpoint(directory / "int8", placement=lambda config: split(mesh))
     for name, value in loaded.items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(alone[name]))
+
+
+@pytest.mark.parametrize("layout", ["orbax", "hub", "int8"])
+def test_projections_can_be_kept_in_int8(directory, parameters, layout):
+    """From any layout int8 weights that are off by at most half a step; what is int8 already stays as it is."""
+    config, loaded = load_checkpoint(directory / layout, "float32", int8=True)
+    _, stored = load_checkpoint(directory / "int8", "float32", int8=True)
+    assert sorted(loaded) == sorted([*parameters, *(n + "_scale" for n in parameters if is_quantizable(n))])
+    for name, exact in parameters.items():
+        value, exact = np.asarray(loaded[name], np.float32), exact.astype(np.float32)
+        if not is_quantizable(name):
+            np.testing.assert_array_equal(value, exact)
+            continue
+        assert loaded[name].dtype == np.int8
+        scale = np.asarray(loaded[name + "_scale"])[:, None]
+        assert (np.abs(value * scale - exact) <= 0.5001 * scale).all()
+        if layout != "orbax":  # quantized on the host, as the converter does it
+            np.testing.assert_array_equal(value, np.asarray(stored[name], np.float32))
+    assert sum(is_quantizable(name) for name in parameters) == 7 * config.text_config.num_hidden_layers

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +19,17 @@ from tqdm import tqdm
 
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.weights.adapters import is_adapter, merge_adapter, open_adapter
-from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint
+from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint, stored_tensors
 from videollava_jax.weights.directory import whole_directory
 from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor, drop_from_cache, write_safetensors_directory
 from videollava_jax.weights.layouts import LAYOUTS
-from videollava_jax.weights.manifest import Manifest, TensorHash, file_hashes, read_manifest, tensor_hash
+from videollava_jax.weights.manifest import Manifest, TensorHash, file_hashes, read_manifest, require, tensor_hash
+from videollava_jax.weights.memory import reused_memory
 from videollava_jax.weights.orbax import GROUP_BYTES, write_orbax
 from videollava_jax.weights.pku import write_pku_config
 from videollava_jax.weights.quantize import quantized
-from videollava_jax.weights.verify import require_intact, verify_checkpoint
+from videollava_jax.weights.verify import check_tensors, require_intact, verify_checkpoint
 
 Array = npt.NDArray[Any]
 
@@ -109,8 +110,9 @@ def convert_to_orbax(
       WeightsError: what `open_checkpoint` raises, values that are not finite, a target that holds something else,
         or a disk that does not take it. What was there before is there still, and nothing else.
     """
-    checkpoint = _open(source, tower_config) if base is None else _open(base, tower_config, adapter=source)
-    return _write(checkpoint, list(checkpoint.tensors.values()), target, ORBAX, checkpoint.config.to_hf(), options)
+    opened = _open(source, tower_config) if base is None else _open(base, tower_config, adapter=source)
+    config = opened.checkpoint.config.to_hf()
+    return _write(opened, list(opened.checkpoint.tensors.values()), target, ORBAX, config, options)
 
 
 def export(
@@ -137,24 +139,58 @@ def export(
         raise WeightsError(f"layout {layout} has no int8 weights: they are stored in Orbax directories alone")
     if layout not in LAYOUTS:
         raise WeightsError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
-    checkpoint = _open(source, adapter=adapter)
+    opened = _open(source, adapter=adapter)
+    checkpoint = opened.checkpoint
     tensors = for_layout(checkpoint, LAYOUTS[layout], drop_temporal=drop_temporal)
     config = _without_temporal(checkpoint.config) if drop_temporal else checkpoint.config
     raw = write_pku_config(config) if layout == "pku" else config.to_hf()
-    return _write(checkpoint, tensors, target, layout, raw, options, max_shard_bytes)
+    return _write(opened, tensors, target, layout, raw, options, max_shard_bytes)
 
 
-def _open(source: Path, tower_config: Path | None = None, *, adapter: Path | None = None) -> Checkpoint:
-    """A checkpoint, with an adapter merged into it where one is given."""
+@dataclass(frozen=True)
+class _Opened:
+    """A checkpoint to be handed on, and what its manifest says of it.
+
+    Attributes:
+      checkpoint: with an adapter merged into it where one is given.
+      manifested: the tensors of the manifest, by what reads them: a tensor that is passed on as it is keeps that.
+      manifest: empty where there is none.
+    """
+
+    checkpoint: Checkpoint
+    manifested: Mapping[Callable[[], Array], StoredTensor]
+    manifest: Manifest
+
+    def require_intact(self, tensors: Iterable[StoredTensor]) -> dict[str, TensorHash]:
+        """What the manifest says of the tensors that are passed on as they are, to be compared when they pass.
+
+        What is damaged is not handed on with hashes of its own: the tensors that are changed on the way, or stay
+        behind, are read and compared here.
+
+        Raises:
+          WeightsError: a tensor of these is not what the manifest says.
+        """
+        as_they_are = {tensor.name: tensor.read for tensor in tensors if tensor.read in self.manifested}
+        passed = set(as_they_are.values())
+        others = {t.name: t for read, t in self.manifested.items() if read not in passed}
+        require(self.checkpoint.directory, check_tensors(self.manifest, others))
+        return {name: self.manifest.tensors[self.manifested[read].name] for name, read in as_they_are.items()}
+
+
+def _open(source: Path, tower_config: Path | None = None, *, adapter: Path | None = None) -> _Opened:
     if is_adapter(source):
         raise WeightsError(f"{source}: an adapter, not a model: --base says which checkpoint it is merged into")
-    require_intact(source)  # what is damaged is not handed on with hashes of its own
+    require_intact(source, "fast")
+    manifest = read_manifest(source)
+    stored = {} if manifest is None else stored_tensors(source)
     checkpoint = open_checkpoint(source, tower_config)
-    return checkpoint if adapter is None else merge_adapter(checkpoint, open_adapter(adapter))
+    if adapter is not None:
+        checkpoint = merge_adapter(checkpoint, open_adapter(adapter))
+    return _Opened(checkpoint, {tensor.read: tensor for tensor in stored.values()}, manifest or Manifest({}, {}))
 
 
 def _write(
-    checkpoint: Checkpoint,
+    opened: _Opened,
     tensors: list[StoredTensor],
     target: Path,
     layout: str,
@@ -163,28 +199,31 @@ def _write(
     max_shard_bytes: int = SHARD_BYTES,
 ) -> Conversion:
     """Writes tensors, as they are named and shaped here, into a directory of a layout."""
+    checkpoint = opened.checkpoint
     if options.dtype is not None:
         tensors = [_cast(tensor, options.dtype) for tensor in tensors]
     if options.int8:
         tensors = quantized(tensors)
-    hashes: dict[str, TensorHash] = {}
     files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
     files |= _side_files(checkpoint.directory)
+    manifested = opened.require_intact(tensors)
     if os.path.lexists(target):
-        hashes = _require_same(target, tensors, files, options)
-        return Conversion(checkpoint, layout, hashes, already_there=True)
-    stream = _Stream(tensors, options, hashes, f"to {layout}")
+        stream = _Stream(checkpoint.directory, tensors, options, manifested, "compare")
+        _require_same(target, stream, files)
+        return Conversion(checkpoint, layout, stream.hashes, already_there=True)
+    stream = _Stream(checkpoint.directory, tensors, options, manifested, f"to {layout}")
     with whole_directory(target) as directory:
         if layout == ORBAX:
-            write_orbax(directory, ({t.name: a for t, a in group} for group in stream.groups()))
+            write_orbax(directory, tensors, ({t.name: a for t, a in group} for group in stream.groups()))
         else:
             arrays = (array for group in stream.groups() for _, array in group)
             write_safetensors_directory(directory, tensors, arrays, max_shard_bytes=max_shard_bytes)
-        stream.require_finite(checkpoint.directory)
+        stream.require_intact()
+        stream.require_finite()
         for name, content in files.items():
             (directory / name).write_bytes(content)
-        Manifest(hashes, file_hashes(directory)).write(directory)
-    return Conversion(checkpoint, layout, hashes, already_there=False)
+        Manifest(stream.hashes, file_hashes(directory)).write(directory)
+    return Conversion(checkpoint, layout, stream.hashes, already_there=False)
 
 
 def _side_files(directory: Path) -> dict[str, bytes]:
@@ -200,6 +239,8 @@ def _side_files(directory: Path) -> dict[str, bytes]:
 
 
 def _cast(tensor: StoredTensor, dtype: np.dtype[Any]) -> StoredTensor:
+    if tensor.dtype == dtype:
+        return tensor
     return dataclasses.replace(tensor, dtype=dtype, read=lambda: tensor.read().astype(dtype))
 
 
@@ -209,21 +250,36 @@ class _Stream:
     reader     read 1 │ read 2        │ read 3        │ …
     checker           │ check, hash 1 │ check, hash 2 │ …
     writer            │ write 1       │ write 2       │ …
+
+    Attributes:
+      tensors: what is read, in this order.
+      hashes: of what has been read.
     """
 
-    def __init__(self, tensors: list[StoredTensor], options: Options, hashes: dict[str, TensorHash], title: str):
-        self._tensors, self._options, self._hashes, self._title = tensors, options, hashes, title
+    def __init__(
+        self,
+        directory: Path,
+        tensors: list[StoredTensor],
+        options: Options,
+        manifested: Mapping[str, TensorHash],
+        title: str,
+    ):
+        """What is read of a directory, and what its manifest says of the tensors that it holds just so."""
+        self._directory, self.tensors, self._options = directory, tensors, options
+        self._manifested, self._title = manifested, title
+        self.hashes: dict[str, TensorHash] = {}
         self._nonfinite: dict[str, tuple[int, int]] = {}
 
     def groups(self) -> Iterator[list[tuple[StoredTensor, Array]]]:
         """The groups in order; when the last one has been taken, all hashes and counts are there."""
-        total = sum(tensor.nbytes for tensor in self._tensors)
+        total = sum(tensor.nbytes for tensor in self.tensors)
         with (
+            reused_memory(),
             ThreadPoolExecutor(1) as reader,
             ThreadPoolExecutor(1) as checker,
             tqdm(total=total, desc=self._title, unit="B", unit_scale=True, disable=None, leave=False) as bar,
         ):
-            groups = _grouped(self._tensors, GROUP_BYTES)
+            groups = _grouped(self.tensors, GROUP_BYTES)
             ahead = reader.submit(_read, next(groups, []))
             while group := ahead.result():
                 ahead = reader.submit(_read, next(groups, []))
@@ -236,14 +292,19 @@ class _Stream:
         for tensor, array in group:
             if not self._options.allow_nonfinite and (counts := nonfinite(array)) != (0, 0):
                 self._nonfinite[tensor.name] = counts
-            self._hashes[tensor.name] = tensor_hash(array)
+            self.hashes[tensor.name] = tensor_hash(array)
 
-    def require_finite(self, directory: Path) -> None:
+    def require_intact(self) -> None:
+        """Raises a WeightsError with the tensors that are not what the source's manifest says."""
+        wrong = [name for name, expected in self._manifested.items() if self.hashes[name] != expected]
+        require(self._directory, [f"tensor {name}: its SHA-256 is not the manifest's" for name in wrong])
+
+    def require_finite(self) -> None:
         """Raises a WeightsError that counts what is not finite, tensor by tensor."""
         if self._nonfinite:
             lines = [f"{name}: {nans} NaN, {infs} infinite" for name, (nans, infs) in self._nonfinite.items()]
             raise WeightsError(
-                f"{directory}: {len(lines)} tensors hold values that are not finite (--allow-nonfinite lets them "
+                f"{self._directory}: {len(lines)} tensors hold values that are not finite (--allow-nonfinite lets them "
                 "pass):\n  " + "\n  ".join(lines[:50])
             )
 
@@ -255,8 +316,12 @@ def _read(group: list[StoredTensor]) -> list[tuple[StoredTensor, Array]]:
     return arrays
 
 
-_EXPONENT = {"float16": (np.uint16, 0x7C00), "bfloat16": (np.uint16, 0x7F80), "float32": (np.uint32, 0x7F800000)}
-_BLOCK = 2**18  # values that stay in the cache of a core while they are looked over
+_EXPONENT: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "float16": (np.uint16, 0x7C00),
+    "bfloat16": (np.uint16, 0x7F80),
+    "float32": (np.uint32, 0x7F800000),
+}
+_BLOCK = 2**17  # values that stay in the cache of a core while they are looked over
 
 
 def nonfinite(array: Array) -> tuple[int, int]:
@@ -267,11 +332,12 @@ def nonfinite(array: Array) -> tuple[int, int]:
         return int(np.isnan(array).sum()), int(np.isinf(array).sum())
     kind, exponent = _EXPONENT[array.dtype.name]
     bits = np.ascontiguousarray(array).reshape(-1).view(kind)
-    suspects = 0
+    masked = np.empty(min(len(bits), _BLOCK), kind)
+    most = 0
     for start in range(0, len(bits), _BLOCK):
-        block = bits[start : start + _BLOCK] & kind(exponent)
-        suspects += int(np.count_nonzero(block == exponent))
-    if not suspects:
+        block = bits[start : start + _BLOCK]
+        most = max(most, int(np.bitwise_and(block, kind(exponent), out=masked[: len(block)]).max()))
+    if most < exponent:
         return 0, 0
     values = array.astype(np.float32)
     return int(np.isnan(values).sum()), int(np.isinf(values).sum())
@@ -291,26 +357,24 @@ def _grouped(tensors: Iterable[StoredTensor], nbytes: int) -> Iterator[list[Stor
         yield group
 
 
-def _require_same(
-    target: Path, tensors: list[StoredTensor], files: dict[str, bytes], options: Options
-) -> dict[str, TensorHash]:
-    """The hashes of a target that holds exactly what would be written, to the last bit.
+def _require_same(target: Path, stream: _Stream, files: dict[str, bytes]) -> None:
+    """Makes sure that a target holds exactly what would be written, to the last bit.
 
     Raises:
-      WeightsError: it holds something else, or is damaged.
+      WeightsError: it holds something else, or is damaged, or the source is.
     """
     manifest = read_manifest(target) if target.is_dir() else None
-    expected = {tensor.name: (tensor.dtype.name, tensor.shape) for tensor in tensors}
+    expected = {tensor.name: (tensor.dtype.name, tensor.shape) for tensor in stream.tensors}
     if (
         manifest is not None
         and expected == {n: (t.dtype, t.shape) for n, t in manifest.tensors.items()}
         and all((target / n).is_file() and (target / n).read_bytes() == content for n, content in files.items())
     ):
-        hashes: dict[str, TensorHash] = {}
-        for _ in _Stream(tensors, options, hashes, "compare").groups():
+        for _ in stream.groups():
             pass
-        if hashes == manifest.tensors and not verify_checkpoint(target):
-            return hashes
+        stream.require_intact()
+        if stream.hashes == manifest.tensors and not verify_checkpoint(target):
+            return
     raise WeightsError(f"{target} exists and holds something else: choose another place, or remove it first")
 
 

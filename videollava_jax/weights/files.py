@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import io
 import json
 import math
 import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from videollava_jax.weights.errors import WeightsError, cause
+from videollava_jax.weights.memory import empty
 
 INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
@@ -154,12 +157,26 @@ class _Reader:
     def __call__(self) -> npt.NDArray[Any]:
         # Not mapped but read: pages of a map would count as memory of this process.
         try:
-            raw = np.fromfile(self.path, np.uint8, self.nbytes, offset=self.offset)
+            array = empty(self.shape, self.dtype)
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(self.offset)
+                whole = _fill(file, array)
         except (OSError, MemoryError) as error:
             raise WeightsError(f"{self.path}: tensor {self.name} cannot be read ({cause(error)})") from None
-        if len(raw) != self.nbytes:
+        if not whole:
             raise WeightsError(f"{self.path}: ends inside tensor {self.name}: it was cut short while being read")
-        return raw.view(self.dtype).reshape(self.shape)
+        return array
+
+
+def _fill(file: io.FileIO, array: npt.NDArray[Any]) -> bool:
+    """Reads on into an array; whether the file held so much."""
+    rest = memoryview(array.reshape(-1).view(np.uint8))
+    while rest:
+        count = file.readinto(rest)  # a system call reads 2 GiB at the most
+        if not count:
+            return False
+        rest = rest[count:]
+    return True
 
 
 def open_bin(path: Path) -> dict[str, StoredTensor]:
@@ -339,7 +356,8 @@ def _write_safetensors(path: Path, specs: list[StoredTensor], arrays: Iterator[n
         offset += spec.nbytes
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # tensors begin at a multiple of 8, as the library writes them
-    with open(path, "wb") as file:
+    with open(path, "wb") as file, ThreadPoolExecutor(1) as syncer:
+        syncing: Future[None] | None = None
         file.write(struct.pack("<Q", len(raw)) + raw)
         unsynced = 0
         for spec in specs:
@@ -352,8 +370,17 @@ def _write_safetensors(path: Path, specs: list[StoredTensor], arrays: Iterator[n
             unsynced += spec.nbytes
             if unsynced >= SYNC_BYTES:
                 file.flush()
-                os.fdatasync(file.fileno())
-                drop_from_cache(path)
+                if syncing is not None:
+                    syncing.result()
+                syncing = syncer.submit(_sync, file.fileno(), path)
                 unsynced = 0
+        if syncing is not None:
+            syncing.result()
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sync(descriptor: int, path: Path) -> None:
+    """Waits, beside the writing of what comes next, until the disk has what was written."""
+    os.fdatasync(descriptor)
+    drop_from_cache(path)

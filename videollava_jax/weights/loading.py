@@ -13,16 +13,18 @@ import numpy as np
 from jax.typing import DTypeLike
 from tqdm import tqdm
 
+from videollava_jax.cache import quantized
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, open_checkpoint, stored_tensors
 from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.manifest import Verify
 from videollava_jax.weights.orbax import restore_orbax
-from videollava_jax.weights.quantize import pairs
+from videollava_jax.weights.quantize import SCALE, is_quantizable, pairs
+from videollava_jax.weights.quantize import quantized as weights_in_int8
 from videollava_jax.weights.verify import require_intact
 
 Parameters = dict[str, jax.Array]
-Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+Place = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 """Where a parameter of a name and shape goes."""
 
 
@@ -30,7 +32,8 @@ def load_checkpoint(
     directory: Path,
     dtype: DTypeLike | None = None,
     *,
-    placement: Placement | None = None,
+    placement: Callable[[VideoLlavaConfig], Place] | None = None,
+    int8: bool = False,
     verify: Verify = "fast",
 ) -> tuple[VideoLlavaConfig, Parameters]:
     """The configuration and the parameters, by our names, of a checkpoint in any known layout.
@@ -38,8 +41,10 @@ def load_checkpoint(
     Args:
       directory: transformers' layouts, the authors', or an Orbax directory of ours.
       dtype: of the parameters; None keeps each tensor's own.
-      placement: the sharding of each parameter; None puts all on the first device. From a directory of ours each
-        process reads only its own shards.
+      placement: the sharding of each parameter of such a model; None puts all on the first device. From a directory
+        of ours each process reads only its own shards.
+      int8: the decoder's projections as int8 with their scales, whatever the checkpoint holds; otherwise int8 weights
+        become floats.
       verify: how a directory with a manifest is checked: "full" hashes every tensor, in one more pass over the
         bytes; "fast" looks at files, names, shapes and dtypes; "off" at nothing.
 
@@ -48,12 +53,13 @@ def load_checkpoint(
     """
     checkpoint = open_checkpoint(directory)
     require_intact(directory, verify)
-    place = placement or (lambda name, shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = (lambda name, shape: first) if placement is None else placement(checkpoint.config)
     load = _from_orbax if checkpoint.layout == ORBAX else _from_files
-    return checkpoint.config, load(checkpoint, dtype, place)
+    return checkpoint.config, load(checkpoint, dtype, place, int8)
 
 
-def _from_orbax(checkpoint: Checkpoint, dtype: DTypeLike | None, place: Placement) -> Parameters:
+def _from_orbax(checkpoint: Checkpoint, dtype: DTypeLike | None, place: Place, int8: bool) -> Parameters:
     stored = stored_tensors(checkpoint.directory)
     scales = pairs(stored)
 
@@ -65,6 +71,11 @@ def _from_orbax(checkpoint: Checkpoint, dtype: DTypeLike | None, place: Placemen
         )
 
     restored = restore_orbax(checkpoint.directory, {name: target(name, tensor) for name, tensor in stored.items()})
+    if int8:
+        for name in [name for name in restored if is_quantizable(name) and name not in scales]:
+            restored[name], factors = quantized(restored.pop(name))
+            restored[name + SCALE] = jax.device_put(factors, place(name + SCALE, factors.shape))
+        return restored
     for name, scale in scales.items():
         as_dtype = checkpoint.tensors[name].dtype if dtype is None else dtype
         restored[name] = _dequantize(restored[name], restored.pop(scale), jnp.dtype(as_dtype))
@@ -76,11 +87,14 @@ def _dequantize(weight: jax.Array, scale: jax.Array, dtype: np.dtype[Any]) -> ja
     return (weight.astype(jnp.float32) * scale[:, None]).astype(dtype)
 
 
-def _from_files(checkpoint: Checkpoint, dtype: DTypeLike | None, place: Placement) -> Parameters:
+def _from_files(checkpoint: Checkpoint, dtype: DTypeLike | None, place: Place, int8: bool) -> Parameters:
     parameters: Parameters = {}
-    for name, tensor in tqdm(checkpoint.tensors.items(), desc="loading", unit="tensor", disable=None, leave=False):
-        array = tensor.read()
-        if dtype is not None:
+    tensors = list(checkpoint.tensors.values())
+    tensors = weights_in_int8(tensors) if int8 else tensors
+    scaled = {tensor.name + SCALE for tensor in tensors if tensor.dtype == np.int8}
+    for tensor in tqdm(tensors, desc="loading", unit="tensor", disable=None, leave=False):
+        name, array = tensor.name, tensor.read()
+        if dtype is not None and array.dtype != np.int8 and name not in scaled:
             array = array.astype(np.dtype(dtype))
         parameters[name] = jax.device_put(array, place(name, tensor.shape))
     return parameters

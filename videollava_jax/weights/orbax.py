@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jax
 import numpy as np
 import numpy.typing as npt
+import orbax.checkpoint as v0
+import tensorstore as ts
+from orbax.checkpoint import type_handlers
 from orbax.checkpoint import v1 as ocp
 
 from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor, drop_from_cache
+from videollava_jax.weights.memory import empty
 
 PARAMETERS = "params"  # the Orbax checkpoint inside a directory of ours
+_ITEM = "state"  # what Orbax calls the one tree of a checkpoint
 GROUP_BYTES = 256 * 2**20
 """Tensors are written, and read for conversion, in groups of so many bytes: few calls, little memory."""
 
@@ -28,15 +35,78 @@ def is_orbax(directory: Path) -> bool:
     return os.path.isdir(directory / PARAMETERS)  # not is_dir(), which raises where the directory may not be entered
 
 
-def write_orbax(directory: Path, groups: Iterable[Mapping[str, npt.NDArray[Any]]]) -> None:
-    """Writes arrays by name into a directory, each group before the next is asked for."""
-    path = directory / PARAMETERS
-    for group in groups:
-        with _context(), _told(path, "write"):
-            ocp.partial.save(path, dict(group))
-        drop_from_cache(directory)
-    with _context(), _told(path, "write"):
-        ocp.partial.finalize(path)
+def write_orbax(
+    directory: Path, tensors: Iterable[StoredTensor], groups: Iterable[Mapping[str, npt.NDArray[Any]]]
+) -> None:
+    """Writes arrays by name into a directory, each group before the next is asked for.
+
+    Args:
+      directory: exists.
+      tensors: names, shapes and dtypes of all.
+      groups: the arrays themselves, in any order.
+    """
+    path = directory.absolute() / PARAMETERS
+    feeding = _Feeding(groups, path)
+    handler = v0.PyTreeCheckpointHandler(
+        use_zarr3=True,
+        use_compression=False,  # weights do not compress
+        type_handler_registry=type_handlers.create_type_handler_registry(
+            (jax.Array, type_handlers.ArrayHandler()), (np.ndarray, feeding)
+        ),
+    )
+    items = v0.handlers.DefaultCheckpointHandlerRegistry()
+    items.add(_ITEM, v0.args.PyTreeSave, handler)
+    tree = {tensor.name: _of_no_memory(tensor.shape, tensor.dtype) for tensor in tensors}
+    try:
+        with (
+            _told(path, "write"),
+            v0.Checkpointer(v0.CompositeCheckpointHandler(handler_registry=items)) as checkpointer,
+        ):
+            checkpointer.save(path, v0.args.Composite(**{_ITEM: v0.args.PyTreeSave(tree)}))
+    except WeightsError:
+        if feeding.error is not None:  # what the groups raised is not Orbax's
+            raise feeding.error from None
+        raise
+
+
+class _Feeding(type_handlers.NumpyHandler):  # type: ignore[misc]
+    """Orbax's handler of NumPy arrays, which takes them a group at a time, where Orbax's own wants to hold them all.
+
+    `ocp.partial.save` takes them so as well, and compares every name with every other after each group: of a thousand
+    tensors, that takes longer than to write them.
+    """
+
+    def __init__(self, groups: Iterable[Mapping[str, npt.NDArray[Any]]], path: Path):
+        super().__init__()
+        self.groups, self.path = iter(groups), path
+        self.error: Exception | None = None
+
+    async def serialize(
+        self, values: Sequence[Any], infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> list[Any]:
+        """Writes the groups; `values` are placeholders and are not looked at."""
+        assert args is not None
+        places = {info.name: (info, arg) for info, arg in zip(infos, args, strict=True)}
+        dropped: set[Path] = set()
+        while (group := self._next()) is not None:
+            of_group = [places.pop(name) for name in group]
+            for future in await super().serialize(
+                list(group.values()), [info for info, _ in of_group], [arg for _, arg in of_group]
+            ):
+                future.result()
+            new = {path for path in self.path.parent.rglob("d/*") if path not in dropped}
+            for path in new:
+                drop_from_cache(path)
+            dropped |= new
+        assert not places, f"no arrays came for {list(places)[:5]}"
+        return []
+
+    def _next(self) -> Mapping[str, npt.NDArray[Any]] | None:
+        try:
+            return next(self.groups, None)
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def open_orbax(directory: Path) -> dict[str, StoredTensor]:
@@ -47,13 +117,9 @@ def open_orbax(directory: Path) -> dict[str, StoredTensor]:
     """
     path = directory / PARAMETERS
     stored = _metadata(path)
-    reader = _GroupReader(path, stored)
-
-    def tensor(name: str, leaf: Any) -> StoredTensor:
-        return StoredTensor(name, tuple(leaf.shape), np.dtype(leaf.dtype), path, lambda: reader.read(name))
-
     with _told(path):
-        return {name: tensor(name, leaf) for name, leaf in stored.items()}
+        opened = _Opened(path)
+        return {name: opened.tensor(name, tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in stored.items()}
 
 
 def restore_orbax(directory: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
@@ -67,40 +133,50 @@ def restore_orbax(directory: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) 
     return loaded
 
 
-@dataclass
-class _GroupReader:
-    """Reads the group that a name is in, and keeps it until another is asked for: a pass in order reads each once."""
+class _Opened:
+    """An Orbax directory that is read tensor by tensor, through TensorStore, into arrays of ours."""
 
-    path: Path
-    stored: Mapping[str, Any]
-    held: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    def __init__(self, path: Path):
+        self.path = path
+        self.state = path.absolute() / _ITEM
+        self.driver = "zarr3" if json.loads((self.state / "_METADATA").read_bytes()).get("use_zarr3") else "zarr"
+        self.context = ts.Context({"cache_pool": {"total_bytes_limit": 10**8}})  # for the nodes of OCDBT's tree
+        self.unsynced = 0
 
-    def read(self, name: str) -> npt.NDArray[Any]:
-        if name not in self.held:
-            self.held = {}
-            names = next(group for group in self._groups() if name in group)
-            with _context(), _told(self.path):
-                loaded = ocp.load(self.path, {key: _on_host(self.stored[key]) for key in names})
-            self.held = {key: np.asarray(value) for key, value in loaded.items()}
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> StoredTensor:
+        return StoredTensor(name, shape, dtype, self.path, _Reader(self.path, name, shape, dtype, self))
+
+    def read_into(self, name: str, array: npt.NDArray[Any]) -> None:
+        spec = {
+            "driver": self.driver,
+            "kvstore": {"driver": "ocdbt", "base": f"file://{quote(str(self.state))}/", "path": f"{name}/"},
+            "fill_missing_data_reads": False,  # what is not there is an error, not zeros
+        }
+        with _told(self.path):
+            ts.array(array).write(ts.open(spec, read=True, context=self.context).result()).result()
+        self.unsynced += array.nbytes
+        if self.unsynced >= GROUP_BYTES:
             drop_from_cache(self.path)
-        return self.held[name]
-
-    def _groups(self) -> Iterator[list[str]]:
-        group: list[str] = []
-        size = 0
-        for name, leaf in self.stored.items():
-            nbytes = int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
-            if group and size + nbytes > GROUP_BYTES:
-                yield group
-                group, size = [], 0
-            group.append(name)
-            size += nbytes
-        yield group
+            self.unsynced = 0
 
 
-def _on_host(leaf: Any) -> np.ndarray[Any, Any]:
-    """What asks Orbax for a NumPy array: one of no memory, of that shape and dtype."""
-    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+@dataclass(frozen=True)
+class _Reader:
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    opened: _Opened = field(compare=False)
+
+    def __call__(self) -> npt.NDArray[Any]:
+        array = empty(self.shape, self.dtype)
+        self.opened.read_into(self.name, array)
+        return array
+
+
+def _of_no_memory(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Tells Orbax of an array: one of no memory, of that shape and dtype."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -113,9 +189,6 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 def _context() -> Any:
     context = ocp.Context()
-    context.array.saving.use_compression = False  # weights do not compress
-    context.array.saving.enable_post_merge_validation = False  # the manifest does more
-    context.memory.deepcopy_host_arrays = False
     context.memory.read_concurrent_bytes = 2 * GROUP_BYTES
     context.pytree.loading.partial_load = True
     return context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from tqdm import tqdm
 from videollava_jax.weights.checkpoint import Checkpoint, open_checkpoint, stored_tensors
 from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor
-from videollava_jax.weights.manifest import Verify, check_arrays, check_files, read_manifest, require
+from videollava_jax.weights.manifest import Manifest, Verify, check_arrays, check_files, read_manifest, require
+from videollava_jax.weights.memory import reused_memory
 
 
 def verify_checkpoint(directory: Path, level: Verify = "full") -> list[str]:
@@ -36,9 +38,12 @@ def verify_checkpoint(directory: Path, level: Verify = "full") -> list[str]:
         )
     tensors = stored_tensors(directory)
     problems = check_files(directory, manifest, tensors)
-    if level == "full":
-        problems += check_arrays(manifest, _read(tensors, "verify"))
-    return problems
+    return problems + check_tensors(manifest, tensors) if level == "full" else problems
+
+
+def check_tensors(manifest: Manifest, tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """Reads tensors and says which are not what the manifest says; empty if all are."""
+    return check_arrays(manifest, _read(tensors, "verify"))
 
 
 def require_intact(directory: Path, level: Verify = "full") -> None:
@@ -104,8 +109,18 @@ def _difference(name: str, array: npt.NDArray[Any], stored: StoredTensor) -> Dif
 
 
 def _read(tensors: Mapping[str, StoredTensor], title: str) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Every tensor in turn; the next is read while one is looked at."""
     total = sum(tensor.nbytes for tensor in tensors.values())
-    with tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+    with (
+        reused_memory(),
+        ThreadPoolExecutor(1) as reader,
+        tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=None, leave=False) as bar,
+    ):
+        reads = (reader.submit(tensor.read) for tensor in tensors.values())
+        ahead = next(reads, None)
         for name, tensor in tensors.items():
-            yield name, tensor.read()
+            assert ahead is not None
+            array = ahead.result()
+            ahead = next(reads, None)
+            yield name, array
             bar.update(tensor.nbytes)

@@ -1,0 +1,287 @@
+"""The text of an XLA module as objects: computations, instructions, shapes with layout and memory space."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+_BITS = {"token": 0, "opaque": 0, "pred": 8, "c64": 64, "c128": 128}
+_SHAPE = re.compile(r"([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
+_HEADER = re.compile(r"(ENTRY\s+)?%?([\w.\-]+)\s*(?:\(.*\)\s*->\s*.*)?\{\s*$")
+_INSTRUCTION = re.compile(r"\s*(ROOT\s+)?%?([\w.\-]+)\s+=\s+")
+_CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One array.
+
+    Attributes:
+      dtype: XLA's name, such as `bf16`.
+      dims: its logical shape.
+      minor_to_major: the layout, the fastest axis first; empty where the text gives none.
+      tile: the first tile of the layout, such as (8, 128); 0 for an axis that it does not split.
+      memory_space: 0 for high-bandwidth memory (or the only memory); on a TPU 1 is VMEM, 2 semaphores, 6 SMEM.
+    """
+
+    dtype: str
+    dims: tuple[int, ...]
+    minor_to_major: tuple[int, ...] = ()
+    tile: tuple[int, ...] = ()
+    memory_space: int = 0
+
+    @property
+    def in_hbm(self) -> bool:
+        return self.memory_space == 0
+
+    @cached_property
+    def bytes(self) -> int:
+        """The size in memory, with the padding of the tiles."""
+        order = self.minor_to_major or tuple(reversed(range(len(self.dims))))
+        sizes = [self.dims[axis] for axis in order]
+        for place, tile in enumerate(reversed(self.tile)):
+            if tile and place < len(sizes):
+                sizes[place] = -(-sizes[place] // tile) * tile
+        return -(-math.prod(sizes) * _bits(self.dtype) // 8)
+
+
+# A tuple of results, which may hold tuples.
+Result = Shape | tuple["Result", ...]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a computation: `%name = result opcode(operands), attributes`."""
+
+    name: str
+    opcode: str
+    result: Result
+    operands: tuple[str, ...]
+    called: Mapping[str, str]
+    branches: tuple[str, ...]
+    custom_call: str
+    parameter: int
+    source: str
+    is_root: bool
+
+    @cached_property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Every array of the result, tuples opened."""
+        return tuple(_leaves(self.result))
+
+    @property
+    def has_tuple_result(self) -> bool:
+        return not isinstance(self.result, Shape)
+
+    @property
+    def base_opcode(self) -> str:
+        """The opcode without the `-start` of an asynchronous one."""
+        return self.opcode.removesuffix("-start")
+
+    @cached_property
+    def result_shapes(self) -> tuple[Shape, ...]:
+        """The arrays that the instruction makes: of an asynchronous start neither its operands nor its state.
+
+        copy-start                          (target, source, state)
+        all-reduce-start                    result
+        other starts                        (operands, results, state ...)
+        """
+        if not self.opcode.endswith("-start") or isinstance(self.result, Shape) or self.base_opcode == "all-reduce":
+            return self.shapes
+        place = 0 if self.opcode == "copy-start" else 1
+        return tuple(_leaves(self.result[place]))
+
+
+@dataclass(frozen=True)
+class Computation:
+    """A computation; of the entry and of bodies of loops the instructions stand in the order in which they run."""
+
+    name: str
+    instructions: tuple[Instruction, ...]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Instruction]:
+        return {instruction.name: instruction for instruction in self.instructions}
+
+    @cached_property
+    def order(self) -> Mapping[str, int]:
+        return {instruction.name: place for place, instruction in enumerate(self.instructions)}
+
+    @cached_property
+    def users(self) -> Mapping[str, tuple[Instruction, ...]]:
+        found: dict[str, list[Instruction]] = {}
+        for instruction in self.instructions:
+            for name in dict.fromkeys(instruction.operands):
+                found.setdefault(name, []).append(instruction)
+        return {name: tuple(users) for name, users in found.items()}
+
+    @cached_property
+    def parameters(self) -> Mapping[int, str]:
+        return {i.parameter: i.name for i in self.instructions if i.opcode == "parameter"}
+
+    @cached_property
+    def root(self) -> Instruction:
+        return next((i for i in self.instructions if i.is_root), self.instructions[-1])
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module: its computations, the entry, and which of the entry's parameters a result may overwrite."""
+
+    computations: Mapping[str, Computation]
+    entry: Computation
+    donated: frozenset[int]
+
+
+def parse(text: str) -> Module:
+    """Parses the text of an HLO module, as `compiled.as_text()` gives it.
+
+    Raises:
+      ValueError: not such a text, or a line that cannot be read.
+    """
+    if not text.lstrip().startswith("HloModule"):
+        raise ValueError("expected the text of a compiled XLA module, which begins with HloModule")
+    computations: dict[str, Computation] = {}
+    entry = ""
+    for is_entry, name, lines in _computations(text):
+        computations[name] = Computation(name, tuple(_instruction(line) for line in lines))
+        entry = name if is_entry else entry
+    if not entry:
+        raise ValueError("the module has no ENTRY computation: expected the whole text of compiled.as_text()")
+    first = text.lstrip().partition("\n")[0]
+    _, found, aliases = first.partition("input_output_alias=")
+    donated = frozenset(int(n) for n in re.findall(r":\s*\((\d+)", _between(aliases, 0))) if found else frozenset()
+    return Module(computations=computations, entry=computations[entry], donated=donated)
+
+
+def _computations(text: str) -> Iterator[tuple[bool, str, list[str]]]:
+    """Each computation as (is it the entry, name, a line an instruction)."""
+    header: re.Match[str] | None = None
+    lines: list[str] = []
+    for line in text.splitlines():
+        if header is None:
+            header = None if line.startswith(("HloModule", " ", "}")) else _HEADER.match(line)
+            lines = []
+        elif line.startswith("}"):
+            yield bool(header[1]), header[2], lines
+            header = None
+        elif _INSTRUCTION.match(line):
+            lines.append(line)
+        elif lines:
+            lines[-1] += line  # a constant over several lines
+
+
+def _instruction(line: str) -> Instruction:
+    match = _INSTRUCTION.match(line)
+    assert match is not None
+    # Comments such as /*index=5*/, and quoted strings, which may hold any bracket.
+    source = re.search(r'op_name="([^"]*)"', line)
+    target = re.search(r'custom_call_target="([^"]*)"', line)
+    rest = _QUOTED.sub('""', re.sub(r"/\*.*?\*/", "", line[match.end() :]))
+    result_text, rest = _split_result(rest)
+    opcode, _, rest = rest.partition("(")
+    arguments = _between("(" + rest, 0)
+    attributes = rest[len(arguments) - 1 :]
+    inner = arguments[1:-1]
+    called = dict(_CALLED.findall(attributes))
+    branches = re.search(r"branch_computations=\{([^}]*)\}", attributes)
+    return Instruction(
+        name=match[2],
+        opcode=opcode.strip(),
+        result=_result(result_text),
+        operands=() if opcode in ("constant", "parameter", "iota") else tuple(_operands(inner)),
+        called=called,
+        branches=tuple(name.strip().lstrip("%") for name in branches[1].split(","))
+        if branches
+        else tuple(called[key] for key in ("true_computation", "false_computation") if key in called),
+        custom_call=target[1] if target else "",
+        parameter=int(inner) if opcode == "parameter" else -1,
+        source=source[1] if source else "",
+        is_root=bool(match[1]),
+    )
+
+
+def _split_result(text: str) -> tuple[str, str]:
+    """The result's type and what follows it."""
+    if text.startswith("("):
+        result = _between(text, 0)
+        return result, text[len(result) :].lstrip()
+    shape = _SHAPE.match(text)
+    if shape is None:
+        raise ValueError(f"expected a shape such as bf16[8,128]{{1,0}}, got {text[:80]!r}")
+    return shape[0], text[shape.end() :].lstrip()
+
+
+def _between(text: str, start: int) -> str:
+    """From the bracket at `start` to the one that closes it."""
+    depth = 0
+    for place in range(start, len(text)):
+        if text[place] in "({":
+            depth += 1
+        elif text[place] in ")}":
+            depth -= 1
+            if depth == 0:
+                return text[start : place + 1]
+    raise ValueError(f"a bracket is never closed: {text[start : start + 80]!r}")
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Splits at the commas outside all brackets."""
+    depth, start = 0, 0
+    for place, letter in enumerate(text):
+        if letter in "({[":
+            depth += 1
+        elif letter in ")}]":
+            depth -= 1
+        elif letter == "," and depth == 0:
+            yield text[start:place].strip()
+            start = place + 1
+    if text[start:].strip():
+        yield text[start:].strip()
+
+
+def _operands(text: str) -> Iterator[str]:
+    """Names of the operands; older texts give each its type before it."""
+    for part in _parts(text):
+        yield part.split()[-1].lstrip("%")
+
+
+def _result(text: str) -> Result:
+    if text.startswith("("):
+        return tuple(_result(part) for part in _parts(text[1:-1]))
+    shape = _SHAPE.match(text)
+    if shape is None:
+        raise ValueError(f"expected a shape such as bf16[8,128]{{1,0}}, got {text[:80]!r}")
+    layout = shape[3] or ""
+    order, _, annotations = layout.partition(":")
+    tile = re.search(r"T\(([^)]*)\)", annotations)
+    space = re.search(r"S\((\d+)\)", annotations)
+    return Shape(
+        dtype=shape[1],
+        dims=tuple(int(d.removeprefix("<=")) for d in shape[2].split(",") if d),
+        minor_to_major=tuple(int(axis) for axis in order.split(",") if axis.strip()),
+        tile=tuple(0 if size.strip() == "*" else int(size) for size in tile[1].split(",")) if tile else (),
+        memory_space=int(space[1]) if space else 0,
+    )
+
+
+def _leaves(result: Result) -> Iterator[Shape]:
+    if isinstance(result, Shape):
+        yield result
+    else:
+        for part in result:
+            yield from _leaves(part)
+
+
+def _bits(dtype: str) -> int:
+    """Bits an element: `bf16` 16, `f8e4m3fn` 8, `s4` 4."""
+    if dtype in _BITS:
+        return _BITS[dtype]
+    number = re.match(r"[a-z]+(\d+)", dtype)
+    if number is None:
+        raise ValueError(f"no size known for the dtype {dtype!r}")
+    return int(number[1])
