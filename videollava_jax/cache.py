@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from videollava_jax.attention import KeysValues, Order
+from videollava_jax.attention import KeysValues
 from videollava_jax.sharding import like, spec_of
 
 
@@ -42,6 +43,8 @@ class PrefixCache:
 @dataclass(frozen=True)
 class TailCache:
     """Keys and values of what each of B rows has after its prefix; one donated array a layer, updated in place.
+
+    Tails keep the dtype of compute: they are short, and scales beside them would be copied around the loop.
 
     Questions stand in the first slots, right-aligned there. Answers stand in a ring that all rows write at one index:
     a row may begin at any step, and no answer is longer than the ring. After 5 steps of a ring of 4 (`.` padding,
@@ -149,14 +152,14 @@ class Cache:
         return Cache(prefix, tail)
 
 
-def stored(kv: KeysValues, order: Order, *, int8: bool) -> KeysValues:
-    """Keys and values as a cache keeps them: in its order, and in int8 with a scale for each vector if so wished."""
-    kv = kv.reordered(order)
+def as_prefix(kv: KeysValues, *, int8: bool) -> KeysValues:
+    """Keys and values as a prefix keeps them: heads before slots, and perhaps in int8 with a scale for each vector."""
+    kv = kv.reordered("GKSH")
     if not int8:
         return kv
     keys, key_scale = quantized(kv.keys)
     values, value_scale = quantized(kv.values)
-    return KeysValues(keys, values, key_scale, value_scale, order)
+    return KeysValues(keys, values, key_scale, value_scale, kv.order)
 
 
 def quantized(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -168,7 +171,7 @@ def quantized(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def written(past: KeysValues, new: KeysValues, slot: int | jax.Array) -> KeysValues:
     """A layer's tail with new keys and values from `slot` on; in place where it is donated."""
-    new = stored(new, past.order, int8=past.key_scale is not None)
+    new = new.reordered(past.order)
     axis = past.order.index("S")
 
     def update(old: jax.Array, values: jax.Array) -> jax.Array:
@@ -178,15 +181,15 @@ def written(past: KeysValues, new: KeysValues, slot: int | jax.Array) -> KeysVal
     return updated
 
 
-def empty_tail(prefix: PrefixCache, rows: int, slots: int, *, question: int = 0) -> TailCache:
-    """Tails without a token after these prefixes, in their dtype and split as they are."""
+def empty_tail(prefix: PrefixCache, rows: int, slots: int, dtype: DTypeLike, *, question: int = 0) -> TailCache:
+    """Tails without a token after these prefixes, split over the devices as they are."""
 
     def zeros(x: jax.Array) -> jax.Array:
-        G, K, *_ = spec_of(x)
-        shape = (slots, rows, x.shape[1], *x.shape[3:])
-        return jnp.zeros(shape, x.dtype, out_sharding=like(x, *(None, G, K, None)[: x.ndim]))
+        _, K, _, H = x.shape
+        G, heads, *_ = spec_of(x)
+        return jnp.zeros((slots, rows, K, H), dtype, out_sharding=like(x, None, G, heads, None))
 
-    layers = tuple(dataclasses.replace(jax.tree.map(zeros, kv), order="SGKH") for kv in prefix.layers)
+    layers = tuple(KeysValues(zeros(kv.keys), zeros(kv.values), order="SGKH") for kv in prefix.layers)
     batch = spec_of(prefix.length_G)
     per_row = like(prefix.length_G, *batch)
     return TailCache(

@@ -142,7 +142,8 @@ def decode(
         before, written = written, int(answers.count_B.max())
         tokens = np.asarray(answers.tokens_BN)[:, :written]
         for row in np.flatnonzero(ends == limit):
-            ends[row] = _end(tokens[row], before, options)
+            end = ended(tokens[row], before, options)
+            ends[row] = limit if end is None else end
         tokens = np.where(np.arange(written) < ends[:, None], tokens, options.pad_token_id)[:, : ends.max()]
         if options.on_tokens and tokens.shape[1] > before:
             options.on_tokens(tokens[:, before:].astype(np.int64))
@@ -225,8 +226,8 @@ def _marks(rows: Sequence[npt.NDArray[np.int32]], V: int) -> jax.Array:
     return jnp.asarray(marks)
 
 
-def _end(tokens: npt.NDArray[np.int32], checked: int, options: DecodeOptions) -> int:
-    """How many tokens it takes to end a row, or `max_new_tokens`; none of the first `checked` ends it."""
+def ended(tokens: npt.NDArray[np.int32], checked: int, options: DecodeOptions) -> int | None:
+    """How many tokens it takes to end a row, None where it has not ended; none of the first `checked` ends it."""
     for count in range(checked + 1, len(tokens) + 1):
         if tokens[count - 1] in options.eos_token_ids:
             return count
@@ -234,7 +235,7 @@ def _end(tokens: npt.NDArray[np.int32], checked: int, options: DecodeOptions) ->
             text = _continuation(options.tokenizer, tokens[:count].tolist())
             if any(stop in text for stop in options.stop_strings):
                 return count
-    return options.max_new_tokens
+    return None
 
 
 def _continuation(tokenizer: Any, tokens: list[int]) -> str:

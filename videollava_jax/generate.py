@@ -107,7 +107,7 @@ def prefill(
     """Logits [B, V] after prompts that are padded on the left, and their cache with `room` free slots."""
     model: VideoLlava = nnx.merge(graph, state)
     x_BTD, prefix = model.prefill(model.embed(ids_BT, image_features, video_features), mask_BT)
-    return model.next_logits(x_BTD), Cache(prefix, empty_tail(prefix, prefix.places, room))
+    return model.next_logits(x_BTD), Cache(prefix, empty_tail(prefix, prefix.places, room, x_BTD.dtype))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames=("tail",))
@@ -122,7 +122,7 @@ def extend(
 @partial(jax.jit, donate_argnames=("answers",))
 def choose(logits_BV: jax.Array, answers: Answers, vocabulary: Vocabulary) -> Answers:
     """The answers with one more token each, where they have not ended."""
-    return _with_next_token(logits_BV, answers, vocabulary)
+    return with_next_token(logits_BV, answers, vocabulary)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames=("tail", "answers"))
@@ -154,13 +154,14 @@ def decode(
         step, tail, answers = carry
         live_B1 = ~answers.done_B[:, None]
         logits_BV, tail = model.extend(answers.token_B[:, None], live_B1, Cache(prefix, tail))
-        return step + 1, tail, _with_next_token(logits_BV, answers, vocabulary)
+        return step + 1, tail, with_next_token(logits_BV, answers, vocabulary)
 
     _, tail, answers = jax.lax.while_loop(unfinished, body, (jnp.asarray(0, jnp.int32), tail, answers))
     return tail, answers
 
 
-def _with_next_token(logits_BV: jax.Array, answers: Answers, vocabulary: Vocabulary) -> Answers:
+def with_next_token(logits_BV: jax.Array, answers: Answers, vocabulary: Vocabulary) -> Answers:
+    """The answers with the token that these logits give, where they have not ended."""
     live_B = ~answers.done_B
     scores_BV = jnp.where(vocabulary.suppressed_V, -jnp.inf, logits_BV.astype(jnp.float32))
     finite_B = answers.finite_B & (answers.done_B | jnp.isfinite(logits_BV).all(axis=-1))

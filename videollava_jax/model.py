@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from videollava_jax.attention import KeysValues
-from videollava_jax.cache import Cache, PrefixCache, TailCache, stored
+from videollava_jax.cache import Cache, PrefixCache, TailCache, as_prefix
 from videollava_jax.config import VideoLlavaConfig, checked_pooling, require_whole_windows
 from videollava_jax.decoder import Llama
 from videollava_jax.layers import ACTIVATIONS, Linear
@@ -86,7 +86,8 @@ class VideoLlava(nnx.Module):
         require_whole_windows("pixels", F, self.config.frame_window)
         hidden = self.video_tower(pixels.reshape(V * F, *pixels.shape[2:]), self.config.feature_layers)
         features = pool_patches(self.multi_modal_projector(hidden), pooling)
-        return features.reshape(V, F * features.shape[1], -1)
+        _, tokens, D = features.shape
+        return features.reshape(V, F, tokens, D).reshape(V, F * tokens, D)
 
     def embed(
         self,
@@ -163,7 +164,7 @@ class VideoLlava(nnx.Module):
         """
         x_BTD, layers = self.language_model.prefill(x_BTD, token_mask_BT)
         cache = PrefixCache(
-            layers=tuple(stored(kv, "GKSH", int8=int8) for kv in layers),
+            layers=tuple(as_prefix(kv, int8=int8) for kv in layers),
             valid_GS=token_mask_BT,
             length_G=token_mask_BT.sum(axis=1, dtype=jnp.int32),
         )

@@ -253,6 +253,32 @@ class VideoLlavaProcessor:
         turns = parse_conversation(conversation)
         return self.encoder.encode(render(turns, template or self.template, add_generation_prompt))
 
+    # ── media by themselves ──
+
+    def read_medium(
+        self, medium: Media, sampling: Any = DEFAULT_SAMPLING, limits: MediaLimits = DEFAULT_LIMITS
+    ) -> npt.NDArray[np.uint8]:
+        """The pixels of one medium as the towers see it, not yet normalised: uint8 [F, S, S, 3], F = 1 for an image.
+
+        Raises:
+            ValueError: a file that cannot be read, or a number of frames that the video tower does not take.
+        """
+        if medium.kind == "image":
+            return image_pixels(medium.source, self.image_processor, limits)[None]
+        pixels = video_pixels(medium.source, self.video_processor, sampling, limits)
+        self._require_whole_windows([medium], [len(pixels)])
+        return pixels
+
+    def medium_tokens(
+        self, media: Sequence[Media], pixels: Sequence[npt.NDArray[np.uint8]], video_pooling: int
+    ) -> list[int]:
+        """Decoder tokens of each of these media."""
+        frame = self.pooled_tokens_per_frame(video_pooling)
+        return [
+            self.tokens_per_image if medium.kind == "image" else len(array) * frame
+            for medium, array in zip(media, pixels, strict=True)
+        ]
+
     # ── model inputs ──
 
     def __call__(
@@ -447,14 +473,9 @@ class VideoLlavaProcessor:
             is_file = isinstance(medium.source, (str, os.PathLike))
             key = (medium.kind, os.fspath(medium.source) if is_file else str(id(medium.source)))
             if key not in read:
-                read[key] = self._read(medium, options)
+                read[key] = self.read_medium(medium, options.sampling, options.limits)
             pixels.append(read[key])
         return pixels
-
-    def _read(self, medium: Media, options: _Options) -> npt.NDArray[np.uint8]:
-        if medium.kind == "image":
-            return image_pixels(medium.source, self.image_processor, options.limits)[None]
-        return video_pixels(medium.source, self.video_processor, options.sampling, options.limits)
 
     def _normalized(self, kind: str, pixels: Sequence[npt.NDArray[np.uint8]], options: _Options) -> Any:
         """float32, channels first: [N, 3, S, S] of images, [V, F, 3, S, S] of videos; lists when so asked."""

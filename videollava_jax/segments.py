@@ -173,6 +173,10 @@ class SegmentEncoder:
                 builder.add_ids((token_id,), answer=False)
         return builder.segments()
 
+    def encode_continuation(self, text: str) -> tuple[int, ...]:
+        """The tokens of an answer that follows a prompt, as a model writes it: its first word after a space."""
+        return tuple(self._plain.encode(f" {text}", first=False)[0])
+
 
 class _SegmentBuilder:
     """Collects neighbouring texts into one, for a token may span two; special tokens and media part them."""

@@ -103,6 +103,10 @@ class Placement:
         """The sharding of keys or values [B, K, S, H]."""
         return self._named("batch" if rows % self.data == 0 else None, *CACHE_AXES[1:])
 
+    def cache_scale(self, rows: int) -> NamedSharding:
+        """The sharding of the scales [B, K, S] of int8 keys or values."""
+        return self._named("batch" if rows % self.data == 0 else None, *CACHE_AXES[1:3])
+
     @property
     def whole(self) -> NamedSharding:
         """The sharding of what every device holds."""

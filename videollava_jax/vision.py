@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from videollava_jax.attention import KeysValues, attention
 from videollava_jax.config import VisionConfig
 from videollava_jax.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, normal
+from videollava_jax.sharding import like, spec_of
 
 
 class VisionEmbeddings(nnx.Module):
@@ -27,7 +28,9 @@ class VisionEmbeddings(nnx.Module):
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         patches_NPD = self.patch_embedding(pixels)
-        class_N1D = jnp.broadcast_to(self.class_embedding[...], (patches_NPD.shape[0], 1, patches_NPD.shape[-1]))
+        N, _, D = patches_NPD.shape
+        out = like(patches_NPD, *spec_of(patches_NPD))
+        class_N1D = jnp.broadcast_to(self.class_embedding[...], (N, 1, D), out_sharding=out)
         return jnp.concatenate([class_N1D, patches_NPD], axis=1) + self.position_embedding.weight[...]
 
 
@@ -43,7 +46,8 @@ class PatchEmbedding(nnx.Module):
         N, height, width, C = pixels.shape
         rows, columns = height // p, width // p
         # Pixels beyond the last whole patch are ignored, as a strided convolution ignores them.
-        grid = pixels[:, : rows * p, : columns * p].reshape(N, rows, p, columns, p, C)
+        grid = pixels[:, : rows * p, : columns * p]
+        grid = grid.reshape(N, rows, p, columns, p, C, out_sharding=like(pixels, *spec_of(pixels)[:1]))
         return jnp.einsum("NhpwqC,DCpq->NhwD", grid.astype(weight.dtype), weight).reshape(N, rows * columns, -1)
 
 

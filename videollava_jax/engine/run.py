@@ -1,0 +1,509 @@
+"""One run of the engine: the host's loop that keeps a grid full.
+
+    requests ──▶ groups, by media ──▶ places ──▶ rows ──▶ results
+                 media read ahead     encode,    begin,
+                 by threads           prefill    decode
+
+A step of the loop takes requests in, gives free columns to groups, free rows to questions, and lets the device decode
+until enough rows have ended. A column whose questions are all answered is given to the next groups; its prefix stays
+until then, and is found again by requests about the same media. All of it is decided by the requests alone, so several
+processes that are given the same requests do the same.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from videollava_jax import generate as compiled
+from videollava_jax import grid as on_device
+from videollava_jax.decoding import answer_text, ended, row_keys
+from videollava_jax.engine.groups import Group, Pending
+from videollava_jax.engine.media import encode_prefixes
+from videollava_jax.engine.preparation import Preparer, Question
+from videollava_jax.engine.request import Request, Result
+from videollava_jax.engine.sizes import PREFIX_BUCKET, TEXT_BUCKET, Demand, choose_shape, described
+from videollava_jax.generate import Answers, Vocabulary, bucket
+from videollava_jax.grid import Grid, GridShape
+from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.processor import VideoLlavaProcessor
+from videollava_jax.sampling import Sampling
+
+if TYPE_CHECKING:
+    from videollava_jax.engine.engine import EngineOptions
+
+STOP_STRING_STEPS = 8
+"""Steps between two looks at the answers, where stop strings may end them."""
+STEPS = 64
+
+
+@dataclass
+class Place:
+    """A place of the grid.
+
+    Attributes:
+      group: that it was given to, until all its questions are answered.
+      holds: the key of the prefix that is in it.
+      length: tokens of that prefix.
+    """
+
+    group: Group | None = None
+    holds: Hashable = None
+    length: int = 0
+
+
+@dataclass
+class Row:
+    """A row of the grid: the question that it answers, and how many of its tokens were looked at for its end."""
+
+    question: Question | None = None
+    looked_at: int = 0
+
+
+@dataclass
+class Board:
+    """The host's side of a grid."""
+
+    shape: GridShape
+    draw: bool
+    penalise: bool
+    device: Grid
+    places: list[Place] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    def column(self, column: int) -> list[int]:
+        """The places of a column, one for each part."""
+        return [part * self.shape.columns + column for part in range(self.shape.parts)]
+
+    def rows_of(self, place: int) -> range:
+        """The rows of a place."""
+        return range(place * self.shape.rows, (place + 1) * self.shape.rows)
+
+    def takes(self, question: Question) -> bool:
+        """Whether its rows have room for a question and its answer, and its programs what they need."""
+        options = question.options
+        return (
+            len(question.ids) <= self.shape.question
+            and options.max_new_tokens <= self.shape.answer
+            and (self.draw or not options.do_sample)
+            and (self.penalise or options.repetition_penalty == 1.0)
+        )
+
+    @property
+    def live(self) -> int:
+        """Rows that are answering."""
+        return sum(row.question is not None for row in self.rows)
+
+
+class Run:
+    """See the head of this file."""
+
+    def __init__(
+        self,
+        model: VideoLlavaForConditionalGeneration,
+        processor: VideoLlavaProcessor,
+        options: EngineOptions,
+        max_rows: int,
+        memory: int,
+    ):
+        self._model, self._processor, self._options = model, processor, options
+        self._max_rows, self._memory = max_rows, memory
+        self._text = model.config.text_config
+        self._parts = 1 if model.placement is None else model.placement.data
+        self._preparer = Preparer(
+            processor,
+            model.config,
+            model.generation_config,
+            options.longest_question,
+            eos_token_id=options.eos_token_id,
+            pad_token_id=options.pad_token_id,
+            suppress_tokens=options.suppress_tokens,
+        )
+        self._pending = Pending(self._preparer.read, options.readers, ahead=2 * max_rows)
+        self._board: Board | None = None
+        self._ids: set[str] = set()
+        self._finished: deque[Result] = deque()
+        self._vocabulary = self._decided_vocabulary()
+
+    def results(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Every request's result, as they finish."""
+        incoming = iter(requests)
+        exhausted = False
+        try:
+            while True:
+                exhausted = exhausted or self._take_in(incoming)
+                self._give_places()
+                self._begin_questions()
+                if self._board is not None and self._board.live:
+                    self._decode()
+                while self._finished:
+                    yield self._finished.popleft()
+                if exhausted and not len(self._pending) and not self._busy():
+                    return
+        except jax.errors.JaxRuntimeError as error:
+            yield from self._finished
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise MemoryError(
+                f"the device has less memory than was reckoned with: lower memory= (now {self._memory / 2**20:.0f} MiB "
+                f"for keys and values) or max_rows= (now {self._max_rows}). {str(error).splitlines()[0][:300]}"
+            ) from error
+        finally:
+            self._pending.close()
+
+    # ── requests in ──
+
+    def _take_in(self, incoming: Iterator[Request]) -> bool:
+        """Makes requests ready until the window is full. True when there are no more."""
+        while self._pending.questions < self._options.window:
+            request = next(incoming, None)
+            if request is None:
+                return True
+            if request.id in self._ids:
+                raise ValueError(f"request {request.id!r} was there before: expected an id of its own for each")
+            self._ids.add(request.id)
+            try:
+                question = self._preparer.question(request)
+            except (ValueError, TypeError, OSError) as error:
+                self._fail(request.id, str(error))
+                continue
+            group = self._group_in_place(question)
+            if group is None:
+                self._pending.add(question)
+            else:
+                group.waiting.append(question)
+        return False
+
+    def _group_in_place(self, question: Question) -> Group | None:
+        if self._board is None or not self._board.takes(question):
+            return None
+        for place in self._board.places:
+            if place.group is not None and place.group.prefix.key == question.prefix.key:
+                return place.group
+        return None
+
+    def _fail(self, request_id: str, error: str) -> None:
+        self._finished.append(Result(id=request_id, finish_reason="error", error=" ".join(error.split())))
+
+    # ── places ──
+
+    def _busy(self) -> bool:
+        return self._board is not None and any(place.group is not None for place in self._board.places)
+
+    def _give_places(self) -> None:
+        """Gives the columns that are free to the oldest groups that fit."""
+        while len(self._pending):
+            needed = self._board is None or not (self._busy() or self._fitting(self._board))
+            if needed and not self._new_board():
+                continue  # the groups that were looked at have failed, and others may follow
+            assert self._board is not None
+            column = next((c for c in range(self._board.shape.columns) if self._is_free(self._board, c)), None)
+            groups = [] if column is None else self._fitting(self._board)
+            if column is None or not groups:
+                return
+            self._fill(self._board, self._best_column(self._board, groups, column), groups)
+
+    def _is_free(self, board: Board, column: int) -> bool:
+        return all(board.places[place].group is None for place in board.column(column))
+
+    def _best_column(self, board: Board, groups: list[Group], otherwise: int) -> int:
+        """A free column that holds these prefixes already, if there is one."""
+        keys = [group.prefix.key for group in groups]
+        for column in range(board.shape.columns):
+            if self._is_free(board, column) and [board.places[p].holds for p in board.column(column)] == keys:
+                return column
+        return otherwise
+
+    def _fitting(self, board: Board) -> list[Group]:
+        """The oldest groups that fit the board, with media that can be encoded together: at most one a part."""
+        chosen: list[Group] = []
+        for group in self._readable():
+            read = group.read
+            slots = bucket(max(1, len(read.ids)), PREFIX_BUCKET)
+            fits = board.shape.prefix // 2 < slots <= board.shape.prefix or slots == board.shape.prefix
+            if not fits or not all(board.takes(question) for question in group.waiting):
+                continue
+            if chosen and read.signature != chosen[0].read.signature:
+                continue
+            chosen.append(group)
+            if len(chosen) == self._parts:
+                break
+        return chosen
+
+    def _readable(self) -> Iterator[Group]:
+        """Groups whose media were read and whose questions fit the model; the questions of the others fail.
+
+        They are looked at in order, and waited for: which are ready first is chance.
+        """
+        for group in self._pending.first():
+            try:
+                read = group.read
+            except (ValueError, OSError) as error:
+                for question in self._pending.take(group).waiting:
+                    self._fail(question.request.id, str(error))
+                continue
+            positions = self._text.max_position_embeddings
+            for question in list(group.waiting):
+                tokens = len(read.ids) + len(question.ids)
+                if tokens + question.options.max_new_tokens > positions:
+                    self._pending.drop(group, question)
+                    self._fail(
+                        question.request.id,
+                        f"a prompt of {tokens} tokens and an answer of up to {question.options.max_new_tokens} do not "
+                        f"fit the model's {positions} positions: shorten the prompt, take fewer frames or pool them "
+                        "(video_pooling), or lower max_new_tokens",
+                    )
+            if group.waiting:
+                yield group
+
+    def _new_board(self) -> bool:
+        """A grid for the oldest group and those that may be like it; False where all that were read have failed."""
+        first = next(self._readable(), None)
+        if first is None:
+            return False
+        groups = self._pending.groups()
+        questions = [question for group in groups for question in group.waiting]
+        demand = Demand(
+            prefix=len(first.read.ids),
+            questions=[len(group.waiting) for group in groups],
+            question=max(len(question.ids) for question in questions),
+            answer=max(question.options.max_new_tokens for question in questions),
+        )
+        model, int8 = self._model, self._options.int8_cache
+        dtype = model.dtype
+        shape = choose_shape(
+            demand,
+            self._text,
+            dtype,
+            parts=self._parts,
+            max_rows=max(self._max_rows, self._parts),
+            memory=self._memory,
+            int8=int8,
+        )
+        if self._options.on_sizes:
+            self._options.on_sizes(described(shape, self._text, dtype, int8=int8))
+        draw = any(question.options.do_sample for question in questions)
+        penalise = any(question.options.repetition_penalty != 1.0 for question in questions)
+        self._board = None  # its buffers go before others come
+        self._board = Board(
+            shape,
+            draw,
+            penalise,
+            on_device.new_grid(
+                self._text, shape, dtype, model.placement, int8=int8, sampling=_sampling([], draw, penalise)
+            ),
+            [Place() for _ in range(shape.places)],
+            [Row() for _ in range(shape.batch)],
+        )
+        return True
+
+    def _fill(self, board: Board, column: int, groups: list[Group]) -> None:
+        """Puts the prefixes of groups into a column, where they are not in it already."""
+        for group in groups:
+            self._pending.take(group)
+        padded = [*groups, *[groups[-1]] * (self._parts - len(groups))]  # places without a group hold a neighbour's
+        places = [board.places[place] for place in board.column(column)]
+        if [place.holds for place in places] != [group.prefix.key for group in padded]:
+            reads = [group.read for group in padded]
+            ids = np.zeros((len(reads), board.shape.prefix), np.int32)
+            for row, read in enumerate(reads):
+                ids[row, board.shape.prefix - len(read.ids) :] = read.ids
+            mask = np.arange(board.shape.prefix) >= board.shape.prefix - np.array([[len(r.ids)] for r in reads])
+            model = self._model
+            prefix = on_device.fill_places(
+                model.graph,
+                model.state,
+                model.on_devices(ids),
+                model.on_devices(mask),
+                encode_prefixes(model, self._processor, reads, padded[0].prefix.pooling),
+                board.device.prefix,
+                jnp.asarray(column, jnp.int32),
+            )
+            board.device = Grid(prefix, board.device.tail, board.device.answers)
+            for place, group in zip(places, padded, strict=True):
+                place.holds, place.length = group.prefix.key, len(group.read.ids)
+        for place, group in zip(places, groups, strict=False):
+            place.group = group
+
+    # ── rows ──
+
+    def _begin_questions(self) -> None:
+        """Puts waiting questions into free rows, in the columns where that is worth a call."""
+        board = self._board
+        if board is None:
+            return
+        for column in range(board.shape.columns):
+            chosen: dict[int, Question] = {}
+            live = 0
+            for place in board.column(column):
+                group = board.places[place].group
+                rows = board.rows_of(place)
+                live += sum(board.rows[row].question is not None for row in rows)
+                free = [row for row in rows if board.rows[row].question is None]
+                if group is not None:
+                    chosen |= dict(zip(free, group.waiting, strict=False))
+            if chosen and (not live or 2 * len(chosen) >= board.shape.rows * board.shape.parts):
+                for place in board.column(column):
+                    group = board.places[place].group
+                    if group is not None:
+                        for _ in range(sum(row in chosen for row in board.rows_of(place))):
+                            group.waiting.popleft()
+                self._begin(board, column, chosen)
+
+    def _begin(self, board: Board, column: int, chosen: dict[int, Question]) -> None:
+        rows = [row for place in board.column(column) for row in board.rows_of(place)]
+        T = bucket(max(len(question.ids) for question in chosen.values()), TEXT_BUCKET)
+        ids = np.zeros((len(rows), T), np.int32)
+        mask = np.zeros((len(rows), T), bool)
+        for i, row in enumerate(rows):
+            if row in chosen:
+                length = len(chosen[row].ids)
+                ids[i, T - length :], mask[i, T - length :] = chosen[row].ids, True
+        questions = [chosen.get(row) for row in rows]
+        model, device = self._model, board.device
+        fresh = model.on_devices(self._fresh(board, questions, rows))
+        tail, answers = on_device.begin(
+            model.graph,
+            model.state,
+            model.on_devices(ids),
+            model.on_devices(mask),
+            fresh,
+            device.prefix,
+            device.tail,
+            device.answers,
+            self._vocabulary,
+            jnp.asarray(column, jnp.int32),
+        )
+        board.device = Grid(device.prefix, tail, answers)
+        for row, question in chosen.items():
+            board.rows[row] = Row(question)
+
+    def _fresh(self, board: Board, questions: list[Question | None], rows: list[int]) -> Answers:
+        asked = np.array([question is not None for question in questions])
+        V = self._text.vocab_size
+        seen = None
+        if board.penalise:
+            seen = np.zeros((len(rows), V), bool)
+            for i, (row, question) in enumerate(zip(rows, questions, strict=True)):
+                if question is not None:
+                    group = board.places[row // board.shape.rows].group
+                    assert group is not None
+                    seen[i, np.concatenate([group.read.ids, question.ids])] = True
+        return Answers(
+            token_B=np.zeros(len(rows), np.int32),  # type: ignore[arg-type]
+            tokens_BN=np.zeros((len(rows), board.shape.answer), np.int32),  # type: ignore[arg-type]
+            count_B=np.zeros(len(rows), np.int32),  # type: ignore[arg-type]
+            limit_B=np.array([0 if q is None else q.options.max_new_tokens for q in questions], np.int32),  # type: ignore[arg-type]
+            done_B=~asked,  # type: ignore[arg-type]
+            finite_B=np.ones(len(rows), bool),  # type: ignore[arg-type]
+            seen_BV=seen,  # type: ignore[arg-type]
+            sampling=_sampling(questions, board.draw, board.penalise),
+        )
+
+    # ── decoding ──
+
+    def _decode(self) -> None:
+        """Lets the device decode until enough rows have ended, and takes their answers."""
+        board = self._board
+        assert board is not None
+        stops = any(row.question is not None and row.question.options.stop_strings for row in board.rows)
+        steps = STOP_STRING_STEPS if stops else STEPS
+        enough = max(1, board.shape.batch // 8)
+        device = board.device
+        tail, answers = compiled.decode(
+            self._model.graph,
+            self._model.state,
+            device.prefix,
+            device.tail,
+            device.answers,
+            self._vocabulary,
+            jnp.asarray(steps, jnp.int32),
+            jnp.asarray(enough, jnp.int32),
+        )
+        board.device = Grid(device.prefix, tail, answers)
+        tokens, count, done, finite = (np.asarray(x) for x in on_device.report(answers))
+        stopped = []
+        for i, row in enumerate(board.rows):
+            if row.question is None:
+                continue
+            options = row.question.options
+            answer = tokens[i, : count[i]]
+            end = ended(answer, row.looked_at, options) if options.stop_strings else None
+            row.looked_at = int(count[i])
+            if not (done[i] or end is not None):
+                continue
+            if end is not None and not done[i]:
+                stopped.append(i)
+            self._finish(board, i, answer[:end], bool(finite[i]))
+        if stopped:
+            keep = np.ones(board.shape.batch, bool)
+            keep[stopped] = False
+            answers = on_device.end_rows(answers, self._model.on_devices(~keep))
+            board.device = Grid(device.prefix, tail, answers)
+
+    def _finish(self, board: Board, index: int, answer: npt.NDArray[np.int32], finite: bool) -> None:
+        """One row's answer becomes a result, and the row is free; so is its place, if it was the last."""
+        place = board.places[index // board.shape.rows]
+        question = board.rows[index].question
+        assert question is not None
+        assert place.group is not None
+        board.rows[index] = Row()
+        options = question.options
+        if finite:
+            token_ids = tuple(answer.tolist())
+            stopped = token_ids and token_ids[-1] in options.eos_token_ids
+            at_string = bool(options.stop_strings) and ended(answer, 0, options) is not None
+            self._finished.append(
+                Result(
+                    id=question.request.id,
+                    text=answer_text(self._processor.tokenizer, token_ids),
+                    token_ids=token_ids,
+                    finish_reason="stop" if stopped or at_string else "length",
+                    prompt_tokens=place.length + len(question.ids),
+                    shared_tokens=place.length,
+                )
+            )
+        else:
+            self._fail(
+                question.request.id,
+                "logits are not finite: the weights or pixels hold NaN or infinity, or overflow in this dtype",
+            )
+        rows = board.rows_of(index // board.shape.rows)
+        if not place.group.waiting and all(board.rows[row].question is None for row in rows):
+            place.group = None
+
+    def _decided_vocabulary(self) -> Vocabulary:
+        options = self._preparer.decoding
+        suppressed = np.zeros(self._text.vocab_size, bool)
+        suppressed[list(options.suppress_tokens)] = True
+        return Vocabulary(
+            eos_E=jnp.asarray(options.eos_token_ids, jnp.int32),
+            suppressed_V=jnp.asarray(suppressed),
+            pad=jnp.asarray(options.pad_token_id, jnp.int32),
+        )
+
+
+def _sampling(questions: list[Question | None], draw: bool, penalise: bool) -> Sampling:
+    """How the rows of these questions are sampled; of nobody's, one row."""
+    rows: list[Question | None] = questions or [None]
+
+    def each(value: Any, otherwise: Any, dtype: Any) -> Any:
+        return np.array([otherwise if q is None else value(q.options) for q in rows], dtype)
+
+    return Sampling(
+        keys_B=row_keys([0 if q is None else q.request.seed for q in rows], len(rows)),
+        draw_B=each(lambda o: o.do_sample, False, bool),
+        temperature_B=each(lambda o: o.temperature, 1, np.float32),
+        top_k_B=each(lambda o: o.top_k, 0, np.int32),
+        top_p_B=each(lambda o: o.top_p, 1, np.float32),
+        repetition_penalty_B=each(lambda o: o.repetition_penalty, 1, np.float32),
+        draw=draw,
+        penalise=penalise,
+    )

@@ -1,0 +1,102 @@
+"""Scoring: the likelihood of given answers after a prefix that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from videollava_jax import grid as on_device
+from videollava_jax.cache import PrefixCache
+from videollava_jax.engine.media import encode_prefixes
+from videollava_jax.engine.preparation import Preparer, Question
+from videollava_jax.engine.request import Request, Scored
+from videollava_jax.engine.sizes import PREFIX_BUCKET, TEXT_BUCKET
+from videollava_jax.generate import bucket
+from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.processor import VideoLlavaProcessor
+
+if TYPE_CHECKING:
+    from videollava_jax.engine.engine import EngineOptions
+
+
+def score_requests(
+    model: VideoLlavaForConditionalGeneration,
+    processor: VideoLlavaProcessor,
+    options: EngineOptions,
+    requests: Iterable[Request],
+) -> Iterator[Scored]:
+    """One `Scored` for each request, in order; see `Engine.score`."""
+    preparer = Preparer(processor, model.config, model.generation_config, options.longest_question)
+    scorer = _Scorer(model, processor, preparer, options.int8_cache)
+    for request in requests:
+        try:
+            if not request.choices:
+                raise ValueError("choices: expected at least one answer to score, got none")
+            yield scorer.score(preparer.question(request))
+        except (ValueError, TypeError, OSError) as error:
+            yield Scored(id=request.id, error=" ".join(str(error).split()))
+
+
+class _Scorer:
+    """Holds the prefix of the last request: the next one is often about the same media."""
+
+    def __init__(
+        self,
+        model: VideoLlavaForConditionalGeneration,
+        processor: VideoLlavaProcessor,
+        preparer: Preparer,
+        int8: bool,
+    ):
+        self._model, self._processor, self._preparer, self._int8 = model, processor, preparer, int8
+        self._key: object = None
+        self._prefix: PrefixCache | None = None
+        self._length = 0
+
+    def score(self, question: Question) -> Scored:
+        prefix = self._held(question)
+        rows = [np.concatenate([question.ids, choice]) for choice in question.choices]
+        longest = max(len(row) for row in rows)
+        positions = self._model.config.text_config.max_position_embeddings
+        if self._length + longest > positions:
+            raise ValueError(
+                f"a prompt and a choice of {self._length + longest} tokens do not fit the model's {positions} positions"
+            )
+        T, count = bucket(longest, TEXT_BUCKET), len(rows)
+        padded_rows = 1 << (count - 1).bit_length()  # few shapes, so few compilations
+        ids, mask, scored = (np.zeros((padded_rows, T), kind) for kind in (np.int32, bool, bool))
+        for i, (row, choice) in enumerate(zip(rows, question.choices, strict=True)):
+            ids[i, T - len(row) :], mask[i, T - len(row) :], scored[i, T - len(choice) :] = row, True, True
+        model = self._model
+        totals, greedy = on_device.score(
+            model.graph, model.state, *(model.on_devices(x) for x in (ids, mask, scored)), prefix
+        )
+        likelihoods = np.asarray(totals)[:count]
+        if not np.isfinite(likelihoods).all():
+            raise ValueError("log-likelihoods are not finite: the weights or pixels hold NaN or infinity")
+        return Scored(
+            id=question.request.id,
+            log_likelihoods=tuple(likelihoods.tolist()),
+            tokens=tuple(len(choice) for choice in question.choices),
+            greedy=tuple(np.asarray(greedy)[:count].tolist()),
+        )
+
+    def _held(self, question: Question) -> PrefixCache:
+        if self._prefix is None or self._key != question.prefix.key:
+            self._prefix = None  # its memory goes before the next one's comes
+            read = self._preparer.read(question.prefix)
+            slots = bucket(max(1, len(read.ids)), PREFIX_BUCKET)
+            ids, mask = np.zeros((1, slots), np.int32), np.arange(slots)[None] >= slots - len(read.ids)
+            ids[0, slots - len(read.ids) :] = read.ids
+            model = self._model
+            self._prefix = on_device.new_prefix(
+                model.graph,
+                model.state,
+                model.on_devices(ids),
+                model.on_devices(mask),
+                encode_prefixes(model, self._processor, [read], question.prefix.pooling),
+                self._int8,
+            )
+            self._key, self._length = question.prefix.key, len(read.ids)
+        return self._prefix

@@ -1,0 +1,113 @@
+"""How large a grid fits the memory: places, rows and slots, worked out and said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from videollava_jax.config import TextConfig
+from videollava_jax.generate import bucket
+from videollava_jax.grid import GridShape
+from videollava_jax.sharding import Placement
+
+PREFIX_BUCKET = 64
+TEXT_BUCKET = 32
+MEMORY_SHARE = 0.6
+"""The share of the memory that weights leave free which caches may take; the rest is for what programs need."""
+HOST_MEMORY = 2 * 2**30
+"""What caches may take where the platform does not tell its memory."""
+ROWS = {"cpu": 32, "gpu": 256, "tpu": 256}
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the questions at hand need of a grid.
+
+    Attributes:
+      prefix: tokens of the prefix.
+      questions: how many there are about each prefix.
+      question, answer: tokens of the longest.
+    """
+
+    prefix: int
+    questions: Sequence[int]
+    question: int
+    answer: int
+
+
+def token_bytes(config: TextConfig, dtype: DTypeLike, *, int8: bool = False) -> int:
+    """Bytes of one token's keys and values in all layers: 512 KiB for Vicuna-7B in bfloat16."""
+    vector = config.head_dim + 4 if int8 else config.head_dim * jnp.dtype(dtype).itemsize
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * vector
+
+
+def cache_bytes(shape: GridShape, config: TextConfig, dtype: DTypeLike, *, int8: bool) -> int:
+    """Bytes of all keys and values of a grid; `int8`: those of its prefixes are int8."""
+    prefixes = shape.places * shape.prefix * token_bytes(config, dtype, int8=int8)
+    return prefixes + shape.batch * (shape.question + shape.answer) * token_bytes(config, dtype)
+
+
+def free_memory(placement: Placement | None) -> int:
+    """Bytes that caches may take on all devices of a mesh together, or on the default device."""
+    devices: Any = [jax.devices()[0]] if placement is None else placement.mesh.local_devices
+    stats = devices[0].memory_stats()
+    each = HOST_MEMORY
+    if stats and "bytes_limit" in stats:
+        each = int(MEMORY_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    count = 1 if placement is None else placement.mesh.size
+    return each * count if devices[0].platform != "cpu" else each
+
+
+def choose_shape(
+    demand: Demand, config: TextConfig, dtype: DTypeLike, *, parts: int, max_rows: int, memory: int, int8: bool
+) -> GridShape:
+    """The largest grid within the rows and the memory, no larger than what is asked for.
+
+    Args:
+      parts: W, what the mesh splits a batch into.
+      max_rows: rows in all.
+      memory: bytes for all caches.
+
+    Raises:
+      ValueError: not one place with one row fits.
+    """
+    S, Q, A = (
+        bucket(max(demand.prefix, 1), PREFIX_BUCKET),
+        bucket(demand.question, TEXT_BUCKET),
+        bucket(demand.answer, TEXT_BUCKET),
+    )
+    most = max(demand.questions)
+    mean = sum(demand.questions) / len(demand.questions)
+    # Rows that few places fill cost a share of every step: with uneven counts, as many as the mean needs.
+    rows = most if most <= 2 * mean else 1 << (int(mean) - 1).bit_length()
+    rows = max(1, min(rows, max_rows // parts))
+
+    def column(rows: int) -> int:
+        return cache_bytes(GridShape(parts, 1, rows, S, Q, A), config, dtype, int8=int8)
+
+    while rows > 1 and column(rows) > memory:
+        rows = (rows + 1) // 2
+    if column(rows) > memory:
+        raise ValueError(
+            f"one prefix of {S} slots and one row of {Q + A} for each of {parts} parts take "
+            f"{column(rows) / 2**20:.0f} MiB of keys and values, and there are {memory / 2**20:.0f} MiB for them: "
+            "raise memory=, shorten prompts and answers, or keep prefixes in int8"
+        )
+    wanted = -(-len(demand.questions) // parts)
+    columns = max(1, min(wanted, max_rows // (parts * rows), memory // column(rows)))
+    return GridShape(parts, columns, rows, S, Q, A)
+
+
+def described(shape: GridShape, config: TextConfig, dtype: DTypeLike, *, int8: bool) -> str:
+    """What was chosen, on one line."""
+    size = cache_bytes(shape, config, dtype, int8=int8)
+    kind = "int8 and " * int8 + jnp.dtype(dtype).name
+    return (
+        f"{shape.places} prefixes of {shape.prefix} slots with {shape.rows} rows of {shape.question} + {shape.answer} "
+        f"each: {shape.batch} rows, {size / 2**20:.0f} MiB of keys and values in {kind}"
+    )
