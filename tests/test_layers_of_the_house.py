@@ -43,6 +43,7 @@ ORDER = (
     "decoding",
     "pretrained",
     "engine",
+    "batch",
     "comparing",
     "chat",
     "picture",
@@ -51,6 +52,9 @@ ORDER = (
     "arithmetic",
     "compiled_text_parser",
     "compiled_text",
+    "programs",
+    "plan",
+    "plan_report",
     "cli",
 )
 # What prepares inputs runs where there is no JAX, and starts without waiting for it.

@@ -7,3 +7,6 @@ LAYER = 2e-5
 MODEL = 1e-4
 # float32, the same function computed in another order by ourselves (cache against no cache, blocks against none).
 SELF = 1e-5
+# bfloat16, one attention of numbers near 1: the queries after scaling, the weights and the result are each rounded by
+# up to 2^-9; relative and absolute.
+BFLOAT16_ATTENTION = 2**-6

@@ -7,12 +7,24 @@ from videollava_jax.version import __version__
 
 if TYPE_CHECKING:
     from videollava_jax.config import VideoLlavaConfig
+    from videollava_jax.engine import Engine, Request, Result
     from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
     from videollava_jax.processor import VideoLlavaProcessor
 
-__all__ = ["VideoLlavaConfig", "VideoLlavaForConditionalGeneration", "VideoLlavaProcessor", "__version__"]
+__all__ = [
+    "Engine",
+    "Request",
+    "Result",
+    "VideoLlavaConfig",
+    "VideoLlavaForConditionalGeneration",
+    "VideoLlavaProcessor",
+    "__version__",
+]
 
 _HOMES = {
+    "Engine": "videollava_jax.engine",
+    "Request": "videollava_jax.engine",
+    "Result": "videollava_jax.engine",
     "VideoLlavaConfig": "videollava_jax.config",
     "VideoLlavaForConditionalGeneration": "videollava_jax.pretrained",
     "VideoLlavaProcessor": "videollava_jax.processor",

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
+from videollava_jax import kernels
 from videollava_jax.sharding import like, spec_of
 
-Implementation = Literal["reference", "blocked"]
+Implementation = Literal["reference", "blocked", "cudnn", "splash", "decode_tpu", "decode_gpu"]
 Order = Literal["GSKH", "GKSH", "SGKH"]
 
 QUERY_BLOCK = 512
@@ -107,16 +108,18 @@ def attention(
         B = G for a row each.
       key_mask_GS: bool, which keys hold a token; None for all.
       causal_offset: the key index that the first query stands at; None to see in both directions.
-      implementation: None chooses by shape. `"reference"` makes all the scores at once, T × S of them a head;
-        `"blocked"` makes those of 512 queries at a time, and only up to the diagonal where that is static.
+      implementation: None chooses by shape, dtype and the platform of the operands' mesh. `"reference"` makes all the
+        scores at once, T × S of them a head; `"blocked"` makes those of 512 queries at a time, and only up to the
+        diagonal where that is static. The others are kernels (`videollava_jax.kernels`), which never keep the scores.
 
     Returns:
       [B, T, N, H] in the dtype of the queries. Scores and softmax are float32.
+
+    Raises:
+      ValueError: the named implementation does not take these arguments, or there is none of that name.
     """
-    part = partial_attention(
-        q_BTNH, kv, key_mask_GS=key_mask_GS, causal_offset=causal_offset, implementation=implementation
-    )
-    return part.out_BTNH.astype(q_BTNH.dtype)
+    out_BTNH, _ = _by(implementation, q_BTNH, kv, key_mask_GS, causal_offset, lse=False)
+    return out_BTNH.astype(q_BTNH.dtype)
 
 
 def partial_attention(
@@ -127,14 +130,40 @@ def partial_attention(
     causal_offset: int | jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> Part:
-    """`attention` over a part of the keys: what `merged` needs. The arguments are those of `attention`."""
+    """`attention` over a part of the keys: what `merged` needs. The arguments are those of `attention`.
+
+    Kernels have no gradient here.
+    """
+    out_BTNH, lse_BTN = _by(implementation, q_BTNH, kv, key_mask_GS, causal_offset, lse=True)
+    assert lse_BTN is not None
+    return Part(out_BTNH.astype(jnp.float32), lse_BTN)
+
+
+def _by(
+    implementation: Implementation | None,
+    q_BTNH: jax.Array,
+    kv: KeysValues,
+    key_mask_GS: jax.Array | None,
+    causal_offset: int | jax.Array | None,
+    *,
+    lse: bool,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Attention by the named implementation, or the one that is chosen; without `lse` its second result may be None."""
+    operands = kernels.Operands(
+        q_BTNH, kv.keys, kv.values, kv.key_scale, kv.value_scale, key_mask_GS, kv.order, causal_offset
+    )
     if implementation is None:
-        implementation = "blocked" if q_BTNH.shape[1] > QUERY_BLOCK else "reference"
+        plain: Implementation = "blocked" if q_BTNH.shape[1] > QUERY_BLOCK else "reference"
+        implementation = kernels.best(operands, lse=lse) or plain
     if implementation == "reference":
         return _reference(q_BTNH, kv, key_mask_GS, causal_offset)
     if implementation == "blocked":
         return _blocked(q_BTNH, kv, key_mask_GS, causal_offset)
-    raise ValueError(f"attention implementation: expected 'reference' or 'blocked', got {implementation!r}")
+    if implementation not in get_args(Implementation):
+        raise ValueError(
+            f"attention implementation: expected one of {', '.join(get_args(Implementation))}, got {implementation!r}"
+        )
+    return kernels.run(implementation, operands, lse=lse)
 
 
 def merged(first: Part, second: Part) -> jax.Array:
@@ -155,9 +184,15 @@ def _reference(
     B, T, N, H = q_BTNH.shape
     G, S, K = kv.rows, kv.slots, kv.keys.shape[kv.order.index("K")]
     batch, _, heads, _ = spec_of(q_BTNH)
+    if kv.order == "GKSH":
+        # The product with a shared prefix wants its queries heads first. Without this fence the TPU compiler gives that
+        # layout to the rotation before it, so to the new keys, so to the tails, and copies those around a decode loop.
+        q_BTNH = jax.lax.optimization_barrier(q_BTNH)  # type: ignore[no-untyped-call]
     # The queries of all rows that share keys stand side by side: Q = rows × T, one matrix product for all of them.
     q_GQKnH = q_BTNH.reshape(G, B // G * T, K, N // K, H, out_sharding=like(q_BTNH, batch, None, heads, None, None))
-    keys, values = (x.astype(q_BTNH.dtype) for x in (kv.keys, kv.values))
+    # XLA's CPU backend has no product of bfloat16 into float32 for these shapes: there the operands are widened.
+    dtype = jnp.float32 if kernels.platform_of(q_BTNH) == "cpu" else q_BTNH.dtype
+    q_GQKnH, keys, values = (x.astype(dtype) for x in (q_GQKnH, kv.keys, kv.values))
     scores = jnp.einsum(f"GQKnH,{kv.order}->GKnQS", q_GQKnH, keys, preferred_element_type=jnp.float32) * H**-0.5
     if kv.key_scale is not None:
         scores = scores * _as_GKS(kv.key_scale, kv.order)[:, :, None, None, :]
@@ -172,7 +207,10 @@ def _reference(
     if kv.value_scale is not None:
         weights = weights * _as_GKS(kv.value_scale, kv.order)[:, :, None, None, :]
     out_GQKnH = jnp.einsum(
-        f"GKnQS,{kv.order}->GQKnH", weights.astype(q_BTNH.dtype), values, preferred_element_type=jnp.float32
+        f"GKnQS,{kv.order}->GQKnH",
+        weights.astype(q_BTNH.dtype).astype(dtype),
+        values,
+        preferred_element_type=jnp.float32,
     )
     lse_GKnQ = top[..., 0] + jnp.log(total_GKnQ)
     out_GQKnH = out_GQKnH / jnp.einsum("GKnQ->GQKn", total_GKnQ)[..., None]

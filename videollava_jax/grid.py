@@ -29,7 +29,7 @@ from videollava_jax.config import TextConfig
 from videollava_jax.generate import Answers, Graph, Vocabulary, with_next_token
 from videollava_jax.model import VideoLlava
 from videollava_jax.sampling import Sampling
-from videollava_jax.sharding import Placement, like, spec_of, whole
+from videollava_jax.sharding import Placement, like, put, spec_of, whole
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def new_grid(
     rows = None if placement is None else placement.batch(shape.batch)
     tail = _new_tail(prefix, shape.batch, shape.question + shape.answer, jnp.dtype(dtype), shape.question)
     nobody = unwritten(shape.batch, shape.answer, text.vocab_size, sampling)
-    return Grid(prefix, tail, nobody if rows is None else jax.device_put(nobody, jax.tree.map(lambda _: rows, nobody)))
+    return Grid(prefix, tail, nobody if rows is None else jax.tree.map(lambda x: put(x, rows), nobody))
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
@@ -287,7 +287,7 @@ def score(
 
 
 def _by_column(x: jax.Array, parts: int, axis: int = 0, *within: int) -> jax.Array:
-    """The places on an axis as parts × columns, with `within` more axes; what the axis is split over goes to the parts."""
+    """The places on an axis as parts × columns, with `within` more axes; the parts take over how the axis is split."""
     before, split, after = spec_of(x)[:axis], spec_of(x)[axis], spec_of(x)[axis + 1 :]
     columns = x.shape[axis] // (parts * math.prod(within))
     shape = (*x.shape[:axis], parts, columns, *within, *x.shape[axis + 1 :])

@@ -15,7 +15,7 @@ from videollava_jax.cache import Cache, PrefixCache, TailCache, as_prefix
 from videollava_jax.config import VideoLlavaConfig, checked_pooling, require_whole_windows
 from videollava_jax.decoder import Llama
 from videollava_jax.layers import ACTIVATIONS, Linear
-from videollava_jax.sharding import like, resharded, spec_of, whole
+from videollava_jax.sharding import like, resharded, spec_of, spread, whole
 from videollava_jax.vision import VisionTower
 
 State: TypeAlias = "nnx.State[Any, Any]"
@@ -65,10 +65,10 @@ class VideoLlava(nnx.Module):
         Returns:
           [N, tokens_per_image, D]: without the class token unless the select strategy is "full".
         """
-        hidden = self.image_tower(pixels, self.config.feature_layers)
+        hidden = self.image_tower(spread(pixels), self.config.feature_layers)
         if self.config.vision_feature_select_strategy == "default":
             hidden = hidden[:, 1:]
-        return self.multi_modal_projector(hidden)
+        return resharded(self.multi_modal_projector(hidden), like(pixels, *spec_of(pixels)[:1]))
 
     def encode_videos(self, pixels: jax.Array, pooling: int = 1) -> jax.Array:
         """Videos to decoder features.
@@ -84,10 +84,12 @@ class VideoLlava(nnx.Module):
         V, F = pixels.shape[:2]
         # The tower sees V × F frames: without this, two videos of 4 would pass for one clip of 8.
         require_whole_windows("pixels", F, self.config.frame_window)
-        hidden = self.video_tower(pixels.reshape(V * F, *pixels.shape[2:]), self.config.feature_layers)
+        frames = spread(pixels.reshape(V * F, *pixels.shape[2:]), self.config.frame_window)
+        hidden = self.video_tower(frames, self.config.feature_layers)
         features = pool_patches(self.multi_modal_projector(hidden), pooling)
+        features = resharded(features, like(pixels, *spec_of(pixels)[:1]))
         _, tokens, D = features.shape
-        return features.reshape(V, F, tokens, D).reshape(V, F * tokens, D)
+        return features.reshape(V, F * tokens, D, out_sharding=like(pixels, *spec_of(pixels)[:1]))
 
     def embed(
         self,

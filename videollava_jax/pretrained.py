@@ -23,7 +23,7 @@ from videollava_jax.config import VideoLlavaConfig, checked_pooling, poolings, r
 from videollava_jax.decoding import DecodeOptions, decode, row_keys
 from videollava_jax.generate import PROMPT_BUCKET, bucket
 from videollava_jax.model import abstract_model, named_parameters, with_parameters
-from videollava_jax.sharding import Placement
+from videollava_jax.sharding import Placement, put
 from videollava_jax.weights import load_checkpoint
 from videollava_jax.weights.manifest import Verify
 from videollava_jax.weights.quantize import SCALE
@@ -138,7 +138,7 @@ class VideoLlavaForConditionalGeneration:
         if self.placement is None:
             return jax.tree.map(jnp.asarray, batch)
         placement = self.placement
-        return jax.tree.map(lambda x: jax.device_put(x, placement.batch(len(x))), batch)
+        return jax.tree.map(lambda x: put(x, placement.batch(len(x))), batch)
 
     def __call__(
         self,

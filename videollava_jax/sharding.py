@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -135,6 +136,17 @@ class Placement:
         return over if sizes.get(axis, 0) % self.mesh.shape[over] == 0 else None
 
 
+def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array that every process holds whole, onto devices; each process gives its own their parts."""
+    if jax.process_count() == 1:
+        moved: jax.Array = jax.device_put(x, sharding)
+        return moved
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(put(np.asarray(jax.random.key_data(x)), sharding))
+    held = np.asarray(x)
+    return jax.make_array_from_callback(held.shape, sharding, lambda part: held[part], dtype=held.dtype)
+
+
 def spec_of(x: jax.Array) -> tuple[Any, ...]:
     """How each axis of an array is split, from its type: None for an axis that is whole."""
     return tuple(jax.typeof(x).sharding.spec)
@@ -150,6 +162,14 @@ def whole(x: jax.Array, axis: int | None = None) -> jax.Array:
     """The same array with one axis gathered onto every device, or with all of them."""
     spec = [None if axis is None or i == axis % x.ndim else part for i, part in enumerate(spec_of(x))]
     return resharded(x, like(x, *spec))
+
+
+def spread(x: jax.Array, unit: int = 1) -> jax.Array:
+    """The same array, its first axis over all devices of its mesh in whole units; as it is where these do not fit."""
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty or x.shape[0] % (unit * mesh.size):
+        return x
+    return resharded(x, like(x, tuple(mesh.axis_names)))
 
 
 def resharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from videollava_jax.engine.preparation import Reader
 from videollava_jax.engine.request import Request, Result, Scored
 from videollava_jax.engine.run import Run
 from videollava_jax.engine.scoring import score_requests
@@ -26,6 +27,8 @@ class EngineOptions:
       int8_cache: keep keys and values in int8: half the memory of bfloat16, at a small error.
       window: requests looked at ahead, to bring together those about the same media.
       readers: threads that decode and resize media ahead of the device.
+      reader: what they call for a medium and its sampling, for decoding elsewhere; None for the processor's
+        `read_medium`.
       longest_question: tokens after the media that rows are made for; longer texts are computed as prefixes.
       pad_token_id, eos_token_id, suppress_tokens: as in `generate`, for all requests.
       on_sizes: called with a line that says how large a grid was made.
@@ -36,6 +39,7 @@ class EngineOptions:
     int8_cache: bool = False
     window: int = 1024
     readers: int = 4
+    reader: Reader | None = None
     longest_question: int = 512
     pad_token_id: int | None = None
     eos_token_id: int | Sequence[int] | None = None

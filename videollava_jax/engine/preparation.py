@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from videollava_jax.prompt import parse_conversation, render
 from videollava_jax.segments import Media, Segments, TextIds
 
 Ids = npt.NDArray[np.int32]
+Reader = Callable[[Media, Any], npt.NDArray[np.uint8]]
+"""A medium and how to sample its frames to pixels, uint8 [F, S, S, 3]; called by several threads at a time."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,19 @@ class Preparer:
         config: VideoLlavaConfig,
         defaults: Mapping[str, Any],
         longest: int,
+        reader: Reader | None = None,
         **decoding: Any,
     ):
         """
         Args:
           defaults: the checkpoint's generation_config.json.
           longest: tokens after a prefix, at most.
+          reader: reads media in the place of the processor's `read_medium`.
           decoding: what is decided for all requests, under the names of `generate`.
         """
         self._processor, self._config, self._defaults, self._longest = processor, config, defaults, longest
         self._decoding = decoding
+        self._read_medium = reader or processor.read_medium
         self._digests: dict[Hashable, str] = {}
         self.decoding = DecodeOptions.resolve(defaults, config, max_new_tokens=1, **decoding)
 
@@ -140,7 +145,7 @@ class Preparer:
           ValueError: a medium that cannot be read (`MediaError`), or frames that the model does not take.
         """
         media = prefix.segments.media
-        pixels = tuple(self._processor.read_medium(medium, prefix.sampling) for medium in media)
+        pixels = tuple(self._read_medium(medium, prefix.sampling) for medium in media)
         each = self._processor.medium_tokens(media, pixels, prefix.pooling)
         expanded = prefix.segments.expand(each, self._processor.encoder.media_ids)
         return ReadPrefix(expanded.input_ids.astype(np.int32), tuple(medium.kind for medium in media), pixels)

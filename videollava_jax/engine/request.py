@@ -49,6 +49,8 @@ class Result:
       token_ids: its tokens, the end of the answer included where it was reached.
       finish_reason: "stop" at an end token or a stop string, "length" at `max_new_tokens`, or "error".
       error: what went wrong, in a line; None for answers.
+      cause: the kind of the error where it has one, for programs to count by: a `media.Cause`, "not_finite", what a
+        `reader` of the caller's says.
       prompt_tokens: length of the whole prompt, media included.
       shared_tokens: how many of them are the prefix that was computed for all questions about its media.
     """
@@ -58,6 +60,7 @@ class Result:
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason
     error: str | None = None
+    cause: str | None = None
     prompt_tokens: int = 0
     shared_tokens: int = 0
 

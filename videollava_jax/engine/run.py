@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
@@ -122,6 +121,7 @@ class Run:
             model.config,
             model.generation_config,
             options.longest_question,
+            options.reader,
             eos_token_id=options.eos_token_id,
             pad_token_id=options.pad_token_id,
             suppress_tokens=options.suppress_tokens,
@@ -162,7 +162,7 @@ class Run:
 
     def _take_in(self, incoming: Iterator[Request]) -> bool:
         """Makes requests ready until the window is full. True when there are no more."""
-        while self._pending.questions < self._options.window:
+        while self._pending.questions + self._waiting_in_places() < self._options.window:
             request = next(incoming, None)
             if request is None:
                 return True
@@ -172,7 +172,7 @@ class Run:
             try:
                 question = self._preparer.question(request)
             except (ValueError, TypeError, OSError) as error:
-                self._fail(request.id, str(error))
+                self._fail(request.id, str(error), getattr(error, "cause", None))
                 continue
             group = self._group_in_place(question)
             if group is None:
@@ -180,6 +180,10 @@ class Run:
             else:
                 group.waiting.append(question)
         return False
+
+    def _waiting_in_places(self) -> int:
+        places = [] if self._board is None else self._board.places
+        return sum(len(place.group.waiting) for place in places if place.group is not None)
 
     def _group_in_place(self, question: Question) -> Group | None:
         if self._board is None or not self._board.takes(question):
@@ -189,8 +193,9 @@ class Run:
                 return place.group
         return None
 
-    def _fail(self, request_id: str, error: str) -> None:
-        self._finished.append(Result(id=request_id, finish_reason="error", error=" ".join(error.split())))
+    def _fail(self, request_id: str, error: str, cause: str | None = None) -> None:
+        line = " ".join(error.split())
+        self._finished.append(Result(id=request_id, finish_reason="error", error=line, cause=cause))
 
     # ── places ──
 
@@ -247,7 +252,7 @@ class Run:
                 read = group.read
             except (ValueError, OSError) as error:
                 for question in self._pending.take(group).waiting:
-                    self._fail(question.request.id, str(error))
+                    self._fail(question.request.id, str(error), getattr(error, "cause", None))
                 continue
             positions = self._text.max_position_embeddings
             for question in list(group.waiting):
@@ -324,7 +329,7 @@ class Run:
                 model.on_devices(mask),
                 encode_prefixes(model, self._processor, reads, padded[0].prefix.pooling),
                 board.device.prefix,
-                jnp.asarray(column, jnp.int32),
+                np.int32(column),
             )
             board.device = Grid(prefix, board.device.tail, board.device.answers)
             for place, group in zip(places, padded, strict=True):
@@ -379,7 +384,7 @@ class Run:
             device.tail,
             device.answers,
             self._vocabulary,
-            jnp.asarray(column, jnp.int32),
+            np.int32(column),
         )
         board.device = Grid(device.prefix, tail, answers)
         for row, question in chosen.items():
@@ -424,8 +429,8 @@ class Run:
             device.tail,
             device.answers,
             self._vocabulary,
-            jnp.asarray(steps, jnp.int32),
-            jnp.asarray(enough, jnp.int32),
+            np.int32(steps),
+            np.int32(enough),
         )
         board.device = Grid(device.prefix, tail, answers)
         tokens, count, done, finite = (np.asarray(x) for x in on_device.report(answers))
@@ -474,6 +479,7 @@ class Run:
             self._fail(
                 question.request.id,
                 "logits are not finite: the weights or pixels hold NaN or infinity, or overflow in this dtype",
+                "not_finite",
             )
         rows = board.rows_of(index // board.shape.rows)
         if not place.group.waiting and all(board.rows[row].question is None for row in rows):
@@ -484,9 +490,9 @@ class Run:
         suppressed = np.zeros(self._text.vocab_size, bool)
         suppressed[list(options.suppress_tokens)] = True
         return Vocabulary(
-            eos_E=jnp.asarray(options.eos_token_ids, jnp.int32),
-            suppressed_V=jnp.asarray(suppressed),
-            pad=jnp.asarray(options.pad_token_id, jnp.int32),
+            eos_E=np.array(options.eos_token_ids, np.int32),  # type: ignore[arg-type]
+            suppressed_V=suppressed,  # type: ignore[arg-type]
+            pad=np.int32(options.pad_token_id),  # type: ignore[arg-type]
         )
 
 

@@ -17,6 +17,7 @@ from videollava_jax.sharding import Placement
 
 PREFIX_BUCKET = 64
 TEXT_BUCKET = 32
+LEAST_QUESTION = 64  # so that the next question, a little longer, needs no other grid
 MEMORY_SHARE = 0.6
 """The share of the memory that weights leave free which caches may take; the rest is for what programs need."""
 HOST_MEMORY = 2 * 2**30
@@ -78,7 +79,7 @@ def choose_shape(
     """
     S, Q, A = (
         bucket(max(demand.prefix, 1), PREFIX_BUCKET),
-        bucket(demand.question, TEXT_BUCKET),
+        bucket(max(demand.question, LEAST_QUESTION), TEXT_BUCKET),
         bucket(demand.answer, TEXT_BUCKET),
     )
     most = max(demand.questions)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from videollava_jax.cache import quantized
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.sharding import put
 from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, open_checkpoint, stored_tensors
 from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.manifest import Verify
@@ -53,7 +54,7 @@ def load_checkpoint(
     """
     checkpoint = open_checkpoint(directory)
     require_intact(directory, verify)
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = (lambda name, shape: first) if placement is None else placement(checkpoint.config)
     load = _from_orbax if checkpoint.layout == ORBAX else _from_files
     return checkpoint.config, load(checkpoint, dtype, place, int8)
@@ -96,5 +97,5 @@ def _from_files(checkpoint: Checkpoint, dtype: DTypeLike | None, place: Place, i
         name, array = tensor.name, tensor.read()
         if dtype is not None and array.dtype != np.int8 and name not in scaled:
             array = array.astype(np.dtype(dtype))
-        parameters[name] = jax.device_put(array, place(name, tensor.shape))
+        parameters[name] = put(array, place(name, tensor.shape))
     return parameters

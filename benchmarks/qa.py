@@ -1,0 +1,178 @@
+"""Questions about videos: the engine beside transformers' `generate`, same weights, same machine, same run.
+
+    python benchmarks/qa.py
+
+A random model of about 150 M parameters answers 25 questions about each of 8 videos, and one about each. The engine does
+the whole job in every round; transformers, which encodes and prefills a video again for every question, answers a sample
+at each batch size, and its best counts. Tokens of the sample are compared. The first round of each side compiles or
+warms up and is not counted.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
+from videollava_jax.demo import TINY
+from videollava_jax.engine import Engine, Request
+from videollava_jax.media import FramePreprocessor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, default=8)
+    parser.add_argument("--questions", type=int, default=25, help="for each video")
+    parser.add_argument("--question-tokens", type=int, default=30)
+    parser.add_argument("--answer-tokens", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8], help="transformers' batch sizes")
+    parser.add_argument("--sample", type=int, default=8, help="questions that transformers answers in a round")
+    arguments = parser.parse_args()
+    torch.set_grad_enabled(False)
+
+    with tempfile.TemporaryDirectory() as directory:
+        theirs = random_model(Path(directory))
+        ours = VideoLlavaForConditionalGeneration.from_pretrained(directory, dtype="float32")
+    processor = processor_for_224_pixels()
+    size = sum(p.numel() for p in theirs.parameters())
+    print(
+        f"{size / 1e6:.0f} M parameters, float32; jax {jax.__version__}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}; {os.cpu_count()} cores"
+    )
+    rng = np.random.default_rng(0)
+    videos = [rng.integers(0, 256, (8, 224, 224, 3), dtype=np.uint8) for _ in range(arguments.videos)]
+    words = question_words(processor, rng, arguments)
+    for count in (arguments.questions, 1):
+        requests = [
+            Request(
+                id=f"{v}-{q}",
+                prompt=f"USER: <video>\n{words[q]} ASSISTANT:",
+                videos=[video],
+                max_new_tokens=arguments.answer_tokens,
+            )
+            for q in range(count)
+            for v, video in enumerate(videos)
+        ]
+        compare(ours, theirs, processor, requests, arguments)
+
+
+def compare(ours: Any, theirs: Any, processor: Any, requests: list[Request], arguments: argparse.Namespace) -> None:
+    """Prints the rates of both sides on one job."""
+    eos = ours.config.eos_token_ids
+    engine = Engine(ours, processor, suppress_tokens=eos, on_sizes=lambda line: print(f"  {line}"))
+    print(f"\n{len(requests)} questions about {arguments.videos} videos")
+    answers = {result.id: result for result in engine.run(requests)}
+    sample = requests[:: max(1, len(requests) // arguments.sample)][: arguments.sample]
+    engine_rates = [rate(lambda: list(engine.run(requests)), len(requests)) for _ in range(arguments.rounds)]
+    best: list[float] = []
+    for batch in arguments.batches:
+        if batch > len(sample):
+            continue
+        tokens: dict[str, list[int]] = {}
+        run = lambda batch=batch, tokens=tokens: reference(theirs, processor, sample, batch, eos, tokens)  # noqa: E731
+        reference(theirs, processor, sample[:batch], batch, eos, {})
+        rates = [rate(run, len(sample)) for _ in range(arguments.rounds)]
+        print(f"  transformers, batch {batch}: {spread(rates)} answers/s")
+        best = max(best, rates, key=lambda r: statistics.median(r) if r else 0)
+        same = sum(tuple(ids) == answers[name].token_ids for name, ids in tokens.items())
+        print(f"    tokens equal for {same} of {len(tokens)} answers")
+    print(f"  engine: {spread(engine_rates)} answers/s")
+    print(f"  ratio of medians: {statistics.median(engine_rates) / statistics.median(best):.1f}")
+
+
+def reference(
+    model: Any, processor: Any, requests: list[Request], batch: int, eos: tuple[int, ...], tokens: dict[str, list[int]]
+) -> None:
+    """transformers' `generate`, so many questions at a time; their tokens by id."""
+    for start in range(0, len(requests), batch):
+        chosen = requests[start : start + batch]
+        inputs = processor(
+            text=[r.prompt for r in chosen], videos=[v for r in chosen for v in r.videos], padding=True
+        )
+        prompt = inputs["input_ids"].shape[1]
+        out = model.generate(
+            **{name: torch.tensor(value) for name, value in inputs.items()},
+            max_new_tokens=chosen[0].max_new_tokens,
+            do_sample=False,
+            suppress_tokens=list(eos),
+            pad_token_id=processor.tokenizer.pad_token_id,
+        )
+        tokens |= {r.id: ids for r, ids in zip(chosen, out[:, prompt:].tolist(), strict=True)}
+
+
+def rate(run: Callable[[], object], answers: int) -> float:
+    started = time.perf_counter()
+    run()
+    return answers / (time.perf_counter() - started)
+
+
+def spread(rates: list[float]) -> str:
+    return f"{statistics.median(rates):.2f} ({min(rates):.2f}-{max(rates):.2f})"
+
+
+def random_model(directory: Path) -> Any:
+    """Decoder 12 × 768, towers 6 × 384 at 224 pixels, vocabulary 32064, with the ids of the bundled tokenizer."""
+    tokenizer = VideoLlavaProcessor.from_pretrained(TINY)
+    config = transformers.VideoLlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            hidden_size=384,
+            intermediate_size=1536,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            image_size=224,
+            patch_size=14,
+        ),
+        text_config=transformers.LlamaConfig(
+            vocab_size=32064,
+            hidden_size=768,
+            intermediate_size=2048,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            max_position_embeddings=4096,
+        ),
+        image_token_index=tokenizer.image_token_id,
+        video_token_index=tokenizer.video_token_id,
+    )
+    torch.manual_seed(0)
+    model = transformers.VideoLlavaForConditionalGeneration(config).eval()
+    model.lm_head.weight.mul_(8)  # so that few of the likeliest tokens are near ties
+    model.save_pretrained(directory)
+    return model
+
+
+def processor_for_224_pixels() -> VideoLlavaProcessor:
+    """The bundled tokenizer with the preprocessing of the real model."""
+    bundled = VideoLlavaProcessor.from_pretrained(TINY)
+    return VideoLlavaProcessor(FramePreprocessor(), tokenizer=bundled.tokenizer, patch_size=14, max_positions=4096)
+
+
+def question_words(processor: Any, rng: np.random.Generator, arguments: argparse.Namespace) -> list[str]:
+    """Different questions of exactly as many tokens as asked for, the template's end included."""
+    vocabulary = ["what", "colour", "is", "the", "shape", "where", "does", "it", "go", "how", "many", "are", "there"]
+    questions = []
+    for _ in range(arguments.questions):
+        text = ""
+        while True:
+            longer = f"{text} {rng.choice(vocabulary)}".strip()
+            after = processor.encoder.encode_string(f"USER: <video>\n{longer} ASSISTANT:").split()[1]
+            if after.text_length > arguments.question_tokens:
+                break
+            text = longer
+        questions.append(text)
+    return questions
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Jobs for the engine's tests: models of the tiny one's shape, clips, questions, and what `generate` answers."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from videollava_jax import VideoLlavaForConditionalGeneration
+from videollava_jax.engine import Request
+from videollava_jax.model import VideoLlava, named_parameters
+from videollava_jax.sharding import Placement, put
+
+QUESTIONS = (
+    "what colour is it?",
+    "which shape?",
+    "where does it go, and what is there then, when all has come to an end?",
+    "how many?",
+    "is it left or right of the other one?",
+)
+
+
+def random_model(tiny, *, heads=8, kv_heads=8, mesh=None, **changes):
+    """A random float32 model that the tiny one's processor serves, with logits far apart.
+
+    Args:
+      changes: of its configuration.
+    """
+    text = dataclasses.replace(
+        tiny.config.text_config,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=16,
+        vocab_size=-(-tiny.config.text_config.vocab_size // 8) * 8,
+    )
+    config = dataclasses.replace(tiny.config, text_config=text, **changes)
+    parameters = named_parameters(nnx.state(VideoLlava(config, rngs=nnx.Rngs(3))))
+    for name in ("lm_head.weight", "language_model.embed_tokens.weight"):
+        if name in parameters:
+            parameters[name] = parameters[name] * 20
+    return on_mesh(VideoLlavaForConditionalGeneration(config, parameters), mesh)
+
+
+def on_mesh(model, mesh):
+    """The same model on a mesh."""
+    if mesh is None:
+        return model
+    place = Placement(model.config, mesh).parameter
+    parameters = {name: put(np.asarray(x), place(name, x.shape)) for name, x in model.parameters.items()}
+    return VideoLlavaForConditionalGeneration(model.config, parameters, model.generation_config, mesh=mesh)
+
+
+def clip(seed, frames=8):
+    return np.random.default_rng(seed).integers(0, 256, (frames, 56, 56, 3), dtype=np.uint8)
+
+
+def question(name, text, *, videos=(), images=(), **options):
+    """A request in the template of the tiny model."""
+    media = "<image>" * len(images) + "<video>" * len(videos)
+    prompt = f"USER: {media}\n{text} ASSISTANT:" if media else f"USER: {text} ASSISTANT:"
+    return Request(id=name, prompt=prompt, videos=list(videos), images=list(images), **options)
+
+
+def mixed_job():
+    """Questions about clips, about an image, about both together, and about nothing."""
+    clips, picture = [clip(seed) for seed in range(3)], clip(9)[0]
+    job = [
+        question(f"{v}-{q}", text, videos=[video], max_new_tokens=4 + 3 * q)
+        for q, text in enumerate(QUESTIONS)
+        for v, video in enumerate(clips)
+        if (v + q) % 3 != 2
+    ]
+    job += [question(f"i-{q}", text, images=[picture], max_new_tokens=6) for q, text in enumerate(QUESTIONS[:3])]
+    job.append(question("both", QUESTIONS[0], images=[picture], videos=[clips[0]], max_new_tokens=5))
+    job.append(question("text", "say something", max_new_tokens=7))
+    return job
+
+
+def generated(model, processor, request):
+    """What `generate` answers to one request: the tokens up to its end, as the engine gives them."""
+    media = {name: list(value) for name, value in (("images", request.images), ("videos", request.videos)) if value}
+    inputs = processor(text=request.prompt, **media)
+    out = model.generate(
+        **inputs, max_new_tokens=request.max_new_tokens, seed=request.seed, tokenizer=processor.tokenizer,
+        **request.options,
+    )  # fmt: skip
+    return tuple(out[0, inputs["input_ids"].shape[1] :].tolist())
+
+
+def poisoned(model, name):
+    """The same model with one NaN in a parameter."""
+    parameters = dict(model.parameters)
+    parameters[name] = parameters[name].at[0, 0].set(jnp.nan)
+    return VideoLlavaForConditionalGeneration(model.config, parameters, model.generation_config)

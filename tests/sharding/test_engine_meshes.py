@@ -1,0 +1,76 @@
+"""The engine on meshes of 8 virtual devices: the answers are those of one device, token for token."""
+
+import numpy as np
+import pytest
+
+from tests.engine.jobs import generated, mixed_job, on_mesh, random_model
+from videollava_jax.engine import Engine
+from videollava_jax.sharding import make_mesh
+
+JOB = [request for request in mixed_job() if not request.images]
+MODELS = {
+    "grouped heads": {"heads": 8, "kv_heads": 4},
+    "original": {"variant": "original"},
+    "tied": {"tie_word_embeddings": True},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return random_model(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def expected(model, tiny_processor):
+    return {request.id: generated(model, tiny_processor, request) for request in JOB}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4), (8, 1), (1, 8)])
+def test_answers_are_those_of_one_device(model, expected, tiny_processor, shape):
+    spread = on_mesh(model, make_mesh(*shape))
+    results = {result.id: result for result in Engine(spread, tiny_processor, max_rows=16).run(JOB)}
+    assert {name: result.token_ids for name, result in results.items()} == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_other_models_on_a_mesh(tiny_model, tiny_processor, name):
+    """4 key-value heads over 4 devices; attention over time; a head that is the embedding."""
+    alone = random_model(tiny_model, **MODELS[name])
+    spread = on_mesh(alone, make_mesh(2, 4))
+    job = JOB[:4]
+    results = {result.id: result.token_ids for result in Engine(spread, tiny_processor, max_rows=8).run(job)}
+    assert results == {request.id: generated(alone, tiny_processor, request) for request in job}
+
+
+def test_scores_on_a_mesh(model, tiny_processor):
+    import dataclasses
+
+    job = [dataclasses.replace(request, choices=["red", "a blue square"]) for request in JOB[:3]]
+    one = list(Engine(model, tiny_processor).score(job))
+    spread = list(Engine(on_mesh(model, make_mesh(1, 8)), tiny_processor).score(job))
+    for a, b in zip(one, spread, strict=True):
+        np.testing.assert_allclose(a.log_likelihoods, b.log_likelihoods, rtol=1e-4)
+
+
+def test_parameters_and_caches_are_split(tiny_model):
+    """Heads, MLP and vocabulary over the tensor axis: nothing of these is held whole by every device."""
+    from videollava_jax import grid
+    from videollava_jax.engine.run import _sampling
+
+    model = on_mesh(random_model(tiny_model), make_mesh(2, 4))
+    for name, value in model.parameters.items():
+        layer = name.startswith("language_model.layers.") and name.endswith("_proj.weight")
+        if layer or name in ("lm_head.weight", "language_model.embed_tokens.weight"):
+            assert value.addressable_shards[0].data.size * 4 == value.size, name
+    shape = grid.GridShape(parts=2, columns=3, rows=4, prefix=64, question=32, answer=32)
+    text = model.config.text_config
+    made = grid.new_grid(text, shape, "float32", model.placement, int8=True, sampling=_sampling([], False, False))
+    for cache in (made.prefix.layers[0].keys, made.prefix.layers[0].key_scale, made.tail.layers[0].values):
+        assert cache.addressable_shards[0].data.size * 8 == cache.size
+
+
+def test_a_mesh_that_does_not_fit_the_devices_is_refused():
+    with pytest.raises(ValueError, match="3 × 4 needs 12 devices, 8 were found"):
+        make_mesh(3, 4)
+    with pytest.raises(ValueError, match="at least 1 × 1"):
+        make_mesh(0)
