@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 
-from videollava_jax.engine.preparation import Reader
+from videollava_jax.engine.options import EngineOptions
 from videollava_jax.engine.request import Request, Result, Scored
 from videollava_jax.engine.run import Run
 from videollava_jax.engine.scoring import score_requests
 from videollava_jax.engine.sizes import ROWS, free_memory
 from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
 from videollava_jax.processor import VideoLlavaProcessor
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """How an engine works; None for what fits the machine.
-
-    Attributes:
-      max_rows: questions answered at a time, at most.
-      memory: bytes for the keys and values of all prefixes and questions, on all devices together.
-      int8_cache: keep keys and values in int8: half the memory of bfloat16, at a small error.
-      window: requests looked at ahead, to bring together those about the same media.
-      readers: threads that decode and resize media ahead of the device.
-      reader: what they call for a medium and its sampling, for decoding elsewhere; None for the processor's
-        `read_medium`.
-      longest_question: tokens after the media that rows are made for; longer texts are computed as prefixes.
-      pad_token_id, eos_token_id, suppress_tokens: as in `generate`, for all requests.
-      on_sizes: called with a line that says how large a grid was made.
-    """
-
-    max_rows: int | None = None
-    memory: int | None = None
-    int8_cache: bool = False
-    window: int = 1024
-    readers: int = 4
-    reader: Reader | None = None
-    longest_question: int = 512
-    pad_token_id: int | None = None
-    eos_token_id: int | Sequence[int] | None = None
-    suppress_tokens: Sequence[int] = ()
-    on_sizes: Callable[[str], None] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_rows", "memory", "window", "readers", "longest_question"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
 
 
 class Engine:

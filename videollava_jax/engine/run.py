@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from videollava_jax import grid as on_device
 from videollava_jax.decoding import answer_text, ended, row_keys
 from videollava_jax.engine.groups import Group, Pending
 from videollava_jax.engine.media import encode_prefixes
+from videollava_jax.engine.options import EngineOptions
 from videollava_jax.engine.preparation import Preparer, Question
 from videollava_jax.engine.request import Request, Result
 from videollava_jax.engine.sizes import PREFIX_BUCKET, TEXT_BUCKET, Demand, choose_shape, described
@@ -34,9 +35,6 @@ from videollava_jax.grid import Grid, GridShape
 from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
 from videollava_jax.processor import VideoLlavaProcessor
 from videollava_jax.sampling import Sampling
-
-if TYPE_CHECKING:
-    from videollava_jax.engine.engine import EngineOptions
 
 STOP_STRING_STEPS = 8
 """Steps between two looks at the answers, where stop strings may end them."""

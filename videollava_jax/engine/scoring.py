@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from videollava_jax import grid as on_device
 from videollava_jax.cache import PrefixCache
 from videollava_jax.engine.media import encode_prefixes
+from videollava_jax.engine.options import EngineOptions
 from videollava_jax.engine.preparation import Preparer, Question
 from videollava_jax.engine.request import Request, Scored
 from videollava_jax.engine.sizes import PREFIX_BUCKET, TEXT_BUCKET
 from videollava_jax.generate import bucket
 from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
 from videollava_jax.processor import VideoLlavaProcessor
-
-if TYPE_CHECKING:
-    from videollava_jax.engine.engine import EngineOptions
 
 
 def score_requests(
