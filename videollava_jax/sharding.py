@@ -142,7 +142,8 @@ def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         moved: jax.Array = jax.device_put(x, sharding)
         return moved
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(put(np.asarray(jax.random.key_data(x)), sharding))
+        keys: jax.Array = jax.random.wrap_key_data(put(np.asarray(jax.random.key_data(x)), sharding))
+        return keys
     held = np.asarray(x)
     return jax.make_array_from_callback(held.shape, sharding, lambda part: held[part], dtype=held.dtype)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from videollava_jax.engine.preparation import Reader
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from videollava_jax.kernels.operands import Operands, per_device, platform_of
 
-__all__ = ["Kernel", "Operands", "best", "refusal", "run"]
+__all__ = ["Kernel", "Operands", "best", "platform_of", "refusal", "run"]
 
 Kernel = Literal["cudnn", "splash", "decode_tpu", "decode_gpu"]
 
