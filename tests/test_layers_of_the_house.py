@@ -38,6 +38,7 @@ ORDER = (
     "shapes",
     "weights",
     "sampling",
+    "compilation_cache",
     "generate",
     "grid",
     "decoding",

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
+from videollava_jax import compilation_cache
 from videollava_jax import generate as compiled
 from videollava_jax.cache import Cache
 from videollava_jax.config import VideoLlavaConfig, checked_pooling, poolings, require_whole_windows
@@ -95,7 +96,7 @@ class VideoLlavaForConditionalGeneration:
         quantization: Literal["int8"] | None = None,
         verify: Verify = "fast",
     ) -> VideoLlavaForConditionalGeneration:
-        """Loads a checkpoint.
+        """Loads a checkpoint; what is compiled from here on is kept for the next run (`compilation_cache`).
 
         Args:
           path: a directory in transformers' layouts (hub, 5.x, in memory) or an Orbax directory of ours, or a hub
@@ -115,6 +116,7 @@ class VideoLlavaForConditionalGeneration:
             raise ValueError(
                 f"device_map: expected 'auto' or None, got {device_map!r}; choose the platform with JAX_PLATFORMS"
             )
+        compilation_cache.enable()
         directory = _directory(path)
         placement = None if mesh is None else lambda config: Placement(config, mesh).parameter
         config, parameters = load_checkpoint(
