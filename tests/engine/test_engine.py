@@ -244,6 +244,18 @@ def test_logits_that_are_not_finite_fail_their_row_and_change_no_bit_of_the_othe
             assert results[request.id].token_ids == answers[request.id]
 
 
+def test_a_question_too_long_for_a_prefix_that_is_in_place_fails_alone(tiny_model, tiny_processor):
+    """It comes while others about the same clip are answered, from a grid whose rows would take it."""
+    positions = tiny_model.config.text_config.max_position_embeddings
+    room = positions - 160
+    video = clip(0)
+    job = [question(f"{i}", f"which shape {i}?", videos=[video], max_new_tokens=room) for i in range(4)]
+    job.insert(3, question("long", "and " * 20, videos=[video], max_new_tokens=room))
+    results = run(Engine(tiny_model, tiny_processor, max_rows=1, window=1, longest_question=64), job)
+    assert "positions" in results["long"].error
+    assert [results[str(i)].error for i in range(4)] == [None] * 4
+
+
 def test_two_requests_of_one_id_are_refused(tiny_model, tiny_processor):
     job = [question("a", "what?", videos=[clip(0)])] * 2
     with pytest.raises(ValueError, match="'a' was there before"):

@@ -41,7 +41,7 @@ class Prefix:
     pooling: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Question:
     """A request made ready: a prefix, and the tokens after it.
 

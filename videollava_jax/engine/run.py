@@ -172,24 +172,37 @@ class Run:
             except (ValueError, TypeError, OSError) as error:
                 self._fail(request.id, str(error), getattr(error, "cause", None))
                 continue
-            group = self._group_in_place(question)
-            if group is None:
+            place = self._place_of(question)
+            if place is None or place.group is None:
                 self._pending.add(question)
+            elif why := self._too_long(place.length, question):
+                self._fail(request.id, why)
             else:
-                group.waiting.append(question)
+                place.group.waiting.append(question)
         return False
 
     def _waiting_in_places(self) -> int:
         places = [] if self._board is None else self._board.places
         return sum(len(place.group.waiting) for place in places if place.group is not None)
 
-    def _group_in_place(self, question: Question) -> Group | None:
+    def _place_of(self, question: Question) -> Place | None:
+        """The place whose group asks about the same prefix, if there is one and its rows take the question."""
         if self._board is None or not self._board.takes(question):
             return None
         for place in self._board.places:
             if place.group is not None and place.group.prefix.key == question.prefix.key:
-                return place.group
+                return place
         return None
+
+    def _too_long(self, prefix: int, question: Question) -> str | None:
+        positions, new = self._text.max_position_embeddings, question.options.max_new_tokens
+        tokens = prefix + len(question.ids)
+        if tokens + new <= positions:
+            return None
+        return (
+            f"a prompt of {tokens} tokens and an answer of up to {new} do not fit the model's {positions} positions: "
+            "shorten the prompt, take fewer frames or pool them (video_pooling), or lower max_new_tokens"
+        )
 
     def _fail(self, request_id: str, error: str, cause: str | None = None) -> None:
         line = " ".join(error.split())
@@ -252,17 +265,10 @@ class Run:
                 for question in self._pending.take(group).waiting:
                     self._fail(question.request.id, str(error), getattr(error, "cause", None))
                 continue
-            positions = self._text.max_position_embeddings
             for question in list(group.waiting):
-                tokens = len(read.ids) + len(question.ids)
-                if tokens + question.options.max_new_tokens > positions:
+                if why := self._too_long(len(read.ids), question):
                     self._pending.drop(group, question)
-                    self._fail(
-                        question.request.id,
-                        f"a prompt of {tokens} tokens and an answer of up to {question.options.max_new_tokens} do not "
-                        f"fit the model's {positions} positions: shorten the prompt, take fewer frames or pool them "
-                        "(video_pooling), or lower max_new_tokens",
-                    )
+                    self._fail(question.request.id, why)
             if group.waiting:
                 yield group
 
