@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from videollava_jax.attention import KeysValues
+from videollava_jax.layers import quantized
 from videollava_jax.sharding import like, spec_of
 
 
@@ -160,13 +161,6 @@ def as_prefix(kv: KeysValues, *, int8: bool) -> KeysValues:
     keys, key_scale = quantized(kv.keys)
     values, value_scale = quantized(kv.values)
     return KeysValues(keys, values, key_scale, value_scale, kv.order)
-
-
-def quantized(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float [..., H] to int8 [..., H] and float32 [...]: the scale is the largest magnitude / 127."""
-    x32 = x.astype(jnp.float32)
-    scale = jnp.abs(x32).max(axis=-1) / 127
-    return jnp.rint(x32 / jnp.where(scale > 0, scale, 1)[..., None]).astype(jnp.int8), scale
 
 
 def written(past: KeysValues, new: KeysValues, slot: int | jax.Array) -> KeysValues:

@@ -22,11 +22,12 @@ def enable(directory: Path | None = None) -> None:
     JAX_COMPILATION_CACHE_DIR names another; the empty string switches the cache off. A directory that cannot be
     written is left alone.
     """
-    if jax.config.jax_compilation_cache_dir is not None or ENVIRONMENT in os.environ:
+    known = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if known is not None or ENVIRONMENT in os.environ:
         return
     directory = directory or default_directory()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:
         return
-    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_compilation_cache_dir", str(directory))  # type: ignore[no-untyped-call]

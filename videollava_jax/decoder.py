@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from videollava_jax.attention import KeysValues, attention, merged, partial_attention
 from videollava_jax.cache import Cache, PrefixCache, TailCache, written
 from videollava_jax.config import TextConfig
-from videollava_jax.layers import ACTIVATIONS, Embedding, Linear, RMSNorm, rotary
+from videollava_jax.layers import ACTIVATIONS, Embedding, Linear, Quantization, RMSNorm, rotary
 from videollava_jax.sharding import like, spec_of
 
 
@@ -48,13 +48,15 @@ ALONE = Context()
 class LlamaAttention(nnx.Module):
     """Causal self-attention with rotary positions and grouped key-value heads (`LlamaAttention`)."""
 
-    def __init__(self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, int8: bool = False):
+    def __init__(
+        self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, quantization: Quantization | None = None
+    ):
         D, H = config.hidden_size, config.head_dim
         N, K, bias = config.num_attention_heads, config.num_key_value_heads, config.attention_bias
-        self.q_proj = Linear(D, N * H, bias=bias, dtype=dtype, rngs=rngs, int8=int8)
-        self.k_proj = Linear(D, K * H, bias=bias, dtype=dtype, rngs=rngs, int8=int8)
-        self.v_proj = Linear(D, K * H, bias=bias, dtype=dtype, rngs=rngs, int8=int8)
-        self.o_proj = Linear(N * H, D, bias=bias, dtype=dtype, rngs=rngs, int8=int8)
+        self.q_proj = Linear(D, N * H, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.k_proj = Linear(D, K * H, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.v_proj = Linear(D, K * H, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.o_proj = Linear(N * H, D, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
         self.num_heads, self.num_kv_heads, self.head_dim = N, K, H
         self.rope_theta = config.rope_theta
 
@@ -81,11 +83,13 @@ class LlamaAttention(nnx.Module):
 class LlamaMLP(nnx.Module):
     """The gated MLP (`LlamaMLP`)."""
 
-    def __init__(self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, int8: bool = False):
+    def __init__(
+        self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, quantization: Quantization | None = None
+    ):
         D, M, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(D, M, bias=bias, dtype=dtype, rngs=rngs, int8=int8)
-        self.up_proj = Linear(D, M, bias=bias, dtype=dtype, rngs=rngs, int8=int8)
-        self.down_proj = Linear(M, D, bias=bias, dtype=dtype, rngs=rngs, int8=int8)
+        self.gate_proj = Linear(D, M, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.up_proj = Linear(D, M, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.down_proj = Linear(M, D, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
         self.hidden_act = config.hidden_act
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -95,9 +99,11 @@ class LlamaMLP(nnx.Module):
 class LlamaLayer(nnx.Module):
     """One pre-norm block (`LlamaDecoderLayer`)."""
 
-    def __init__(self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, int8: bool = False):
-        self.self_attn = LlamaAttention(config, dtype=dtype, rngs=rngs, int8=int8)
-        self.mlp = LlamaMLP(config, dtype=dtype, rngs=rngs, int8=int8)
+    def __init__(
+        self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, quantization: Quantization | None = None
+    ):
+        self.self_attn = LlamaAttention(config, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.mlp = LlamaMLP(config, dtype=dtype, rngs=rngs, quantization=quantization)
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
 
@@ -110,12 +116,17 @@ class LlamaLayer(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """The decoder without its head (`LlamaModel`); `int8`: its projections have int8 weights."""
+    """The decoder without its head (`LlamaModel`); `quantization`: of its projections' weights."""
 
-    def __init__(self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, int8: bool = False):
+    def __init__(
+        self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, quantization: Quantization | None = None
+    ):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
         self.layers = nnx.List(
-            [LlamaLayer(config, dtype=dtype, rngs=rngs, int8=int8) for _ in range(config.num_hidden_layers)]
+            [
+                LlamaLayer(config, dtype=dtype, rngs=rngs, quantization=quantization)
+                for _ in range(config.num_hidden_layers)
+            ]
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
 

@@ -8,7 +8,7 @@ activations and rotary embedding run in float32 inside.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+Quantization = Literal["int8", "w8a8"]
 Activation: TypeAlias = Callable[[jax.Array], jax.Array]
 
 
@@ -44,7 +45,9 @@ ACTIVATIONS: dict[str, Activation] = {
 class Linear(nnx.Module):
     """`y = x Wᵀ + b`, mirroring `torch.nn.Linear`: `weight` [out, in], `bias` [out] or none.
 
-    With `int8`, `weight` is int8 and `weight_scale` float32 [out] multiplies the product (`weights.quantize`).
+    With `quantization`, `weight` is int8 and `weight_scale` float32 [out] multiplies the product (`weights.quantize`).
+    "int8" multiplies it with floats; "w8a8" quantizes the inputs of many tokens too, each token with its own scale, and
+    multiplies int8 with int8 into int32: for prefill on devices with units for that.
     A weight that is split over its inputs gives one all-reduce, one that is split over its outputs gives split outputs.
     """
 
@@ -57,11 +60,12 @@ class Linear(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
         std: float = 0.02,
-        int8: bool = False,
+        quantization: Quantization | None = None,
     ):
         shape = (out_features, in_features)
-        self.weight = nnx.Param(jnp.zeros(shape, jnp.int8) if int8 else normal(rngs, shape, std, dtype))
-        self.weight_scale = nnx.Param(jnp.ones((out_features,), jnp.float32)) if int8 else None
+        self.weight = nnx.Param(jnp.zeros(shape, jnp.int8) if quantization else normal(rngs, shape, std, dtype))
+        self.weight_scale = nnx.Param(jnp.ones((out_features,), jnp.float32)) if quantization else None
+        self.quantization = quantization
         self.bias = nnx.Param(jnp.zeros((out_features,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -70,18 +74,18 @@ class Linear(nnx.Module):
         if self.bias is None and self.weight_scale is None:
             return jnp.einsum("...i,oi->...o", x, weight, out_sharding=out)
         # Scale and bias come before the product is rounded to the dtype of the weights, as PyTorch adds its bias.
-        y = jnp.einsum(
-            "...i,oi->...o",
-            x,
-            weight if self.weight_scale is None else weight.astype(x.dtype),
-            preferred_element_type=jnp.float32,
-            out_sharding=out,
-        )
+        if self.quantization == "w8a8" and x.shape[-2] > 1:
+            x8, scale = quantized(x)
+            product = jnp.einsum("...i,oi->...o", x8, weight, preferred_element_type=jnp.int32, out_sharding=out)
+            y = product.astype(jnp.float32) * scale[..., None]
+        else:
+            weight = weight if self.weight_scale is None else weight.astype(x.dtype)
+            y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32, out_sharding=out)
         if self.weight_scale is not None:
             y = y * self.weight_scale[...]
         if self.bias is not None:
             y = y + self.bias[...]
-        return y.astype(x.dtype if self.weight_scale is not None else jnp.result_type(x, weight))
+        return y.astype(jnp.result_type(x, weight))
 
 
 class Embedding(nnx.Module):
@@ -122,6 +126,13 @@ class RMSNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
         return self.weight[...] * normed.astype(x.dtype)
+
+
+def quantized(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float [..., H] to int8 [..., H] and float32 [...]: the scale is the largest magnitude / 127."""
+    x32 = x.astype(jnp.float32)
+    scale = jnp.abs(x32).max(axis=-1) / 127
+    return jnp.rint(x32 / jnp.where(scale > 0, scale, 1)[..., None]).astype(jnp.int8), scale
 
 
 def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, *, theta: float) -> jax.Array:

@@ -14,7 +14,7 @@ from videollava_jax.attention import KeysValues
 from videollava_jax.cache import Cache, PrefixCache, TailCache, as_prefix
 from videollava_jax.config import VideoLlavaConfig, checked_pooling, require_whole_windows
 from videollava_jax.decoder import Llama
-from videollava_jax.layers import ACTIVATIONS, Linear
+from videollava_jax.layers import ACTIVATIONS, Linear, Quantization
 from videollava_jax.sharding import like, resharded, spec_of, spread, whole
 from videollava_jax.vision import VisionTower
 
@@ -42,13 +42,20 @@ class VideoLlava(nnx.Module):
     checkpoint agree. The module is used as an immutable tree: split once, merged inside the compiled functions.
     """
 
-    def __init__(self, config: VideoLlavaConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs, int8: bool = False):
+    def __init__(
+        self,
+        config: VideoLlavaConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+        quantization: Quantization | None = None,
+    ):
         text, vision = config.text_config, config.vision_config
         frames = config.temporal_frames if config.variant == "original" else None
         self.image_tower = VisionTower(vision, dtype=dtype, rngs=rngs)
         self.video_tower = VisionTower(vision, temporal_frames=frames, dtype=dtype, rngs=rngs)
         self.multi_modal_projector = Projector(config, dtype=dtype, rngs=rngs)
-        self.language_model = Llama(text, dtype=dtype, rngs=rngs, int8=int8)
+        self.language_model = Llama(text, dtype=dtype, rngs=rngs, quantization=quantization)
         self.lm_head = (
             None
             if config.tie_word_embeddings
@@ -217,13 +224,17 @@ def _placed(x_BTD: jax.Array, is_media_BT: jax.Array, features_BMD: jax.Array) -
     return jnp.where(is_media_BT[:, :, None], placed_BTD, x_BTD)
 
 
-def abstract_model(config: VideoLlavaConfig, *, dtype: DTypeLike = jnp.float32, int8: bool = False) -> VideoLlava:
+def abstract_model(
+    config: VideoLlavaConfig, *, dtype: DTypeLike = jnp.float32, quantization: Quantization | None = None
+) -> VideoLlava:
     """The model with shapes and dtypes for parameters: nothing is drawn or allocated.
 
     Args:
-      int8: the decoder's projections have int8 weights with scales (`weights.quantize`).
+      quantization: the decoder's projections have int8 weights with scales (`layers.Linear`).
     """
-    return nnx.eval_shape(lambda: VideoLlava(config, dtype=dtype, rngs=cast(nnx.Rngs, _OneKey()), int8=int8))
+    return nnx.eval_shape(
+        lambda: VideoLlava(config, dtype=dtype, rngs=cast(nnx.Rngs, _OneKey()), quantization=quantization)
+    )
 
 
 class _OneKey:

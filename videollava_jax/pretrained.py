@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from videollava_jax.cache import Cache
 from videollava_jax.config import VideoLlavaConfig, checked_pooling, poolings, require_whole_windows
 from videollava_jax.decoding import DecodeOptions, decode, row_keys
 from videollava_jax.generate import PROMPT_BUCKET, bucket
+from videollava_jax.layers import Quantization
 from videollava_jax.model import abstract_model, named_parameters, with_parameters
 from videollava_jax.sharding import Placement, put
 from videollava_jax.weights import load_checkpoint
@@ -72,17 +73,20 @@ class VideoLlavaForConditionalGeneration:
         generation_config: dict[str, Any] | None = None,
         *,
         mesh: Mesh | None = None,
+        quantization: Quantization | None = None,
     ):
         """
         Args:
           parameters: by name; int8 weights come with their scales.
+          quantization: of the projections; None for what the parameters show.
           mesh: that the parameters are on; None for one device.
         """
         self.config = config
         self.generation_config = generation_config or {}
         self.placement = None if mesh is None else Placement(config, mesh)
-        int8 = any(name.endswith(SCALE) for name in parameters)
-        self.graph, state = nnx.split(abstract_model(config, int8=int8))
+        if quantization is None and any(name.endswith(SCALE) for name in parameters):
+            quantization = "int8"
+        self.graph, state = nnx.split(abstract_model(config, quantization=quantization))
         self.state = with_parameters(state, parameters)
 
     @classmethod
@@ -93,7 +97,7 @@ class VideoLlavaForConditionalGeneration:
         dtype: DTypeLike | None = None,
         device_map: Literal["auto"] | None = None,
         mesh: Mesh | None = None,
-        quantization: Literal["int8"] | None = None,
+        quantization: Quantization | None = None,
         verify: Verify = "fast",
     ) -> VideoLlavaForConditionalGeneration:
         """Loads a checkpoint; what is compiled from here on is kept for the next run (`compilation_cache`).
@@ -107,11 +111,16 @@ class VideoLlavaForConditionalGeneration:
           device_map: "auto", as transformers' users write it, or None: both mean JAX's default device.
           mesh: devices to spread the model over (`make_mesh`).
           quantization: "int8" keeps the decoder's projections in int8 with a scale for each output channel: half the
-            memory of bfloat16, at a small error.
+            memory of bfloat16, at a small error. "w8a8" quantizes the inputs of prefill too, for devices that multiply
+            int8 faster; its error is larger.
 
         Raises:
           ValueError: no such checkpoint, or tensors that do not fit its configuration (all are listed).
         """
+        if quantization not in (None, *get_args(Quantization)):
+            raise ValueError(
+                f"quantization: expected one of {', '.join(get_args(Quantization))}, or None; got {quantization!r}"
+            )
         if device_map not in (None, "auto"):
             raise ValueError(
                 f"device_map: expected 'auto' or None, got {device_map!r}; choose the platform with JAX_PLATFORMS"
@@ -120,10 +129,16 @@ class VideoLlavaForConditionalGeneration:
         directory = _directory(path)
         placement = None if mesh is None else lambda config: Placement(config, mesh).parameter
         config, parameters = load_checkpoint(
-            directory, dtype, placement=placement, verify=verify, int8=quantization == "int8"
+            directory, dtype, placement=placement, verify=verify, int8=quantization is not None
         )
         file = directory / "generation_config.json"
-        return cls(config, parameters, json.loads(file.read_text()) if file.exists() else None, mesh=mesh)
+        return cls(
+            config,
+            parameters,
+            json.loads(file.read_text()) if file.exists() else None,
+            mesh=mesh,
+            quantization=quantization,
+        )
 
     @property
     def parameters(self) -> dict[str, jax.Array]:

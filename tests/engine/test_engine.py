@@ -164,7 +164,7 @@ def test_a_text_longer_than_rows_are_made_for_is_computed_as_a_prefix(tiny_model
         assert results[request.id].token_ids == generated(tiny_model, tiny_processor, request)
 
 
-@pytest.mark.parametrize("options", [{}, {"quantization": "int8"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"quantization": "int8"}, {"quantization": "w8a8"}], ids=str)
 def test_smaller_numbers_answer_as_the_model_was_trained(tiny_model, tiny_processor, options):
     """bfloat16, and int8 weights beside it, on the tiny model's own clips; errors are measured in test_int8.py."""
     small = VideoLlavaForConditionalGeneration.from_pretrained(TINY, dtype="bfloat16", **options)

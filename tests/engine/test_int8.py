@@ -7,12 +7,13 @@ import pytest
 from tests.engine.jobs import clip, question, random_model
 from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.attention import KeysValues, attention
-from videollava_jax.cache import as_prefix, quantized
+from videollava_jax.cache import as_prefix
 from videollava_jax.engine import Engine
+from videollava_jax.layers import quantized
 from videollava_jax.weights.quantize import is_quantizable
 
 
-def as_int8(model, dtype):
+def as_int8(model, dtype, quantization="int8"):
     """The same model with int8 projections, the rest in `dtype`."""
     parameters = {}
     for name, value in model.parameters.items():
@@ -20,7 +21,7 @@ def as_int8(model, dtype):
             parameters[name], parameters[name + "_scale"] = quantized(value)
         else:
             parameters[name] = value.astype(dtype)
-    return VideoLlavaForConditionalGeneration(model.config, parameters)
+    return VideoLlavaForConditionalGeneration(model.config, parameters, quantization=quantization)
 
 
 def in_dtype(model, dtype):
@@ -44,10 +45,12 @@ def test_errors_of_each_beside_bfloat16(tiny_model, tiny_processor, record_prope
         "int8 weights": relative_error(as_int8(model, jnp.float32)(**inputs).logits, exact),
         "int8 weights, bfloat16": relative_error(as_int8(model, jnp.bfloat16)(**inputs).logits, exact),
     }
+    errors["int8 weights and inputs"] = relative_error(as_int8(model, jnp.float32, "w8a8")(**inputs).logits, exact)
     for name, error in errors.items():
         record_property(name, error)
         print(f"{name}: relative RMS error of the logits {error:.4f}")
     assert errors["int8 weights"] < 3 * errors["bfloat16"]
+    assert errors["int8 weights"] < errors["int8 weights and inputs"] < 6 * errors["bfloat16"]
 
 
 def test_the_error_of_an_int8_prefix(record_property):
