@@ -16,6 +16,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The TPU compiler, for the tests that compile for chips which are not here. It stands beside the environment and not in
+# it, where JAX would look for a TPU on every start. Where there is no wheel of it those tests are skipped.
+LIBTPU := from importlib.metadata import requires; print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))
+
 # Both are made anew when pyproject.toml changes. The demo needs the package alone, tests and linters the extra `dev`.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version)'
@@ -25,6 +29,7 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	-$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/libtpu --upgrade "$$($(BIN)/python -c '$(LIBTPU)')"
 	touch $@
 
 clean:

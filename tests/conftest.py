@@ -1,12 +1,19 @@
 """What every test shares: float32 products in full precision, a compilation cache, tolerances."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests compile much and compute little: a third of the time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# The TPU compiler, which the Makefile puts beside the environment: for the processes that compile with it.
+LIBTPU = Path(sys.prefix) / "libtpu"
+if LIBTPU.is_dir():
+    sys.path.append(str(LIBTPU))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(LIBTPU)]))
 
 import jax
 import pytest
