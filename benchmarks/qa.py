@@ -2,10 +2,10 @@
 
     python benchmarks/qa.py
 
-A random model of about 150 M parameters answers 25 questions about each of 8 videos, and one about each. The engine does
-the whole job in every round; transformers, which encodes and prefills a video again for every question, answers a sample
-at each batch size, and its best counts. Tokens of the sample are compared. The first round of each side compiles or
-warms up and is not counted.
+A random model of about 150 M parameters answers 25 questions about each of 8 videos, and one about each. The engine
+does the whole job in every round; transformers, which encodes and prefills a video again for every question, answers a
+sample at each batch size, and its best counts. Tokens of the sample are compared. The first round of each side compiles
+or warms up and is not counted.
 """
 
 import argparse
