@@ -13,9 +13,7 @@ processes that are given the same requests do the same.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -23,80 +21,22 @@ import numpy.typing as npt
 
 from videollava_jax import generate as compiled
 from videollava_jax import grid as on_device
-from videollava_jax.decoding import answer_text, ended, row_keys
+from videollava_jax.decoding import answer_text, ended
+from videollava_jax.engine.board import Board, Place, Row, sampling_of, unwritten_answers
 from videollava_jax.engine.groups import Group, Pending
 from videollava_jax.engine.media import encode_prefixes
 from videollava_jax.engine.options import EngineOptions
 from videollava_jax.engine.preparation import Preparer, Question
 from videollava_jax.engine.request import Request, Result
 from videollava_jax.engine.sizes import PREFIX_BUCKET, TEXT_BUCKET, Demand, choose_shape, described
-from videollava_jax.generate import Answers, Vocabulary, bucket
-from videollava_jax.grid import Grid, GridShape
+from videollava_jax.generate import Vocabulary, bucket
+from videollava_jax.grid import Grid
 from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
 from videollava_jax.processor import VideoLlavaProcessor
-from videollava_jax.sampling import Sampling
 
 STOP_STRING_STEPS = 8
 """Steps between two looks at the answers, where stop strings may end them."""
 STEPS = 64
-
-
-@dataclass
-class Place:
-    """A place of the grid.
-
-    Attributes:
-      group: that it was given to, until all its questions are answered.
-      holds: the key of the prefix that is in it.
-      length: tokens of that prefix.
-    """
-
-    group: Group | None = None
-    holds: Hashable = None
-    length: int = 0
-
-
-@dataclass
-class Row:
-    """A row of the grid: the question that it answers, and how many of its tokens were looked at for its end."""
-
-    question: Question | None = None
-    looked_at: int = 0
-
-
-@dataclass
-class Board:
-    """The host's side of a grid."""
-
-    shape: GridShape
-    draw: bool
-    penalise: bool
-    device: Grid
-    places: list[Place] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-
-    def column(self, column: int) -> list[int]:
-        """The places of a column, one for each part."""
-        return [part * self.shape.columns + column for part in range(self.shape.parts)]
-
-    def rows_of(self, place: int) -> range:
-        """The rows of a place."""
-        return range(place * self.shape.rows, (place + 1) * self.shape.rows)
-
-    def takes(self, question: Question) -> bool:
-        """Whether its rows have room for a question and its answer, and its programs what they need."""
-        options = question.options
-        return (
-            len(question.ids) <= self.shape.question
-            and options.max_new_tokens <= self.shape.answer
-            and (self.draw or not options.do_sample)
-            and (self.penalise or options.repetition_penalty == 1.0)
-        )
-
-    @property
-    def live(self) -> int:
-        """Rows that are answering."""
-        return sum(row.question is not None for row in self.rows)
 
 
 class Run:
@@ -306,7 +246,7 @@ class Run:
             draw,
             penalise,
             on_device.new_grid(
-                self._text, shape, dtype, model.placement, int8=int8, sampling=_sampling([], draw, penalise)
+                self._text, shape, dtype, model.placement, int8=int8, sampling=sampling_of([], draw, penalise)
             ),
             [Place() for _ in range(shape.places)],
             [Row() for _ in range(shape.batch)],
@@ -377,7 +317,7 @@ class Run:
                 ids[i, T - length :], mask[i, T - length :] = chosen[row].ids, True
         questions = [chosen.get(row) for row in rows]
         model, device = self._model, board.device
-        fresh = model.on_devices(self._fresh(board, questions, rows))
+        fresh = model.on_devices(unwritten_answers(board, questions, rows, self._text.vocab_size))
         tail, answers = on_device.begin(
             model.graph,
             model.state,
@@ -393,28 +333,6 @@ class Run:
         board.device = Grid(device.prefix, tail, answers)
         for row, question in chosen.items():
             board.rows[row] = Row(question)
-
-    def _fresh(self, board: Board, questions: list[Question | None], rows: list[int]) -> Answers:
-        asked = np.array([question is not None for question in questions])
-        V = self._text.vocab_size
-        seen = None
-        if board.penalise:
-            seen = np.zeros((len(rows), V), bool)
-            for i, (row, question) in enumerate(zip(rows, questions, strict=True)):
-                if question is not None:
-                    group = board.places[row // board.shape.rows].group
-                    assert group is not None
-                    seen[i, np.concatenate([group.read.ids, question.ids])] = True
-        return Answers(
-            token_B=np.zeros(len(rows), np.int32),  # type: ignore[arg-type]
-            tokens_BN=np.zeros((len(rows), board.shape.answer), np.int32),  # type: ignore[arg-type]
-            count_B=np.zeros(len(rows), np.int32),  # type: ignore[arg-type]
-            limit_B=np.array([0 if q is None else q.options.max_new_tokens for q in questions], np.int32),  # type: ignore[arg-type]
-            done_B=~asked,  # type: ignore[arg-type]
-            finite_B=np.ones(len(rows), bool),  # type: ignore[arg-type]
-            seen_BV=seen,  # type: ignore[arg-type]
-            sampling=_sampling(questions, board.draw, board.penalise),
-        )
 
     # ── decoding ──
 
@@ -498,22 +416,3 @@ class Run:
             suppressed_V=suppressed,  # type: ignore[arg-type]
             pad=np.int32(options.pad_token_id),  # type: ignore[arg-type]
         )
-
-
-def _sampling(questions: list[Question | None], draw: bool, penalise: bool) -> Sampling:
-    """How the rows of these questions are sampled; of nobody's, one row."""
-    rows: list[Question | None] = questions or [None]
-
-    def each(value: Any, otherwise: Any, dtype: Any) -> Any:
-        return np.array([otherwise if q is None else value(q.options) for q in rows], dtype)
-
-    return Sampling(
-        keys_B=row_keys([0 if q is None else q.request.seed for q in rows], len(rows)),
-        draw_B=each(lambda o: o.do_sample, False, bool),
-        temperature_B=each(lambda o: o.temperature, 1, np.float32),
-        top_k_B=each(lambda o: o.top_k, 0, np.int32),
-        top_p_B=each(lambda o: o.top_p, 1, np.float32),
-        repetition_penalty_B=each(lambda o: o.repetition_penalty, 1, np.float32),
-        draw=draw,
-        penalise=penalise,
-    )
