@@ -89,6 +89,21 @@ def test_strings_comments_and_constants_over_lines_do_not_confuse_it():
     assert entry.root.name == "sum"
 
 
+def test_what_a_kernel_says_of_itself_ends_no_computation():
+    """A Pallas kernel's metadata stands on lines of their own, and its closing brackets at the start of a line."""
+    body = """  %p = f32[2]{0} parameter(0)
+  %k = f32[2]{0} custom-call(%p), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 768}"
+}}, metadata={op_name="jit(f)/pallas_call"}
+  ROOT %n = f32[2]{0} negate(%k)"""
+    entry = parse(module(body)).entry
+    assert [(i.name, i.custom_call, i.source) for i in entry.instructions] == [
+        ("p", "", ""),
+        ("k", "tpu_custom_call", "jit(f)/pallas_call"),
+        ("n", "", ""),
+    ]
+
+
 def test_operands_may_carry_their_types():
     body = "  a = f32[2]{0} parameter(0)\n  ROOT b = (f32[2]{0}, f32[2]{0}) tuple(f32[2]{0} %a, f32[2]{0} a)"
     assert parse(module(body)).entry.root.operands == ("a", "a")

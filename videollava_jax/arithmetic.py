@@ -226,12 +226,14 @@ class Job:
 
     Attributes:
       frames: of a video.
+      pooling: `video_pooling` of its frames, 1 for none.
       prompt_tokens: text before the questions that all of them share, beside the video's own tokens.
       questions: asked of each video.
       question_tokens, answer_tokens: of each; a caption is a question with a long answer.
     """
 
     frames: int = 8
+    pooling: int = 1
     prompt_tokens: int = 0
     questions: int = 1
     question_tokens: int = 50
@@ -244,7 +246,7 @@ class Job:
 
     def prefix_tokens(self, config: VideoLlavaConfig) -> int:
         """Tokens that all questions of a video share."""
-        return self.prompt_tokens + self.frames * config.tokens_per_frame
+        return self.prompt_tokens + self.frames * config.pooled_tokens_per_frame(self.pooling)
 
 
 @dataclass(frozen=True)

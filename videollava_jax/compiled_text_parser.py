@@ -166,13 +166,13 @@ def _computations(text: str) -> Iterator[tuple[bool, str, list[str]]]:
         if header is None:
             header = None if line.startswith(("HloModule", " ", "}")) else _HEADER.match(line)
             lines = []
-        elif line.startswith("}"):
+        elif line.startswith("}") and not line.startswith("}}"):  # these close what a kernel says of itself
             yield bool(header[1]), header[2], lines
             header = None
         elif _INSTRUCTION.match(line):
             lines.append(line)
         elif lines:
-            lines[-1] += line  # a constant over several lines
+            lines[-1] += line  # a constant or a kernel's metadata over several lines
 
 
 def _instruction(line: str) -> Instruction:
