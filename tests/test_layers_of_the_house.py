@@ -53,6 +53,7 @@ ORDER = (
     "arithmetic",
     "compiled_text_parser",
     "compiled_text",
+    "compiled_moves",
     "programs",
     "plan",
     "plan_report",

@@ -1,4 +1,4 @@
-"""The `videollava` command: demo, ask, chat, convert, export, verify."""
+"""The `videollava` command: demo, ask, chat, batch, convert, export, verify, plan."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from videollava_jax.version import __version__
 
 # JAX is imported by the subcommands, so that `--help` and a wrong argument are answered at once.
 if TYPE_CHECKING:
+    from videollava_jax.batch.isolation import IsolatedReader
     from videollava_jax.chat import Chat, Turn
+    from videollava_jax.engine import Engine
     from videollava_jax.media import Medium, Sampling
+    from videollava_jax.processor import VideoLlavaProcessor
     from videollava_jax.weights import Conversion, Options
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -116,6 +119,122 @@ def chat(arguments: argparse.Namespace) -> None:
             print(flush=True)
 
 
+def batch(arguments: argparse.Namespace) -> None:
+    from videollava_jax.batch.formats import Defaults
+    from videollava_jax.batch.isolation import IsolatedReader, WorkerLimits
+    from videollava_jax.batch.remote import Fetcher
+    from videollava_jax.batch.runner import BatchOptions, Stopped, run_batch
+    from videollava_jax.config import require_whole_windows
+    from videollava_jax.demo import TINY
+    from videollava_jax.processor import VideoLlavaProcessor
+
+    source, output = _job_files(arguments)
+    if not source.is_file():
+        raise ValueError(f"{source}: no such file; expected the questions")
+    path = TINY if arguments.model == "tiny" else arguments.model
+    processor = VideoLlavaProcessor.from_pretrained(path, template=arguments.template, video_pooling=arguments.pool)
+    if arguments.fps is None:
+        frames = arguments.frames if arguments.indices is None else len(arguments.indices)
+        require_whole_windows("--frames", frames, processor.frame_window)
+    limits = WorkerLimits(
+        seconds=arguments.limit_seconds,
+        memory=arguments.limit_memory,
+        max_bytes=arguments.limit_bytes,
+        attempts=1 + arguments.retries,
+    )
+    reader = IsolatedReader(processor, limits)
+    fetch = Fetcher(arguments.allow_host, seconds=arguments.limit_seconds, attempts=1 + arguments.retries)
+
+    def stop() -> None:
+        reader.stop()
+        fetch.stop()
+
+    options = BatchOptions(
+        form=arguments.format,
+        defaults=Defaults(
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature or 0.0,
+            top_p=arguments.top_p,
+            seed=arguments.seed,
+            sampling=_sampling(arguments, processor.frame_window),
+            video_pooling=arguments.pool,
+        ),
+        media_root=arguments.media_root,
+        fetch=fetch if arguments.allow_host else None,
+        max_bytes=arguments.limit_bytes,
+        max_error_rate=arguments.max_error_rate,
+        retry_errors=arguments.retry_errors,
+        keep_ledger=arguments.keep_ledger,
+        model=str(arguments.model),
+        facts=_batch_facts(arguments, path, processor.template.name),
+        on_stop=stop,
+    )
+    try:
+        summary = run_batch(source, output, lambda: _batch_engine(arguments, path, processor, reader), options)
+    except Stopped as stopped:
+        print(f"videollava: {stopped}", file=sys.stderr)
+        raise SystemExit(128 + stopped.signal) from None
+    except MemoryError as error:
+        raise OSError(f"{error} What is done is kept: the same command goes on from there") from None
+    finally:
+        reader.close()
+    if arguments.json:
+        _print_json({**summary.record(), "output": str(output)})
+    else:
+        print(f"{summary}\n{output}")
+
+
+def _job_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """INPUT and OUTPUT, by place or by -i and -o."""
+    given = [*arguments.files]
+    source = arguments.input_file or (given.pop(0) if given else None)
+    output = arguments.output_file or (given.pop(0) if given else None)
+    if source is None or output is None or given:
+        raise ValueError("batch: expected an input and an output, as INPUT OUTPUT or -i INPUT -o OUTPUT")
+    return source, output
+
+
+def _batch_facts(arguments: argparse.Namespace, path: str | Path, template: str) -> dict[str, str]:
+    """What makes it this job: the model by content, or by its revision on the hub, and how it computes."""
+    from videollava_jax.batch.fingerprint import model_fingerprint
+    from videollava_jax.processor_files import local_directory
+
+    directory = local_directory(path, None, None)
+    here = Path(path).is_dir()
+    model = model_fingerprint(directory) if here else {"model": f"{path} at {directory.name}"}
+    return {
+        **model,
+        "template": template,
+        "dtype": arguments.dtype or "the checkpoint's",
+        "int8 weights": str(arguments.int8_weights),
+        "int8 cache": str(arguments.int8_cache),
+    }
+
+
+def _batch_engine(
+    arguments: argparse.Namespace, path: str | Path, processor: VideoLlavaProcessor, reader: IsolatedReader
+) -> Engine:
+    from videollava_jax.engine import Engine
+    from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
+    from videollava_jax.sharding import make_mesh
+
+    model = VideoLlavaForConditionalGeneration.from_pretrained(
+        path,
+        dtype=arguments.dtype,
+        mesh=None if arguments.mesh is None else make_mesh(*arguments.mesh),
+        quantization="int8" if arguments.int8_weights else None,
+    )
+    return Engine(
+        model,
+        processor,
+        max_rows=arguments.max_rows,
+        memory=arguments.memory,
+        int8_cache=arguments.int8_cache,
+        readers=arguments.workers,
+        reader=reader,
+    )
+
+
 def convert(arguments: argparse.Namespace) -> None:
     from videollava_jax.weights import convert_to_orbax
 
@@ -187,6 +306,44 @@ def verify(arguments: argparse.Namespace) -> None:
         print("\n".join(said))
     if lines:
         raise WeightsError(f"{arguments.checkpoint} and {arguments.other} differ:\n  " + "\n  ".join(lines))
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from videollava_jax.arithmetic import Job, Storage
+    from videollava_jax.config import VideoLlavaConfig, require_whole_windows
+    from videollava_jax.plan import PROGRAMS, Wish, make_plan
+    from videollava_jax.plan_report import record, text
+
+    config = VideoLlavaConfig() if arguments.model is None else VideoLlavaConfig.from_hf(arguments.model)
+    if arguments.variant is not None:
+        config = dataclasses.replace(config, variant=arguments.variant)
+    require_whole_windows("--frames", arguments.frames, config.frame_window)
+    caption = arguments.job == "caption"
+    job = Job(
+        frames=arguments.frames,
+        pooling=arguments.pool,
+        questions=1 if caption else arguments.questions,
+        question_tokens=arguments.question_tokens,
+        answer_tokens=arguments.answer_tokens or (256 if caption else 10),
+    )
+    made = make_plan(
+        Wish(
+            topology=arguments.topology,
+            config=config,
+            job=job,
+            storage=Storage(int8_weights=arguments.int8_weights, int8_kv=arguments.int8_cache),
+            mesh=arguments.mesh,
+            grid=arguments.grid,
+            programs=tuple(name for name in PROGRAMS if name in arguments.programs),
+        ),
+        lambda names: tqdm(names, "compiling", unit="program", disable=None),
+    )
+    if arguments.json:
+        _print_json(record(made))
+    else:
+        print(text(made))
 
 
 def _conversion_options(arguments: argparse.Namespace) -> Options:
@@ -306,15 +463,33 @@ Ask questions about images and videos with Video-LLaVA, in JAX.
   videollava ask clip.mp4 "Which way does it move?"        one answer
   videollava ask clip.mp4 "What is it?" "What colour?"     the clip is read and encoded once for both
   videollava chat clip.mp4                                 a conversation about it
+  videollava batch questions.jsonl answers.jsonl           many questions; killed at any moment, it goes on from there
   videollava convert Video-LLaVA-7B-hf 7b-orbax            a checkpoint of any layout to Orbax
   videollava export 7b-orbax 7b-hf --layout hub            and back
   videollava verify 7b-orbax                               is every bit as it was written?
   videollava ask --model 7b-orbax clip.mp4 "Why is this funny?"
+  videollava plan --topology v5e:2x4 --questions 25        does it fit chips that are not here, and how fast at best?
 """
 MODEL_HELP = (
     "a directory (transformers' layouts, or what `videollava convert` wrote), or a model's name on the Hugging Face "
     "hub such as LanguageBind/Video-LLaVA-7B-hf; by default the bundled tiny model, which knows coloured shapes only"
 )
+
+
+BATCH_DETAILS = """\
+INPUT holds a question a line, and OUTPUT appears whole, in the same order, when all have a record:
+
+  {"id": "a1", "video": "clips/a.mp4", "prompt": "Which way does it move?"}
+  {"id": "a2", "video": "clips/a.mp4", "prompt": "What shape is it?", "options": {"max_new_tokens": 16}}
+  {"id": "b1", "image": "b.png", "prompt": "How many shapes are there?"}
+
+  videollava batch questions.jsonl answers.jsonl --model 7b-orbax --media-root /data
+
+OpenAI's batch lines (custom_id, body.messages), LLaVA's question files (question_id, text), CSV and Parquet (id,
+video or image, prompt) are known by their look. Questions about one video may stand anywhere in the file: it is
+decoded and encoded once. Every answer is kept in OUTPUT.partial as it comes; killed at any moment, the same command
+goes on from there. Files are read by processes of their own, so that a hostile one costs its own line alone.
+"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -364,6 +539,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("media", nargs="*", metavar="MEDIUM", help="images and videos")
     made.set_defaults(more=[])
     _add_model_arguments(made)
+
+    made = command(
+        "batch",
+        batch,
+        "answer a file of questions, one record for each line, on a machine that may be taken away",
+        BATCH_DETAILS,
+    )
+    _add_batch_arguments(made)
 
     made = command(
         "convert",
@@ -429,6 +612,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--logits", action="store_true", help="with two: run both on a fixed prompt, too")
     made.add_argument("--dtype", choices=DTYPES, help="to run both in, with --logits; default: each in its own")
+
+    made = command(
+        "plan",
+        plan,
+        "say what fits chips that are not here, and how fast it can be at best",
+        "The engine's programs are compiled for a TPU topology by the real compiler, which needs no TPU: memory,\n"
+        "traffic, collectives, the largest batch, and the rates when every program takes the least time that its\n"
+        "operations and bytes allow. Minutes for the 7B model. For GPUs the rates are arithmetic alone.",
+    )
+    _add_plan_arguments(made)
     return parser
 
 
@@ -439,6 +632,116 @@ def _add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-nonfinite", action="store_true", help="let NaN and infinity pass, instead of counting them in an error"
     )
+
+
+def _add_batch_arguments(parser: argparse.ArgumentParser) -> None:
+    from videollava_jax.batch.lines import FORMS
+
+    parser.add_argument("files", nargs="*", type=Path, metavar="INPUT OUTPUT")
+    parser.add_argument("-i", "--input-file", type=Path, metavar="INPUT", help="the same, as vLLM's run-batch has it")
+    parser.add_argument("-o", "--output-file", type=Path, metavar="OUTPUT")
+    parser.add_argument("-m", dest="model", metavar="MODEL", default=argparse.SUPPRESS, help="as --model")
+    parser.add_argument("--format", choices=FORMS, help="of the input; default: what it looks like")
+    job = parser.add_argument_group("the job")
+    job.add_argument(
+        "--max-error-rate",
+        type=float,
+        default=0.95,
+        metavar="SHARE",
+        help="end when more of the lines than this have failed, after 20; 1 for never; default: %(default)s",
+    )
+    job.add_argument("--retry-errors", action="store_true", help="try lines again whose record is an error")
+    job.add_argument("--keep-ledger", action="store_true", help="leave OUTPUT.partial when OUTPUT is written")
+    media = parser.add_argument_group("media")
+    media.add_argument(
+        "--media-root", type=Path, metavar="DIRECTORY", help="paths are relative to it and may not leave"
+    )
+    media.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="media may be fetched from it, but from no private network; can be repeated; default: from nowhere",
+    )
+    media.add_argument(
+        "--workers", type=int, default=4, metavar="N", help="processes that decode; default: %(default)s"
+    )
+    media.add_argument(
+        "--limit-seconds", type=float, default=60.0, metavar="S", help="that a medium may take; default: %(default)g"
+    )
+    media.add_argument(
+        "--limit-memory", type=_size, default=4 * 2**30, metavar="SIZE", help="that a medium may take; default: 4GiB"
+    )
+    media.add_argument("--limit-bytes", type=_size, default=2**30, metavar="SIZE", help="of a medium; default: 1GiB")
+    media.add_argument(
+        "--retries",
+        type=_natural,
+        default=1,
+        metavar="N",
+        help="of a medium that crashes or hangs its process, or whose host fails; default: %(default)s",
+    )
+    device = parser.add_argument_group("the device")
+    device.add_argument("--max-rows", type=int, metavar="N", help="questions answered at a time; default: what fits")
+    device.add_argument("--memory", type=_size, metavar="SIZE", help="for keys and values; default: what is free")
+    device.add_argument("--int8-weights", action="store_true", help="the decoder's projections in int8")
+    device.add_argument("--int8-cache", action="store_true", help="keys and values of prefixes in int8")
+    device.add_argument("--mesh", type=_pair, metavar="DATAxTENSOR", help="such as 1x8; default: one device")
+    _add_model_arguments(parser)
+
+
+def _size(text: str) -> int:
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    number = text.rstrip("bBiIkKmMgG ")
+    unit = units.get(text[len(number) :].strip().lower())
+    try:
+        size = int(float(number) * unit) if unit else 0
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"expected a size such as 8GiB, 500MB or 1000000, got {text!r}")
+    return size
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text!r}")
+    return int(text)
+
+
+def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--topology", required=True, metavar="CHIPS", help="v5e:2x4, v6e:2x4, v5p:2x2x2, v5e:16x16, h100:8, h200, ..."
+    )
+    parser.add_argument("--job", choices=("qa", "caption"), default="qa", help="default: %(default)s")
+    parser.add_argument("--questions", type=int, default=25, metavar="N", help="of a video, for qa; default: 25")
+    parser.add_argument("--question-tokens", type=int, default=50, metavar="N", help="default: %(default)s")
+    parser.add_argument("--answer-tokens", type=int, metavar="N", help="default: 10, of a caption 256")
+    parser.add_argument("--frames", type=int, default=8, metavar="N", help="of a video; default: 8")
+    parser.add_argument("--pool", type=int, default=1, metavar="K", help="as `ask --pool`; default: none")
+    parser.add_argument(
+        "--mesh", type=_pair, metavar="DATAxTENSOR", help="default: the fewest chips a copy that leave caches room"
+    )
+    parser.add_argument(
+        "--grid", type=_pair, metavar="PLACESxROWS", help="default: what the engine chooses, and the largest that fits"
+    )
+    parser.add_argument(
+        "--programs",
+        nargs="+",
+        choices=("encode", "prefill", "extend", "decode"),
+        default=("encode", "prefill", "extend", "decode"),
+        help="to compile; rates take all four, which is the default",
+    )
+    parser.add_argument("--int8-weights", action="store_true", help="the decoder's projections in int8")
+    parser.add_argument("--int8-cache", action="store_true", help="keys and values of prefixes in int8")
+    parser.add_argument("--model", type=Path, metavar="DIRECTORY", help="whose config.json; default: the 7B model")
+    parser.add_argument("--variant", choices=("original", "hf"), help="of the video tower; default: the model's, or hf")
+
+
+def _pair(text: str) -> tuple[int, int]:
+    numbers = text.split("x")
+    if len(numbers) != 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"expected two numbers such as 2x4, got {text!r}")
+    return int(numbers[0]), int(numbers[1])
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,1 +1,4 @@
-"""Checkpoints tested to destruction: flipped bits, headers that lie, kills, full disks (tests.faults.checkpoints)."""
+"""Programs that test to destruction.
+
+checkpoints: flipped bits, headers that lie, kills, full disks. batch: jobs that are killed until they are done.
+"""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest  # noqa: F401  the children of a test import its main module anew
 from tqdm import tqdm
 
+import videollava_jax.batch.runner
 import videollava_jax.cli  # noqa: F401
 from tests.weights.checkpoints import random_parameters, small_config, write_checkpoint
 from videollava_jax.config import VideoLlavaConfig

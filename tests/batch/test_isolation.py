@@ -1,0 +1,184 @@
+"""Media read in processes of their own: the same pixels, and what crashes, hangs or swells is an error and no more."""
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.faults.batch import MARK, await_no_process, marked_processes
+from videollava_jax.batch import worker
+from videollava_jax.batch.isolation import IsolatedReader, WorkerError, WorkerLimits
+from videollava_jax.demo import MEDIA
+from videollava_jax.media import Linspace, Uniform
+from videollava_jax.segments import Media
+
+CLIP, IMAGE = Media("video", str(MEDIA / "rising-triangle.mp4")), Media("image", str(MEDIA / "three-triangles.png"))
+FAULTS = {
+    "crash": "os.kill(os.getpid(), 11)",
+    "exit": "os._exit(3)",
+    "hang": "time.sleep(99)",
+    "spin": "while True: pass",
+    "swell": "x = bytearray(2**36)",
+    "write": "os.write(os.open(source + '.out', os.O_CREAT | os.O_WRONLY), b'x')",
+    "print": "print('noise', flush=True)",
+}
+
+
+@pytest.fixture
+def mark(monkeypatch):
+    value = f"isolation-{os.getpid()}-{time.monotonic_ns()}"
+    monkeypatch.setenv(MARK, value)
+    return value
+
+
+@pytest.fixture
+def faulty(tmp_path, monkeypatch):
+    """Workers that do as a file of the name of a fault says, and read all others."""
+    code = "\n".join(
+        [
+            "import os, time",
+            "import videollava_jax.processor_inputs as inputs",
+            "real = inputs.read_image",
+            "def faulty(source, **options):",
+            "    name = os.path.basename(os.fspath(source))",
+            *(f"    if name == {name!r}:\n        {what}" for name, what in FAULTS.items()),
+            "    return real(source, **options)",
+            "inputs.read_image = faulty",
+        ]
+    )
+    (tmp_path / "sitecustomize.py").write_text(code)
+    for name in FAULTS:
+        (tmp_path / name).write_bytes(Path(IMAGE.source).read_bytes())
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def test_pixels_are_those_of_the_processor(tiny_processor, mark):
+    reader = IsolatedReader(tiny_processor)
+    try:
+        for medium, sampling in ((CLIP, Uniform(8)), (CLIP, Linspace(4)), (IMAGE, Uniform(8))):
+            np.testing.assert_array_equal(reader(medium, sampling), tiny_processor.read_medium(medium, sampling))
+        frames = np.zeros((2, 60, 70, 3), np.uint8)
+        assert reader(Media("video", frames), Uniform(8)).shape[0] == 2
+        assert reader.started == 1
+    finally:
+        reader.close()
+    assert not marked_processes(mark)
+
+
+def test_bad_files_are_told_with_their_causes(tiny_processor, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"not a video" * 99)
+    reader = IsolatedReader(tiny_processor, WorkerLimits(max_bytes=20_000))
+    try:
+        for medium, cause in (
+            (Media("video", str(tmp_path / "a.mp4")), "not_media"),
+            (Media("image", str(tmp_path / "none")), "not_found"),
+            (Media("image", str(tmp_path)), "not_a_file"),
+        ):
+            with pytest.raises(WorkerError) as refused:
+                reader(medium, Uniform(8))
+            assert refused.value.cause == cause
+        assert reader(IMAGE, None).shape[0] == 1
+        assert reader.started == 2  # what has met a file that may be hostile reads no other
+    finally:
+        reader.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause", "message", "workers"),
+    [
+        ("crash", "worker_crashed", "its worker died (signal 11), 2 times of 2", 2),
+        ("exit", "worker_crashed", "its worker died (status 3)", 2),
+        ("hang", "worker_timeout", "still reading after 1 s", 2),
+        ("spin", "worker_timeout", "still reading after 1 s", 2),
+        ("swell", "too_large", "more memory than a worker has", 1),
+        ("write", "invalid_request", "File too large", 1),
+    ],
+)
+def test_what_a_file_does_to_its_worker_is_its_error(tiny_processor, faulty, mark, fault, cause, message, workers):
+    reader = IsolatedReader(tiny_processor, WorkerLimits(seconds=1, attempts=2))
+    try:
+        with pytest.raises(WorkerError) as refused:
+            reader(Media("image", str(faulty / fault)), None)
+        assert refused.value.cause == cause
+        assert message in str(refused.value)
+        assert reader.started == workers
+        np.testing.assert_array_equal(reader(IMAGE, None), tiny_processor.read_medium(IMAGE))
+    finally:
+        reader.close()
+    assert not marked_processes(mark)
+
+
+def test_what_a_library_prints_spoils_no_answer(tiny_processor, faulty):
+    reader = IsolatedReader(tiny_processor)
+    try:
+        medium = Media("image", str(faulty / "print"))
+        np.testing.assert_array_equal(reader(medium, None), tiny_processor.read_medium(medium))
+    finally:
+        reader.close()
+
+
+def test_good_files_among_bad_ones_in_threads(tiny_processor, faulty, mark):
+    reader = IsolatedReader(tiny_processor, WorkerLimits(seconds=2, attempts=1))
+    expected = tiny_processor.read_medium(IMAGE)
+
+    def outcome(i):
+        name = ("good", "crash", "hang", "exit")[i % 4]
+        try:
+            return name, reader(IMAGE if name == "good" else Media("image", str(faulty / name)), None)
+        except WorkerError as error:
+            return name, error.cause
+
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            for name, found in pool.map(outcome, range(12)):
+                if name == "good":
+                    np.testing.assert_array_equal(found, expected)
+                else:
+                    assert found == ("worker_timeout" if name == "hang" else "worker_crashed")
+    finally:
+        reader.close()
+    assert not marked_processes(mark)
+
+
+def test_stop_ends_what_is_being_read(tiny_processor, faulty, mark):
+    reader = IsolatedReader(tiny_processor, WorkerLimits(seconds=60))
+    assert reader(IMAGE, None).shape[0] == 1
+    started = time.monotonic()
+    threading.Timer(0.5, reader.stop).start()
+    with pytest.raises(WorkerError) as refused:
+        reader(Media("image", str(faulty / "hang")), None)
+    assert refused.value.cause == "stopped"
+    assert time.monotonic() - started < 20
+    with pytest.raises(WorkerError):
+        reader(IMAGE, None)
+    reader.close()
+    assert await_no_process(mark, 10)
+
+
+def test_a_worker_ends_itself_when_its_parent_cannot(tiny_processor, faulty, monkeypatch):
+    """Its own clock, which serves where the parent was killed in the middle of a task."""
+    import subprocess
+    import sys
+
+    task = worker.Task("image", str(faulty / "hang"), None, tiny_processor.image_processor, worker.MediaLimits(), 0.5)
+    import pickle
+
+    raw = pickle.dumps(task)
+    done = subprocess.run(
+        [sys.executable, "-m", "videollava_jax.batch.worker", str(2**32)],
+        input=worker.LENGTH.pack(len(raw)) + raw, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == -14
+
+
+def test_a_worker_imports_no_jax():
+    import subprocess
+    import sys
+
+    code = "import sys, videollava_jax.batch.worker; assert not {'jax', 'transformers', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,225 @@
+"""The ledger: each record once, durably; the lock; other jobs; full disks; the output whole or not at all."""
+
+import json
+import resource
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from tests.faults.children import run
+from videollava_jax.batch.ledger import JobMismatch, Ledger, LedgerError, Paths, finished, locked, remove
+
+FINGERPRINT = {"input": "abc", "model": "tiny"}
+
+
+def rows(paths):
+    database = sqlite3.connect(paths.ledger)
+    try:
+        return dict(database.execute("SELECT line, record FROM answers"))
+    finally:
+        database.close()
+
+
+def test_records_are_there_after_the_next_opening(tmp_path):
+    paths = Paths(tmp_path / "out.jsonl")
+    with locked(paths):
+        ledger = Ledger(paths, FINGERPRINT)
+        for i in (2, 0):
+            ledger.add(i, f"record {i}", None if i else "not_found")
+        assert ledger.done() == {0: "not_found", 2: None}
+        ledger.close()
+        assert rows(paths) == {0: "record 0", 2: "record 2"}
+        ledger = Ledger(paths, FINGERPRINT)
+        assert ledger.done() == {0: "not_found", 2: None}
+        with pytest.raises(LedgerError, match="expected a record for each of 3 lines, found 2"):
+            ledger.write_output(3, FINGERPRINT)
+        ledger.forget_errors()
+        assert ledger.done() == {2: None}
+        for i in (1, 0):
+            ledger.add(i, f"record {i}", None)
+        ledger.write_output(3, FINGERPRINT)
+        ledger.close()
+        remove(paths)
+    assert (tmp_path / "out.jsonl").read_text() == "record 0\nrecord 1\nrecord 2\n"
+    assert finished(paths, FINGERPRINT)["lines"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.job.json"]
+
+
+def test_a_second_record_of_a_line_is_refused(tmp_path):
+    paths = Paths(tmp_path / "out")
+    with locked(paths):
+        ledger = Ledger(paths, FINGERPRINT)
+        ledger.add(0, "first", None)
+        ledger.flush()
+        ledger.add(0, "second", None)
+        with pytest.raises(LedgerError, match="two records of one line"):
+            ledger.flush()
+        with pytest.raises(LedgerError):
+            ledger.add(1, "third", None)
+        ledger.close()
+        assert rows(paths) == {0: "first"}
+
+
+def test_another_job_is_refused_with_what_differs(tmp_path):
+    paths = Paths(tmp_path / "out")
+    with locked(paths):
+        Ledger(paths, FINGERPRINT).close()
+        with pytest.raises(JobMismatch, match="model: tiny then, large now") as refused:
+            Ledger(paths, {**FINGERPRINT, "model": "large"})
+        assert "abc" not in str(refused.value)
+        Ledger(paths, FINGERPRINT).close()
+
+
+def test_an_output_that_is_not_ours_is_refused(tmp_path):
+    paths = Paths(tmp_path / "out")
+    assert finished(paths, FINGERPRINT) is None
+    paths.output.write_text("precious\n")
+    with pytest.raises(JobMismatch, match="is there already"):
+        finished(paths, FINGERPRINT)
+    paths.receipt.write_text(json.dumps({"sha256": "0", "fingerprint": {}}))
+    with pytest.raises(JobMismatch, match="is there already"):
+        finished(paths, FINGERPRINT)
+
+
+def test_two_runs_do_not_meet(tmp_path):
+    paths = Paths(tmp_path / "out")
+    with locked(paths), pytest.raises(LedgerError, match="another run is at work"), locked(paths):
+        pass
+    assert not paths.directory.exists()  # nothing was begun
+    with pytest.raises(LedgerError, match="no such directory for the output"), locked(Paths(tmp_path / "no" / "out")):
+        pass
+
+
+def test_a_run_that_was_killed_holds_no_lock(tmp_path):
+    paths = Paths(tmp_path / "out")
+    code = (
+        "import sys, time; from pathlib import Path; from videollava_jax.batch.ledger import *\n"
+        "with locked(Paths(Path(sys.argv[1]))): print('held', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(paths.output)], stdout=subprocess.PIPE, text=True)
+    with child:
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(LedgerError, match="another run"), locked(paths):
+            pass
+        child.kill()
+    with locked(paths):
+        pass
+
+
+def test_a_damaged_ledger_is_told(tmp_path):
+    paths = Paths(tmp_path / "out")
+    with locked(paths):
+        paths.ledger.write_bytes(b"nothing of SQLite's" * 300)
+        with pytest.raises(LedgerError, match=r"ledger.db: cannot be used"):
+            Ledger(paths, FINGERPRINT)
+        paths.ledger.unlink()
+
+
+@pytest.mark.parametrize("room", [0, 40_000, 200_000])
+def test_files_that_may_not_grow_lose_nothing(tmp_path, room):
+    paths = Paths(tmp_path / "out")
+    told, flushed = run(_fill, paths.output, room)
+    assert "cannot be used (disk I/O error)" in told
+    assert (flushed > 0) == (room > 0)
+    _check_and_finish(paths, flushed)
+
+
+def _fill(output, room):
+    """(the error, how many records were durable before it) of a ledger whose files may not grow beyond `room`."""
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    paths = Paths(output)
+    with locked(paths):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        return _add_until_error(paths)
+
+
+def _add_until_error(paths):
+    flushed = 0
+    try:
+        ledger = Ledger(paths, FINGERPRINT)
+    except LedgerError as error:
+        return str(error), flushed
+    try:
+        for i in range(1000):
+            ledger.add(i, "x" * 1000, None)
+            ledger.flush()
+            flushed += 1
+    except LedgerError as error:
+        return str(error), flushed
+    finally:
+        ledger.close()
+    raise AssertionError("no error")
+
+
+def _check_and_finish(paths, flushed):
+    """What was durable is there, no more than one record beside it, and the job can be finished."""
+    with locked(paths):
+        ledger = Ledger(paths, FINGERPRINT)
+        kept = ledger.done().keys()
+        assert set(range(flushed)) <= kept <= set(range(flushed + 1))
+        for i in set(range(1000)) - kept:
+            ledger.add(i, "x" * 1000, None)
+        ledger.write_output(1000, FINGERPRINT)
+        ledger.close()
+    assert paths.output.read_text() == ("x" * 1000 + "\n") * 1000
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    try:
+        run(_on_a_small_disk, tmp_path)
+    except RuntimeError as error:
+        if "PermissionError" not in str(error):
+            raise
+        pytest.skip("this user may not mount a disk")
+
+
+def _on_a_small_disk(place):
+    from tests.faults.interruptions import _mount
+
+    _mount(place, "size=400k")
+    paths = Paths(place / "out")
+    with locked(paths):
+        told, flushed = _add_until_error(paths)
+    assert "no space left on the disk" in told, told
+    assert "run the same command again" in told
+    assert flushed > 50
+    _mount(place, "remount,size=100m")
+    _check_and_finish(paths, flushed)
+
+
+def test_an_output_that_finds_no_room_leaves_the_answers(tmp_path):
+    paths = Paths(tmp_path / "out")
+    with locked(paths):
+        ledger = Ledger(paths, FINGERPRINT)
+        for i in range(50):
+            ledger.add(i, "x" * 1000, None)
+        ledger.close()
+    told = run(_write_into_little, paths.output)
+    assert "all answers are kept" in told
+    assert not paths.output.exists()
+    with locked(paths):
+        ledger = Ledger(paths, FINGERPRINT)
+        ledger.write_output(50, FINGERPRINT)
+        ledger.close()
+    assert paths.output.stat().st_size == 50 * 1001
+
+
+def _write_into_little(output):
+    import signal
+
+    paths = Paths(output)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with locked(paths):
+        ledger = Ledger(paths, FINGERPRINT)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        try:
+            ledger.write_output(50, FINGERPRINT)
+        except LedgerError as error:
+            return str(error)
+        finally:
+            ledger.close()
+    return "no error"

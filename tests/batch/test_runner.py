@@ -1,0 +1,311 @@
+"""Jobs from input to output with runners that need no model: resuming, errors, signals, hostile media."""
+
+import hashlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.faults.batch import MARK, FakeRunner, asked, committed, marked_processes, run_job, write_job
+from tests.faults.children import Child
+from tests.media.clips import KINDS, write
+from videollava_jax.batch.formats import Defaults
+from videollava_jax.batch.isolation import IsolatedReader, WorkerLimits
+from videollava_jax.batch.ledger import JobMismatch, LedgerError
+from videollava_jax.batch.runner import BatchOptions, TooManyErrors, run_batch
+from videollava_jax.demo import MEDIA
+from videollava_jax.engine import Result
+from videollava_jax.segments import Media
+
+
+class Echo:
+    """Answers with the prompt; `fails` says of which prompts it does not."""
+
+    def __init__(self, fails=lambda text: False):
+        self.fails, self.seen = fails, []
+
+    def run(self, requests):
+        for request in requests:
+            text = request.conversation[-1]["content"][-1]["text"]
+            self.seen.append(text)
+            if self.fails(text):
+                yield Result(id=request.id, finish_reason="error", error=f"no {text}", cause="decode_failed")
+            else:
+                yield Result(id=request.id, text=text, finish_reason="stop")
+
+
+def write_questions(path, count, **more):
+    path.write_text("".join(json.dumps({"id": i, "prompt": f"question {i}", **more}) + "\n" for i in range(count)))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(place, runner, source=None, **options):
+    return run_batch(source or place / "in.jsonl", place / "out.jsonl", lambda: runner, BatchOptions(**options))
+
+
+def test_one_record_for_each_line_in_order(tmp_path):
+    write_job(tmp_path / "in.jsonl", 25)
+    summary = run(tmp_path, FakeRunner(tmp_path / "log", 3), max_error_rate=1)
+    records = read(tmp_path / "out.jsonl")
+    assert [record["id"] for record in records] == [None if i % 5 == 3 else f"q{i}" for i in range(25)]
+    assert records[3]["error"].startswith("not JSON")
+    assert records[3]["line"] == 4
+    assert (records[2]["cause"], records[2]["error"]) == ("not_found", "missing.mp4: no such file or directory")
+    assert summary.done == summary.lines == 25
+    assert summary.errors["not_found"] == summary.errors["invalid_request"] == 5
+    assert "25 of 25 lines done" in str(summary)
+    assert "5 not_found" in str(summary)
+
+
+def test_a_finished_output_is_left_alone(tmp_path):
+    write_questions(tmp_path / "in.jsonl", 3)
+    run(tmp_path, Echo())
+    before = (tmp_path / "out.jsonl").stat()
+    summary = run_batch(tmp_path / "in.jsonl", tmp_path / "out.jsonl", pytest.fail, BatchOptions())
+    assert str(summary) == "nothing to do: all 3 lines are done"
+    after = (tmp_path / "out.jsonl").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    with pytest.raises(JobMismatch, match="max_new_tokens: 128 then, 5 now"):
+        run(tmp_path, Echo(), defaults=Defaults(max_new_tokens=5))
+    write_questions(tmp_path / "in.jsonl", 4)
+    with pytest.raises(JobMismatch, match="SHA-256"):
+        run(tmp_path, Echo())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.job.json"]
+
+
+def test_what_failed_in_the_runner_goes_on_from_there(tmp_path):
+    write_questions(tmp_path / "in.jsonl", 10)
+
+    class Breaks(Echo):
+        def run(self, requests):
+            for i, result in enumerate(super().run(requests)):
+                if i == 6:
+                    raise MemoryError("no more")
+                yield result
+
+    with pytest.raises(MemoryError):
+        run(tmp_path, Breaks())
+    assert committed(tmp_path / "out.jsonl") == set(range(6))
+    assert not (tmp_path / "out.jsonl").exists()
+    rest = Echo()
+    assert run(tmp_path, rest).before == 6
+    assert rest.seen == [f"question {i}" for i in range(6, 10)]
+    assert [record["text"] for record in read(tmp_path / "out.jsonl")] == [f"question {i}" for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [(["0"], "1 requests came back without a result"), (["0", "0"], "has its result already"), (["7"], "not asked")],
+)
+def test_a_runner_that_miscounts_is_found_out(tmp_path, results, message):
+    write_questions(tmp_path / "in.jsonl", 2)
+
+    class Wrong:
+        def run(self, requests):
+            list(requests)
+            yield from (Result(id=name, finish_reason="stop") for name in results)
+
+    with pytest.raises(RuntimeError, match=message):
+        run(tmp_path, Wrong())
+
+
+def test_a_hopeless_run_ends_and_is_mended(tmp_path):
+    write_questions(tmp_path / "in.jsonl", 50)
+    broken = Echo(fails=lambda text: True)
+    with pytest.raises(TooManyErrors, match=r"20 of 20 lines have failed \(20 decode_failed\).*--retry-errors"):
+        run(tmp_path, broken)
+    assert len(broken.seen) == 20
+    mended = Echo(fails=lambda text: text.endswith("7"))
+    summary = run(tmp_path, mended, retry_errors=True, keep_ledger=True)
+    assert (summary.before, summary.answered, summary.errors.total()) == (0, 45, 5)
+    assert (tmp_path / "out.jsonl.partial").exists()
+    again = Echo()
+    assert run(tmp_path, again, retry_errors=True).before == 45
+    assert len(again.seen) == 5
+    assert all(record["error"] is None for record in read(tmp_path / "out.jsonl"))
+
+
+def test_errors_below_the_rate_are_records(tmp_path):
+    write_questions(tmp_path / "in.jsonl", 40)
+    summary = run(tmp_path, Echo(fails=lambda text: int(text.split()[1]) % 2), max_error_rate=0.5)
+    assert summary.errors == {"decode_failed": 20}
+
+
+def test_refused_before_anything_runs(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"id": "a", "prompt": "?"}\n{"id": "a", "prompt": "!"}\n')
+    with pytest.raises(ValueError, match="'a' on lines 1, 2"):
+        run(tmp_path, None)
+    with pytest.raises(ValueError, match="take the place of the input"):
+        run_batch(source, source, pytest.fail, BatchOptions())
+    with pytest.raises(LedgerError, match="no such directory"):
+        run_batch(source, tmp_path / "no" / "out", pytest.fail, BatchOptions())
+    with pytest.raises(FileNotFoundError):
+        run_batch(tmp_path / "none", tmp_path / "out", pytest.fail, BatchOptions())
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_second_run_is_refused_while_the_first_is_at_work(tmp_path):
+    write_job(tmp_path / "input.jsonl")
+    child = Child(run_job, tmp_path, 0, 0.1)
+    try:
+        while not committed(tmp_path / "output.jsonl"):
+            time.sleep(0.02)
+        with pytest.raises(LedgerError, match="another run is at work"):
+            run_batch(tmp_path / "input.jsonl", tmp_path / "output.jsonl", pytest.fail, BatchOptions())
+    finally:
+        child.kill()
+        child.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_between_two_results(tmp_path, number):
+    write_job(tmp_path / "input.jsonl")
+    child = Child(_told_when_stopped, tmp_path)
+    while not committed(tmp_path / "output.jsonl"):
+        time.sleep(0.02)
+    os.kill(child.pid, number)
+    said, status = child.result()
+    done = committed(tmp_path / "output.jsonl")
+    assert status == number
+    assert f"stopped by {signal.Signals(number).name}: {len(done)} of 60 lines are done and kept" in said
+    asked(tmp_path)
+    assert run_job(tmp_path, 1).startswith("60 of 60")
+    assert not asked(tmp_path) & done
+
+
+def _told_when_stopped(place):
+    from videollava_jax.batch.runner import Stopped
+
+    try:
+        return run_job(place, 0, 0.1), 0
+    except Stopped as stopped:
+        return str(stopped), stopped.signal
+
+
+def test_sources_are_named_as_the_line_names_them(tmp_path):
+    class Names:
+        def run(self, requests):
+            for request in requests:
+                source = request.conversation[0]["content"][0]["image"]
+                yield Result(id=request.id, finish_reason="error", error=f"{source}: bad", cause="not_media")
+
+    (tmp_path / "a.png").write_bytes(b"x")
+    lines = [
+        {"id": 1, "image": "a.png", "prompt": "?"},
+        {"id": 2, "image": "data:image/png;base64,AAAA", "prompt": "?"},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(tmp_path, Names(), media_root=tmp_path)
+    assert [r["error"] for r in read(tmp_path / "out.jsonl")] == ["a.png: bad", "data:image/png;base64,AAAA: bad"]
+
+
+# ── kills ──
+
+
+def test_killed_at_random_moments_and_resumed():
+    from tests.faults.batch import kill
+
+    kills, jobs = kill(30, seed=1)
+    assert kills.violations == jobs.violations == []
+    assert kills.outcomes["killed between"] >= 5
+    assert jobs.outcomes["as undisturbed"] >= 3
+
+
+def test_the_kills_would_notice_work_done_again(tmp_path):
+    """With the ledger gone everything is asked again, and the logs show it."""
+    write_job(tmp_path / "input.jsonl")
+    child = Child(run_job, tmp_path, 0, 0.05)
+    while len(before := committed(tmp_path / "output.jsonl")) < 5:
+        time.sleep(0.02)
+    child.kill()
+    child.close()
+    asked(tmp_path)
+    (tmp_path / "output.jsonl.partial" / "ledger.db").unlink()
+    (tmp_path / "output.jsonl.partial" / "ledger.db-wal").unlink()
+    run_job(tmp_path, 0)
+    assert asked(tmp_path) & before
+
+
+# ── hostile media ──
+
+
+class Reads:
+    """Answers with a hash of the pixels that an isolated reader gives."""
+
+    def __init__(self, reader):
+        self.reader = reader
+
+    def run(self, requests):
+        for request in requests:
+            part = request.conversation[0]["content"][0]
+            try:
+                pixels = self.reader(Media("video", part["video"]), request.sampling or 8)
+            except ValueError as error:
+                yield Result(
+                    id=request.id, finish_reason="error", error=str(error), cause=getattr(error, "cause", None)
+                )
+            else:
+                yield Result(id=request.id, text=_digest(pixels), finish_reason="stop")
+
+
+def _digest(pixels):
+    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+
+
+def test_hostile_media_among_good_ones(tmp_path, tiny_processor, monkeypatch):
+    """Every good one is answered with its own pixels, every bad one has a record with a cause, no worker is left."""
+    from videollava_jax.media import MediaError, Uniform
+
+    mark = f"hostile-{os.getpid()}"
+    monkeypatch.setenv(MARK, mark)
+    place = tmp_path / "media"
+    place.mkdir()
+    good = MEDIA / "rising-triangle.mp4"
+    rng = np.random.default_rng(0)
+    for name in ("h264_b_frames.mp4", "mpeg4.avi", "h264.mkv"):
+        whole = np.frombuffer(write(tmp_path / name, **KINDS[name]).read_bytes(), np.uint8)
+        for i in range(8):
+            mutated = whole.copy()
+            mutated[rng.integers(0, len(whole), 30)] = rng.integers(0, 256, 30, np.uint8)
+            (place / f"{i}-{name}").write_bytes(mutated.tobytes()[: len(whole) // (1 + i % 2)])
+    (place / "list.mp4").write_text(f"ffconcat version 1.0\nfile {good}\n")
+    (place / "empty.mp4").touch()
+    (place / "link.mp4").symlink_to(good)
+    os.mkfifo(place / "pipe.mp4")
+    names = []
+    for path in sorted(place.iterdir()):  # a good one before each bad one
+        (place / f"good-{path.name}").write_bytes(good.read_bytes())
+        names += [f"good-{path.name}", path.name]
+    lines = [{"id": name, "video": name, "prompt": "?"} for name in names]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reader = IsolatedReader(tiny_processor, WorkerLimits(seconds=30, memory=2**30))
+    try:
+        run(tmp_path, Reads(reader), media_root=place, defaults=Defaults(sampling=Uniform(8)), max_error_rate=1)
+    finally:
+        reader.close()
+    assert not marked_processes(mark)
+    expected = _digest(tiny_processor.read_medium(Media("video", str(good)), Uniform(8)))
+    answered = 0
+    for record in read(tmp_path / "out.jsonl"):
+        if record["id"].startswith("good-"):
+            assert record["text"] == expected, record
+            continue
+        try:
+            assert record["id"] not in ("link.mp4", "pipe.mp4")
+            pixels = tiny_processor.read_medium(Media("video", str(Path(place, record["id"]))), Uniform(8))
+        except (MediaError, AssertionError):
+            assert record["cause"]
+            assert record["error"].startswith(record["id"])
+        else:
+            answered += 1
+            assert record["text"] == _digest(pixels)
+    assert answered  # some mutations leave a video that decodes

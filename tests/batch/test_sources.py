@@ -1,0 +1,277 @@
+"""Where media may come from: paths within a root, data: URLs, and hosts that were allowed."""
+
+import base64
+import http.server
+import io
+import ipaddress
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from videollava_jax.batch.remote import Fetcher, is_public
+from videollava_jax.batch.spool import FrameFile, Resolver, SourceError, Spool, read_frames
+from videollava_jax.media import MediaError, MediaLimits
+
+
+def png(value=0):
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def data_url(content, mime="image/png"):
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+@pytest.fixture
+def place(tmp_path):
+    """root/in/a.png, a secret beside the root, and links."""
+    (tmp_path / "root" / "in").mkdir(parents=True)
+    (tmp_path / "root" / "in" / "a.png").write_bytes(png())
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "root" / "out").symlink_to(tmp_path / "secret")
+    (tmp_path / "root" / "up").symlink_to(tmp_path)
+    (tmp_path / "root" / "link.png").symlink_to("in/a.png")
+    os.mkfifo(tmp_path / "root" / "pipe")
+    return tmp_path
+
+
+def resolver(place, root=True, fetch=None, max_bytes=10_000):
+    spool = Spool(place / "spool")
+    return Resolver(spool, root=place / "root" if root else None, fetch=fetch, max_bytes=max_bytes), spool
+
+
+# ── paths ──
+
+
+@pytest.mark.parametrize("name", ["in/a.png", "./in/a.png", "link.png", "file:in/a.png"])
+def test_paths_within_the_root(place, name):
+    resolve, _ = resolver(place)
+    assert resolve("image", name) == str(place / "root" / "in" / "a.png")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret", "in/../../secret", "out", "up/secret", "{place}/secret", "{place}/root/in/a.png",
+     "file://{place}/secret", "file:///{place}/secret", "..", "a\0b", "ftp://host/a.png", "concat://a"],
+)  # fmt: skip
+def test_paths_that_leave_the_root(place, name):
+    resolve, _ = resolver(place)
+    with pytest.raises(SourceError) as refused:
+        resolve("image", name.format(place=place))
+    assert refused.value.cause == "forbidden_source"
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("none.mp4", "not_found"), ("in", "not_a_file"), ("pipe", "not_a_file"), ("in/a.png/b", "not_found"),
+     ("x" * 5000, "unreadable")],
+)  # fmt: skip
+def test_what_is_no_file(place, name, cause):
+    resolve, _ = resolver(place)
+    with pytest.raises(MediaError) as refused:
+        resolve("image", name)
+    assert refused.value.cause == cause
+    assert len(str(refused.value)) < 400
+
+
+def test_without_a_root_any_path_goes_and_a_large_file_does_not(place):
+    resolve, _ = resolver(place, root=False, max_bytes=6)
+    assert resolve("video", str(place / "secret")) == str(place / "secret")
+    with pytest.raises(SourceError, match="--limit-bytes"):
+        resolve("image", str(place / "root" / "in" / "a.png"))
+
+
+# ── data: URLs ──
+
+
+def test_data_urls_are_files_while_somebody_needs_them(place):
+    resolve, spool = resolver(place)
+    first = resolve("image", data_url(png()))
+    assert resolve("image", data_url(png())) == first  # by content
+    assert resolve("image", data_url(png(9))) != first
+    assert Path(first).read_bytes() == png()
+    spool.release(first)
+    assert os.path.exists(first)
+    spool.release(first)
+    assert not os.path.exists(first)
+    spool.release(first)  # of somebody else's files it takes none away
+    spool.release(str(place / "secret"))
+    assert (place / "secret").exists()
+    assert resolve("image", data_url(png())) == first
+    spool.close()
+    assert not (place / "spool").exists()
+
+
+def test_frames_one_by_one_are_one_file(place):
+    resolve, _ = resolver(place)
+    frames = ",".join(base64.b64encode(png(value)).decode() for value in (1, 2, 3))
+    file = resolve("video", f"data:video/jpeg;base64,{frames}")
+    assert isinstance(file, FrameFile)
+    read = read_frames(os.fspath(file), MediaLimits())
+    assert [int(frame[0, 0, 0]) for frame in read] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["data:", "data:image/png,abc", "data:text/html;base64,AAAA", "data:image/png;base64,A", "data:image/png;base64,é",
+     "data:image/png;base64", "data:video/jpeg;base64,AAAA,A"],
+)  # fmt: skip
+def test_bad_data_urls(place, url):
+    resolve, _ = resolver(place)
+    with pytest.raises(SourceError) as refused:
+        resolve("video", url)
+    assert refused.value.cause == "bad_data_url"
+    assert os.listdir(place / "spool") == []
+
+
+def test_a_data_url_over_the_limit_is_not_decoded(place):
+    resolve, _ = resolver(place)
+    with pytest.raises(SourceError) as refused:
+        resolve("image", data_url(b"x" * 20_000))
+    assert refused.value.cause == "too_large"
+
+
+# ── hosts ──
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    failures = 0
+
+    def do_GET(self):
+        name, _, rest = self.path[1:].partition("?")
+        if name == "redirect":
+            self.answer(302, {"Location": rest})
+        elif name == "loop":
+            self.answer(302, {"Location": "/loop"})
+        elif name == "flaky" and Server.failures:
+            Server.failures -= 1
+            self.answer(503)
+        elif name == "large":
+            self.answer(200, {"Content-Length": "1000000"}, b"")
+        elif name == "endless":
+            self.answer(200, {"Connection": "close"}, b"x" * 50_000, length=False)
+        elif name == "short":
+            self.answer(200, {"Content-Length": "100", "Connection": "close"}, b"x" * 50, length=False)
+            self.close_connection = True
+        elif name == "slow":
+            time.sleep(3)
+        elif name == "drip":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            for _ in range(100):
+                time.sleep(0.1)
+                try:
+                    self.wfile.write(b"x")
+                except OSError:
+                    break
+            self.close_connection = True
+        elif name in ("a.png", "flaky"):
+            self.answer(200, {"X-Host": self.headers["Host"]}, png())
+        else:
+            self.answer(404)
+
+    def answer(self, status, headers={}, body=b"", length=True):  # noqa: B006
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        if length and "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as made:
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        yield f"localhost:{made.server_port}"
+        made.shutdown()
+        thread.join()
+
+
+def fetched(url, host, *, seconds=20, attempts=1, allowed=lambda address: True, max_bytes=10_000):
+    file = io.BytesIO()
+    Fetcher([host], seconds=seconds, attempts=attempts, allowed_address=allowed)(url, file, max_bytes)
+    return file.getvalue()
+
+
+def test_a_file_of_an_allowed_host(place, server):
+    assert fetched(f"http://{server}/a.png", server) == png()
+    assert fetched(f"http://{server}/redirect?/a.png", server) == png()
+    fetch = Fetcher([server], allowed_address=lambda address: True)
+    resolve, _ = resolver(place, fetch=fetch)
+    assert Path(resolve("image", f"http://{server}/a.png")).read_bytes() == png()
+
+
+def test_passing_failures_are_tried_again(server):
+    Server.failures = 2
+    assert fetched(f"http://{server}/flaky", server, attempts=3) == png()
+
+
+@pytest.mark.parametrize(
+    ("path", "cause", "message"),
+    [
+        ("none", "fetch_failed", "status 404"),
+        ("loop", "fetch_failed", "more than 5 redirects"),
+        ("large", "too_large", "over the limit"),
+        ("endless", "too_large", "over the limit"),
+        ("short", "fetch_failed", "cannot be fetched"),
+        ("slow", "fetch_failed", "cannot be fetched"),
+        ("drip", "fetch_failed", "cannot be fetched"),
+        ("redirect?http://other.example/a", "forbidden_source", "not allowed by --allow-host"),
+        ("redirect?file:///etc/passwd", "forbidden_source", "plain http"),
+        ("redirect?http://u:p@{server}/a", "forbidden_source", "plain http"),
+    ],
+)
+def test_what_a_host_may_not_do(server, path, cause, message):
+    started = time.monotonic()
+    with pytest.raises(SourceError, match=message) as refused:
+        fetched(f"http://{server}/{path.format(server=server)}", server, seconds=1)
+    assert refused.value.cause == cause
+    assert time.monotonic() - started < 6
+
+
+def test_private_addresses_are_refused_after_resolving_and_after_redirects(server):
+    with pytest.raises(SourceError, match="private or reserved network") as refused:
+        fetched(f"http://{server}/a.png", server, allowed=is_public)
+    assert refused.value.cause == "forbidden_source"
+    seen = []
+
+    def only_first(address):
+        seen.append(address)
+        return len(seen) == 1
+
+    with pytest.raises(SourceError, match="private or reserved network"):
+        fetched(f"http://{server}/redirect?/a.png", server, allowed=only_first)
+
+
+def test_nothing_is_fetched_unless_a_host_is_allowed(place, server):
+    resolve, _ = resolver(place)
+    with pytest.raises(SourceError, match="--allow-host"):
+        resolve("image", f"http://{server}/a.png")
+    with pytest.raises(SourceError, match="not allowed"):
+        fetched(f"http://{server}/a.png", "localhost")  # the port is not the usual one
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True), ("2606:4700::1111", True), ("::ffff:8.8.8.8", True), ("127.0.0.1", False),
+        ("10.1.2.3", False), ("172.16.0.1", False), ("192.168.1.1", False), ("169.254.169.254", False),
+        ("100.64.0.1", False), ("0.0.0.0", False), ("224.0.0.1", False), ("255.255.255.255", False), ("::1", False),
+        ("::", False), ("fe80::1", False), ("fd00::1", False), ("ff02::1", False), ("::ffff:127.0.0.1", False),
+        ("::ffff:169.254.169.254", False), ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False), ("240.0.0.1", False),
+    ],
+)  # fmt: skip
+def test_which_addresses_are_public(address, public):
+    assert is_public(ipaddress.ip_address(address)) == public

@@ -1,0 +1,289 @@
+"""Lines of a job to requests for the engine: ours, OpenAI's batch lines, LLaVA's question files, tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from videollava_jax.batch.lines import ID_KEYS, Form, Line, line_id
+from videollava_jax.engine import Request
+from videollava_jax.media import Uniform
+from videollava_jax.segments import MEDIA_TOKENS, MediaKind
+
+Source = tuple[MediaKind, Any]
+
+IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"))
+CHAT_URL = "/v1/chat/completions"
+_OPTIONS = frozenset(
+    (
+        "max_new_tokens",
+        "seed",
+        "do_sample",
+        "temperature",
+        "top_p",
+        "top_k",
+        "repetition_penalty",
+        "stop_strings",
+        "frames",
+        "pool",
+    )
+)
+# Fields of an OpenAI body that change no answer of ours, and those that ask for what there is not unless they say so.
+_NEUTRAL = frozenset(
+    ("model", "messages", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier")
+)
+_NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "stream": (False,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "response_format": ({"type": "text"},),
+}
+_OPENAI_OPTIONS = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "repetition_penalty": "repetition_penalty",
+    "seed": "seed",
+    "stop": "stop_strings",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What holds for lines that say nothing of their own.
+
+    Attributes:
+      max_new_tokens, top_p: as in `generate`.
+      temperature: 0 for the likeliest tokens.
+      seed: of the first line; each line after it has the next one.
+      sampling: which frames of a video file; None for 8, evenly.
+      video_pooling: None for the processor's.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    sampling: Any = None
+    video_pooling: int | None = None
+
+
+def to_request(line: Line, form: Form, defaults: Defaults = Defaults()) -> Request:
+    """A line as a request whose id is the line's index, its media as the line names them: paths and URLs.
+
+    Raises:
+      ValueError: a line that cannot be carried out; the message says what was expected.
+    """
+    if line.error is not None:
+        raise ValueError(line.error)
+    if line_id(line, form) is None:
+        key = ID_KEYS[form]
+        raise ValueError(f"expected a string or a whole number under {key!r}, got {_named(line.fields.get(key))}")
+    if form == "openai":
+        asked, options = _openai(line.fields)
+    elif form == "llava":
+        asked, options = _llava(line.fields)
+    elif form == "jsonl":
+        asked, options = _ours(line.fields)
+    else:
+        media = [*_media(line.fields, "image"), *_media(line.fields, "video")]
+        asked, options = _asked(line.fields.get("prompt"), media), {}
+    return Request(id=str(line.index), **asked, **_generation(options, line.index, defaults))
+
+
+def prompt_text(line: Line, form: Form) -> str:
+    """The question as the line has it, for records that repeat it; empty where it has none."""
+    text = line.fields.get("text" if form == "llava" else "prompt")
+    return text if isinstance(text, str) else ""
+
+
+def with_sources(request: Request, resolve: Callable[[MediaKind, Any], Any]) -> Request:
+    """The same request with each medium resolved."""
+
+    def part(given: Any) -> Any:
+        found = _part_source(given)
+        return given if found is None else {"type": found[0], found[0]: resolve(*found)}
+
+    conversation = request.conversation
+    if conversation is not None:
+        conversation = [
+            {**message, "content": [part(p) for p in message["content"]]}
+            if isinstance(message.get("content"), list)
+            else message
+            for message in conversation
+        ]
+    return dataclasses.replace(
+        request,
+        conversation=conversation,
+        images=[resolve("image", source) for source in request.images],
+        videos=[resolve("video", source) for source in request.videos],
+    )
+
+
+def _part_source(part: Any) -> Source | None:
+    """The medium of a part of a message, None for text and for what the engine will refuse."""
+    if not isinstance(part, Mapping):
+        return None
+    kind = part.get("type")
+    if kind in ("image_url", "video_url"):
+        value = part.get(kind)
+        value = value.get("url") if isinstance(value, Mapping) else value
+        return ("image" if kind == "image_url" else "video", value) if isinstance(value, str) else None
+    if kind in ("image", "video"):
+        given = [part[key] for key in (kind, "path", "url") if part.get(key) is not None]
+        return (kind, given[0]) if len(given) == 1 else None
+    return None
+
+
+# ── the forms ──
+
+
+def _ours(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    if misplaced := sorted(_OPTIONS & fields.keys()):
+        raise ValueError(f"{misplaced[0]!r} stands beside the prompt: expected it under 'options'")
+    options = fields.get("options", {})
+    if not isinstance(options, Mapping):
+        raise ValueError(f"expected an object under 'options', got {_named(options)}")
+    media = [*_media(fields, "image"), *_media(fields, "video"), *_mixed_media(fields.get("media", []))]
+    conversation, prompt = fields.get("conversation"), fields.get("prompt")
+    if (conversation is None) == (prompt is None):
+        raise ValueError("expected a 'prompt' or a 'conversation', one of the two")
+    if conversation is None:
+        return _asked(prompt, media), options
+    if media:
+        raise ValueError("the media of a conversation belong into its messages")
+    return {"conversation": _messages(conversation, "conversation")}, options
+
+
+def _llava(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    text = fields.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f"expected a string under 'text', got {_named(text)}")
+    for token in MEDIA_TOKENS.values():  # some files carry them along; where the media stand is the template's affair
+        text = text.replace(f"{token}\n", "").replace(token, "")
+    return _asked(text, [*_media(fields, "image"), *_media(fields, "video")]), {}
+
+
+def _openai(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    for key, expected in (("method", "POST"), ("url", CHAT_URL)):
+        if fields.get(key, expected) != expected:
+            raise ValueError(f"expected {expected!r} under {key!r}, got {_named(fields[key])}")
+    body = fields.get("body")
+    if not isinstance(body, Mapping):
+        raise ValueError(f"expected an object under 'body', got {_named(body)}")
+    options = {}
+    for key, value in body.items():
+        if value is None or key in _NEUTRAL or value in _NEUTRAL_VALUES.get(key, ()):
+            continue
+        if key not in _OPENAI_OPTIONS:
+            raise ValueError(f"body.{key} is not supported: expected it to be left out")
+        options[_OPENAI_OPTIONS[key]] = value
+    if isinstance(options.get("stop_strings"), str):
+        options["stop_strings"] = [options["stop_strings"]]
+    messages = [
+        {**message, "role": "system"} if message.get("role") == "developer" else message
+        for message in _messages(body.get("messages"), "body.messages")
+    ]
+    return {"conversation": messages}, options
+
+
+# ── their parts ──
+
+
+def _asked(prompt: Any, media: Sequence[Source]) -> dict[str, Any]:
+    """A question about media; a prompt with placeholders is the whole prompt, and is taken as it is."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"expected a question, got {_named(prompt)}")
+    if any(token in prompt for token in MEDIA_TOKENS.values()):
+        by_kind = {kind: [source for k, source in media if k == kind] for kind in MEDIA_TOKENS}
+        return {"prompt": prompt, "images": by_kind["image"], "videos": by_kind["video"]}
+    parts = [{"type": kind, kind: source} for kind, source in media]
+    return {"conversation": [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]}
+
+
+def _media(fields: Mapping[str, Any], kind: MediaKind) -> list[Source]:
+    given = fields.get(kind)
+    named = given if isinstance(given, list) else [] if given is None else [given]
+    for source in named:
+        if not isinstance(source, str) or not source:
+            raise ValueError(f"expected a path or a URL under {kind!r}, or a list of them; got {_named(source)}")
+    return [(kind, source) for source in named]
+
+
+def _mixed_media(given: Any) -> list[Source]:
+    if not isinstance(given, list):
+        raise ValueError(f"expected a list under 'media', got {_named(given)}")
+    found: list[Source] = []
+    for item in given:
+        if isinstance(item, str) and item:
+            found.append((_kind_by_name(item), item))
+        elif isinstance(item, Mapping) and len(item) == 1 and next(iter(item)) in MEDIA_TOKENS:
+            found += _media(item, next(iter(item)))
+        else:
+            raise ValueError(
+                'expected paths under \'media\', or objects such as {"video": "clip.mp4"}; got ' + _named(item)
+            )
+    return found
+
+
+def _kind_by_name(source: str) -> MediaKind:
+    if source.startswith("data:"):
+        return "image" if source.startswith("data:image/") else "video"
+    return "image" if PurePosixPath(source.split("?")[0]).suffix.lower() in IMAGE_SUFFIXES else "video"
+
+
+def _messages(given: Any, where: str) -> list[Mapping[str, Any]]:
+    if not isinstance(given, list) or not given or not all(isinstance(message, Mapping) for message in given):
+        raise ValueError(f"expected a list of messages under {where!r}, got {_named(given)}")
+    return given
+
+
+def _generation(options: Mapping[str, Any], index: int, defaults: Defaults) -> dict[str, Any]:
+    """The arguments of `Request` for a line's options."""
+    if unknown := sorted(options.keys() - _OPTIONS):
+        raise ValueError(f"unknown option {unknown[0]!r}: expected {', '.join(sorted(_OPTIONS))}")
+    temperature = options.get("temperature", defaults.temperature)
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature: expected a number from 0 on, got {_named(temperature)}")
+    draw = options.get("do_sample", temperature > 0)
+    kept: dict[str, Any] = {"do_sample": draw}
+    if draw:
+        kept |= {"temperature": temperature or 1.0, "top_p": options.get("top_p", defaults.top_p)}
+        kept |= {"top_k": options["top_k"]} if "top_k" in options else {}
+    kept |= {key: options[key] for key in ("repetition_penalty", "stop_strings") if key in options}
+    frames = options.get("frames")
+    return {
+        "max_new_tokens": _whole(options, "max_new_tokens", defaults.max_new_tokens),
+        "seed": _whole(options, "seed", defaults.seed + index),
+        "sampling": defaults.sampling if frames is None else Uniform(_whole(options, "frames", 8)),
+        "video_pooling": defaults.video_pooling if "pool" not in options else _whole(options, "pool", 1),
+        "options": kept,
+    }
+
+
+def _whole(options: Mapping[str, Any], name: str, otherwise: int) -> int:
+    value = options.get(name, otherwise)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}: expected a whole number, got {_named(value)}")
+    return value
+
+
+def _named(value: Any) -> str:
+    """A value in an error message, not at the length of a data URL."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, (str, int, float)):
+        text = repr(value)
+        return text if len(text) <= 80 else f"{text[:80]}… ({len(text)} characters)"
+    return "an empty list" if value == [] else f"a {type(value).__name__}"

@@ -1,0 +1,134 @@
+"""Results as the lines of the output, in the form that belongs to the input's. No JAX in here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from videollava_jax.batch.lines import Form
+
+if TYPE_CHECKING:
+    from videollava_jax.engine import Result
+
+
+@dataclass(frozen=True)
+class Tag:
+    """What a record repeats of its line.
+
+    Attributes:
+      index: its place in the output.
+      number: in the file, from 1.
+      id: as the line has it; None where it has none.
+      prompt: its question.
+    """
+
+    index: int
+    number: int
+    id: str | int | None
+    prompt: str
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What all records of a job have in common.
+
+    Attributes:
+      model: as it was named.
+      created: seconds since 1970, when the job began.
+      digest: of the job; answers of two jobs have other ids.
+    """
+
+    model: str
+    created: int
+    digest: str
+
+
+def record(form: Form, tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> str:
+    """One line of the output, without its end.
+
+    Args:
+      cause: the kind of the error, for programs to count by; None for answers.
+    """
+    make = {"openai": _openai, "llava": _llava}.get(form, _ours)
+    value = make(tag, result, cause, facts)
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
+        return json.dumps(value)
+    return text
+
+
+def _ours(tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> Mapping[str, Any]:
+    return {
+        "id": tag.id,
+        **({"line": tag.number} if tag.id is None else {}),
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "error": result.error,
+        **({"cause": cause} if cause is not None else {}),
+        "prompt_tokens": result.prompt_tokens,
+        "tokens": len(result.token_ids),
+    }
+
+
+def _openai(tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> Mapping[str, Any]:
+    name = _name(tag, facts)
+    error = None
+    if result.error is None:
+        status, body = 200, _completion(name, result, facts)
+    else:
+        # What the model itself does wrong is the server's fault, everything else the line's.
+        status = 500 if cause == "not_finite" else 400
+        message = result.error if tag.id is not None else f"line {tag.number}: {result.error}"
+        kind = "server_error" if status == 500 else "invalid_request_error"
+        error = {"code": cause, "message": message}
+        body = {"error": {"message": message, "type": kind, "param": None, "code": cause}}
+    return {
+        "id": f"batch_req_{name}",
+        "custom_id": tag.id,
+        "response": {"status_code": status, "request_id": name, "body": body},
+        "error": error,
+    }
+
+
+def _completion(name: str, result: Result, facts: JobFacts) -> dict[str, Any]:
+    message = {"role": "assistant", "content": result.text, "refusal": None}
+    return {
+        "id": f"chatcmpl-{name}",
+        "object": "chat.completion",
+        "created": facts.created,
+        "model": facts.model,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": result.finish_reason}],
+        "usage": {
+            "prompt_tokens": result.prompt_tokens,
+            "completion_tokens": len(result.token_ids),
+            "total_tokens": result.prompt_tokens + len(result.token_ids),
+        },
+    }
+
+
+def _llava(tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> Mapping[str, Any]:
+    metadata: dict[str, Any] = {
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.prompt_tokens,
+        "tokens": len(result.token_ids),
+    }
+    if result.error is not None:
+        metadata |= {"error": result.error, "cause": cause, "line": tag.number}
+    return {
+        "question_id": tag.id,
+        "prompt": tag.prompt,
+        "text": result.text,
+        "answer_id": _name(tag, facts),
+        "model_id": facts.model,
+        "metadata": metadata,
+    }
+
+
+def _name(tag: Tag, facts: JobFacts) -> str:
+    """An id of the answer: the same whenever the job is run."""
+    return hashlib.sha256(f"{facts.digest}/{tag.index}".encode()).hexdigest()[:24]

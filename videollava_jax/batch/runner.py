@@ -1,0 +1,360 @@
+"""A job from its input to its output: what is not done yet goes to a runner, and each result to the ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from videollava_jax.batch.fingerprint import fingerprint_digest, job_fingerprint
+from videollava_jax.batch.formats import Defaults, prompt_text, to_request, with_sources
+from videollava_jax.batch.ledger import Ledger, Paths, finished, locked, remove
+from videollava_jax.batch.lines import Form, Line, count_lines, line_id, read_lines, recognise
+from videollava_jax.batch.records import JobFacts, Tag, record
+from videollava_jax.batch.spool import Fetch, Resolver, Spool, short_name
+from videollava_jax.engine import Request, Result
+
+LEAST_LINES = 20
+"""Lines of a run before their errors are a rate."""
+_FETCHERS, _AHEAD = 8, 32
+"""Threads that find media, and lines that they are ahead."""
+
+
+class Runner(Protocol):
+    """What answers: an `Engine`, or anything that gives one result for each request."""
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """How a job is run.
+
+    Attributes:
+      form: of the input; None for what it looks like.
+      defaults: for lines that say nothing of their own.
+      media_root: media are under it; None for any path.
+      fetch: for http and https (a `remote.Fetcher`); None refuses them.
+      max_bytes: of one medium.
+      max_error_rate: a run ends when more of its lines than this share have failed.
+      retry_errors: lines whose record is an error are tried again.
+      keep_ledger: the job's directory stays when the output is written.
+      model: as records name it.
+      facts: what else makes it this job and no other: a fingerprint of the model, its dtype.
+      on_stop: called when the run is told to end, to end what it waits for.
+    """
+
+    form: Form | None = None
+    defaults: Defaults = field(default_factory=Defaults)
+    media_root: Path | None = None
+    fetch: Fetch | None = None
+    max_bytes: int = 2**30
+    max_error_rate: float = 0.95
+    retry_errors: bool = False
+    keep_ledger: bool = False
+    model: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    on_stop: Callable[[], None] | None = None
+
+
+@dataclass
+class Summary:
+    """What a run has done.
+
+    Attributes:
+      lines: of the input.
+      before: done by earlier runs.
+      answered: by this one.
+      errors: of this one, by cause.
+      videos: media that this run's answers are about, each counted once.
+      seconds: of this run, without loading the model.
+    """
+
+    lines: int
+    before: int = 0
+    answered: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    videos: int = 0
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """Lines that have a record."""
+        return self.before + self.answered + self.errors.total()
+
+    def record(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {**vars(self), "errors": dict(self.errors), "done": self.done}
+
+    def __str__(self) -> str:
+        if self.before == self.lines:
+            return f"nothing to do: all {self.lines} lines are done"
+        rate = f"{self.answered / self.seconds:.2f} answers/s, {self.videos / self.seconds:.2f} media/s"
+        told = f"{self.done} of {self.lines} lines done, {self.before} of them before: {self.answered} answers"
+        causes = ", ".join(f"{count} {cause}" for cause, count in self.errors.most_common())
+        return f"{told}, {self.errors.total()} errors{f' ({causes})' if causes else ''}, {self.seconds:.1f} s, {rate}"
+
+
+class Stopped(BaseException):
+    """A signal has ended the run. All that was committed is kept.
+
+    Attributes:
+      signal: its number.
+      summary: of what was done until then.
+    """
+
+    def __init__(self, number: int, summary: Summary):
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}: {summary.done} of {summary.lines} lines are done and kept; "
+            "the same command goes on from there"
+        )
+        self.signal, self.summary = number, summary
+
+
+class TooManyErrors(ValueError):
+    """So many lines have failed that the rest is not worth its time."""
+
+
+def run_batch(source: Path, output: Path, make_runner: Callable[[], Runner], options: BatchOptions) -> Summary:
+    """Runs a job, or what is left of it, and writes its output: one record for each line of the input, in its order.
+
+    Args:
+      source: the input; see `formats`.
+      output: appears when every line has its record. What is done until then lies beside it, see `ledger`.
+      make_runner: called once, when there is something to run.
+
+    Raises:
+      ValueError: an input that cannot be read, ids that come twice, a ledger or output of another job.
+      TooManyErrors: over `max_error_rate`.
+      OSError: another run is at work, a full disk.
+      Stopped: by SIGTERM or SIGINT.
+    """
+    form = options.form or recognise(source)
+    paths = Paths(output)
+    with locked(paths):
+        if output.exists() and output.samefile(source):
+            raise ValueError(f"{output}: the output would take the place of the input")
+        count = count_lines(read_lines(source, form), form)
+        fingerprint = {**job_fingerprint(source, form, options.defaults), **options.facts}
+        if _finished(paths, fingerprint, options):
+            return Summary(count, before=count)
+        ledger = Ledger(paths, fingerprint)
+        try:
+            if options.retry_errors:
+                ledger.forget_errors()
+            facts = JobFacts(options.model, ledger.created, fingerprint_digest(fingerprint))
+            summary = _Job(source, form, ledger, facts, Summary(count), options).run(make_runner)
+            ledger.write_output(count, fingerprint)
+        finally:
+            ledger.close()
+        if not options.keep_ledger:
+            remove(paths)
+    return summary
+
+
+def _finished(paths: Paths, fingerprint: Mapping[str, str], options: BatchOptions) -> bool:
+    """Whether the output is there; what a run that was killed after it had written it has left is taken away."""
+    receipt = finished(paths, fingerprint)
+    if receipt is None or (options.retry_errors and receipt["errors"] and paths.ledger.exists()):
+        return False
+    if options.retry_errors and receipt["errors"]:
+        raise ValueError(
+            f"{paths.output}: --retry-errors needs the ledger, which --keep-ledger would have kept; remove the output "
+            "to run the job anew"
+        )
+    if not options.keep_ledger:
+        remove(paths)
+    return True
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A request whose media are files; for each of them the file and what the line calls it."""
+
+    request: Request
+    media: list[tuple[Any, str]]
+
+
+class _Job:
+    """The lines that are left, on their way through a runner."""
+
+    def __init__(
+        self, source: Path, form: Form, ledger: Ledger, facts: JobFacts, summary: Summary, options: BatchOptions
+    ):
+        self._source, self._form, self._ledger, self._facts = source, form, ledger, facts
+        self._summary, self._options = summary, options
+        self._done = ledger.done()
+        summary.before = len(self._done)
+        self._asked: dict[str, tuple[Tag, _Found]] = {}
+        self._media: set[str] = set()
+        self._signal: int | None = None
+        self._started = 0.0
+        self._bar: Any = None
+
+    def run(self, make_runner: Callable[[], Runner]) -> Summary:
+        if self._summary.before == self._summary.lines:
+            return self._summary
+        runner = make_runner()
+        spool = Spool(self._ledger.paths.media)
+        self._resolve = Resolver(
+            spool, root=self._options.media_root, fetch=self._options.fetch, max_bytes=self._options.max_bytes
+        )
+        self._spool = spool
+        self._started = time.perf_counter()
+        with self._signals(), self._progress():
+            results = runner.run(self._requests())
+            try:
+                for result in results:
+                    self._take(result)
+                if self._asked:
+                    raise RuntimeError(f"{len(self._asked)} requests came back without a result")
+            finally:
+                if isinstance(results, Generator):
+                    results.close()
+                self._summary.seconds = time.perf_counter() - self._started
+                self._ledger.flush()
+                spool.close()
+        return self._summary
+
+    # ── lines to requests ──
+
+    def _requests(self) -> Iterator[Request]:
+        """The requests that are left, in order; their media are looked for by threads, some lines ahead."""
+        pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="find-media")
+        ahead: deque[tuple[Tag, Future[_Found]]] = deque()
+        lines = (line for line in read_lines(self._source, self._form) if line.index not in self._done)
+        try:
+            while True:
+                for line in itertools.islice(lines, _AHEAD - len(ahead)):
+                    tag = Tag(line.index, line.number, line_id(line, self._form), prompt_text(line, self._form))
+                    ahead.append((tag, pool.submit(self._request, line)))
+                if not ahead:
+                    return
+                tag, future = ahead.popleft()
+                try:
+                    found = self._waited_for(future)
+                except (ValueError, OSError) as error:
+                    self._fail(tag, error)
+                    continue
+                self._asked[found.request.id] = tag, found
+                yield found.request
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _request(self, line: Line) -> _Found:
+        """A line's request with its media found."""
+        request = to_request(line, self._form, self._options.defaults)
+        held: list[tuple[Any, str]] = []
+
+        def resolve(kind: Any, source: Any) -> Any:
+            held.append((self._resolve(kind, source), short_name(str(source))))
+            return held[-1][0]
+
+        try:
+            return _Found(with_sources(request, resolve), held)
+        except BaseException:
+            for file, _ in held:
+                self._spool.release(file)
+            raise
+
+    def _waited_for(self, future: Future[_Found]) -> _Found:
+        while True:
+            self._require_going_on()
+            try:
+                return future.result(timeout=0.2)
+            except TimeoutError:
+                if future.done():
+                    raise  # its own
+
+    # ── results to records ──
+
+    def _take(self, result: Result) -> None:
+        """Commits a result, and what its request held is given back."""
+        if result.id not in self._asked:
+            raise RuntimeError(f"a result of {result.id!r}, which was not asked or has its result already")
+        if result.error is not None:
+            self._require_going_on()  # perhaps it has failed only because its worker was stopped
+        tag, found = self._asked.pop(result.id)
+        for file, name in found.media:
+            self._spool.release(file)
+            self._media.add(os.fspath(file))
+            if result.error is not None:  # of what the line named, wherever it lies on this machine
+                result = dataclasses.replace(result, error=result.error.replace(os.fspath(file), name))
+        self._summary.videos = len(self._media)
+        self._commit(tag, result, (result.cause or "invalid_request") if result.error is not None else None)
+        self._require_going_on()
+
+    def _fail(self, tag: Tag, error: Exception) -> None:
+        """Commits an error that needed no runner."""
+        self._require_going_on()
+        cause = str(getattr(error, "cause", "invalid_request"))
+        result = Result(id=str(tag.index), finish_reason="error", error=" ".join(str(error).split()))
+        self._commit(tag, result, cause)
+
+    def _commit(self, tag: Tag, result: Result, cause: str | None) -> None:
+        self._ledger.add(tag.index, record(self._form, tag, result, cause, self._facts), cause)
+        summary = self._summary
+        if cause is None:
+            summary.answered += 1
+        else:
+            summary.errors[cause] += 1
+        failed, done = summary.errors.total(), summary.errors.total() + summary.answered
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        self._bar.set_postfix_str(f"{summary.videos / seconds:.2f} media/s, {failed} errors", refresh=False)
+        self._bar.update()
+        if done >= LEAST_LINES and failed > self._options.max_error_rate * done:
+            causes = ", ".join(f"{count} {name}" for name, count in summary.errors.most_common())
+            raise TooManyErrors(
+                f"{failed} of {done} lines have failed ({causes}), more than --max-error-rate "
+                f"{self._options.max_error_rate:g}; the last: {result.error}. What is done is kept: mend the cause and "
+                "run the same command with --retry-errors"
+            )
+
+    # ── signals and the bar ──
+
+    def _require_going_on(self) -> None:
+        if self._signal is not None:
+            self._ledger.flush()
+            raise Stopped(self._signal, self._summary)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end the run between two results: an exception at any place could leave a lock held.
+
+        A second one raises KeyboardInterrupt at once.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, _: Any) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = number
+            if self._options.on_stop is not None:
+                self._options.on_stop()
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def _progress(self) -> Iterator[None]:
+        total, initial = self._summary.lines, self._summary.before
+        with tqdm(total=total, initial=initial, unit="answer", disable=None, smoothing=0.05) as self._bar:
+            yield
