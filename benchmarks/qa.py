@@ -98,9 +98,7 @@ def reference(
     """transformers' `generate`, so many questions at a time; their tokens by id."""
     for start in range(0, len(requests), batch):
         chosen = requests[start : start + batch]
-        inputs = processor(
-            text=[r.prompt for r in chosen], videos=[v for r in chosen for v in r.videos], padding=True
-        )
+        inputs = processor(text=[r.prompt for r in chosen], videos=[v for r in chosen for v in r.videos], padding=True)
         prompt = inputs["input_ids"].shape[1]
         out = model.generate(
             **{name: torch.tensor(value) for name, value in inputs.items()},

@@ -9,14 +9,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests compile much and compute little: a third of the time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+import jax
+import pytest
+
 # The TPU compiler, which the Makefile puts beside the environment: for the processes that compile with it.
 LIBTPU = Path(sys.prefix) / "libtpu"
 if LIBTPU.is_dir():
     sys.path.append(str(LIBTPU))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(LIBTPU)]))
-
-import jax
-import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)  # for meshes
 jax.config.update("jax_default_matmul_precision", "highest")
