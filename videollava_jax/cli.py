@@ -168,6 +168,7 @@ def batch(arguments: argparse.Namespace) -> None:
         model=str(arguments.model),
         facts=_batch_facts(arguments, path, processor.template.name),
         on_stop=stop,
+        grace=10.0,  # machines are given 25 to 30 seconds
     )
     try:
         summary = run_batch(source, output, lambda: _batch_engine(arguments, path, processor, reader), options)

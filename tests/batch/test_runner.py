@@ -1,6 +1,7 @@
 """Jobs from input to output with runners that need no model: resuming, errors, signals, hostile media."""
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.faults.batch import MARK, FakeRunner, asked, committed, marked_processes, run_job, write_job
-from tests.faults.children import Child
+from tests.faults.children import Child, Died
 from tests.media.clips import KINDS, write
 from videollava_jax.batch.formats import Defaults
 from videollava_jax.batch.isolation import IsolatedReader, WorkerLimits
@@ -189,6 +190,33 @@ def _told_when_stopped(place):
         return run_job(place, 0, 0.1), 0
     except Stopped as stopped:
         return str(stopped), stopped.signal
+
+
+def test_a_runner_that_is_busy_is_not_waited_for(tmp_path):
+    """It is told to end in the middle of something long, a compilation say."""
+    write_job(tmp_path / "input.jsonl")
+    child = Child(_busy, tmp_path)
+    while len(committed(tmp_path / "output.jsonl")) < 27:  # 24 lines are bad, and 3 were answered
+        time.sleep(0.02)
+    started = time.monotonic()
+    os.kill(child.pid, signal.SIGTERM)
+    with pytest.raises(Died, match=r"status 143: videollava: stopped by SIGTERM: 27 of 60 lines are done and kept"):
+        child.receive(60)
+    child.close()
+    assert time.monotonic() - started < 20
+    assert run_job(tmp_path, 1).startswith("60 of 60")
+
+
+def _busy(place):
+    class Busy(FakeRunner):
+        def run(self, requests):
+            requests = list(requests)
+            yield from itertools.islice(super().run(requests), 3)
+            time.sleep(60)
+
+    runner = Busy(place / "asked", 0)
+    options = BatchOptions(max_error_rate=1, grace=0.5)
+    run_batch(place / "input.jsonl", place / "output.jsonl", lambda: runner, options)
 
 
 def test_sources_are_named_as_the_line_names_them(tmp_path):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import queue
 import signal
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -54,6 +56,8 @@ class BatchOptions:
       model: as records name it.
       facts: what else makes it this job and no other: a fingerprint of the model, its dtype.
       on_stop: called when the run is told to end, to end what it waits for.
+      grace: seconds after which a run that was told to end, and is busy still (compiling, say), commits what there is
+        and ends this process; None waits for as long as it takes.
     """
 
     form: Form | None = None
@@ -67,6 +71,7 @@ class BatchOptions:
     model: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     on_stop: Callable[[], None] | None = None
+    grace: float | None = None
 
 
 @dataclass
@@ -206,14 +211,20 @@ class _Job:
     def run(self, make_runner: Callable[[], Runner]) -> Summary:
         if self._summary.before == self._summary.lines:
             return self._summary
-        runner = make_runner()
+        with self._signals():
+            runner = make_runner()
+            self._require_going_on()
+            self._run(runner)
+        return self._summary
+
+    def _run(self, runner: Runner) -> None:
         spool = Spool(self._ledger.paths.media)
         self._resolve = Resolver(
             spool, root=self._options.media_root, fetch=self._options.fetch, max_bytes=self._options.max_bytes
         )
         self._spool = spool
         self._started = time.perf_counter()
-        with self._signals(), self._progress():
+        with self._progress():
             results = runner.run(self._requests())
             try:
                 for result in results:
@@ -226,7 +237,6 @@ class _Job:
                 self._summary.seconds = time.perf_counter() - self._started
                 self._ledger.flush()
                 spool.close()
-        return self._summary
 
     # ── lines to requests ──
 
@@ -345,13 +355,36 @@ class _Job:
             self._signal = number
             if self._options.on_stop is not None:
                 self._options.on_stop()
+            told.put(number)
 
+        # Of all that tells another thread something, this alone may be used while the same is under way beneath us.
+        told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        watcher = threading.Thread(target=self._watch, args=[told], name="grace", daemon=True)
+        watcher.start()
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            told.put(None)
+            watcher.join()
+
+    def _watch(self, told: queue.SimpleQueue[int | None]) -> None:
+        """Ends the process when a signal has come and the run has not ended within the grace."""
+        number = told.get()
+        if number is None or self._options.grace is None:
+            return
+        try:
+            told.get(timeout=self._options.grace)
+            return
+        except queue.Empty:
+            pass
+        try:
+            self._ledger.flush()
+            print(f"videollava: {Stopped(number, self._summary)}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(128 + number)
 
     @contextmanager
     def _progress(self) -> Iterator[None]:
