@@ -1,5 +1,6 @@
 """What every test shares: float32 products in full precision, a compilation cache, tolerances."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,15 @@ jax.config.update("jax_num_cpu_devices", 8)  # for meshes
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_module():
+    """Compiled programs go with the module that needed them: thousands of them would use up a process's memory maps,
+    and then LLVM fails or crashes. What another module needs again comes from the cache on the disk."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
