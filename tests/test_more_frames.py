@@ -72,7 +72,7 @@ def test_bfloat16_is_averaged_in_float32():
 
 def test_the_models_features_are_its_own_pooled(tiny_model, tiny_processor):
     pixels = jnp.asarray(tiny_processor(videos=CLIP)["pixel_values_videos"])
-    graph, state = tiny_model._graph, tiny_model._state
+    graph, state = tiny_model.graph, tiny_model.state
     plain = np.asarray(compiled.encode_videos(graph, state, pixels, 1)).reshape(8, 17, -1)
     for pooling, tokens in ((2, 5), (4, 2)):
         pooled = np.asarray(compiled.encode_videos(graph, state, pixels, pooling)).reshape(8, tokens, -1)
@@ -207,7 +207,7 @@ def test_sixteen_frames_are_two_windows_of_eight(original, windowed, pooling):
     pixels = windowed(videos=CLIP, sampling=Uniform(16))["pixel_values_videos"]
 
     def encode(clips):
-        return np.asarray(compiled.encode_videos(original._graph, original._state, jnp.asarray(clips), pooling))
+        return np.asarray(compiled.encode_videos(original.graph, original.state, jnp.asarray(clips), pooling))
 
     whole = encode(pixels)
     halves = np.concatenate([encode(pixels[:, :8]), encode(pixels[:, 8:])], axis=1)
@@ -247,7 +247,7 @@ def test_the_model_refuses_them_before_computing(original, tiny_processor, monke
     for call in (original, original.generate):
         with pytest.raises(ValueError, match=message):
             call(**inputs)
-    model = nnx.merge(original._graph, original._state)
+    model = nnx.merge(original.graph, original.state)
     with pytest.raises(ValueError, match="multiple of 8 frames, got 4"):
         model.encode_videos(jnp.zeros((2, 4, 56, 56, 3)))
 
