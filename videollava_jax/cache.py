@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from videollava_jax.attention import KeysValues
 from videollava_jax.layers import quantized
-from videollava_jax.sharding import like, spec_of
+from videollava_jax.sharding import like, resharded, spec_of
 
 
 @jax.tree_util.register_dataclass
@@ -181,14 +181,14 @@ def empty_tail(prefix: PrefixCache, rows: int, slots: int, dtype: DTypeLike, *, 
     def zeros(x: jax.Array) -> jax.Array:
         _, K, _, H = x.shape
         G, heads, *_ = spec_of(x)
-        return jnp.zeros((slots, rows, K, H), dtype, out_sharding=like(x, None, G, heads, None))
+        return resharded(jnp.zeros((slots, rows, K, H), dtype), like(x, None, G, heads, None))
 
     layers = tuple(KeysValues(zeros(kv.keys), zeros(kv.values), order="SGKH") for kv in prefix.layers)
     batch = spec_of(prefix.length_G)
     per_row = like(prefix.length_G, *batch)
     return TailCache(
         layers=layers,
-        valid_BS=jnp.zeros((rows, slots), bool, out_sharding=like(prefix.length_G, *batch, None)),
+        valid_BS=resharded(jnp.zeros((rows, slots), bool), like(prefix.length_G, *batch, None)),
         next_position_B=jnp.repeat(prefix.length_G, rows // prefix.places, out_sharding=per_row),
         next_slot=jnp.asarray(question, jnp.int32),
         question=question,

@@ -29,7 +29,7 @@ from videollava_jax.config import TextConfig
 from videollava_jax.generate import Answers, Graph, Vocabulary, with_next_token
 from videollava_jax.model import VideoLlava
 from videollava_jax.sampling import Sampling
-from videollava_jax.sharding import Placement, like, put, spec_of, whole
+from videollava_jax.sharding import Placement, like, put, resharded, spec_of, whole
 
 
 @dataclass(frozen=True)
@@ -304,6 +304,7 @@ def _take(x: jax.Array, parts: int, column: jax.Array) -> jax.Array:
 def _put(x: jax.Array, new: jax.Array, parts: int, column: jax.Array) -> jax.Array:
     """[G, …] with [W, 1, …] in the places of a column."""
     columns = _by_column(x, parts)
+    new = resharded(new, like(columns, *spec_of(columns)))
     return jax.lax.dynamic_update_slice_in_dim(columns, new, column, axis=1).reshape(
         x.shape, out_sharding=like(x, *spec_of(x))
     )
@@ -320,5 +321,6 @@ def _put_rows(
     filled = filled_E.reshape(parts, rows, out_sharding=like(old, *spec_of(old)[axis : axis + 2]))
     filled = filled.reshape(*(1,) * axis, parts, rows, *(1,) * (old.ndim - axis - 2))
     mixed = jnp.where(filled, new, old)
-    updated: jax.Array = jax.lax.dynamic_update_index_in_dim(split, mixed, column, axis=axis + 1)
+    mixed = resharded(jnp.expand_dims(mixed, axis + 1), like(split, *spec_of(split)))
+    updated: jax.Array = jax.lax.dynamic_update_slice_in_dim(split, mixed, column, axis=axis + 1)
     return updated.reshape(x.shape, out_sharding=like(x, *spec_of(x)))
