@@ -190,7 +190,7 @@ def tpu_devices(name: str) -> list[Any]:
             f"{_NAMES.get(chip, chip)}:{sizes}", platform="tpu", **_OPTIONS.get(chip, {})
         )
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-        raise ValueError(f"topology {name!r}: the TPU compiler refuses it: {_first_line(error)}") from None
+        raise ValueError(f"topology {name!r}: the TPU compiler refuses it: {_first_line(error)}") from error
     return list(described.devices)
 
 

@@ -108,11 +108,6 @@ class Placement:
         """The sharding of the scales [B, K, S] of int8 keys or values."""
         return self._named("batch" if rows % self.data == 0 else None, *CACHE_AXES[1:3])
 
-    @property
-    def whole(self) -> NamedSharding:
-        """The sharding of what every device holds."""
-        return self._named()
-
     def _axes(self, name: str, rank: int) -> tuple[str | None, ...]:
         if not name.startswith(("language_model.", "lm_head.")):
             return ()
