@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_cudnn_is_asked_for_what_the_reference_gives(case: Case):
     """Everything but the kernel itself: JAX answers the same call by other means where there is no GPU."""
     case = dataclasses.replace(case, dtype="float32")
     q, kv, mask = case.arrays()
-    operands = kernels.Operands(q, kv.keys, kv.values, None, None, mask, "GSKH", case.offset())
+    operands = kernels.Operands(q, kv.keys, kv.values, None, None, mask, None, "GSKH", case.offset())
     with pytest.MonkeyPatch.context() as patch:
         asked = functools.partial(_without_cudnn, jax.nn.dot_product_attention)
         patch.setattr(jax.nn, "dot_product_attention", asked)
@@ -188,18 +189,19 @@ def _without_cudnn(attend, q, k, v, *, mask, is_causal, implementation):  # type
 def test_decode_in_several_blocks(decode, case: Case):
     """Slots that do not fill the last block, and blocks in which nothing is seen."""
     q, kv, mask = case.arrays()
-    operands = kernels.Operands(q, kv.keys, kv.values, kv.key_scale, kv.value_scale, mask, "GKSH")
+    operands = kernels.Operands(q, kv.keys, kv.values, kv.key_scale, kv.value_scale, mask, None, "GKSH")
     run = jax.jit(lambda q: decode(dataclasses.replace(operands, q_BTNH=q), interpret=True))
     out_BTNH, lse_BTN = run(q)
     check(case, out_BTNH, truth(q, kv, mask, None), lse_BTN)
 
 
+@pytest.mark.parametrize("implementation", ["splash", "by_head"])
 @pytest.mark.parametrize("causal", [None, 0, 200])
-def test_splash_in_several_blocks(causal: int | None):
+def test_in_several_blocks(implementation: Implementation, causal: int | None):
     case = Case(1, 1, 1100, 1, 2, 1300, 64, "GSKH", "float32", False, "left", causal, False, 4)
     q, kv, mask = case.arrays()
     named = dict(key_mask_GS=mask, causal_offset=causal)
-    part = jax.jit(lambda q: partial_attention(q, kv, **named, implementation="splash"))(q)
+    part = jax.jit(lambda q: partial_attention(q, kv, **named, implementation=implementation))(q)
     check(case, part.out_BTNH, truth(q, kv, mask, causal), part.lse_BTN)
 
 
@@ -226,24 +228,67 @@ def vars_of(kv: KeysValues) -> tuple[jax.Array, jax.Array]:
     return kv.keys, kv.values
 
 
-def test_splash_has_the_gradient_of_the_reference():
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("implementation", ["blocked", "splash", "by_head"])
+def test_gradients_are_those_of_the_reference(implementation: Implementation, packed: bool):
     rng = np.random.default_rng(2)
     q, k, v, out = (jnp.asarray(rng.normal(size=(2, 150, n, 64)), jnp.float32) for n in (4, 2, 2, 4))
     mask = jnp.arange(150) >= jnp.asarray([[0], [23]])
+    seen = dict(segments_GS=segments(2, 150)) if packed else dict(key_mask_GS=mask)
 
     def loss(implementation: Implementation, *qkv: jax.Array) -> jax.Array:
-        got = attention(qkv[0], KeysValues(*qkv[1:]), key_mask_GS=mask, causal_offset=0, implementation=implementation)
+        got = attention(qkv[0], KeysValues(*qkv[1:]), **seen, causal_offset=0, implementation=implementation)
         return jnp.where(mask[..., None, None], got * out, 0).sum()
 
-    ours, theirs = (jax.grad(functools.partial(loss, name), (0, 1, 2))(q, k, v) for name in ("splash", "reference"))
+    ours, theirs = (
+        jax.grad(functools.partial(loss, name), (0, 1, 2))(q, k, v) for name in (implementation, "reference")
+    )
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=SELF, atol=SELF)
 
 
-@pytest.mark.parametrize("implementation", ["splash", "decode_tpu", "decode_gpu"])
+def segments(rows: int, tokens: int) -> jax.Array:
+    """Three sequences a row and padding behind them, cut at other places in every row."""
+    cuts = np.sort(np.random.default_rng(5).integers(1, tokens, (rows, 3)), axis=1)
+    found = (np.arange(tokens) >= cuts[:, :, None]).sum(1) + 1
+    return jnp.asarray(np.where(found > 3, 0, found), jnp.int32)
+
+
+@pytest.mark.parametrize("causal", [None, 0])
+@pytest.mark.parametrize("implementation", ["reference", "blocked", "splash", "by_head", "cudnn"])
+def test_packed_sequences_do_not_see_each_other(implementation: Implementation, causal: int | None, monkeypatch):
+    """Each sequence of a row of 600 tokens has the output that it has alone."""
+    rng = np.random.default_rng(6)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 600, n, 64)), jnp.float32) for n in (4, 2, 2))
+    found, packed = np.asarray(segments(2, 600)), segments(2, 600)
+    if implementation == "cudnn":  # everything but the kernel itself
+        monkeypatch.setattr(
+            jax.nn, "dot_product_attention", functools.partial(_without_cudnn, jax.nn.dot_product_attention)
+        )
+        got = cudnn.attend(kernels.Operands(q, k, v, None, None, None, packed, "GSKH", causal))
+    else:
+        run = functools.partial(attention, causal_offset=causal, implementation=implementation)
+        got = jax.jit(lambda q: run(q, KeysValues(k, v), segments_GS=packed))(q)
+    assert np.isfinite(got).all()
+    for row, segment in itertools.product(range(2), (1, 2, 3)):
+        (here,) = np.nonzero(found[row] == segment)
+        q1, k1, v1 = (x[row : row + 1, here] for x in (q, k, v))
+        alone = attention(q1, KeysValues(k1, v1), causal_offset=causal, implementation="reference")
+        np.testing.assert_allclose(got[row, here], alone[0], rtol=SELF, atol=SELF)
+
+
+def test_segments_beside_a_mask_or_of_another_shape_are_refused():
+    q = jnp.zeros((2, 4, 2, 64))
+    for changed in (dict(key_mask_GS=jnp.ones((2, 4), bool)), dict(segments_GS=jnp.ones((2, 5), jnp.int32))):
+        with pytest.raises(ValueError, match=r"segments: expected \[2, 4\]"):
+            attention(q, KeysValues(q, q), **{"segments_GS": jnp.ones((2, 4), jnp.int32), **changed})
+
+
+@pytest.mark.parametrize("implementation", ["splash", "decode_tpu", "decode_gpu", "by_head"])
 @pytest.mark.parametrize("jit", [False, True])
 def test_each_device_attends_to_its_rows_and_heads(implementation: Implementation, jit: bool):
-    case = Case(2, 3, 4, 4, 2, 70, 64, "GKSH", "float32", implementation != "splash", "some", None, False, 3)
+    int8 = implementation != "splash"
+    case = Case(2, 3, 4, 4, 2, 70, 64, "GKSH", "float32", int8, "some", None, False, 3)
     q, kv, mask = case.arrays()
     expected = truth(q, kv, mask, None)
     mesh = make_mesh(2, 4)
@@ -317,7 +362,9 @@ def test_the_choice(monkeypatch):
         assert chips(T=1, S=2112, dtype="bfloat16", lse=True, order="GKSH") is None
         assert chips(**after, keys="int8") is None
     assert tpu(T=640, S=640, dtype="bfloat16", causal_offset=np.int32(0)) is None
-    assert on("cpu", "cpu", **prefill, dtype="float32") is None
+    # A CPU: head by head from so many queries on.
+    assert on("cpu", "cpu", **prefill, dtype="float32") == on("cpu", "cpu", **after) == "by_head"
+    assert on("cpu", "cpu", T=257, S=257, dtype="float32") is None
 
 
 @pytest.mark.usefixtures("one_pass")
@@ -399,7 +446,7 @@ def test_decode_kernels_lower_without_their_devices(
     """The model's own shapes: Pallas' own rules accept the kernel. What a compiler makes of it is tested elsewhere."""
     case = Case(1, 25, 1, 2, 1, 2112, 128, "GKSH", dtype, int8, "some", None, False, 0)
     q, kv, mask = case.arrays()
-    operands = kernels.Operands(q, kv.keys, kv.values, kv.key_scale, kv.value_scale, mask, "GKSH")
+    operands = kernels.Operands(q, kv.keys, kv.values, kv.key_scale, kv.value_scale, mask, None, "GKSH")
     device = AbstractDevice(device_kind=kind, num_cores=None, platform="gpu" if platform == "cuda" else platform)
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
         lowered = jax.jit(decode).trace(operands).lower(lowering_platforms=(platform,))

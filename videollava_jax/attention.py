@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from videollava_jax import kernels
 from videollava_jax.sharding import like, spec_of
 
-Implementation = Literal["reference", "blocked", "cudnn", "splash", "decode_tpu", "decode_gpu"]
+Implementation = Literal["reference", "blocked", "cudnn", "splash", "decode_tpu", "decode_gpu", "by_head"]
 Order = Literal["GSKH", "GKSH", "SGKH"]
 
 QUERY_BLOCK = 512
@@ -88,6 +88,7 @@ def attention(
     *,
     key_mask_GS: jax.Array | None = None,
     causal_offset: int | jax.Array | None = None,
+    segments_GS: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention, with grouped heads and with keys that rows share.
@@ -108,6 +109,8 @@ def attention(
         B = G for a row each.
       key_mask_GS: bool, which keys hold a token; None for all.
       causal_offset: the key index that the first query stands at; None to see in both directions.
+      segments_GS: int32, of sequences that are packed into rows of one length, T = S and B = G: tokens of a row see
+        those of their own segment alone. In the place of a mask, with padding as a segment of its own.
       implementation: None chooses by shape, dtype and the platform of the operands' mesh. `"reference"` makes all the
         scores at once, T × S of them a head; `"blocked"` makes those of 512 queries at a time, and only up to the
         diagonal where that is static. The others are kernels (`videollava_jax.kernels`), which never keep the scores.
@@ -118,7 +121,7 @@ def attention(
     Raises:
       ValueError: the named implementation does not take these arguments, or there is none of that name.
     """
-    out_BTNH, _ = _by(implementation, q_BTNH, kv, key_mask_GS, causal_offset, lse=False)
+    out_BTNH, _ = _by(implementation, q_BTNH, kv, key_mask_GS, causal_offset, segments_GS, lse=False)
     return out_BTNH.astype(q_BTNH.dtype)
 
 
@@ -134,7 +137,7 @@ def partial_attention(
 
     Kernels have no gradient here.
     """
-    out_BTNH, lse_BTN = _by(implementation, q_BTNH, kv, key_mask_GS, causal_offset, lse=True)
+    out_BTNH, lse_BTN = _by(implementation, q_BTNH, kv, key_mask_GS, causal_offset, None, lse=True)
     assert lse_BTN is not None
     return Part(out_BTNH.astype(jnp.float32), lse_BTN)
 
@@ -145,20 +148,29 @@ def _by(
     kv: KeysValues,
     key_mask_GS: jax.Array | None,
     causal_offset: int | jax.Array | None,
+    segments_GS: jax.Array | None,
     *,
     lse: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Attention by the named implementation, or the one that is chosen; without `lse` its second result may be None."""
+    B, T = q_BTNH.shape[:2]
+    if segments_GS is not None and (
+        key_mask_GS is not None or segments_GS.shape != (B, T) or (B, T) != (kv.rows, kv.slots)
+    ):
+        raise ValueError(
+            f"segments: expected [{B}, {T}], as the queries are, the same for the keys and no mask beside them; got "
+            f"{segments_GS.shape} for {kv.rows} rows of {kv.slots} keys{'' if key_mask_GS is None else ' and a mask'}"
+        )
     operands = kernels.Operands(
-        q_BTNH, kv.keys, kv.values, kv.key_scale, kv.value_scale, key_mask_GS, kv.order, causal_offset
+        q_BTNH, kv.keys, kv.values, kv.key_scale, kv.value_scale, key_mask_GS, segments_GS, kv.order, causal_offset
     )
     if implementation is None:
         plain: Implementation = "blocked" if q_BTNH.shape[1] > QUERY_BLOCK else "reference"
         implementation = kernels.best(operands, lse=lse) or plain
     if implementation == "reference":
-        return _reference(q_BTNH, kv, key_mask_GS, causal_offset)
+        return _reference(q_BTNH, kv, key_mask_GS, causal_offset, segments_GS, segments_GS)
     if implementation == "blocked":
-        return _blocked(q_BTNH, kv, key_mask_GS, causal_offset)
+        return _blocked(q_BTNH, kv, key_mask_GS, causal_offset, segments_GS)
     if implementation not in get_args(Implementation):
         raise ValueError(
             f"attention implementation: expected one of {', '.join(get_args(Implementation))}, got {implementation!r}"
@@ -179,7 +191,12 @@ def merged(first: Part, second: Part) -> jax.Array:
 
 
 def _reference(
-    q_BTNH: jax.Array, kv: KeysValues, key_mask_GS: jax.Array | None, causal_offset: int | jax.Array | None
+    q_BTNH: jax.Array,
+    kv: KeysValues,
+    key_mask_GS: jax.Array | None,
+    causal_offset: int | jax.Array | None,
+    query_segments_BT: jax.Array | None,
+    key_segments_GS: jax.Array | None,
 ) -> Part:
     B, T, N, H = q_BTNH.shape
     G, S, K = kv.rows, kv.slots, kv.keys.shape[kv.order.index("K")]
@@ -201,6 +218,9 @@ def _reference(
     if causal_offset is not None:
         query_Q = jnp.tile(jnp.arange(T), B // G)
         scores = jnp.where(jnp.arange(S)[None, :] <= causal_offset + query_Q[:, None], scores, MASKED)
+    if query_segments_BT is not None and key_segments_GS is not None:
+        same_GQS = query_segments_BT[:, :, None] == key_segments_GS[:, None, :]
+        scores = jnp.where(same_GQS[:, None, None], scores, MASKED)
     top = scores.max(axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     total_GKnQ = weights.sum(axis=-1)
@@ -225,7 +245,11 @@ def _as_GKS(scale: jax.Array, order: Order) -> jax.Array:
 
 
 def _blocked(
-    q_BTNH: jax.Array, kv: KeysValues, key_mask_GS: jax.Array | None, causal_offset: int | jax.Array | None
+    q_BTNH: jax.Array,
+    kv: KeysValues,
+    key_mask_GS: jax.Array | None,
+    causal_offset: int | jax.Array | None,
+    segments_GS: jax.Array | None,
 ) -> Part:
     T, S = q_BTNH.shape[1], kv.slots
     parts = []
@@ -239,6 +263,8 @@ def _blocked(
                 kv.first(seen),
                 None if key_mask_GS is None else key_mask_GS[:, :seen],
                 None if causal_offset is None else causal_offset + start,
+                None if segments_GS is None else segments_GS[:, start:stop],
+                None if segments_GS is None else segments_GS[:, :seen],
             )
         )
     return Part(*(jnp.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)))

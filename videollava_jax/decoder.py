@@ -31,6 +31,7 @@ class Context:
       causal: False where the mask alone says what is seen: the slots of a ring are in no order.
       prefix: keys and values of G rows before all of these, each shared by B / G neighbouring rows.
       prefix_mask_GS: bool, which of them hold a token.
+      segments_BT: int32, of sequences packed into rows: tokens see those of their own segment. None for one a row.
     """
 
     mask_BS: jax.Array | None = None
@@ -39,6 +40,7 @@ class Context:
     causal: bool = True
     prefix: KeysValues | None = None
     prefix_mask_GS: jax.Array | None = None
+    segments_BT: jax.Array | None = None
 
 
 ALONE = Context()
@@ -71,7 +73,9 @@ class LlamaAttention(nnx.Module):
         own = new if context.past is None else written(context.past, new, context.slot)
         offset = context.slot if context.causal else None
         if context.prefix is None:
-            out_BTNH = attention(q_BTNH, own, key_mask_GS=context.mask_BS, causal_offset=offset)
+            out_BTNH = attention(
+                q_BTNH, own, key_mask_GS=context.mask_BS, causal_offset=offset, segments_GS=context.segments_BT
+            )
         else:
             out_BTNH = merged(
                 partial_attention(q_BTNH, context.prefix, key_mask_GS=context.prefix_mask_GS),

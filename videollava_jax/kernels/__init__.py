@@ -4,6 +4,7 @@
     splash       TPUs          many queries: prefill, and questions on a prefix
     decode_tpu   TPUs          few queries on a shared prefix, int8 or float
     decode_gpu   NVIDIA GPUs   the same
+    by_head      CPUs          many queries, anything; no kernel, but split over devices as they are
 
 Each gives what the reference gives, and none is ever needed. Pallas is imported when a kernel is first used.
 """
@@ -19,17 +20,25 @@ from videollava_jax.kernels.operands import Operands, per_device, platform_of
 
 __all__ = ["Kernel", "Operands", "best", "platform_of", "refusal", "run"]
 
-Kernel = Literal["cudnn", "splash", "decode_tpu", "decode_gpu"]
+Kernel = Literal["cudnn", "splash", "decode_tpu", "decode_gpu", "by_head"]
 
 CUDNN_QUERIES = 128
 """From here on cuDNN is chosen: its tiles are of 128 queries, and the scores of fewer are small."""
 SPLASH_QUERIES = 512
 """From here on splash is chosen: below, the scores fit the fast memory and whole blocks would be mostly filling."""
+BY_HEAD_QUERIES = 512
+"""From here on attention goes head by head on a CPU: the scores of fewer fit its caches together."""
 FEW_QUERIES = {"decode_tpu": 256, "decode_gpu": 64}
 """The most queries of one key head, rows × T × N / K, that a decode kernel keeps in fast memory."""
 # All that the TPU compiler takes for products of bfloat16 in a kernel; one pass makes them exact.
 _ONE_PASS = (None, "default", "fastest", "bfloat16")
-_PLATFORMS = {"cudnn": ("gpu",), "splash": ("tpu", "cpu"), "decode_tpu": ("tpu", "cpu"), "decode_gpu": ("gpu", "cpu")}
+_PLATFORMS = {
+    "cudnn": ("gpu",),
+    "splash": ("tpu", "cpu"),
+    "decode_tpu": ("tpu", "cpu"),
+    "decode_gpu": ("gpu", "cpu"),
+    "by_head": ("cpu",),
+}
 
 
 def best(operands: Operands, *, lse: bool) -> Kernel | None:
@@ -45,6 +54,8 @@ def best(operands: Operands, *, lse: bool) -> Kernel | None:
         return "cudnn" if _has_flash_attention() else None
     if platform == "tpu" and queries >= SPLASH_QUERIES and refusal("splash", operands, lse=lse) is None:
         return "splash"
+    if platform == "cpu" and queries > BY_HEAD_QUERIES and refusal("by_head", operands, lse=lse) is None:
+        return "by_head"
     return None
 
 
@@ -55,6 +66,8 @@ def refusal(kernel: Kernel, operands: Operands, *, lse: bool) -> str | None:
         return f"runs on {' or '.join(_PLATFORMS[kernel])}, and this program is for {platform}"
     if not operands.split_alike:
         return "needs rows and heads of all arrays split over the same explicit axes of a mesh, and nothing else split"
+    if kernel == "by_head":
+        return None
     if kernel in ("cudnn", "splash") and not operands.q_BTNH.dtype == operands.keys.dtype == operands.values.dtype:
         return f"takes keys in the dtype of the queries, {operands.q_BTNH.dtype}, not {operands.keys.dtype}"
     if kernel == "cudnn":
@@ -93,6 +106,10 @@ def run(kernel: Kernel, operands: Operands, *, lse: bool) -> tuple[jax.Array, ja
             from videollava_jax.kernels import decode_tpu
 
             return decode_tpu.decode(operands, interpret=interpret)
+        if kernel == "by_head":
+            from videollava_jax.kernels import by_head
+
+            return by_head.attend(operands)
         from videollava_jax.kernels import decode_gpu
 
         return decode_gpu.decode(operands, interpret=interpret)
@@ -129,8 +146,8 @@ def _decode_refusal(kernel: Kernel, operands: Operands) -> str | None:
     H = operands.size("H")
     if operands.order != "GKSH":
         return f'takes keys in order "GKSH", not "{operands.order}"'
-    if operands.causal_offset is not None:
-        return "has no causal rule"
+    if operands.causal_offset is not None or operands.segments_GS is not None:
+        return "has no causal rule and no segments"
     if queries > FEW_QUERIES[kernel]:
         return f"takes up to {FEW_QUERIES[kernel]} queries on each key head, not {queries}"
     if kernel == "decode_gpu" and (H < 16 or H & (H - 1)):

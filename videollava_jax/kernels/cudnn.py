@@ -45,6 +45,9 @@ def _mask(operands: Operands, *, with_causal_rule: bool) -> jax.Array | None:
         query_Q = operands.causal_offset + jnp.tile(jnp.arange(T), Q // T)
         seen = jnp.arange(S) <= query_Q[:, None]
         mask = seen[None, None] if mask is None else mask & seen
+    if operands.segments_GS is not None:
+        same = (operands.segments_GS[:, :, None] == operands.segments_GS[:, None, :])[:, None]
+        mask = same if mask is None else mask & same
     return None if mask is None else jnp.broadcast_to(mask, (G, 1, Q, S))
 
 

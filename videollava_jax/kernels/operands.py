@@ -27,6 +27,7 @@ class Operands:
       keys, values: four axes in `order`.
       key_scale, value_scale: float32, the first three of these axes, of int8 keys and values; None for floats.
       mask_GS: bool, which keys hold a token; None for all.
+      segments_GS: int32, of packed rows, T = S and B = G: queries see the keys of their own segment. None for one.
       order: of the axes of keys and values: "GSKH", "GKSH" or "SGKH".
       causal_offset: the key index that the first query stands at, a number or a traced one; None: no causal rule.
     """
@@ -37,6 +38,7 @@ class Operands:
     key_scale: jax.Array | None = None
     value_scale: jax.Array | None = None
     mask_GS: jax.Array | None = None
+    segments_GS: jax.Array | None = None
     order: str = field(default="GSKH", metadata={"static": True})
     causal_offset: Any = field(default=None, metadata={"static": True})
 
@@ -62,7 +64,7 @@ class Operands:
         arrays = [(x, self.order) for x in (self.keys, self.values, self.key_scale, self.value_scale)]
         return (T, H) == (None, None) and all(
             x is None or spec_of(x) == tuple(axes[letter] for letter in order[: x.ndim])
-            for x, order in [*arrays, (self.mask_GS, "GS")]
+            for x, order in [*arrays, (self.mask_GS, "GS"), (self.segments_GS, "GS")]
         )
 
     @property

@@ -39,10 +39,7 @@ def attend(operands: Operands, *, lse: bool, interpret: bool = False) -> tuple[j
     # Rows that share keys stand side by side, as in the reference.
     q_GNQH = _filled(jnp.einsum("GQNH->GNQH", (q_BTNH * H**-0.5).reshape(G, Q, N, H)), 2, block_q)
     keys, values = (_filled(jnp.einsum(f"{order}->GKSH", x), 2, block_s) for x in (operands.keys, operands.values))
-    mask_GS = jnp.ones((G, S), bool) if operands.mask_GS is None else operands.mask_GS
-    segments = splash.SegmentIds(
-        jnp.ones((G, q_GNQH.shape[2]), jnp.int32), _filled(mask_GS.astype(jnp.int32), 1, block_s)
-    )
+    segments = _segments(operands, q_GNQH.shape[2], keys.shape[2])
     shape = q_GNQH.shape[2], keys.shape[2]
     seen = masks.FullMask(shape) if operands.causal_offset is None else masks.CausalMask(shape, operands.causal_offset)
     kernel = splash.make_splash_mha(
@@ -53,13 +50,27 @@ def attend(operands: Operands, *, lse: bool, interpret: bool = False) -> tuple[j
         save_residuals=lse,
         interpret=interpret,
     )
-    unfilled = operands.mask_GS is None and keys.shape[2] == S
-    found = jax.vmap(kernel)(q_GNQH, keys, values, None if unfilled else segments)
+    found = jax.vmap(kernel)(q_GNQH, keys, values, segments)
     out_GNQH, lse_GNQ = (found[0], found[1][0]) if lse else (found, None)
     out_BTNH = jnp.einsum("GNQH->GQNH", out_GNQH[:, :, :Q]).reshape(B, T, N, H)
     if lse_GNQ is None:
         return out_BTNH, None
     return out_BTNH, jnp.einsum("GNQ->GQN", lse_GNQ[:, :, :Q]).reshape(B, T, N)
+
+
+def _segments(operands: Operands, Q: int, S: int) -> splash.SegmentIds | None:
+    """Which keys the queries see, both filled up to Q and S; None for all. A mask is two segments: 1 is seen."""
+    G, held = operands.size("G"), operands.size("S")
+    if operands.segments_GS is not None:
+        keys_GS = operands.segments_GS
+        queries_GQ = jnp.pad(keys_GS, ((0, 0), (0, Q - held)), constant_values=-1)
+    elif operands.mask_GS is None and S == held:
+        return None
+    else:
+        keys_GS = jnp.ones((G, held), jnp.int32) if operands.mask_GS is None else operands.mask_GS.astype(jnp.int32)
+        queries_GQ = jnp.ones((G, Q), jnp.int32)
+    # What is filled is a segment of its own, which no token is in.
+    return splash.SegmentIds(queries_GQ, jnp.pad(keys_GS, ((0, 0), (0, S - held)), constant_values=-1))
 
 
 def block_of(length: int, dtype: DTypeLike) -> int:
