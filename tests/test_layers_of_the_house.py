@@ -57,6 +57,7 @@ ORDER = (
     "programs",
     "plan",
     "plan_report",
+    "training",
     "cli",
 )
 # What prepares inputs runs where there is no JAX, and starts without waiting for it.

@@ -45,6 +45,10 @@ _DECODER_AXES: dict[str, tuple[str | None, ...]] = {
 }
 """Logical axes of the decoder's parameters, by the end of their names; biases and scales go with the first axis."""
 
+STACKED = ".*."
+"""In the name of a parameter that stands for all layers: `language_model.layers.*.mlp.up_proj.weight`, the layers along
+its first axis, as training scans over them."""
+
 CACHE_AXES: tuple[str | None, ...] = ("batch", "heads", None, None)
 """Logical axes of keys and values [B, K, S, H]."""
 
@@ -95,6 +99,22 @@ class Placement:
         """The sharding of a parameter, by its name."""
         return self._named(*self._axes(name, len(shape)))
 
+    def stored(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
+        """The sharding of a parameter that training keeps, with its gradient and its moments, in equal parts on all
+        devices: over `tensor` as `parameter` says, and over `data` along the longest axis that is whole and splits."""
+        spec = list(self.parameter(name, shape).spec)
+        spec += [None] * (len(shape) - len(spec))
+        first = int(STACKED in name)
+        whole_axes = [i for i in range(first, len(shape)) if spec[i] is None and shape[i] % self.data == 0]
+        if whole_axes and len(shape) > first + 1:  # vectors are small, and every layer needs them whole
+            spec[max(whole_axes, key=lambda i: shape[i])] = DATA
+        return _named(self.mesh, *spec)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of what every device holds whole."""
+        return self._named()
+
     def batch(self, rows: int, rank: int = 1) -> NamedSharding:
         """The sharding of an array whose first axis is a batch of so many rows: split if the parts are equal."""
         first = "batch" if rows % self.data == 0 else None
@@ -111,8 +131,13 @@ class Placement:
     def _axes(self, name: str, rank: int) -> tuple[str | None, ...]:
         if not name.startswith(("language_model.", "lm_head.")):
             return ()
-        stem, _, last = name.rpartition(".")
-        axes = _DECODER_AXES.get(f"{stem.rpartition('.')[2]}.weight", ())
+        if STACKED in name:
+            return (None, *self._axes(name.replace(STACKED, ".0."), rank - 1))
+        *_, module, last = name.split(".")
+        if module in ("lora_A", "lora_B"):  # [rank, in] and [out, rank] beside a weight [out, in]
+            out, into = (*_DECODER_AXES.get(f"{name.split('.')[-3]}.weight", ()), None, None)[:2]
+            return (None, into) if module == "lora_A" else (out, None)
+        axes = _DECODER_AXES.get(f"{module}.weight", ())
         return axes[:rank] if last == "weight" else axes[:1]
 
     def _named(self, *axes: str | None) -> NamedSharding:

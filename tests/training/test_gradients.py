@@ -1,0 +1,327 @@
+"""Loss and gradients against transformers, PEFT and PyTorch's autograd; the same whatever the layout, chunk or mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.parity.reference import Batch, assert_close, hf_config, logits, ours, sharp_hf_model, weights_of
+from tests.tolerances import SELF
+from tests.training.rows import drawn, packed
+from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.model import abstract_model, named_parameters
+from videollava_jax.sharding import Placement, make_mesh
+from videollava_jax.training.lora import Lora, initial_lora, is_lora
+from videollava_jax.training.model import TrainingModel
+from videollava_jax.training.optimizer import Optimizer, Rates
+from videollava_jax.training.parameters import Parameters, placed, stack, unstack
+from videollava_jax.training.step import Trainer
+
+GRADIENT = 1e-6
+"""float32: absolute, on gradients of a mean loss, whose largest are near 1."""
+MEDIA = ["v", "iv", "i", "", "vi", "ii"]
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one key head, biases, tied": dict(
+        text={"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        tie_word_embeddings=True,
+    ),
+    "two feature layers, full": dict(vision_feature_layer=[-2, 1], vision_feature_select_strategy="full"),
+}
+EVERYTHING = Rates(projector=1.0, decoder=1.0, image_tower=1.0, video_tower=1.0)
+
+
+def model_of(config: VideoLlavaConfig, **changes: Any) -> TrainingModel:
+    return TrainingModel(config, mean=(0, 0, 0), std=(1, 1, 1), **{"loss_chunk": 24, **changes})
+
+
+def gradients(model: TrainingModel, parameters: Parameters, rates: Rates, *batches: Any) -> tuple[float, Parameters]:
+    """The mean loss of micro-batches together, and its gradients by the model's names."""
+    trainer = Trainer(model, Optimizer().build(rates, 10))
+    trained = {name: value for name, value in parameters.items() if rates.trains(name)}
+    frozen = {name: value for name, value in parameters.items() if name not in trained}
+    sums = trainer.no_sums(trained)
+    for i, batch in enumerate(batches):
+        sums = trainer.accumulate(sums, trained, frozen, batch, jnp.int32(0), jnp.int32(i))
+    tokens = sums.loss.tokens
+    return float(sums.loss.loss / tokens), unstack({name: value / tokens for name, value in sums.gradients.items()})
+
+
+@pytest.fixture(scope="module")
+def whole(torch):
+    """A random model of transformers, our configuration, its weights by our names, and drawn samples."""
+    model = sharp_hf_model(torch, hf_config())
+    config = VideoLlavaConfig.from_hf(model.config)
+    rng = np.random.default_rng(0)
+    return model, config, weights_of(model), [drawn(config, rng, media) for media in MEDIA]
+
+
+def parameters_of(weights: dict[str, np.ndarray], placement: Placement | None = None) -> Parameters:
+    return stack({name: jnp.asarray(value) for name, value in weights.items()}, placement)
+
+
+def torch_loss(torch: Any, model: Any, samples: list[Any]) -> Any:
+    """The mean over all targets of all samples, each run alone: transformers' loss of a batch without padding."""
+    counts = [int((sample.labels[1:] != -100).sum()) for sample in samples]
+    losses = [model(**sample.for_torch(torch)).loss * count for sample, count in zip(samples, counts, strict=True)]
+    return torch.stack(losses).sum() / sum(counts)
+
+
+def torch_gradients(model: Any) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix("model."): value.grad.numpy()
+        for name, value in model.named_parameters()
+        if value.grad is not None
+    }
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_loss_and_every_gradient_are_transformers(torch, name):
+    model = sharp_hf_model(torch, hf_config(**CONFIGURATIONS[name]))
+    config = VideoLlavaConfig.from_hf(model.config)
+    rng = np.random.default_rng(1)
+    samples = [drawn(config, rng, media) for media in MEDIA]
+    expected = torch_loss(torch, model, samples)
+    expected.backward()
+    theirs = torch_gradients(model)
+
+    training = model_of(config)
+    batch = packed(config, [samples[:2], samples[2:]], 80)
+    loss, mine = gradients(training, parameters_of(weights_of(model)), EVERYTHING, batch)
+    assert_close(loss, expected.item(), GRADIENT)
+    for key, value in mine.items():
+        # What no token passes through (the layers behind the selected one) has no gradient there and zeros here.
+        assert_close(value, theirs.get(key, np.zeros_like(value)), GRADIENT)
+    assert theirs.keys() <= mine.keys()
+    assert {key for key, value in mine.items() if np.any(value)} == {key for key, v in theirs.items() if np.any(v)}
+
+
+def test_a_trained_part_has_the_gradients_it_has_among_all(whole):
+    _, config, weights, samples = whole
+    batch = packed(config, [samples[:3], samples[3:]], 80)
+    training, parameters = model_of(config), parameters_of(weights)
+    everything = gradients(training, parameters, EVERYTHING, batch)[1]
+    for group in ("projector", "decoder", "video_tower"):
+        rates = Rates(**{group: 1.0})
+        mine = gradients(training, parameters, rates, batch)[1]
+        assert mine.keys() == {name for name in everything if rates.trains(name)}
+        for name, value in mine.items():
+            assert_close(value, everything[name], GRADIENT)
+
+
+def test_lora_is_pefts(torch, whole):
+    peft = pytest.importorskip("peft", reason="the comparison with live PEFT needs peft (extra `test`, Python 3.11)")
+    _, config, weights, samples = whole
+    lora = Lora(rank=3, alpha=5, dropout=0.0)
+    base = sharp_hf_model(torch, hf_config())
+    settings = peft.LoraConfig(r=3, lora_alpha=5, lora_dropout=0.0, target_modules=list(lora.targets), bias="none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers' own names
+        adapted = peft.get_peft_model(base.model.language_model, settings)
+    training = model_of(config, lora=lora)
+    shapes = {name: shape for name, shape in training.shapes.items() if is_lora(name)}
+    narrow = initial_lora(shapes, jax.random.key(0))
+    for name in narrow:
+        if ".lora_B." in name:
+            narrow[name] = jax.random.normal(jax.random.key(len(name)), narrow[name].shape) / 10
+    theirs = {
+        f"language_model.{name.removeprefix('base_model.model.')}".replace(".default", ""): value
+        for name, value in adapted.named_parameters()
+        if "lora_" in name
+    }
+    assert theirs.keys() == unstack(dict(narrow)).keys()
+    with torch.no_grad():
+        for name, value in unstack(dict(narrow)).items():
+            theirs[name].copy_(torch.tensor(np.asarray(value)))
+    expected = torch_loss(torch, base, samples)
+    expected.backward()
+
+    parameters = parameters_of(weights) | narrow
+    batch = packed(config, [samples[:3], samples[3:]], 80)
+    loss, mine = gradients(training, parameters, Rates(lora=1.0), batch)
+    assert_close(loss, expected.item(), GRADIENT)
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert_close(value, theirs[name].grad.numpy(), GRADIENT)
+
+
+def test_lora_begins_as_peft_begins():
+    shapes = {"a.lora_A.weight": (2, 16, 400), "a.lora_B.weight": (2, 400, 16)}
+    values = initial_lora(shapes, jax.random.key(0))
+    assert not np.any(values["a.lora_B.weight"])
+    a = np.asarray(values["a.lora_A.weight"])
+    assert np.abs(a).max() <= 1 / 20
+    np.testing.assert_allclose(a.std(), 1 / 20 / np.sqrt(3), rtol=0.02)
+    assert not np.array_equal(a[0], a[1])
+
+
+def test_dropout_is_of_the_narrow_path_alone_and_by_its_key(whole):
+    _, config, weights, samples = whole
+    batch = packed(config, [samples[:3], samples[3:]], 80)
+    training = model_of(config, lora=Lora(rank=4, alpha=4, dropout=0.5))
+    narrow = initial_lora({name: s for name, s in training.shapes.items() if is_lora(name)}, jax.random.key(0))
+    parameters = parameters_of(weights) | narrow
+    loss = jax.jit(training.loss)
+    keys = [None, jax.random.key(1), jax.random.key(1), jax.random.key(2)]
+    # B is zero at first: whatever is dropped before it changes nothing.
+    assert len({float(loss(parameters, batch, key).loss) for key in keys}) == 1
+    learnt = parameters | {name: value + 0.1 for name, value in narrow.items() if ".lora_B." in name}
+    without, one, again, other = (float(loss(learnt, batch, key).loss) for key in keys)
+    assert one == again
+    assert len({without, one, other}) == 3
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", "none"])
+def test_what_is_kept_for_the_gradient_changes_nothing(whole, remat):
+    _, config, weights, samples = whole
+    batch = packed(config, [samples[:3], samples[3:]], 80)
+    parameters = parameters_of(weights)
+    expected = gradients(model_of(config, remat="none", loss_chunk=80), parameters, EVERYTHING, batch)
+    loss, mine = gradients(model_of(config, remat=remat, loss_chunk=7), parameters, EVERYTHING, batch)
+    assert_close(loss, expected[0], GRADIENT)
+    for name, value in mine.items():
+        assert_close(value, expected[1][name], GRADIENT)
+
+
+def test_packed_padded_and_accumulated_are_one(whole):
+    """Rows of several samples, rows of one, and micro-batches with other numbers of targets: one gradient."""
+    _, config, weights, samples = whole
+    training, parameters = model_of(config), parameters_of(weights)
+    layouts = {
+        "packed": [packed(config, [samples[:3], samples[3:]], 80)],
+        "padded": [packed(config, [[sample] for sample in samples], 48)],
+        "accumulated": [packed(config, [[sample], []], 48) for sample in samples],
+        "accumulated, packed": [packed(config, [samples[:1], []], 80), packed(config, [samples[1:4], samples[4:]], 80)],
+    }
+    results = [gradients(training, parameters, EVERYTHING, *batches) for batches in layouts.values()]
+    for loss, mine in results:
+        assert_close(loss, results[0][0], GRADIENT)
+        for name, value in mine.items():
+            assert_close(value, results[0][1][name], GRADIENT)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 1), (2, 4)])
+@pytest.mark.parametrize("lora", [False, True])
+def test_meshes_agree(whole, shape, lora):
+    _, config, weights, samples = whole
+    # Widths that split over 8 devices and heads that split over 4.
+    config = dataclasses.replace(config, text_config=dataclasses.replace(config.text_config, num_key_value_heads=4))
+    rng = np.random.default_rng(3)
+    shapes = named_parameters_of(config)
+    weights = {name: weights.get(name) for name in shapes} | {
+        name: rng.normal(0, 0.1, shape) for name, shape in shapes.items() if weights[name].shape != shape
+    }
+    rows = [[sample] for sample in samples] + [samples[:2], samples[3:5]]
+    rates = Rates(lora=1.0, projector=1.0) if lora else EVERYTHING
+    adapter = Lora(rank=8, alpha=8, dropout=0.0) if lora else None
+    found = []
+    for placement in (None, Placement(config, make_mesh(*shape))):
+        training = model_of(config, placement=placement, lora=adapter)
+        parameters = parameters_of(weights, placement)
+        if lora:
+            narrow = initial_lora({name: s for name, s in training.shapes.items() if is_lora(name)}, jax.random.key(0))
+            narrow = {name: value + 0.1 for name, value in narrow.items()}
+            parameters |= placed(narrow, placement)
+        found.append(gradients(training, parameters, rates, packed(config, rows, 80, placement=placement)))
+    assert_close(found[1][0], found[0][0], GRADIENT)
+    for name, value in found[1][1].items():
+        assert_close(value, found[0][1][name], GRADIENT)
+
+
+def named_parameters_of(config: VideoLlavaConfig) -> dict[str, tuple[int, ...]]:
+    from flax import nnx
+
+    return {name: tuple(value.shape) for name, value in named_parameters(nnx.state(abstract_model(config))).items()}
+
+
+def test_logits_are_the_models_own(whole):
+    """Stacked and scanned layers are the layers that answer."""
+    model, config, _, samples = whole
+    batch = packed(config, [[sample] for sample in samples], 48)
+    weights = {name: jnp.asarray(value) for name, value in weights_of(model).items()}
+    got = jax.jit(model_of(config).logits)(stack(dict(weights)), batch)
+    for row, sample in enumerate(samples):
+        images, videos = (np.moveaxis(x, -1, -3) / np.float32(255) for x in (sample.images, sample.videos))
+        alone = Batch(
+            ids=sample.ids[None],
+            mask=np.ones_like(sample.ids)[None],
+            images=images if len(images) else None,
+            videos=videos if len(videos) else None,
+        )
+        assert_close(got[row, : len(sample.ids)], logits(ours(model), alone)[0], SELF)
+
+
+def test_twenty_steps_follow_torch(torch, whole):
+    """AdamW, its warm-up and cosine, clipping and rates by group, as transformers' Trainer has them."""
+    transformers = pytest.importorskip("transformers")
+    _, config, weights, samples = whole
+    model = sharp_hf_model(torch, hf_config())
+    rates, steps = Rates(projector=2e-3, decoder=1e-3), 20
+    chosen = Optimizer(clip=1.0, weight_decay=0.01, warmup=0.12)
+    groups: dict[tuple[float, float], list[Any]] = {}
+    for name, value in model.named_parameters():
+        peak = 2e-3 if "projector" in name else 1e-3 if "tower" not in name else None
+        value.requires_grad_(peak is not None)
+        if peak is not None:
+            groups.setdefault((peak, 0.01 if value.ndim > 1 else 0.0), []).append(value)
+    adamw = torch.optim.AdamW(
+        [{"params": found, "lr": peak, "weight_decay": decay} for (peak, decay), found in groups.items()]
+    )
+    schedule = transformers.get_cosine_schedule_with_warmup(adamw, 3, steps)
+
+    training, parameters = model_of(config), parameters_of(weights)
+    trainer = Trainer(training, chosen.build(rates, steps))
+    trained = {name: value for name, value in parameters.items() if rates.trains(name)}
+    frozen = {name: value for name, value in parameters.items() if name not in trained}
+    state, sums = trainer.begin(trained), trainer.no_sums(trained)
+    for step in range(steps):
+        batch = [samples[(step + i) % len(samples)] for i in range(3)]
+        loss = torch_loss(torch, model, batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_([p for found in groups.values() for p in found], 1.0)
+        adamw.step()
+        schedule.step()
+        adamw.zero_grad()
+        rows = packed(config, [batch[:2], batch[2:]], 80)
+        sums = trainer.accumulate(sums, state.trained, frozen, rows, state.step, jnp.int32(0))
+        state, sums, report = trainer.update(state, sums)
+        np.testing.assert_allclose(report.loss, loss.item(), rtol=1e-5)
+        np.testing.assert_allclose(report.gradient_norm, norm.item(), rtol=1e-4)
+    theirs = weights_of(model)
+    moved = 0.0
+    for name, value in unstack(state.trained).items():
+        assert_close(value, theirs[name], 1e-5)
+        moved = max(moved, float(np.abs(theirs[name] - weights[name]).max()))
+    assert moved > 1e-2
+    assert int(state.step) == steps
+
+
+def test_gradients_that_are_not_finite_change_nothing(whole):
+    _, config, weights, samples = whole
+    rates = Rates(projector=1e-3)
+    parameters = parameters_of(weights)
+    trainer = Trainer(model_of(config), Optimizer(warmup=0.0).build(rates, 10))
+    trained = {name: value for name, value in parameters.items() if rates.trains(name)}
+    frozen = {name: value for name, value in parameters.items() if name not in trained}
+    before = {name: np.asarray(value) for name, value in trained.items()}
+    state, sums = trainer.begin(trained), trainer.no_sums(trained)
+    batch = packed(config, [samples[:3], samples[3:]], 80)
+    broken = frozen | {"language_model.norm.weight": frozen["language_model.norm.weight"] * np.nan}
+    sums = trainer.accumulate(sums, state.trained, broken, batch, state.step, jnp.int32(0))
+    state, sums, report = trainer.update(state, sums)
+    assert not report.finite
+    assert (int(state.step), int(state.skipped)) == (1, 1)
+    for name, value in state.trained.items():
+        np.testing.assert_array_equal(value, before[name])
+    # And the sums are clean again.
+    sums = trainer.accumulate(sums, state.trained, frozen, batch, state.step, jnp.int32(0))
+    state, _, report = trainer.update(state, sums)
+    assert report.finite
+    assert int(state.skipped) == 1
+    assert any(np.any(np.asarray(value) != before[name]) for name, value in state.trained.items())

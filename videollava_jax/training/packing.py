@@ -1,0 +1,308 @@
+"""The plan of a training run: which samples make which rows of which micro-batch of which step.
+
+    samples in the epoch's order ──`batch` at a time──▶ step ──packed──▶ rows ──`rows` at a time──▶ micro-batches
+
+                  a row of packed samples                              one of padded samples
+    tokens        [ sample 7        │ sample 2 │ sample 9 │ padding ]  [ sample 7              │ padding ]
+    segments        1 1 1 1 1 1 1 1   2 2 2 2 2  3 3 3 3 3  0 0 0 0      1 1 1 1 1 1 1 1 1 1 1   0 0 0 0
+
+Computed from lengths and a seed alone, so that every host has the same plan, and any part of it can be loaded without
+what comes before. No JAX in here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowShape:
+    """What a row holds at most.
+
+    Attributes:
+        tokens: of text and media together.
+        images, videos: slots of pixels, which every row has, filled or not.
+        samples: conversations.
+    """
+
+    tokens: int
+    images: int = 1
+    videos: int = 1
+    samples: int = 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("tokens", 2), ("images", 0), ("videos", 0), ("samples", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} of a row: expected at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchShape:
+    """How a step's samples become arrays.
+
+    Attributes:
+        batch: samples of an optimiser step, on all hosts together: the paper's 128.
+        rows: of a micro-batch, on all hosts together.
+        row: what a row holds.
+        buckets: empty for packed rows, each of `row.tokens`. Otherwise every sample has a row of its own, samples of
+            like lengths stand together, and a micro-batch is padded to the smallest of these lengths that holds it.
+    """
+
+    batch: int
+    rows: int
+    row: RowShape
+    buckets: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.buckets and (sorted(set(self.buckets)) != list(self.buckets) or self.buckets[-1] != self.row.tokens):
+            raise ValueError(
+                f"buckets: expected ascending lengths, the last one the {self.row.tokens} tokens of a row; "
+                f"got {self.buckets}"
+            )
+
+    @property
+    def samples_per_row(self) -> int:
+        """Samples that a row can hold: one where rows are padded."""
+        return 1 if self.buckets else self.row.samples
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """What each sample takes of a row: int32 [N] each, `tokens` with those of media."""
+
+    tokens: Int32
+    images: Int32
+    videos: Int32
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What is computed at once.
+
+    Attributes:
+        step: the optimiser step it belongs to, from 0.
+        last: whether it is the last of its step.
+        tokens: the length of its rows.
+        rows: the samples of each row, in their order; the last micro-batch of a step may have empty rows.
+    """
+
+    step: int
+    last: bool
+    tokens: int
+    rows: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What a plan comes to, over all of its steps.
+
+    Attributes:
+        steps, micro_batches: how many there are.
+        filled_rows, rows: rows with samples, and those that are computed.
+        tokens, positions: tokens of samples, and places for them.
+        images, image_slots, videos, video_slots: media, and places for their pixels.
+    """
+
+    steps: int
+    micro_batches: int
+    filled_rows: int
+    rows: int
+    tokens: int
+    positions: int
+    images: int
+    image_slots: int
+    videos: int
+    video_slots: int
+
+    @property
+    def padding(self) -> float:
+        """The share of the positions that hold no token, from 0 to 1."""
+        return 1 - self.tokens / self.positions
+
+    def __str__(self) -> str:
+        return (
+            f"{self.steps} steps in {self.micro_batches} micro-batches, {self.filled_rows / self.steps:.1f} rows and "
+            f"{self.tokens / self.steps:.0f} tokens a step, {self.padding:.1%} padding; {self.images} images in "
+            f"{self.image_slots} slots, {self.videos} videos in {self.video_slots}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The micro-batches of a run, to be asked for by number. Made by `make_plan`.
+
+    Attributes:
+        shape: how samples become arrays.
+        order: int32 [steps · batch], the samples, row after row.
+        row_starts: int64 [rows + 1], where in `order` each row begins.
+        step_rows: int64 [steps + 1], the first row of each step.
+        step_micro_batches: int64 [steps + 1], the first micro-batch of each step.
+        lengths: int32 [micro-batches], the length of the rows of each.
+        report: what it comes to.
+    """
+
+    shape: BatchShape
+    order: Int32
+    row_starts: Int64
+    step_rows: Int64
+    step_micro_batches: Int64
+    lengths: Int32
+    report: PlanReport
+
+    def __len__(self) -> int:
+        """The number of micro-batches."""
+        return len(self.lengths)
+
+    @property
+    def steps(self) -> int:
+        return len(self.step_rows) - 1
+
+    @property
+    def digest(self) -> str:
+        """Equal for plans of equal micro-batches."""
+        digest = hashlib.blake2b(repr(self.shape).encode(), digest_size=16)
+        for array in (self.order, self.row_starts, self.step_rows, self.lengths):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def micro_batch(self, number: int) -> MicroBatch:
+        """One of the micro-batches, counted from 0 through all steps.
+
+        Raises:
+            IndexError: there are not so many.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"micro-batch {number}: expected one of {len(self)}")
+        step = int(np.searchsorted(self.step_micro_batches, number, side="right")) - 1
+        first = self.step_rows[step] + (number - self.step_micro_batches[step]) * self.shape.rows
+        stop = min(first + self.shape.rows, self.step_rows[step + 1])
+        rows = [tuple(self.order[self.row_starts[r] : self.row_starts[r + 1]].tolist()) for r in range(first, stop)]
+        rows += [()] * (self.shape.rows - len(rows))
+        last = number + 1 == self.step_micro_batches[step + 1]
+        return MicroBatch(step, bool(last), int(self.lengths[number]), tuple(rows))
+
+
+def steps_of(epochs: float, samples: int, batch: int) -> int:
+    """Steps in which every sample has come so often; the last one is filled up from the epoch after."""
+    return math.ceil(epochs * samples / batch)
+
+
+def make_plan(sizes: Sizes, shape: BatchShape, *, steps: int, seed: int) -> Plan:
+    """Plans a run.
+
+    Each step takes the next `batch` samples of an endless sequence: epoch after epoch, each in an order of its own, so
+    that what is left at the end of an epoch begins the first step of the next. Within a step samples are packed,
+    longest first, each into the first row that has room.
+
+    Args:
+        sizes: of all samples.
+        steps: optimiser steps; see `steps_of`.
+        seed: decides the orders.
+
+    Raises:
+        ValueError: no samples or steps, or a sample that no row holds.
+    """
+    if not len(sizes) or steps < 1:
+        raise ValueError(f"expected samples and steps, got {len(sizes)} samples and {steps} steps")
+    _require_room(sizes, shape.row)
+    table = np.stack([sizes.tokens, sizes.images, sizes.videos], axis=1)
+    drawn = sample_order(len(sizes), 0, steps * shape.batch, seed).reshape(steps, shape.batch)
+    order: list[int] = []
+    row_sizes, step_rows, step_micro_batches, lengths = [], [0], [0], []
+    for group in drawn:
+        longest_first = group[np.argsort(-sizes.tokens[group], kind="stable")]
+        if shape.buckets:
+            rows = [[sample] for sample in longest_first.tolist()]
+            longest = sizes.tokens[longest_first[:: shape.rows]]  # each micro-batch's first row is its longest
+            lengths += [shape.buckets[i] for i in np.searchsorted(shape.buckets, longest)]
+        else:
+            rows = _pack(longest_first.tolist(), table[longest_first].tolist(), shape.row)
+            lengths += [shape.row.tokens] * math.ceil(len(rows) / shape.rows)
+        order += [sample for row in rows for sample in row]
+        row_sizes += [len(row) for row in rows]
+        step_rows.append(len(row_sizes))
+        step_micro_batches.append(len(lengths))
+    computed = len(lengths) * shape.rows
+    used = table[order].sum(axis=0, dtype=np.int64)
+    report = PlanReport(
+        steps=steps,
+        micro_batches=len(lengths),
+        filled_rows=len(row_sizes),
+        rows=computed,
+        tokens=int(used[0]),
+        positions=sum(lengths) * shape.rows,
+        images=int(used[1]),
+        image_slots=computed * shape.row.images,
+        videos=int(used[2]),
+        video_slots=computed * shape.row.videos,
+    )
+    return Plan(
+        shape,
+        np.array(order, np.int32),
+        np.concatenate([[0], np.cumsum(row_sizes)]).astype(np.int64),
+        np.array(step_rows, np.int64),
+        np.array(step_micro_batches, np.int64),
+        np.array(lengths, np.int32),
+        report,
+    )
+
+
+def _require_room(sizes: Sizes, row: RowShape) -> None:
+    for name in ("tokens", "images", "videos"):
+        over = np.flatnonzero(getattr(sizes, name) > getattr(row, name))
+        if len(over):
+            raise ValueError(
+                f"sample {over[0]} has {getattr(sizes, name)[over[0]]} {name}, and a row holds {getattr(row, name)}; "
+                f"so it is with {len(over)} of {len(sizes)} samples: leave them out, or take larger rows"
+            )
+
+
+def sample_order(samples: int, start: int, stop: int, seed: int) -> Int64:
+    """The places [start, stop) of the endless sequence of samples: int64 [stop - start], from 0 to `samples` - 1."""
+    parts = []
+    while start < stop:
+        epoch, first = divmod(start, samples)
+        end = min(samples, first + stop - start)
+        parts.append(_epoch_order(samples, epoch, seed)[first:end])
+        start += end - first
+    return np.concatenate(parts)
+
+
+def _epoch_order(samples: int, epoch: int, seed: int) -> Int64:
+    # Not `permutation`: NumPy promises the bits of a generator for all versions, and what it draws from them for none.
+    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(samples)
+    return np.argsort(bits, kind="stable")
+
+
+def _pack(samples: Sequence[int], sizes: Sequence[Sequence[int]], row: RowShape) -> list[list[int]]:
+    """First fit: samples to rows, each into the first that has room for it."""
+    rows: list[list[int]] = []
+    left: list[list[int]] = []
+    for sample, (tokens, images, videos) in zip(samples, sizes, strict=True):
+        for members, free in zip(rows, left, strict=True):
+            if tokens <= free[0] and images <= free[1] and videos <= free[2] and len(members) < row.samples:
+                break
+        else:
+            members, free = [], [row.tokens, row.images, row.videos]
+            rows.append(members)
+            left.append(free)
+        members.append(sample)
+        free[0] -= tokens
+        free[1] -= images
+        free[2] -= videos
+    return rows
