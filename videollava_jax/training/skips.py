@@ -48,8 +48,13 @@ class SkipCounter:
         self.seen, self.skipped = seen, skipped
         self.bad: list[BadSample] = []
 
-    def add(self, seen: int, bad: Iterable[BadSample] = ()) -> None:
+    def add(self, seen: int, bad: Iterable[BadSample] = (), *, elsewhere: int = 0) -> None:
         """Counts samples that were met, and those of them that were left out.
+
+        Args:
+            seen: in all processes together.
+            bad: left out in this one.
+            elsewhere: how many were left out in others, which name them.
 
         Raises:
             TooManyBadSamples: more than the rate, of at least `least` samples.
@@ -57,7 +62,7 @@ class SkipCounter:
         before = len(self.bad)
         self.bad += bad
         self.seen += seen
-        self.skipped += len(self.bad) - before
+        self.skipped += len(self.bad) - before + elsewhere
         if self.seen >= self._least:
             self.check()
 

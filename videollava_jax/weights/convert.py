@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.weights.adapters import is_adapter, merge_adapter, open_adapter
+from videollava_jax.weights.adapters import Adapter, is_adapter, merge_adapter, open_adapter
 from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint, stored_tensors
 from videollava_jax.weights.directory import whole_directory
 from videollava_jax.weights.errors import WeightsError, cause
@@ -92,7 +92,7 @@ class Options:
 
 
 def convert_to_orbax(
-    source: Path,
+    source: Path | Adapter,
     target: Path,
     options: Options = Options(),
     *,
@@ -102,7 +102,7 @@ def convert_to_orbax(
     """Converts a checkpoint in any known layout to an Orbax directory with its manifest.
 
     Args:
-      source: the checkpoint, or with `base` an adapter.
+      source: the checkpoint, or with `base` an adapter, opened or where it lies.
       tower_config: LanguageBind's config.json, for a checkpoint of the authors'.
       base: the checkpoint that the adapter in `source` is merged into.
 
@@ -110,7 +110,9 @@ def convert_to_orbax(
       WeightsError: what `open_checkpoint` raises, values that are not finite, a target that holds something else,
         or a disk that does not take it. What was there before is there still, and nothing else.
     """
-    opened = _open(source, tower_config) if base is None else _open(base, tower_config, adapter=source)
+    if isinstance(source, Adapter) and base is None:
+        raise WeightsError(f"{source.directory}: expected the checkpoint that this adapter is merged into as `base`")
+    opened = _open(base or source, tower_config, adapter=None if base is None else source)  # type: ignore[arg-type]
     config = opened.checkpoint.config.to_hf()
     return _write(opened, list(opened.checkpoint.tensors.values()), target, ORBAX, config, options)
 
@@ -122,7 +124,7 @@ def export(
     options: Options = Options(),
     *,
     drop_temporal: bool = False,
-    adapter: Path | None = None,
+    adapter: Path | Adapter | None = None,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> Conversion:
     """Writes a checkpoint (an Orbax directory of ours, or any other that is known) in another layout, as safetensors.
@@ -130,7 +132,7 @@ def export(
     Args:
       layout: "hub", "hf5", "memory" (transformers') or "pku" (the authors').
       drop_temporal: leave the video tower's attention over time out where the layout cannot hold it.
-      adapter: an adapter to merge on the way.
+      adapter: an adapter to merge on the way: where it lies, or opened.
 
     Raises:
       WeightsError: as in `convert_to_orbax`, and where the layout cannot hold the model.
@@ -177,7 +179,7 @@ class _Opened:
         return {name: self.manifest.tensors[self.manifested[read].name] for name, read in as_they_are.items()}
 
 
-def _open(source: Path, tower_config: Path | None = None, *, adapter: Path | None = None) -> _Opened:
+def _open(source: Path, tower_config: Path | None = None, *, adapter: Path | Adapter | None = None) -> _Opened:
     if is_adapter(source):
         raise WeightsError(f"{source}: an adapter, not a model: --base says which checkpoint it is merged into")
     require_intact(source, "fast")
@@ -185,7 +187,7 @@ def _open(source: Path, tower_config: Path | None = None, *, adapter: Path | Non
     stored = {} if manifest is None else stored_tensors(source)
     checkpoint = open_checkpoint(source, tower_config)
     if adapter is not None:
-        checkpoint = merge_adapter(checkpoint, open_adapter(adapter))
+        checkpoint = merge_adapter(checkpoint, open_adapter(adapter) if isinstance(adapter, Path) else adapter)
     return _Opened(checkpoint, {tensor.read: tensor for tensor in stored.values()}, manifest or Manifest({}, {}))
 
 

@@ -122,6 +122,43 @@ def open_orbax(directory: Path) -> dict[str, StoredTensor]:
         return {name: opened.tensor(name, tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in stored.items()}
 
 
+def open_layers(checkpoint: Path, inside: str, stacked: str) -> dict[str, StoredTensor]:
+    """The arrays of a dictionary inside a tree that Orbax has written as "state", layers one by one; none is read.
+
+    Args:
+      checkpoint: the directory that holds "state".
+      inside: the dictionary's key in the tree.
+      stacked: what in a name stands for all layers, ".*.": such an array has its layers along the first axis, and each
+        becomes a tensor with its number there.
+
+    Raises:
+      WeightsError: there is no such tree, or Orbax cannot read it.
+    """
+    with _told(checkpoint):
+        opened = _Opened(checkpoint)
+        leaves = json.loads((opened.state / "_METADATA").read_bytes())["tree_metadata"].values()
+    found: dict[str, StoredTensor] = {}
+    for leaf in leaves:
+        root, *keys = (key["key"] for key in leaf["key_metadata"])
+        if root != inside or len(keys) != 1:
+            continue
+        (name,) = keys
+        array = opened.array(f"{inside}.{name}")
+        shape, dtype = tuple(array.shape), array.dtype.numpy_dtype
+        if stacked not in name:
+            found[name] = StoredTensor(
+                name, shape, dtype, checkpoint, _Reader(checkpoint, f"{inside}.{name}", shape, dtype, opened)
+            )
+            continue
+        for i in range(shape[0]):
+            layer = name.replace(stacked, f".{i}.")
+            read = _Reader(checkpoint, f"{inside}.{name}", shape[1:], dtype, opened, i)
+            found[layer] = StoredTensor(layer, shape[1:], dtype, checkpoint, read)
+    if not found:
+        raise WeightsError(f"{checkpoint}: expected a checkpoint with arrays under {inside!r}, found none")
+    return found
+
+
 def restore_orbax(directory: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Restores arrays with the dtype and the sharding that each target says; a process reads its own shards alone.
 
@@ -146,14 +183,20 @@ class _Opened:
     def tensor(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> StoredTensor:
         return StoredTensor(name, shape, dtype, self.path, _Reader(self.path, name, shape, dtype, self))
 
-    def read_into(self, name: str, array: npt.NDArray[Any]) -> None:
+    def array(self, name: str) -> Any:
+        """TensorStore's view of an array."""
         spec = {
             "driver": self.driver,
             "kvstore": {"driver": "ocdbt", "base": f"file://{quote(str(self.state))}/", "path": f"{name}/"},
             "fill_missing_data_reads": False,  # what is not there is an error, not zeros
         }
         with _told(self.path):
-            ts.array(array).write(ts.open(spec, read=True, context=self.context).result()).result()
+            return ts.open(spec, read=True, context=self.context).result()
+
+    def read_into(self, name: str, index: int | None, array: npt.NDArray[Any]) -> None:
+        whole = self.array(name)
+        with _told(self.path):
+            ts.array(array).write(whole if index is None else whole[index]).result()
         self.unsynced += array.nbytes
         if self.unsynced >= GROUP_BYTES:
             drop_from_cache(self.path)
@@ -167,10 +210,11 @@ class _Reader:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     opened: _Opened = field(compare=False)
+    layer: int | None = None
 
     def __call__(self) -> npt.NDArray[Any]:
         array = empty(self.shape, self.dtype)
-        self.opened.read_into(self.name, array)
+        self.opened.read_into(self.name, self.layer, array)
         return array
 
 

@@ -1,0 +1,226 @@
+"""Fine-tunes Video-LLaVA by a recipe: on a mesh of TPUs or GPUs, or on a laptop; and goes on where it was stopped.
+
+    python train/finetune.py --config train/recipes/lora.yaml --model 7b-orbax --output runs/mine --data.train mine.json
+
+On a pod, or on several machines, the same command runs on each of them. `jax.distributed` finds its peers by itself on
+Cloud TPU, Slurm and Open MPI; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are.
+
+A run's directory holds `recipe.yaml`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`. `train/export.py` makes a
+model or an adapter of it, for transformers and for `videollava`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from videollava_jax import compilation_cache
+from videollava_jax.media import Uniform
+from videollava_jax.processor import VideoLlavaProcessor
+from videollava_jax.sharding import Placement
+from videollava_jax.training.checkpoints import Checkpoints
+from videollava_jax.training.corpus import Corpus, build_corpus
+from videollava_jax.training.data import HostBatch, Loader, loader
+from videollava_jax.training.evaluation import Evaluator
+from videollava_jax.training.guards import StopSignals, Watchdog, several_processes, summed
+from videollava_jax.training.loading import load, mesh_of, model_directory
+from videollava_jax.training.metrics import Metrics, StepCounts
+from videollava_jax.training.model import Batch
+from videollava_jax.training.packing import BatchShape, Plan, RowShape, make_plan, steps_of
+from videollava_jax.training.parameters import Parameters
+from videollava_jax.training.recipe import Recipe, read_recipe
+from videollava_jax.training.run_directory import CHECKPOINTS, begin_or_go_on
+from videollava_jax.training.samples import read_samples
+from videollava_jax.training.skips import SkipCounter
+from videollava_jax.training.step import StepReport, Trainer
+from videollava_jax.weights.fingerprint import model_fingerprint
+
+GOING_ON = "The same command goes on from the last checkpoint."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """One run, or what is left of it; the exit status."""
+    recipe, text = read_recipe(arguments, description=__doc__ or "")
+    if several_processes():
+        jax.distributed.initialize()
+    compilation_cache.enable()
+    directory, output = model_directory(recipe.model), Path(recipe.output)
+    mesh = mesh_of(recipe.compute)
+
+    # ── data: samples to tokens, tokens to a plan of all steps ──
+    processor = VideoLlavaProcessor.from_pretrained(directory, template=recipe.data.template)
+    shape = batch_shape(recipe, mesh.shape["data"])
+    skips = SkipCounter(max_rate=recipe.data.max_bad)
+    corpus = read_corpus(recipe.data.train, recipe, processor, shape, skips)
+    steps = recipe.data.steps or steps_of(recipe.data.epochs, len(corpus), recipe.data.batch)
+    plan = make_plan(corpus.sizes, shape, steps=steps, seed=recipe.seed)
+    held_out = None
+    if recipe.data.held_out:
+        unseen = read_corpus(recipe.data.held_out, recipe, processor, shape, SkipCounter(max_rate=0.0))
+        once = BatchShape(batch=len(unseen), rows=shape.rows, row=shape.row, buckets=shape.buckets)
+        held_out = make_plan(unseen.sizes, once, steps=1, seed=0), unseen
+
+    # ── model ──
+    facts = {**recipe.decisive, **model_fingerprint(directory), "data": corpus.digest, "plan": plan.digest}
+    begin_or_go_on(output, facts, text)
+    loaded = load(directory, recipe, mesh, processor)
+    placement, frozen = Placement(loaded.config, mesh), loaded.frozen
+    trainer = Trainer(loaded.model, recipe.optimizer.build(recipe.rates, steps), seed=recipe.seed)
+    evaluator = Evaluator(loaded.model, shape.samples_per_row)
+    state, sums = trainer.begin(loaded.trained), trainer.no_sums(loaded.trained)
+    del loaded
+
+    # ── what an earlier run has left ──
+    batches = load_rows(plan, corpus, processor, recipe)
+    checkpoints = Checkpoints(output / CHECKPOINTS, recipe.keeping.keep)
+    step = checkpoints.latest or 0
+    if step:
+        state, notes = checkpoints.restore(step, state)
+        batches.restore(notes["data"])
+        skips = SkipCounter(max_rate=recipe.data.max_bad, seen=notes["seen"], skipped=notes["skipped"])
+    metrics = Metrics(output, step, steps)
+    metrics.say(f"{plan.report}\n{describe(mesh, state.trained)}; from step {step} of {steps}")
+
+    def save() -> None:
+        checkpoints.save(step, state, {"data": batches.state(), "seen": skips.seen, "skipped": skips.skipped})
+
+    def evaluate() -> None:
+        if held_out is None:
+            return
+        rows = (on_devices(batch, placement, shape.rows) for batch in load_rows(*held_out, processor, recipe))
+        found = evaluator(frozen | state.trained, rows)
+        metrics.write(step, {"held_out_loss": found.loss, "held_out_exact": found.accuracy})
+        metrics.say(f"step {step}: held-out loss {found.loss:.4f}, {found.exact} of {found.samples} answers exact")
+
+    # ── the loop ──
+    with ExitStack() as stack:
+        stack.callback(metrics.close)
+        stack.callback(checkpoints.close)
+        stack.callback(batches.close)
+        watchdog = stack.enter_context(Watchdog(recipe.stall_seconds, GOING_ON))
+        signals = stack.enter_context(StopSignals())
+        while step < steps:
+            counts = StepCounts()
+            for index, batch in enumerate(counts.over(batches)):
+                watchdog.alive(f"step {step + 1}")
+                rows = on_devices(batch, placement, shape.rows)
+                sums = trainer.accumulate(sums, state.trained, frozen, rows, state.step, np.int32(index))
+            state, sums, report = trainer.update(state, sums)
+            step += 1
+
+            # What every process has to know of the others: has one been told to stop, what did they leave out?
+            stop, seen, left_out, tokens = summed(
+                signals.received is not None, counts.seen, len(counts.bad), counts.tokens
+            )
+            skips.add(seen, counts.bad, elsewhere=left_out - len(counts.bad))
+            if step % recipe.keeping.log_every == 0 or step == steps:
+                metrics.write(step, step_values(report, counts, tokens))
+            metrics.advance(float(report.loss), tokens / counts.seconds)
+            if int(state.skipped) > recipe.max_skipped:
+                raise FloatingPointError(
+                    f"step {step}: gradients that are not finite (norm {float(report.gradient_norm)}) in the step of "
+                    f"samples {counts.samples}; parameters are as before it. Lower the rates, look at these samples, "
+                    f"or allow some such steps with max_skipped (now {recipe.max_skipped})"
+                )
+            checkpoints.require_written()
+            watchdog.alive(f"saving or evaluating after step {step}")
+            if stop and step < steps:
+                save()
+                checkpoints.wait()
+                metrics.say(f"stopped at step {step} of {steps}, which is saved. {GOING_ON}")
+                return 128 + (signals.received or signal.SIGTERM)
+            if step % recipe.keeping.save_every == 0 or step == steps:
+                save()
+            if recipe.keeping.evaluate_every and step % recipe.keeping.evaluate_every == 0 and step < steps:
+                evaluate()
+        evaluate()
+        checkpoints.wait()
+        metrics.say(f"done: {steps} steps. python train/export.py {output} OUT makes a model of it")
+    return 0
+
+
+# ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def batch_shape(recipe: Recipe, parts: int) -> BatchShape:
+    """The static shape of micro-batches; by default a row for each of the parts that the mesh splits a batch into."""
+    data = recipe.data
+    rows = data.rows or parts
+    if rows % parts:
+        raise ValueError(f"data.rows: expected a multiple of the mesh's {parts} data parts, got {rows}")
+    row = RowShape(tokens=data.row_tokens, images=data.images_per_row, videos=data.videos_per_row)
+    buckets = tuple(data.buckets or [data.row_tokens]) if data.layout == "padded" else ()
+    return BatchShape(batch=data.batch, rows=rows, row=row, buckets=buckets)
+
+
+def read_corpus(
+    files: list[str], recipe: Recipe, processor: VideoLlavaProcessor, shape: BatchShape, skips: SkipCounter
+) -> Corpus:
+    """All samples of some files, tokenised; what cannot be learnt from is named on standard error."""
+    data = recipe.data
+    samples = read_samples([Path(file) for file in files], media_root=data.media_root and Path(data.media_root))
+    corpus = build_corpus(samples, processor, shape.row, skips, sampling=Uniform(data.frames))
+    for bad in skips.bad:
+        print(f"left out: {bad}", file=sys.stderr)
+    return corpus
+
+
+def load_rows(plan: Plan, corpus: Corpus, processor: VideoLlavaProcessor, recipe: Recipe) -> Loader:
+    """This process's rows of a plan."""
+    return loader(
+        plan,
+        corpus,
+        processor,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=recipe.data.workers,
+        ahead=recipe.data.ahead,
+    )
+
+
+def on_devices(batch: HostBatch, placement: Placement, rows: int) -> Batch:
+    """A micro-batch of `rows` rows, of which this process has its share, over all devices."""
+    sharding = placement.batch(rows)
+
+    def put(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
+
+    return Batch(**{field.name: put(batch.arrays[field.name]) for field in dataclasses.fields(Batch)})
+
+
+def step_values(report: StepReport, counts: StepCounts, tokens: int) -> dict[str, float]:
+    """What is logged of a step; `tokens` are those of all processes."""
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    return {
+        "loss": float(report.loss),
+        "gradient_norm": float(report.gradient_norm),
+        "targets": int(report.tokens),
+        "tokens": tokens,
+        "tokens_per_second": tokens / counts.seconds,
+        "padding": 1 - counts.tokens / counts.positions,
+        "data_wait": counts.waited / counts.seconds,
+        "seconds": counts.seconds,
+        "device_memory_gib": memory / 2**30,
+        "left_out": len(counts.bad),
+    }
+
+
+def describe(mesh: Mesh, trained: Parameters) -> str:
+    """The mesh, and how much is trained, on a line."""
+    kind = mesh.devices.flat[0].device_kind
+    number = sum(value.size for value in trained.values())
+    return f"{mesh.shape['data']} × {mesh.shape['tensor']} {kind}, {number / 1e6:.1f} M parameters are trained"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"finetune: {error}")

@@ -1,0 +1,102 @@
+"""A checkpoint as a run begins with it: on the mesh, in its dtypes, what changes and what stays taken apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.demo import TINY
+from videollava_jax.processor import VideoLlavaProcessor
+from videollava_jax.processor_files import local_directory
+from videollava_jax.sharding import Placement, make_mesh
+from videollava_jax.training.lora import initial_lora, is_lora
+from videollava_jax.training.model import TrainingModel
+from videollava_jax.training.parameters import Parameters, placed, stack
+from videollava_jax.training.recipe import Compute, Recipe
+from videollava_jax.weights.loading import load_checkpoint
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a run computes with.
+
+    Attributes:
+      config: of the model.
+      model: its functions.
+      trained, frozen: its parameters, layers stacked; together they are `model.shapes`.
+    """
+
+    config: VideoLlavaConfig
+    model: TrainingModel
+    trained: Parameters
+    frozen: Parameters
+
+
+def model_directory(name: str) -> Path:
+    """Where a recipe's model lies: a directory, the hub's of that name, or the bundled one for "tiny"."""
+    return TINY if name == "tiny" else local_directory(name, None, None)
+
+
+def mesh_of(compute: Compute) -> Mesh:
+    """The mesh that a recipe asks for, of all devices of all processes.
+
+    Raises:
+      ValueError: there are fewer devices, or they do not split so.
+    """
+    devices, tensor = len(jax.devices()), compute.tensor
+    data = compute.data or devices // tensor
+    if data * tensor != devices and (jax.process_count() > 1 or compute.data is None):
+        raise ValueError(
+            f"compute: {devices} devices were found, and {data} × {tensor} of them asked for; expected all of them"
+        )
+    return make_mesh(data, tensor)
+
+
+def load(directory: Path, recipe: Recipe, mesh: Mesh, processor: VideoLlavaProcessor) -> Loaded:
+    """Loads a checkpoint in any layout; each process reads an Orbax directory's own shards only.
+
+    Raises:
+      WeightsError: what does not fit or is damaged, all listed at once.
+    """
+    compute = recipe.compute
+    config, parameters = load_checkpoint(
+        directory, placement=lambda config: Placement(config, mesh).stored, int8=compute.int8
+    )
+    placement = Placement(config, mesh)
+    pixels = processor.image_processor
+    model = TrainingModel(
+        config,
+        mean=pixels.mean,
+        std=pixels.std,
+        placement=placement,
+        dtype=compute.dtype,
+        lora=recipe.lora,
+        quantization="int8" if compute.int8 else None,
+        remat=compute.remat,
+        loss_chunk=compute.loss_chunk,
+    )
+    stacked = stack(parameters, placement)
+    narrow = {name: shape for name, shape in model.shapes.items() if is_lora(name)}
+    stacked |= placed(initial_lora(narrow, jax.random.key(recipe.seed)), placement)
+    for name in list(stacked):
+        dtype = compute.trained_dtype if recipe.rates.trains(name) else compute.dtype
+        if stacked[name].dtype != jnp.int8 and not name.endswith("_scale"):
+            stacked[name] = _cast(stacked.pop(name), jnp.dtype(dtype))
+    return Loaded(
+        config,
+        model,
+        {name: value for name, value in stacked.items() if recipe.rates.trains(name)},
+        {name: value for name, value in stacked.items() if not recipe.rates.trains(name)},
+    )
+
+
+@partial(jax.jit, static_argnums=1)
+def _cast(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    return x.astype(dtype)
