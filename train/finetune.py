@@ -36,7 +36,7 @@ from videollava_jax.training.model import Batch
 from videollava_jax.training.packing import BatchShape, Plan, RowShape, make_plan, steps_of
 from videollava_jax.training.parameters import Parameters
 from videollava_jax.training.recipe import Recipe, read_recipe
-from videollava_jax.training.run_directory import CHECKPOINTS, begin_or_go_on
+from videollava_jax.training.run_directory import CHECKPOINTS, run_directory
 from videollava_jax.training.samples import read_samples
 from videollava_jax.training.skips import SkipCounter
 from videollava_jax.training.step import StepReport, Trainer
@@ -51,6 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
     if several_processes():
         jax.distributed.initialize()
     compilation_cache.enable()
+    with ExitStack() as stack:
+        return fine_tune(recipe, text, stack)
+
+
+def fine_tune(recipe: Recipe, text: str, stack: ExitStack) -> int:
+    """The run, from top to bottom; what it opens is closed with the stack."""
     directory, output = model_directory(recipe.model), Path(recipe.output)
     mesh = mesh_of(recipe.compute)
 
@@ -69,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     # ── model ──
     facts = {**recipe.decisive, **model_fingerprint(directory), "data": corpus.digest, "plan": plan.digest}
-    begin_or_go_on(output, facts, text)
+    stack.enter_context(run_directory(output, facts, text))
     loaded = load(directory, recipe, mesh, processor)
     placement, frozen = Placement(loaded.config, mesh), loaded.frozen
     trainer = Trainer(loaded.model, recipe.optimizer.build(recipe.rates, steps), seed=recipe.seed)
@@ -100,49 +106,46 @@ def main(arguments: list[str] | None = None) -> int:
         metrics.say(f"step {step}: held-out loss {found.loss:.4f}, {found.exact} of {found.samples} answers exact")
 
     # ── the loop ──
-    with ExitStack() as stack:
-        stack.callback(metrics.close)
-        stack.callback(checkpoints.close)
-        stack.callback(batches.close)
-        watchdog = stack.enter_context(Watchdog(recipe.stall_seconds, GOING_ON))
-        signals = stack.enter_context(StopSignals())
-        while step < steps:
-            counts = StepCounts()
-            for index, batch in enumerate(counts.over(batches)):
-                watchdog.alive(f"step {step + 1}")
-                rows = on_devices(batch, placement, shape.rows)
-                sums = trainer.accumulate(sums, state.trained, frozen, rows, state.step, np.int32(index))
-            state, sums, report = trainer.update(state, sums)
-            step += 1
+    stack.callback(metrics.close)
+    stack.callback(checkpoints.close)
+    stack.callback(batches.close)
+    watchdog = stack.enter_context(Watchdog(recipe.stall_seconds, GOING_ON))
+    signals = stack.enter_context(StopSignals())
+    while step < steps:
+        counts = StepCounts()
+        for index, batch in enumerate(counts.over(batches)):
+            watchdog.alive(f"step {step + 1}")
+            rows = on_devices(batch, placement, shape.rows)
+            sums = trainer.accumulate(sums, state.trained, frozen, rows, state.step, np.int32(index))
+        state, sums, report = trainer.update(state, sums)
+        step += 1
 
-            # What every process has to know of the others: has one been told to stop, what did they leave out?
-            stop, seen, left_out, tokens = summed(
-                signals.received is not None, counts.seen, len(counts.bad), counts.tokens
+        # What every process has to know of the others: has one been told to stop, what did they leave out?
+        stop, seen, left_out, tokens = summed(signals.received is not None, counts.seen, len(counts.bad), counts.tokens)
+        skips.add(seen, counts.bad, elsewhere=left_out - len(counts.bad))
+        if step % recipe.keeping.log_every == 0 or step == steps:
+            metrics.write(step, step_values(report, counts, tokens))
+        metrics.advance(float(report.loss), tokens / counts.seconds)
+        if int(state.skipped) > recipe.max_skipped:
+            raise FloatingPointError(
+                f"step {step}: gradients that are not finite (norm {float(report.gradient_norm)}) in the step of "
+                f"samples {counts.samples}; parameters are as before it. Lower the rates, look at these samples, "
+                f"or allow some such steps with max_skipped (now {recipe.max_skipped})"
             )
-            skips.add(seen, counts.bad, elsewhere=left_out - len(counts.bad))
-            if step % recipe.keeping.log_every == 0 or step == steps:
-                metrics.write(step, step_values(report, counts, tokens))
-            metrics.advance(float(report.loss), tokens / counts.seconds)
-            if int(state.skipped) > recipe.max_skipped:
-                raise FloatingPointError(
-                    f"step {step}: gradients that are not finite (norm {float(report.gradient_norm)}) in the step of "
-                    f"samples {counts.samples}; parameters are as before it. Lower the rates, look at these samples, "
-                    f"or allow some such steps with max_skipped (now {recipe.max_skipped})"
-                )
-            checkpoints.require_written()
-            watchdog.alive(f"saving or evaluating after step {step}")
-            if stop and step < steps:
-                save()
-                checkpoints.wait()
-                metrics.say(f"stopped at step {step} of {steps}, which is saved. {GOING_ON}")
-                return 128 + (signals.received or signal.SIGTERM)
-            if step % recipe.keeping.save_every == 0 or step == steps:
-                save()
-            if recipe.keeping.evaluate_every and step % recipe.keeping.evaluate_every == 0 and step < steps:
-                evaluate()
-        evaluate()
-        checkpoints.wait()
-        metrics.say(f"done: {steps} steps. python train/export.py {output} OUT makes a model of it")
+        checkpoints.require_written()
+        watchdog.alive(f"saving or evaluating after step {step}")
+        if stop and step < steps:
+            save()
+            checkpoints.wait()
+            metrics.say(f"stopped at step {step} of {steps}, which is saved. {GOING_ON}")
+            return 128 + (signals.received or signal.SIGTERM)
+        if step % recipe.keeping.save_every == 0 or step == steps:
+            save()
+        if recipe.keeping.evaluate_every and step % recipe.keeping.evaluate_every == 0 and step < steps:
+            evaluate()
+    evaluate()
+    checkpoints.wait()
+    metrics.say(f"done: {steps} steps. python train/export.py {output} OUT makes a model of it")
     return 0
 
 
@@ -195,7 +198,7 @@ def on_devices(batch: HostBatch, placement: Placement, rows: int) -> Batch:
     return Batch(**{field.name: put(batch.arrays[field.name]) for field in dataclasses.fields(Batch)})
 
 
-def step_values(report: StepReport, counts: StepCounts, tokens: int) -> dict[str, float]:
+def step_values(report: StepReport, counts: StepCounts, tokens: int) -> dict[str, float | list[int]]:
     """What is logged of a step; `tokens` are those of all processes."""
     memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
     return {
@@ -209,6 +212,7 @@ def step_values(report: StepReport, counts: StepCounts, tokens: int) -> dict[str
         "seconds": counts.seconds,
         "device_memory_gib": memory / 2**30,
         "left_out": len(counts.bad),
+        "samples": counts.samples,
     }
 
 

@@ -1,6 +1,7 @@
 """The ledger: each record once, durably; the lock; other jobs; full disks; the output whole or not at all."""
 
 import json
+import os
 import resource
 import sqlite3
 import subprocess
@@ -79,6 +80,34 @@ def test_an_output_that_is_not_ours_is_refused(tmp_path):
     with pytest.raises(JobMismatch, match="is there already"):
         finished(paths, FINGERPRINT)
     paths.receipt.write_text(json.dumps({"sha256": "0", "fingerprint": {}}))
+    with pytest.raises(JobMismatch, match="is there already"):
+        finished(paths, FINGERPRINT)
+
+
+def test_an_output_that_a_killed_run_was_about_to_replace(tmp_path, monkeypatch):
+    """Killed between the receipt and the output: neither a stranger's nor finished."""
+    paths = Paths(tmp_path / "out")
+    with locked(paths):
+        ledger = Ledger(paths, FINGERPRINT)
+        ledger.add(0, "an error", "not_found")
+        ledger.write_output(1, FINGERPRINT)
+        first = finished(paths, FINGERPRINT)
+        ledger.forget_errors()
+        ledger.add(0, "an answer", None)
+        with monkeypatch.context() as patched:
+            real = os.replace
+            patched.setattr(os, "replace", lambda a, b: pytest.fail("killed") if b == paths.output else real(a, b))
+            with pytest.raises(pytest.fail.Exception):
+                ledger.write_output(1, FINGERPRINT)
+        assert paths.output.read_text() == "an error\n"
+        assert finished(paths, FINGERPRINT) is None
+        with pytest.raises(JobMismatch, match="model: tiny then, large now"):
+            finished(paths, {**FINGERPRINT, "model": "large"})
+        ledger.write_output(1, FINGERPRINT)
+        ledger.close()
+    assert paths.output.read_text() == "an answer\n"
+    assert finished(paths, FINGERPRINT)["replaces"] == first["sha256"]
+    paths.output.write_text("precious\n")
     with pytest.raises(JobMismatch, match="is there already"):
         finished(paths, FINGERPRINT)
 

@@ -1,26 +1,20 @@
-"""Jobs from input to output with runners that need no model: resuming, errors, signals, hostile media."""
+"""Jobs from input to output with runners that need no model: resuming, errors, signals."""
 
-import hashlib
 import itertools
 import json
 import os
 import signal
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.faults.batch import MARK, FakeRunner, asked, committed, marked_processes, run_job, write_job
+from tests.faults.batch import FakeRunner, asked, committed, run_job, write_job
 from tests.faults.children import Child, Died
-from tests.media.clips import KINDS, write
 from videollava_jax.batch.formats import Defaults
-from videollava_jax.batch.isolation import IsolatedReader, WorkerLimits
 from videollava_jax.batch.ledger import JobMismatch, LedgerError
-from videollava_jax.batch.runner import BatchOptions, TooManyErrors, run_batch
-from videollava_jax.demo import MEDIA
+from videollava_jax.batch.runner import BatchOptions, run_batch
+from videollava_jax.batch.summary import TooManyErrors
 from videollava_jax.engine import Result
-from videollava_jax.segments import Media
 
 
 class Echo:
@@ -140,6 +134,101 @@ def test_errors_below_the_rate_are_records(tmp_path):
     assert summary.errors == {"decode_failed": 20}
 
 
+class Window(Echo):
+    """Takes all requests before it answers the first, as the engine does with as many as its window holds."""
+
+    def run(self, requests):
+        return super().run(list(requests))
+
+
+def test_lines_that_fail_before_the_first_answer_end_no_run(tmp_path):
+    """They fail as soon as they are looked at, and the answers of the others come later."""
+    lines = [{"id": i, "prompt": f"question {i}", **({"video": f"none{i}"} if i % 2 else {})} for i in range(100)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = run(tmp_path, Window(fails=lambda text: text == "question 0"))
+    assert summary.errors == {"not_found": 50, "decode_failed": 1}
+
+
+def test_errors_that_come_before_the_answers_end_no_run(tmp_path):
+    """The engine tells at once what cannot be read, and while it has answered nothing yet."""
+    write_questions(tmp_path / "in.jsonl", 100)
+
+    class ErrorsFirst(Echo):
+        def run(self, requests):
+            results = list(super().run(requests))
+            yield from sorted(results, key=lambda result: result.error is None)
+
+    summary = run(tmp_path, ErrorsFirst(fails=lambda text: int(text.split()[1]) % 2))
+    assert summary.errors == {"decode_failed": 50}
+
+
+def test_a_run_without_media_ends(tmp_path):
+    lines = [{"id": i, "prompt": "?", "video": f"none{i}"} for i in range(100)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(TooManyErrors, match=r"20 of 20 lines have failed \(20 not_found\).*the last: none19: no such"):
+        run(tmp_path, Window())
+
+
+def test_many_questions_about_one_bad_file_end_no_run(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    write_questions(tmp_path / "in.jsonl", 50, video="a.mp4")
+    summary = run(tmp_path, Echo(fails=lambda text: int(text.split()[1]) < 40), media_root=tmp_path)
+    assert summary.errors == {"decode_failed": 40}
+
+
+def test_questions_about_one_medium_go_to_the_runner_together(tmp_path):
+    lines = [{"id": i, "prompt": f"question {i}", "video": f"{i % 40}.mp4"} for i in range(120)]
+    for i in range(40):
+        (tmp_path / f"{i}.mp4").touch()
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    echo = Echo()
+    run(tmp_path, echo, media_root=tmp_path)
+    assert echo.seen == [f"question {i + 40 * j}" for i in range(40) for j in range(3)]
+    assert [record["text"] for record in read(tmp_path / "out.jsonl")] == [f"question {i}" for i in range(120)]
+
+
+# ── errors tried again ──
+
+
+def test_a_retry_that_was_interrupted_is_gone_on_with(tmp_path):
+    """Without --retry-errors too: what was tried again is neither dropped nor tried once more."""
+    write_questions(tmp_path / "in.jsonl", 10)
+    run(tmp_path, Echo(fails=lambda text: int(text.split()[1]) % 2), keep_ledger=True)
+    before = (tmp_path / "out.jsonl").read_text()
+
+    class Breaks(Echo):
+        def run(self, requests):
+            yield from itertools.islice(super().run(requests), 2)
+            raise MemoryError("no more")
+
+    with pytest.raises(MemoryError):
+        run(tmp_path, Breaks(), retry_errors=True)
+    assert (tmp_path / "out.jsonl").read_text() == before
+    rest = Echo()
+    assert run(tmp_path, rest).before == 7
+    assert rest.seen == [f"question {i}" for i in (5, 7, 9)]
+    assert [record["text"] for record in read(tmp_path / "out.jsonl")] == [f"question {i}" for i in range(10)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.job.json"]
+    assert str(run(tmp_path, None)).startswith("nothing to do")
+
+
+def test_a_kept_ledger_changes_no_finished_output(tmp_path):
+    write_questions(tmp_path / "in.jsonl", 3)
+    run(tmp_path, Echo(), keep_ledger=True)
+    before = (tmp_path / "out.jsonl").stat()
+    assert str(run(tmp_path, None, keep_ledger=True)) == "nothing to do: all 3 lines are done"
+    after = (tmp_path / "out.jsonl").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert {path.name for path in (tmp_path / "out.jsonl.partial").iterdir()} == {"lock", "ledger.db"}
+
+
+def test_a_retry_needs_the_ledger(tmp_path):
+    write_questions(tmp_path / "in.jsonl", 3)
+    run(tmp_path, Echo(fails=lambda text: True))
+    with pytest.raises(ValueError, match="--keep-ledger would have kept"):
+        run(tmp_path, None, retry_errors=True)
+
+
 def test_refused_before_anything_runs(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"id": "a", "prompt": "?"}\n{"id": "a", "prompt": "!"}\n')
@@ -248,6 +337,14 @@ def test_killed_at_random_moments_and_resumed():
     assert jobs.outcomes["as undisturbed"] >= 3
 
 
+def test_killed_while_errors_are_tried_again():
+    from tests.faults.batch import kill_retries
+
+    kills = kill_retries(12, seed=1)
+    assert kills.violations == []
+    assert kills.outcomes["between"] >= 5
+
+
 def test_the_kills_would_notice_work_done_again(tmp_path):
     """With the ledger gone everything is asked again, and the logs show it."""
     write_job(tmp_path / "input.jsonl")
@@ -261,79 +358,3 @@ def test_the_kills_would_notice_work_done_again(tmp_path):
     (tmp_path / "output.jsonl.partial" / "ledger.db-wal").unlink()
     run_job(tmp_path, 0)
     assert asked(tmp_path) & before
-
-
-# ── hostile media ──
-
-
-class Reads:
-    """Answers with a hash of the pixels that an isolated reader gives."""
-
-    def __init__(self, reader):
-        self.reader = reader
-
-    def run(self, requests):
-        for request in requests:
-            part = request.conversation[0]["content"][0]
-            try:
-                pixels = self.reader(Media("video", part["video"]), request.sampling or 8)
-            except ValueError as error:
-                yield Result(
-                    id=request.id, finish_reason="error", error=str(error), cause=getattr(error, "cause", None)
-                )
-            else:
-                yield Result(id=request.id, text=_digest(pixels), finish_reason="stop")
-
-
-def _digest(pixels):
-    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
-
-
-def test_hostile_media_among_good_ones(tmp_path, tiny_processor, monkeypatch):
-    """Every good one is answered with its own pixels, every bad one has a record with a cause, no worker is left."""
-    from videollava_jax.media import MediaError, Uniform
-
-    mark = f"hostile-{os.getpid()}"
-    monkeypatch.setenv(MARK, mark)
-    place = tmp_path / "media"
-    place.mkdir()
-    good = MEDIA / "rising-triangle.mp4"
-    rng = np.random.default_rng(0)
-    for name in ("h264_b_frames.mp4", "mpeg4.avi", "h264.mkv"):
-        whole = np.frombuffer(write(tmp_path / name, **KINDS[name]).read_bytes(), np.uint8)
-        for i in range(8):
-            mutated = whole.copy()
-            mutated[rng.integers(0, len(whole), 30)] = rng.integers(0, 256, 30, np.uint8)
-            (place / f"{i}-{name}").write_bytes(mutated.tobytes()[: len(whole) // (1 + i % 2)])
-    (place / "list.mp4").write_text(f"ffconcat version 1.0\nfile {good}\n")
-    (place / "empty.mp4").touch()
-    (place / "link.mp4").symlink_to(good)
-    os.mkfifo(place / "pipe.mp4")
-    names = []
-    for path in sorted(place.iterdir()):  # a good one before each bad one
-        (place / f"good-{path.name}").write_bytes(good.read_bytes())
-        names += [f"good-{path.name}", path.name]
-    lines = [{"id": name, "video": name, "prompt": "?"} for name in names]
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    reader = IsolatedReader(tiny_processor, WorkerLimits(seconds=30, memory=2**30))
-    try:
-        run(tmp_path, Reads(reader), media_root=place, defaults=Defaults(sampling=Uniform(8)), max_error_rate=1)
-    finally:
-        reader.close()
-    assert not marked_processes(mark)
-    expected = _digest(tiny_processor.read_medium(Media("video", str(good)), Uniform(8)))
-    answered = 0
-    for record in read(tmp_path / "out.jsonl"):
-        if record["id"].startswith("good-"):
-            assert record["text"] == expected, record
-            continue
-        try:
-            assert record["id"] not in ("link.mp4", "pipe.mp4")
-            pixels = tiny_processor.read_medium(Media("video", str(Path(place, record["id"]))), Uniform(8))
-        except (MediaError, AssertionError):
-            assert record["cause"]
-            assert record["error"].startswith(record["id"])
-        else:
-            answered += 1
-            assert record["text"] == _digest(pixels)
-    assert answered  # some mutations leave a video that decodes

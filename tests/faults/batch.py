@@ -3,9 +3,10 @@
     python -m tests.faults.batch --kills 1000 --model-kills 60 --seed 0
 
 `--kills`: jobs whose answers are made without a model, half of them killed at a random moment and half at a random step
-of the file system. `--model-kills`: `videollava batch` with the tiny model. Ends with status 1 if anything ended as it
-must not: a line without its one record, committed work done again, an output other than that of a run that nobody
-disturbed, a process left behind.
+of the file system; and a tenth as many that are killed while they try the errors of a finished output again.
+`--model-kills`: `videollava batch` with the tiny model. Ends with status 1 if anything ended as it must not: a line
+without its one record, committed work done again, an output other than that of a run that nobody disturbed, a process
+left behind.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,35 @@ MARK = "VIDEOLLAVA_BATCH_TEST"
 # ── a job without a model ──
 
 
+def fake_answer(request: Any) -> Any:
+    """Always the same for the same request; an error for every seventh."""
+    from videollava_jax.engine import Result
+
+    answer = mended_answer(request)
+    if answer.token_ids[0] % 7 == 0:
+        return Result(id=request.id, finish_reason="error", error="no answer to this", cause="decode_failed")
+    return answer
+
+
+def mended_answer(request: Any) -> Any:
+    """The same without errors."""
+    from videollava_jax.engine import Result
+
+    digest = hashlib.sha256(f"{request.id} {request.conversation[0]['content'][-1]}".encode()).digest()
+    return Result(id=request.id, text=digest.hex(), token_ids=tuple(digest[:9]), finish_reason="stop", prompt_tokens=7)
+
+
 class FakeRunner:
     """Answers by the prompt alone, some at a time, in an order and after pauses of its own.
 
     Args:
       log: a file to which the id of every request that it is given is appended.
       seed: of order and pauses.
+      answer: to a request.
     """
 
-    def __init__(self, log: Path, seed: int, pause: float = 0.004):
-        self._log, self._rng, self._pause = log, random.Random(seed), pause
+    def __init__(self, log: Path, seed: int, pause: float = 0.004, answer: Callable[[Any], Any] = fake_answer):
+        self._log, self._rng, self._pause, self._answer = log, random.Random(seed), pause, answer
 
     def run(self, requests: Iterable[Any]) -> Iterator[Any]:
         incoming, waiting = iter(requests), []
@@ -62,17 +82,7 @@ class FakeRunner:
                 if not waiting:
                     return
                 time.sleep(self._rng.uniform(0, self._pause))
-                yield fake_answer(waiting.pop(self._rng.randrange(len(waiting))))
-
-
-def fake_answer(request: Any) -> Any:
-    """Always the same for the same request; an error for every seventh."""
-    from videollava_jax.engine import Result
-
-    digest = hashlib.sha256(f"{request.id} {request.conversation[0]['content'][-1]}".encode()).digest()
-    if digest[0] % 7 == 0:
-        return Result(id=request.id, finish_reason="error", error="no answer to this", cause="decode_failed")
-    return Result(id=request.id, text=digest.hex(), token_ids=tuple(digest[:9]), finish_reason="stop", prompt_tokens=7)
+                yield self._answer(waiting.pop(self._rng.randrange(len(waiting))))
 
 
 def write_job(path: Path, lines: int = LINES) -> None:
@@ -93,14 +103,34 @@ def write_job(path: Path, lines: int = LINES) -> None:
 
 def run_job(place: Path, seed: int, pause: float = 0.004) -> str:
     """Runs the job of a directory, or what is left of it."""
+    return _run_job(FakeRunner(place / "asked", seed, pause), place)
+
+
+def run_mended_job(place: Path, seed: int, pause: float = 0.004) -> str:
+    """The same with a runner that has no errors."""
+    return _run_job(FakeRunner(place / "asked", seed, pause, mended_answer), place)
+
+
+def run_job_and_keep(place: Path, seed: int) -> str:
+    """The same as `run_job`, with the ledger kept."""
+    return _run_job(FakeRunner(place / "asked", seed, 0.0), place, keep_ledger=True)
+
+
+def retry_job(place: Path, seed: int, pause: float = 0.004) -> str:
+    """Tries the errors of a finished output again, with a runner that has none."""
+    runner = FakeRunner(place / "asked", seed, pause, mended_answer)
+    return _run_job(runner, place, retry_errors=True, keep_ledger=True)
+
+
+def _run_job(runner: FakeRunner, place: Path, **options: bool) -> str:
     from videollava_jax.batch.runner import BatchOptions, run_batch
 
-    runner = FakeRunner(place / "asked", seed, pause)
-    return str(run_batch(place / "input.jsonl", place / "output.jsonl", lambda: runner, BatchOptions(max_error_rate=1)))
+    wanted = BatchOptions(max_error_rate=1, **options)
+    return str(run_batch(place / "input.jsonl", place / "output.jsonl", lambda: runner, wanted))
 
 
-def run_job_to_step(place: Path, seed: int, step: int) -> int:
-    """The same, killing itself at a step of the file system, counted from 1; the number of steps without."""
+def run_to_step(job: Callable[[Path, int, float], str], place: Path, seed: int, step: int) -> int:
+    """A job that kills itself at a step of the file system, counted from 1; the number of steps without."""
     count = 0
 
     def step_taken(event: str, _: Any) -> None:
@@ -111,24 +141,29 @@ def run_job_to_step(place: Path, seed: int, step: int) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(step_taken)
-    run_job(place, seed, pause=0.0)
+    job(place, seed, 0.0)
     return count
 
 
 def committed(output: Path) -> set[int]:
-    """The lines in the ledger of an output, read from a copy: to open it is to mend it."""
+    """The lines in the ledger of an output."""
+    return set(ledger_causes(output))
+
+
+def ledger_causes(output: Path) -> dict[int, str | None]:
+    """The causes of errors, None for answers, of the lines in a ledger, read from a copy: to open it is to mend it."""
     ledger = output.with_name(f"{output.name}.partial") / "ledger.db"
     if not ledger.exists():
-        return set()
+        return {}
     with tempfile.TemporaryDirectory() as name:
         for suffix in ("", "-wal"):
             if (path := ledger.with_name(ledger.name + suffix)).exists():
                 shutil.copy(path, name)
         database = sqlite3.connect(Path(name) / ledger.name)
         try:
-            return {line for (line,) in database.execute("SELECT line FROM answers")}
+            return dict(database.execute("SELECT line, cause FROM answers").fetchall())
         except sqlite3.OperationalError:  # killed before there was a table
-            return set()
+            return {}
         finally:
             database.close()
 
@@ -150,7 +185,7 @@ def kill(number: int, seed: int) -> list[Tally]:
         write_job(undisturbed / "input.jsonl")
         seconds = _seconds(undisturbed)
         expected = (undisturbed / "output.jsonl").read_bytes()
-        steps = run(run_job_to_step, _new_place(Path(name) / "steps"), 0, 0)
+        steps = run(run_to_step, run_job, _new_place(Path(name) / "steps"), 0, 0)
         place = _new_place(Path(name) / "0")
         for i in range(number):
             rng = random.Random(f"{seed}/{i}")
@@ -190,7 +225,7 @@ def _killed(place: Path, rng: random.Random, i: int, seconds: float, steps: int)
         died = child.kill()
         child.close()
     else:
-        child = Child(run_job_to_step, place, i, rng.randrange(1, steps + 1))
+        child = Child(run_to_step, run_job, place, i, rng.randrange(1, steps + 1))
         try:
             child.result()
             died = False
@@ -227,6 +262,44 @@ def _finish(place: Path, expected: bytes, seed: int) -> str:
         return f"a run over the finished output: {again}"
     left = {path.name for path in place.iterdir()} - {"input.jsonl", "output.jsonl", "output.jsonl.job.json"}
     return f"left behind: {sorted(left)}" if left else ""
+
+
+def kill_retries(number: int, seed: int) -> Tally:
+    """Kills so many runs that try the errors of a finished output again, each then gone on with as a plain run."""
+    tally = Tally("kills: errors tried again")
+    with tempfile.TemporaryDirectory() as name:
+        base = _new_place(Path(name) / "base")
+        run(run_job_and_keep, base, 0)
+        before, place = (base / "output.jsonl").read_bytes(), Path(name) / "place"
+        shutil.copytree(base, place)
+        steps = run(run_to_step, retry_job, place, 0, 0)
+        mended = (place / "output.jsonl").read_bytes()
+        for i in range(number):
+            shutil.rmtree(place)
+            shutil.copytree(base, place)
+            step = random.Random(f"{seed}/retry/{i}").randrange(1, steps + 1)
+            outcome, detail = _killed_retry(place, i, step, before, mended)
+            tally.add(outcome, f"retry {i} of seed {seed}, killed at step {step}: {detail}")
+    return tally
+
+
+def _killed_retry(place: Path, i: int, step: int, before: bytes, mended: bytes) -> tuple[str, str]:
+    output = place / "output.jsonl"
+    try:
+        run(run_to_step, retry_job, place, i, step)
+        return "violation", "it was not killed"
+    except Died:
+        pass
+    now, begun = output.read_bytes(), "decode_failed" not in ledger_causes(output).values()
+    if now not in (before, mended):
+        return "violation", "the output is neither as it was nor mended"
+    try:
+        run(run_mended_job, place, i)
+    except (Died, RuntimeError) as error:
+        return "violation", str(error)
+    if output.read_bytes() != (mended if begun else before):
+        return "violation", "what was tried again was lost" if begun else "another output than before"
+    return ("after the output" if now == mended else "between") if begun else "before the errors were forgotten", ""
 
 
 # ── the command with the tiny model ──
@@ -351,6 +424,7 @@ def main() -> int:
     wanted = parser.parse_args()
     started = time.perf_counter()
     tallies = kill(wanted.kills, wanted.seed) if wanted.kills else []
+    tallies += [kill_retries(wanted.kills // 10, wanted.seed)] if wanted.kills else []
     tallies += kill_model(wanted.model_kills, wanted.seed) if wanted.model_kills else []
     print(f"seed {wanted.seed}, {time.perf_counter() - started:.0f} s\n\n{table(tallies)}")
     violations = [f"{tally.name}: {violation}" for tally in tallies for violation in tally.violations]

@@ -54,9 +54,9 @@ class Child:
                 return answer
         except EOFError:
             self._process.join()
-            raise Died(f"it ended with status {self._process.exitcode}: {self._last_words()}") from None
+            raise self._died(f"it ended with status {self._process.exitcode}") from None
         self.kill()
-        raise Died(f"it did not answer within {seconds:g} s: {self._last_words()}")
+        raise self._died(f"it did not answer within {seconds:g} s")
 
     def result(self, seconds: float = 60) -> Any:
         """What the function returns. Raises Died, or a RuntimeError with what it raised."""
@@ -68,6 +68,11 @@ class Child:
         return value
 
     @property
+    def running(self) -> bool:
+        """Whether it is still at work."""
+        return self._process.is_alive()
+
+    @property
     def pid(self) -> int:
         return int(self._process.pid or 0)
 
@@ -76,8 +81,11 @@ class Child:
         self._connection.close()
         Path(self._errors).unlink(missing_ok=True)
 
-    def _last_words(self) -> str:
-        return Path(self._errors).read_text(errors="replace")[-500:]
+    def _died(self, how: str) -> Died:
+        """What became of it, with its last words; these were all that it had left."""
+        last_words = Path(self._errors).read_text(errors="replace")[-500:]
+        self.close()
+        return Died(f"{how}: {last_words}")
 
     def kill(self) -> bool:
         """Ends it with SIGKILL; whether it was still at work."""

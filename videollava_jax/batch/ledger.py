@@ -243,7 +243,7 @@ class Ledger:
     # ── the output ──
 
     def write_output(self, lines: int, fingerprint: Fingerprint) -> None:
-        """Writes the output whole, in the input's order, and the receipt beside it.
+        """Writes the output whole, in the input's order, and the receipt beside it; one that is the same already stays.
 
         Raises:
           LedgerError: not every line has its record, or the disk is full; then nothing has changed.
@@ -262,16 +262,22 @@ class Ledger:
                     file.write(raw)
                 file.flush()
                 os.fsync(file.fileno())
+            before = _file_digest(self.paths.output) if self.paths.output.exists() else None
             receipt = {
                 "fingerprint": dict(fingerprint),
                 "lines": lines,
                 "errors": dict(Counter(cause for cause in causes.values() if cause is not None)),
                 "sha256": digest.hexdigest(),
+                # Of an output whose errors were tried again, for a run that is killed before the next is in its place.
+                **({} if before in (None, digest.hexdigest()) else {"replaces": before}),
             }
             # The receipt first: an output without one is somebody else's.
             _write_durably(self.paths.receipt, json.dumps(receipt, indent=1) + "\n", self.paths.directory)
-            os.replace(temporary, self.paths.output)
-            _sync_directory(self.paths.output.parent)
+            if before == digest.hexdigest():
+                temporary.unlink()
+            else:
+                os.replace(temporary, self.paths.output)
+                _sync_directory(self.paths.output.parent)
         except (OSError, sqlite3.Error) as error:
             why = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
             raise LedgerError(
@@ -295,7 +301,8 @@ def require_same_job(where: Path, then: Fingerprint, now: Fingerprint) -> None:
 
 
 def finished(paths: Paths, fingerprint: Fingerprint) -> Mapping[str, Any] | None:
-    """The receipt of an output that is there and whole; None where there is no output yet.
+    """The receipt of an output that is there and whole; None where there is none yet, or one that a run was about to
+    replace when it was killed.
 
     Raises:
       JobMismatch: the output is of another job, or not what a job has written.
@@ -304,25 +311,30 @@ def finished(paths: Paths, fingerprint: Fingerprint) -> Mapping[str, Any] | None
         return None
     try:
         receipt = json.loads(paths.receipt.read_text())
-        with open(paths.output, "rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest() == receipt["sha256"]
-        then = receipt["fingerprint"]
+        digest, then = _file_digest(paths.output), receipt["fingerprint"]
+        whole, replaced = digest == receipt["sha256"], digest == receipt.get("replaces")
     except (OSError, ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
+        whole = replaced = False
+    if not whole and not replaced:
         raise JobMismatch(
             f"{paths.output} is there already, and not as a job of ours wrote it: choose another output, or remove it"
         )
     require_same_job(paths.output, then, fingerprint)
-    return dict(receipt)
+    return dict(receipt) if whole else None
 
 
 def remove(paths: Paths) -> None:
     """Takes the job's directory away, the lock at last; nothing where it is gone."""
+    paths.ledger.unlink(missing_ok=True)  # first: what is left of it without its log is not all that it held
     for path in paths.directory.glob("*"):
         if path != paths.lock:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     shutil.rmtree(paths.directory, ignore_errors=True)
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _now() -> int:

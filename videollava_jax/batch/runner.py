@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,15 +21,15 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from videollava_jax.batch.fingerprint import fingerprint_digest, job_fingerprint
-from videollava_jax.batch.formats import Defaults, prompt_text, to_request, with_sources
+from videollava_jax.batch.formats import Defaults, with_sources
 from videollava_jax.batch.ledger import Ledger, Paths, finished, locked, remove
-from videollava_jax.batch.lines import Form, Line, count_lines, line_id, read_lines, recognise
-from videollava_jax.batch.records import JobFacts, Tag, record
+from videollava_jax.batch.lines import Form, count_lines, read_lines, recognise
+from videollava_jax.batch.records import JobFacts, record
 from videollava_jax.batch.spool import Fetch, Resolver, Spool, short_name
+from videollava_jax.batch.summary import Step, Summary
+from videollava_jax.batch.together import Left, left_lines, together
 from videollava_jax.engine import Request, Result
 
-LEAST_LINES = 20
-"""Lines of a run before their errors are a rate."""
 _FETCHERS, _AHEAD = 8, 32
 """Threads that find media, and lines that they are ahead."""
 
@@ -50,7 +50,8 @@ class BatchOptions:
       media_root: media are under it; None for any path.
       fetch: for http and https (a `remote.Fetcher`); None refuses them.
       max_bytes: of one medium.
-      max_error_rate: a run ends when more of its lines than this share have failed.
+      max_error_rate: a run ends when more than this share of its lines have failed, of those whose media were looked
+        for or of those that were answered.
       retry_errors: lines whose record is an error are tried again.
       keep_ledger: the job's directory stays when the output is written.
       model: as records name it.
@@ -74,44 +75,6 @@ class BatchOptions:
     grace: float | None = None
 
 
-@dataclass
-class Summary:
-    """What a run has done.
-
-    Attributes:
-      lines: of the input.
-      before: done by earlier runs.
-      answered: by this one.
-      errors: of this one, by cause.
-      videos: media that this run's answers are about, each counted once.
-      seconds: of this run, without loading the model.
-    """
-
-    lines: int
-    before: int = 0
-    answered: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    videos: int = 0
-    seconds: float = 0.0
-
-    @property
-    def done(self) -> int:
-        """Lines that have a record."""
-        return self.before + self.answered + self.errors.total()
-
-    def record(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return {**vars(self), "errors": dict(self.errors), "done": self.done}
-
-    def __str__(self) -> str:
-        if self.before == self.lines:
-            return f"nothing to do: all {self.lines} lines are done"
-        rate = f"{self.answered / self.seconds:.2f} answers/s, {self.videos / self.seconds:.2f} media/s"
-        told = f"{self.done} of {self.lines} lines done, {self.before} of them before: {self.answered} answers"
-        causes = ", ".join(f"{count} {cause}" for cause, count in self.errors.most_common())
-        return f"{told}, {self.errors.total()} errors{f' ({causes})' if causes else ''}, {self.seconds:.1f} s, {rate}"
-
-
 class Stopped(BaseException):
     """A signal has ended the run. All that was committed is kept.
 
@@ -126,10 +89,6 @@ class Stopped(BaseException):
             "the same command goes on from there"
         )
         self.signal, self.summary = number, summary
-
-
-class TooManyErrors(ValueError):
-    """So many lines have failed that the rest is not worth its time."""
 
 
 def run_batch(source: Path, output: Path, make_runner: Callable[[], Runner], options: BatchOptions) -> Summary:
@@ -153,35 +112,41 @@ def run_batch(source: Path, output: Path, make_runner: Callable[[], Runner], opt
             raise ValueError(f"{output}: the output would take the place of the input")
         count = count_lines(read_lines(source, form), form)
         fingerprint = {**job_fingerprint(source, form, options.defaults), **options.facts}
-        if _finished(paths, fingerprint, options):
-            return Summary(count, before=count)
-        ledger = Ledger(paths, fingerprint)
-        try:
-            if options.retry_errors:
-                ledger.forget_errors()
-            facts = JobFacts(options.model, ledger.created, fingerprint_digest(fingerprint))
-            summary = _Job(source, form, ledger, facts, Summary(count), options).run(make_runner)
-            ledger.write_output(count, fingerprint)
-        finally:
-            ledger.close()
+        receipt = finished(paths, fingerprint)
+        if receipt is None or paths.ledger.exists():  # beside an output, it is perhaps ahead of it
+            summary = _go_on(source, form, count, paths, fingerprint, make_runner, options)
+        elif options.retry_errors and receipt["errors"]:
+            raise ValueError(
+                f"{output}: --retry-errors needs the ledger, which --keep-ledger would have kept; remove the output to "
+                "run the job anew"
+            )
+        else:
+            summary = Summary(count, before=count)
         if not options.keep_ledger:
             remove(paths)
     return summary
 
 
-def _finished(paths: Paths, fingerprint: Mapping[str, str], options: BatchOptions) -> bool:
-    """Whether the output is there; what a run that was killed after it had written it has left is taken away."""
-    receipt = finished(paths, fingerprint)
-    if receipt is None or (options.retry_errors and receipt["errors"] and paths.ledger.exists()):
-        return False
-    if options.retry_errors and receipt["errors"]:
-        raise ValueError(
-            f"{paths.output}: --retry-errors needs the ledger, which --keep-ledger would have kept; remove the output "
-            "to run the job anew"
-        )
-    if not options.keep_ledger:
-        remove(paths)
-    return True
+def _go_on(
+    source: Path,
+    form: Form,
+    count: int,
+    paths: Paths,
+    fingerprint: Mapping[str, str],
+    make_runner: Callable[[], Runner],
+    options: BatchOptions,
+) -> Summary:
+    """Does what a ledger lacks, and brings the output to what it holds."""
+    ledger = Ledger(paths, fingerprint)
+    try:
+        if options.retry_errors:
+            ledger.forget_errors()
+        facts = JobFacts(options.model, ledger.created, fingerprint_digest(fingerprint))
+        summary = _Job(source, form, ledger, facts, Summary(count), options).run(make_runner)
+        ledger.write_output(count, fingerprint)
+    finally:
+        ledger.close()
+    return summary
 
 
 @dataclass(frozen=True)
@@ -190,6 +155,15 @@ class _Found:
 
     request: Request
     media: list[tuple[Any, str]]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A line whose request the runner was given, with the media as of `_Found`; the `number`-th, counted from 1."""
+
+    left: Left
+    media: list[tuple[Any, str]]
+    number: int
 
 
 class _Job:
@@ -202,7 +176,10 @@ class _Job:
         self._summary, self._options = summary, options
         self._done = ledger.done()
         summary.before = len(self._done)
-        self._asked: dict[str, tuple[Tag, _Found]] = {}
+        self._asked: dict[str, _Asked] = {}
+        # A step each: a runner may be given a thousand lines before its first result, and each that is not even
+        # given to it is an error at once.
+        self._finding, self._answering, self._given = Step(), Step(), 0
         self._media: set[str] = set()
         self._signal: int | None = None
         self._started = 0.0
@@ -241,31 +218,39 @@ class _Job:
     # ── lines to requests ──
 
     def _requests(self) -> Iterator[Request]:
-        """The requests that are left, in order; their media are looked for by threads, some lines ahead."""
+        """The requests that are left, by their media; these are looked for by threads, some lines ahead."""
         pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="find-media")
-        ahead: deque[tuple[Tag, Future[_Found]]] = deque()
-        lines = (line for line in read_lines(self._source, self._form) if line.index not in self._done)
+        ahead: deque[tuple[Left, Future[_Found]]] = deque()
+        lines = together(self._left())
         try:
             while True:
-                for line in itertools.islice(lines, _AHEAD - len(ahead)):
-                    tag = Tag(line.index, line.number, line_id(line, self._form), prompt_text(line, self._form))
-                    ahead.append((tag, pool.submit(self._request, line)))
+                for left in itertools.islice(lines, _AHEAD - len(ahead)):
+                    ahead.append((left, pool.submit(self._find, left)))
                 if not ahead:
                     return
-                tag, future = ahead.popleft()
+                left, future = ahead.popleft()
                 try:
                     found = self._waited_for(future)
                 except (ValueError, OSError) as error:
-                    self._fail(tag, error)
+                    self._fail(left, error)
                     continue
-                self._asked[found.request.id] = tag, found
+                self._finding.add(self._finding.lines + 1, left.about, None)
+                self._given += 1
+                left = dataclasses.replace(left, request=found.request)  # its own holds whole data: URLs
+                self._asked[found.request.id] = _Asked(left, found.media, self._given)
                 yield found.request
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _request(self, line: Line) -> _Found:
+    def _left(self) -> Iterator[Left]:
+        for left in left_lines(self._source, self._form, self._options.defaults, self._done):
+            self._require_going_on()
+            yield left
+
+    def _find(self, left: Left) -> _Found:
         """A line's request with its media found."""
-        request = to_request(line, self._form, self._options.defaults)
+        if isinstance(left.request, ValueError):
+            raise left.request
         held: list[tuple[Any, str]] = []
 
         def resolve(kind: Any, source: Any) -> Any:
@@ -273,7 +258,7 @@ class _Job:
             return held[-1][0]
 
         try:
-            return _Found(with_sources(request, resolve), held)
+            return _Found(with_sources(left.request, resolve), held)
         except BaseException:
             for file, _ in held:
                 self._spool.release(file)
@@ -296,41 +281,38 @@ class _Job:
             raise RuntimeError(f"a result of {result.id!r}, which was not asked or has its result already")
         if result.error is not None:
             self._require_going_on()  # perhaps it has failed only because its worker was stopped
-        tag, found = self._asked.pop(result.id)
-        for file, name in found.media:
+        asked = self._asked.pop(result.id)
+        for file, name in asked.media:
             self._spool.release(file)
             self._media.add(os.fspath(file))
             if result.error is not None:  # of what the line named, wherever it lies on this machine
                 result = dataclasses.replace(result, error=result.error.replace(os.fspath(file), name))
         self._summary.videos = len(self._media)
-        self._commit(tag, result, (result.cause or "invalid_request") if result.error is not None else None)
+        cause = (result.cause or "invalid_request") if result.error is not None else None
+        self._answering.add(asked.number, asked.left.about, cause)
+        self._commit(self._answering, asked.left, result, cause)
         self._require_going_on()
 
-    def _fail(self, tag: Tag, error: Exception) -> None:
+    def _fail(self, left: Left, error: Exception) -> None:
         """Commits an error that needed no runner."""
         self._require_going_on()
         cause = str(getattr(error, "cause", "invalid_request"))
-        result = Result(id=str(tag.index), finish_reason="error", error=" ".join(str(error).split()))
-        self._commit(tag, result, cause)
+        result = Result(id=str(left.tag.index), finish_reason="error", error=" ".join(str(error).split()))
+        self._finding.add(self._finding.lines + 1, left.about, cause)
+        self._commit(self._finding, left, result, cause)
 
-    def _commit(self, tag: Tag, result: Result, cause: str | None) -> None:
-        self._ledger.add(tag.index, record(self._form, tag, result, cause, self._facts), cause)
+    def _commit(self, step: Step, left: Left, result: Result, cause: str | None) -> None:
+        self._ledger.add(left.tag.index, record(self._form, left.tag, result, cause, self._facts), cause)
         summary = self._summary
         if cause is None:
             summary.answered += 1
         else:
             summary.errors[cause] += 1
-        failed, done = summary.errors.total(), summary.errors.total() + summary.answered
         seconds = max(time.perf_counter() - self._started, 1e-9)
-        self._bar.set_postfix_str(f"{summary.videos / seconds:.2f} media/s, {failed} errors", refresh=False)
+        errors = summary.errors.total()
+        self._bar.set_postfix_str(f"{summary.videos / seconds:.2f} media/s, {errors} errors", refresh=False)
         self._bar.update()
-        if done >= LEAST_LINES and failed > self._options.max_error_rate * done:
-            causes = ", ".join(f"{count} {name}" for name, count in summary.errors.most_common())
-            raise TooManyErrors(
-                f"{failed} of {done} lines have failed ({causes}), more than --max-error-rate "
-                f"{self._options.max_error_rate:g}; the last: {result.error}. What is done is kept: mend the cause and "
-                "run the same command with --retry-errors"
-            )
+        step.require_hope(self._options.max_error_rate, result.error)
 
     # ── signals and the bar ──
 

@@ -41,6 +41,14 @@ class Prefix:
     pooling: int
 
 
+def in_the_names_of(prefix: Prefix, error: str, read: Prefix) -> str:
+    """An error about the media that were read for another prefix of the same key, with this one's files in it."""
+    for own, theirs in zip(prefix.segments.media, read.segments.media, strict=True):
+        if isinstance(own.source, (str, os.PathLike)) and isinstance(theirs.source, (str, os.PathLike)):
+            error = error.replace(os.fspath(theirs.source), os.fspath(own.source))
+    return error
+
+
 @dataclass(frozen=True, eq=False)
 class Question:
     """A request made ready: a prefix, and the tokens after it.

@@ -26,7 +26,7 @@ from videollava_jax.engine.board import Board, Place, Row, sampling_of, unwritte
 from videollava_jax.engine.groups import Group, Pending
 from videollava_jax.engine.media import encode_prefixes
 from videollava_jax.engine.options import EngineOptions
-from videollava_jax.engine.preparation import Preparer, Question
+from videollava_jax.engine.preparation import Preparer, Question, in_the_names_of
 from videollava_jax.engine.request import Request, Result
 from videollava_jax.engine.sizes import PREFIX_BUCKET, TEXT_BUCKET, Demand, choose_shape, described
 from videollava_jax.generate import Vocabulary, bucket
@@ -203,7 +203,8 @@ class Run:
                 read = group.read
             except (ValueError, OSError) as error:
                 for question in self._pending.take(group).waiting:
-                    self._fail(question.request.id, str(error), getattr(error, "cause", None))
+                    text = in_the_names_of(question.prefix, str(error), group.prefix)
+                    self._fail(question.request.id, text, getattr(error, "cause", None))
                 continue
             for question in list(group.waiting):
                 if why := self._too_long(len(read.ids), question):

@@ -78,7 +78,7 @@ class Metrics:
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
 
-    def write(self, step: int, values: Mapping[str, float | int | str | list[str]]) -> None:
+    def write(self, step: int, values: Mapping[str, float | list[int]]) -> None:
         """One line; numbers go to TensorBoard too."""
         if self._bar is None:
             return

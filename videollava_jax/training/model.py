@@ -138,7 +138,7 @@ class TrainingModel:
 
     def hidden(self, parameters: Parameters, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """The decoder's last hidden states [R, T, D]."""
-        x_BTD = self._part("language_model.embed_tokens", parameters)(batch.input_ids)
+        x_BTD = self._embedded(parameters, batch.input_ids)
         features_BMD = self.features(parameters, batch.images, batch.videos)
         if features_BMD is not None:
             index_BT = jnp.maximum(batch.media_index, 0)[..., None]
@@ -228,6 +228,14 @@ class TrainingModel:
         graph, state = self._graphs[name]
         used = {key.removeprefix(f"{name}."): self._used(key, value) for key, value in parameters.items()}
         return nnx.merge(graph, with_parameters(state, used))
+
+    def _embedded(self, parameters: Parameters, ids: jax.Array) -> jax.Array:
+        """Tokens' embeddings; from a float32 table, so that the gradients of a token's many places are summed in it."""
+        name = "language_model.embed_tokens"
+        graph, state = self._graphs[name]
+        table = self._used(f"{name}.weight", parameters[f"{name}.weight"]).astype(jnp.float32)
+        embedded: jax.Array = nnx.merge(graph, with_parameters(state, {"weight": table}))(ids)
+        return embedded.astype(self.dtype)
 
     def _head(self, parameters: Parameters) -> jax.Array:
         """The head's weight [V, D], gathered; float32, so that the gradients of all chunks are summed in it."""

@@ -1,0 +1,259 @@
+"""A job of many questions about many clips: how much is answered rightly, how often media are read, and how fast.
+
+    python benchmarks/batch.py --clips 500 --questions 5
+
+The bundled model is asked about clips of its world that training never saw, by OpenAI's batch lines in a random order.
+`run_batch`, from the file of lines to the file of answers, each committed, stands beside the engine alone on the same
+requests, with media read by its threads and by worker processes as `run_batch` has them. They take turns; the first
+round of each compiles and starts the workers, and is not counted. Ends with status 1 if a clip was decoded or encoded
+more or less than once in any round, or if two of them answer differently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+import videollava_jax.engine.run as engine_run
+from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
+from videollava_jax.batch.formats import Defaults, with_sources
+from videollava_jax.batch.isolation import IsolatedReader
+from videollava_jax.batch.runner import BatchOptions, run_batch
+from videollava_jax.batch.together import left_lines
+from videollava_jax.demo import TINY
+from videollava_jax.engine import Engine, Request
+from videollava_jax.shapes import CLIP_KINDS, EVAL_SEEDS, Question, encode_mp4, sample_clip
+
+NEW_TOKENS = 6
+CARD = 300
+"""Clips of the card, one question each: the first evaluation seeds."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A line of the job.
+
+    Attributes:
+      clip, number: which clip, and which of its questions.
+      again: whether the same question came before; a scene has two to five.
+    """
+
+    clip: int
+    number: int
+    again: bool
+    question: Question
+
+
+@dataclass
+class Counts:
+    """What happened to media in a round.
+
+    Attributes:
+      decoded: the files that were, as often as they were; threads append to it.
+      encoded: prefixes with media.
+    """
+
+    decoded: list[str] = field(default_factory=list)
+    encoded: int = 0
+
+
+Round = tuple[dict[str, str], Counts, float]
+
+
+def write_job(place: Path, clips: int, questions: int, seed: int) -> dict[str, Asked]:
+    """Writes `media/*.mp4` and `job.jsonl`; the lines by their ids."""
+    media = place / "media"
+    media.mkdir()
+    asked = {}
+    for clip, scene in enumerate(map(sample_clip, EVAL_SEEDS[:clips])):
+        (media / f"{clip}.mp4").write_bytes(encode_mp4(scene.frames))
+        for number in range(questions):
+            of_scene = len(scene.questions)
+            question = scene.questions[number % of_scene]
+            asked[f"{clip}-{number}"] = Asked(clip, number, number >= of_scene, question)
+    names = list(asked)
+    random.Random(seed).shuffle(names)
+    with open(place / "job.jsonl", "w") as file:
+        for name in names:
+            content = [
+                {"type": "video_url", "video_url": {"url": f"{asked[name].clip}.mp4"}},
+                {"type": "text", "text": asked[name].question.text},
+            ]
+            body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "max_tokens": NEW_TOKENS}
+            line = {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(line) + "\n")
+    return asked
+
+
+def requests_of(place: Path) -> list[Request]:
+    """The same lines as requests for the engine, with paths, under the ids of the lines."""
+    found = []
+    for left in left_lines(place / "job.jsonl", "openai", Defaults(), ()):
+        assert isinstance(left.request, Request)
+        request = with_sources(left.request, lambda _, name: str(place / "media" / name))
+        found.append(request)
+    return found
+
+
+@contextmanager
+def counted() -> Iterator[Counts]:
+    """Counts what the engine encodes; `counting` counts what it decodes."""
+    counts, real = Counts(), engine_run.encode_prefixes
+
+    def encode_prefixes(model: Any, processor: Any, reads: Any, pooling: int) -> Any:
+        counts.encoded += sum(bool(read.kinds) for read in reads)
+        return real(model, processor, reads, pooling)
+
+    engine_run.encode_prefixes = encode_prefixes  # type: ignore[assignment]
+    try:
+        yield counts
+    finally:
+        engine_run.encode_prefixes = real
+
+
+def counting(reader: Callable[..., Any], counts: Counts) -> Callable[..., Any]:
+    def read(medium: Any, sampling: Any) -> Any:
+        counts.decoded.append(Path(medium.source).name)
+        return reader(medium, sampling)
+
+    return read
+
+
+class Bench:
+    """The ways of answering one job; each gives (answers by id, what was read, seconds).
+
+    Args:
+      place: of the job, see `write_job`.
+      model, processor: the bundled ones.
+      window: requests that the engine of `run_batch` looks ahead.
+    """
+
+    def __init__(self, place: Path, model: Any, processor: Any, window: int = 1024):
+        self.place, self.model, self.processor, self.window = place, model, processor, window
+        self.reader = IsolatedReader(self.processor)
+        self.requests = requests_of(place)
+        self.names = [json.loads(line)["custom_id"] for line in (place / "job.jsonl").read_text().splitlines()]
+
+    def threads(self, round_: int) -> Round:
+        """The engine alone, its threads reading; it is shown all requests at once, as it has no file to order."""
+        return self._engine(self.processor.read_medium)
+
+    def workers(self, round_: int) -> Round:
+        """The engine alone with worker processes."""
+        return self._engine(self.reader)
+
+    def _engine(self, reader: Callable[..., Any]) -> Round:
+        with counted() as counts:
+            reader = counting(reader, counts)
+            engine = Engine(self.model, self.processor, reader=reader, window=len(self.requests))
+            started = time.perf_counter()
+            results = list(engine.run(self.requests))
+            seconds = time.perf_counter() - started
+        return {self.names[int(result.id)]: result.text for result in results}, counts, seconds
+
+    def batch(self, round_: int) -> Round:
+        """`run_batch`; each round writes an output of its own."""
+        output = self.place / f"answers-{round_}.jsonl"
+        with counted() as counts:
+            reader = counting(self.reader, counts)
+            engine = Engine(self.model, self.processor, reader=reader, window=self.window)
+            started = time.perf_counter()
+            run_batch(self.place / "job.jsonl", output, lambda: engine, BatchOptions(media_root=self.place / "media"))
+            seconds = time.perf_counter() - started
+        records = map(json.loads, output.read_text().splitlines())
+        return (
+            {r["custom_id"]: r["response"]["body"]["choices"][0]["message"]["content"] for r in records},
+            counts,
+            seconds,
+        )
+
+
+def accuracy_table(asked: dict[str, Asked], answers: dict[str, str]) -> str:
+    """Right answers by kind, beside the card's."""
+    card = json.loads((Path(TINY) / "card.json").read_text())["accuracy"]["clips"]
+    columns: tuple[tuple[str, Callable[[Asked], bool]], ...] = (
+        ("its clips, its question", lambda line: line.number == 0 and line.clip < CARD),
+        ("all clips, its question", lambda line: line.number == 0),
+        ("all clips, all questions", lambda line: not line.again),
+    )
+    lines = [f"{'':<10} {'card':>12} " + " ".join(f"{title:>25}" for title, _ in columns)]
+    for kind in (*CLIP_KINDS, "all"):
+        row = []
+        for _, counts in columns:
+            lines_ = [name for name, line in asked.items() if counts(line) and kind in (line.question.kind, "all")]
+            right = sum(answers[name] == asked[name].question.answer for name in lines_)
+            row.append(f"{right} of {len(lines_)}, {right / max(1, len(lines_)):.1%}")
+        right, of = card[kind] if kind in card else map(sum, zip(*card.values(), strict=True))
+        lines.append(f"{kind:<10} {f'{right} of {of}':>12} " + " ".join(f"{cell:>25}" for cell in row))
+    return "\n".join(lines)
+
+
+def spread(rates: list[float]) -> str:
+    return f"{statistics.median(rates):.1f} ({min(rates):.1f}-{max(rates):.1f})"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=500, help="default: %(default)s")
+    parser.add_argument("--questions", type=int, default=5, help="about each; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="that count; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of lines; default: %(default)s")
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        asked = write_job(Path(name), wanted.clips, wanted.questions, wanted.seed)
+        model = VideoLlavaForConditionalGeneration.from_pretrained(TINY, dtype="float32")
+        bench = Bench(Path(name), model, VideoLlavaProcessor.from_pretrained(TINY))
+        try:
+            return measure(bench, asked, wanted)
+        finally:
+            bench.reader.close()
+
+
+def measure(bench: Bench, asked: dict[str, Asked], wanted: argparse.Namespace) -> int:
+    """Prints all of it; the exit status."""
+    print(
+        f"{len(asked)} lines about {wanted.clips} clips, seed {wanted.seed}; jax {jax.__version__}, "
+        f"{os.cpu_count()} cores"
+    )
+    once = Counter({f"{clip}.mp4": 1 for clip in range(wanted.clips)})
+    ways = {"engine, threads": bench.threads, "engine, workers": bench.workers, "run_batch": bench.batch}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    problems, answers = [], None
+    for round_ in range(1 + wanted.rounds):
+        for way, run in ways.items():
+            said, counts, seconds = run(round_)
+            if Counter(counts.decoded) != once or counts.encoded != wanted.clips:
+                problems.append(f"{way}, round {round_}: {len(counts.decoded)} decoded, {counts.encoded} encoded")
+            if said != (answers := answers or said):
+                problems.append(f"{way}, round {round_}: other answers than the first")
+            if round_:
+                rates[way].append(len(asked) / seconds)
+    if not problems:
+        print(f"in every round {wanted.clips} decoded, each once, and {wanted.clips} encoded; all answers the same")
+    print(f"\n{accuracy_table(asked, answers or {})}\n")
+    for way, found in rates.items():
+        print(f"{way:<15} {spread(found)} answers/s, median of {wanted.rounds} rounds and spread")
+    ratio = statistics.median(rates["run_batch"]) / statistics.median(rates["engine, workers"])
+    print(f"run_batch to the engine with workers, ratio of medians: {ratio:.2f}")
+    print("\n".join(problems))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

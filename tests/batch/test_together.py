@@ -1,0 +1,79 @@
+"""Lines brought together by their media: all of them, each once, and no more held than was allowed."""
+
+import json
+
+import pytest
+
+from videollava_jax.batch.formats import Defaults
+from videollava_jax.batch.together import left_lines, together
+
+
+def lines_of(tmp_path, lines, done=()):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return left_lines(path, "jsonl", Defaults(), done)
+
+
+def about(*names):
+    """Questions about these videos; None for one without."""
+    return [
+        {"id": i, "prompt": "?", **({} if name is None else {"video": name})} for i, name in enumerate(names)
+    ]  # fmt: skip
+
+
+def order(lines, **most):
+    return [left.tag.index for left in together(lines, **most)]
+
+
+@pytest.mark.parametrize(
+    ("names", "most", "expected"),
+    [
+        ("abcabcb", {}, [0, 3, 1, 4, 6, 2, 5]),
+        ("abcabcb", {"most_lines": 1}, [0, 1, 2, 3, 4, 5, 6]),
+        ("abcabcb", {"most_lines": 3}, [0, 3, 1, 4, 6, 2, 5]),  # each that goes makes room for the next
+        ("abcdacb", {"most_lines": 3}, [0, 1, 2, 5, 3, 4, 6]),
+        ("abcabcb", {"most_characters": 1}, [0, 1, 2, 3, 4, 5, 6]),
+        ("a", {}, [0]),
+        ("", {}, []),
+    ],
+)
+def test_lines_about_the_same_media_follow_each_other(tmp_path, names, most, expected):
+    assert order(lines_of(tmp_path, about(*names)), **most) == expected
+
+
+def test_what_is_alike_and_what_is_not(tmp_path):
+    lines = [
+        *about("a", None, "a", None),
+        {"id": "image", "prompt": "?", "image": "a"},
+        "no JSON\n",
+        {"id": "messages", "conversation": [{"role": "user", "content": [{"type": "video", "path": "a"}]}]},
+        {"id": "both", "prompt": "?", "video": ["a", "b"]},
+        {"id": "half a pair", "prompt": "?", "video": "\ud800"},
+        "no JSON\n",
+    ]
+    found = list(lines_of(tmp_path, lines))
+    keys = [left.about for left in found]
+    assert keys[0] == keys[2] == keys[6]
+    assert len(set(keys)) == len(lines) - 2
+    assert isinstance(found[5].request, ValueError)
+    assert [left.tag.id for left in found[:2]] == [0, 1]
+    assert order(found) == [0, 2, 6, 1, 3, 4, 5, 7, 8, 9]
+
+
+def test_what_is_done_is_left_out(tmp_path):
+    assert order(lines_of(tmp_path, about(*"abab"), done={0, 3})) == [1, 2]
+
+
+def test_no_more_is_read_than_may_be_held(tmp_path):
+    read = []
+
+    def counted():
+        for left in lines_of(tmp_path, about(*"abcdef")):
+            read.append(left.tag.index)
+            yield left
+
+    lines = together(counted(), most_lines=2)
+    next(lines)
+    assert read == [0, 1]
+    next(lines)
+    assert read == [0, 1, 2]

@@ -1,0 +1,280 @@
+"""A batch job over hostile media among good ones, and what became of each.
+
+    python -m tests.faults.media_job --good 300 --bad 300 --seed 0
+
+`run_batch` answers a question about each with the tiny model, and before that about the good ones alone. Ends with
+status 1 if anything ended as it must not: a good one without the answer that it has alone, a bad one without its one
+record, a hostile one that was answered, a worker left behind, memory beyond the limits.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.faults.batch import MARK, ROOT, await_no_process, marked_processes
+from tests.faults.hostile_media import Medium, write_media
+from tests.faults.tables import Tally, table
+from videollava_jax.batch.formats import Defaults
+
+MEBIBYTE = 2**20
+MEMORY = 1024
+"""MiB of address space that a worker has beyond its imports."""
+IMPORTS = 100
+"""MiB resident that these take, at most."""
+MORE = 200
+"""MiB that bad media may add to the main process."""
+READERS = 4
+MOST_FILES = 100
+"""More of them open at a time than at the end."""
+WORKER = b"videollava_jax.batch.worker"
+QUESTIONS = ("What shape is it?", "What colour is it?", "Where is it?", "How many shapes are there?")
+FAULTY = """
+import os, time
+import videollava_jax.processor_inputs as inputs
+kept = []
+def faulty(read):
+    def faulty_read(source, **options):
+        kind = os.path.basename(os.fspath(source)).split("-")[0]
+        if kind == "hangs":
+            time.sleep(999)
+        while kind == "spins":
+            pass
+        if kind == "crashes":
+            os.kill(os.getpid(), 11)
+        while kind == "eats":
+            kept.append(b"x" * 2**23)
+        if kind == "leaves":
+            kept.append(b"x" * 600 * 2**20)
+        return read(source, **options)
+    return faulty_read
+inputs.read_image, inputs.read_video = faulty(inputs.read_image), faulty(inputs.read_video)
+"""
+"""Workers that do as the name of a file says: what a codec with a fault would let its content do."""
+
+
+@dataclass
+class Seen:
+    """What was seen of this process and its workers during a job.
+
+    Attributes:
+      main, worker: the most memory resident in this process so far, and in any worker; bytes.
+      workers: the ids of all that were started.
+      at_once: workers, at most.
+      files: open in this process, at most.
+    """
+
+    main: int = 0
+    worker: int = 0
+    workers: set[int] = field(default_factory=set)
+    at_once: int = 0
+    files: int = 0
+
+
+@contextmanager
+def watched() -> Iterator[Seen]:
+    """Looks at this process and its workers every 10 ms."""
+    seen, ended = Seen(), threading.Event()
+    thread = threading.Thread(target=_watch, args=[seen, ended])
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _watch(seen: Seen, ended: threading.Event) -> None:
+    others: set[str] = set()
+    while not ended.wait(0.01):
+        alive = 0
+        for name in set(os.listdir("/proc")) - others:
+            if not name.isdecimal():
+                others.add(name)
+                continue
+            with suppress(OSError):
+                # First whether it is a worker: until it is, its memory is that of this process.
+                arguments = Path(f"/proc/{name}/cmdline").read_bytes()
+                status = dict(line.split(":", 1) for line in Path(f"/proc/{name}/status").read_text().splitlines())
+                if int(status["PPid"]) != os.getpid():
+                    others.add(name)
+                elif WORKER in arguments and "VmHWM" in status:  # one that has ended has no memory
+                    alive += 1
+                    seen.workers.add(int(name))
+                    seen.worker = max(seen.worker, _bytes(status["VmHWM"]))
+        seen.at_once = max(seen.at_once, alive)
+        seen.files = max(seen.files, len(os.listdir("/proc/self/fd")))
+        own = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        seen.main = max(seen.main, _bytes(own["VmHWM"]))
+
+
+def _bytes(text: str) -> int:
+    return int(text.split()[0]) * 1024
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job that has ended.
+
+    Attributes:
+      records: of its output.
+      seen: of its processes.
+      problems: what must not be.
+      seconds: that it took.
+    """
+
+    records: list[dict[str, Any]]
+    seen: Seen
+    problems: list[str]
+    seconds: float
+
+
+def run_media_job(place: Path, name: str, media: list[Medium], model: Any, processor: Any, seconds: float) -> Done:
+    """Runs a job of a question about each medium.
+
+    Args:
+      name: of its files.
+      seconds: that a medium may take.
+    """
+    from videollava_jax.batch.isolation import IsolatedReader, WorkerLimits
+    from videollava_jax.batch.runner import BatchOptions, run_batch
+    from videollava_jax.engine import Engine
+
+    source, output, mark = place / f"{name}.jsonl", place / f"{name}-answers.jsonl", f"media-{os.getpid()}-{name}"
+    lines = [{"id": m.name, m.type: m.name, "prompt": QUESTIONS[sum(m.name.encode()) % 4]} for m in media]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reader = IsolatedReader(processor, WorkerLimits(seconds=seconds, memory=MEMORY * MEBIBYTE))
+    engine = Engine(model, processor, reader=reader, readers=READERS)
+    options = BatchOptions(defaults=Defaults(max_new_tokens=6), media_root=place / "media")
+    started, problems = time.perf_counter(), []
+    with environment(**{MARK: mark, "PYTHONPATH": _faults(place)}), watched() as seen:
+        try:
+            run_batch(source, output, lambda: engine, options)
+        finally:
+            reader.close()
+        files = len(os.listdir("/proc/self/fd"))
+    if not await_no_process(mark, 5):
+        problems.append(f"processes left behind: {marked_processes(mark)}")
+    if seen.at_once > READERS:
+        problems.append(f"{seen.at_once} workers at once, for {READERS} readers")
+    if seen.files > files + MOST_FILES:
+        problems.append(f"{seen.files} files open, {files} at the end")
+    if seen.worker > (MEMORY + IMPORTS) * MEBIBYTE:
+        problems.append(f"a worker took {seen.worker / MEBIBYTE:.0f} MiB")
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    return Done(records, seen, problems, time.perf_counter() - started)
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Sets variables for the processes that are started in the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _faults(place: Path) -> str:
+    directory = place / "faults"
+    directory.mkdir(exist_ok=True)
+    (directory / "sitecustomize.py").write_text(FAULTY)
+    return str(directory)
+
+
+def judge(media: list[Medium], mixed: Done, alone: Done) -> list[Tally]:
+    """A row for each kind of medium, with what became of its records, and one for what both jobs took."""
+    tallies = {medium.kind: Tally(medium.kind) for medium in sorted(media, key=lambda medium: medium.kind)}
+    jobs = Tally("jobs")
+    for name, job in (("of all", mixed), ("of the good ones", alone)):
+        for problem in job.problems:
+            jobs.add("violation", f"the job {name}: {problem}")
+    if mixed.seen.main > alone.seen.main + MORE * MEBIBYTE:
+        jobs.add("violation", "the main process took more memory for the bad media")
+    if (names := [record["id"] for record in mixed.records]) != [medium.name for medium in media]:
+        jobs.add("violation", f"{len(names)} records of {len(media)} lines, {len(set(names))} of them different")
+    jobs.add("two jobs")
+    expected = {record["id"]: record for record in alone.records}
+    records = {record["id"]: record for record in mixed.records}
+    for medium in media:
+        outcome, detail = _judged(medium, records.get(medium.name, {}), expected.get(medium.name))
+        tallies[medium.kind].add(outcome, f"{medium.name}: {detail}")
+    return [*tallies.values(), jobs]
+
+
+def _judged(medium: Medium, record: dict[str, Any], alone: dict[str, Any] | None) -> tuple[str, str]:
+    if medium.expected == "answer":
+        same = record == alone and record["finish_reason"] in ("stop", "length")
+        return ("answered as alone", "") if same else ("violation", f"{record}, alone {alone}")
+    if record.get("error") is None:
+        read = medium.expected == "either" and record.get("finish_reason") in ("stop", "length")
+        return ("answered", "") if read else ("violation", f"answered, or without a record: {record}")
+    if not record.get("cause") or not record["error"].startswith(medium.name) or "\n" in record["error"]:
+        return "violation", f"an error without its cause or its name: {record}"
+    return record["cause"], ""
+
+
+def run(good: int, bad: int, seed: int, seconds: float, model: Any, processor: Any) -> list[Tally]:
+    """Both jobs, judged; says what they took."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        media = write_media(place, good, bad, seed)
+        alone = run_media_job(place, "alone", [m for m in media if m.expected == "answer"], model, processor, seconds)
+        mixed = run_media_job(place, "mixed", media, model, processor, seconds)
+    for what, job in (("good alone", alone), ("good and bad", mixed)):
+        seen = job.seen
+        print(f"{what}: {len(job.records)} records in {job.seconds:.0f} s")
+        print(f"  {len(seen.workers)} workers, {seen.at_once} at once, {seen.files} files open in the main process")
+        print(
+            f"  most memory: a worker {seen.worker / MEBIBYTE:.0f} MiB, the main process {seen.main / MEBIBYTE:.0f} MiB"
+        )
+    return judge(media, mixed, alone)
+
+
+def tiny() -> tuple[Any, Any]:
+    """The bundled model, with what it compiles kept for the next time, and its processor."""
+    import jax
+
+    from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
+    from videollava_jax.demo import TINY
+
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+    return VideoLlavaForConditionalGeneration.from_pretrained(TINY), VideoLlavaProcessor.from_pretrained(TINY)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--good", type=int, default=300, help="media without fault; default: %(default)s")
+    parser.add_argument("--bad", type=int, default=300, help="others; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the bad ones and the order; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=10, help="that a medium may take; default: %(default)s")
+    wanted = parser.parse_args()
+    print(f"seed {wanted.seed}; a worker has {wanted.seconds:g} s, and {MEMORY} MiB beyond its imports")
+    tallies = run(wanted.good, wanted.bad, wanted.seed, wanted.seconds, *tiny())
+    print(f"\n{table(tallies)}")
+    violations = [f"{tally.name}: {violation}" for tally in tallies for violation in tally.violations]
+    for violation in violations:
+        print(f"\n{violation}")
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Interrupts fine-tuning at random steps until it is done, and compares the result with a run that nobody disturbed.
+
+    python -m tests.faults.training --interruptions 100 --seed 0
+
+Each run, of LoRA with dropout on a mesh of virtual devices, is killed (SIGKILL) or told to stop (SIGTERM) as soon as
+a drawn step is reached, and goes on, until it is done; then parameters must be equal to the bit and the samples of every
+step the same. Ends with status 1 if anything ended as it must not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.faults.children import Child, Died
+from tests.faults.tables import Tally, table
+from tests.training.data_sets import write_data
+
+ROOT = Path(__file__).parents[2]
+STEPS, SAVE_EVERY = 12, 3
+
+
+def fine_tune(output: str, data: str, mesh: tuple[int, int]) -> int:
+    """`train/finetune.py` in this process, which has not touched a device yet; its exit status."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    spec = importlib.util.spec_from_file_location("finetune", ROOT / "train" / "finetune.py")
+    assert spec is not None
+    assert spec.loader is not None
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    status: int = program.main(
+        [
+            *("--model", "tiny", "--output", output, "--data.train", f"[{data}]", "--data.steps", str(STEPS)),
+            *("--rates.lora", "1e-3", "--rates.projector", "1e-3", "--lora.rank", "4", "--lora.dropout", "0.2"),
+            *("--data.batch", "6", "--data.row_tokens", "400", "--data.videos_per_row", "2"),
+            *("--data.images_per_row", "2", "--data.workers", "0", "--data.rows", "4"),
+            *("--compute.data", str(mesh[0]), "--compute.tensor", str(mesh[1])),
+            *("--compute.dtype", "float32", "--keeping.save_every", str(SAVE_EVERY)),
+        ]
+    )
+    return status
+
+
+def parameters(run: Path) -> dict[str, np.ndarray]:
+    """What a finished run has learnt."""
+    from videollava_jax.sharding import STACKED
+    from videollava_jax.weights.orbax import open_layers
+
+    tensors = open_layers(run / "checkpoints" / str(STEPS), "trained", STACKED)
+    return {name: tensor.read() for name, tensor in tensors.items()}
+
+
+def consumed(run: Path) -> list[list[int]]:
+    """The samples of every step."""
+    from videollava_jax.training.metrics import read_metrics
+
+    return [line["samples"] for line in read_metrics(run) if "samples" in line]
+
+
+def steps_done(run: Path) -> int:
+    """The last step that was logged."""
+    from videollava_jax.training.metrics import read_metrics
+
+    return max((line["step"] for line in read_metrics(run)), default=0)
+
+
+def interrupted(place: Path, data: Path, mesh: tuple[int, int], rng: random.Random, tally: Tally, left: int) -> int:
+    """One run, interrupted until it is done or so many interruptions were made; how many."""
+    made = 0
+    while True:
+        before = steps_done(place)
+        child = Child(fine_tune, str(place), str(data), mesh)
+        if made < left:
+            wanted = rng.randint(before, STEPS)
+            number = rng.choice((signal.SIGKILL, signal.SIGTERM))
+            deadline = time.monotonic() + 120
+            while steps_done(place) < wanted and child.running and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.05))
+            if child.running:
+                os.kill(child.pid, number)
+                made += 1
+                try:
+                    status = child.result(120)
+                    tally.add("done before the signal was seen" if status == 0 else signal.Signals(number).name)
+                    if status not in (0, 128 + number):
+                        tally.add("violation", f"status {status} after {signal.Signals(number).name}")
+                except Died as error:
+                    if f"status {-number}" not in str(error):
+                        tally.add("violation", str(error))
+                    # Until the loop begins there is nothing to save, and SIGTERM ends the process as it ends any.
+                    tally.add("SIGKILL" if number == signal.SIGKILL else "SIGTERM before the first step")
+                    continue
+                if status == 0:
+                    return made
+                continue
+        if child.result(300) != 0:
+            tally.add("violation", "a run that nobody disturbed did not end well")
+        return made
+
+
+def trial(interruptions: int, seed: int, mesh: tuple[int, int]) -> list[Tally]:
+    """So many interruptions of as many runs as that takes."""
+    rng, tally, results = random.Random(seed), Tally("interruptions"), Tally("runs")
+    with tempfile.TemporaryDirectory() as directory:
+        data = write_data(Path(directory) / "data", 13)
+        whole = Path(directory) / "whole"
+        if Child(fine_tune, str(whole), str(data), mesh).result(300) != 0:
+            raise RuntimeError("the run that nobody disturbs did not end well")
+        expected, order = parameters(whole), consumed(whole)
+        made = 0
+        while made < interruptions:
+            place = Path(directory) / f"run-{made}"
+            made += interrupted(place, data, mesh, rng, tally, interruptions - made)
+            found = parameters(place)
+            differing = [name for name in expected if not np.array_equal(found[name], expected[name])]
+            if differing or found.keys() != expected.keys():
+                results.add("violation", f"{len(differing)} of {len(expected)} parameters differ: {differing[:3]}")
+            elif consumed(place) != order:
+                results.add("violation", f"samples {consumed(place)}, expected {order}")
+            else:
+                results.add("equal to the bit")
+    return [tally, results]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--interruptions", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mesh", default="4x2", help="data × tensor, virtual devices (4x2)")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    data, tensor = map(int, arguments.mesh.split("x"))
+    tallies = trial(arguments.interruptions, arguments.seed, (data, tensor))
+    print(table(tallies))
+    print(f"seed {arguments.seed}, {time.monotonic() - began:.0f} s")
+    violations = [violation for tally in tallies for violation in tally.violations]
+    for violation in violations[:20]:
+        print(violation)
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
