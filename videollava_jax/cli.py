@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import json
+import math
 import os
 import sys
 import time
@@ -17,7 +20,9 @@ from videollava_jax.version import __version__
 
 # JAX is imported by the subcommands, so that `--help` and a wrong argument are answered at once.
 if TYPE_CHECKING:
-    from videollava_jax.batch.isolation import IsolatedReader
+    from videollava_jax.batch.isolation import IsolatedReader, WorkerLimits
+    from videollava_jax.batch.ray_data import RayRunner
+    from videollava_jax.batch.runner import Runner
     from videollava_jax.chat import Chat, Turn
     from videollava_jax.engine import Engine
     from videollava_jax.media import Medium, Sampling
@@ -121,7 +126,7 @@ def chat(arguments: argparse.Namespace) -> None:
 
 def batch(arguments: argparse.Namespace) -> None:
     from videollava_jax.batch.formats import Defaults
-    from videollava_jax.batch.isolation import IsolatedReader, WorkerLimits
+    from videollava_jax.batch.isolation import IsolatedReader
     from videollava_jax.batch.remote import Fetcher
     from videollava_jax.batch.runner import BatchOptions, Stopped, run_batch
     from videollava_jax.config import require_whole_windows
@@ -136,18 +141,24 @@ def batch(arguments: argparse.Namespace) -> None:
     if arguments.fps is None:
         frames = arguments.frames if arguments.indices is None else len(arguments.indices)
         require_whole_windows("--frames", frames, processor.frame_window)
-    limits = WorkerLimits(
-        seconds=arguments.limit_seconds,
-        memory=arguments.limit_memory,
-        max_bytes=arguments.limit_bytes,
-        attempts=1 + arguments.retries,
-    )
-    reader = IsolatedReader(processor, limits)
+    if not arguments.ray and (arguments.replicas or arguments.replica_resources or arguments.ray_block):
+        raise ValueError(
+            "--replicas, --replica-resources and --ray-block say how a Ray cluster is used: expected --ray"
+        )
+    limits = _worker_limits(arguments)
     fetch = Fetcher(arguments.allow_host, seconds=arguments.limit_seconds, attempts=1 + arguments.retries)
+    answering: list[IsolatedReader | RayRunner] = []
+
+    def make_runner() -> Runner:
+        if arguments.ray:
+            answering.append(runner := _ray_runner(arguments, source, output))
+            return runner
+        answering.append(reader := IsolatedReader(processor, limits))
+        return _batch_engine(arguments, path, processor, reader)
 
     def stop() -> None:
-        reader.stop()
-        fetch.stop()
+        for part in (*answering, fetch):
+            part.stop()
 
     options = BatchOptions(
         form=arguments.format,
@@ -171,18 +182,32 @@ def batch(arguments: argparse.Namespace) -> None:
         grace=10.0,  # machines are given 25 to 30 seconds
     )
     try:
-        summary = run_batch(source, output, lambda: _batch_engine(arguments, path, processor, reader), options)
+        # What happens to its nodes, Ray prints to the standard output, which is for the summary.
+        with contextlib.redirect_stdout(sys.stderr):
+            summary = run_batch(source, output, make_runner, options)
     except Stopped as stopped:
         print(f"videollava: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.signal) from None
     except MemoryError as error:
         raise OSError(f"{error} What is done is kept: the same command goes on from there") from None
     finally:
-        reader.close()
+        for part in answering:
+            part.close()
     if arguments.json:
         _print_json({**summary.record(), "output": str(output)})
     else:
         print(f"{summary}\n{output}")
+
+
+def _worker_limits(arguments: argparse.Namespace) -> WorkerLimits:
+    from videollava_jax.batch.isolation import WorkerLimits
+
+    return WorkerLimits(
+        seconds=arguments.limit_seconds,
+        memory=arguments.limit_memory,
+        max_bytes=arguments.limit_bytes,
+        attempts=1 + arguments.retries,
+    )
 
 
 def _job_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
@@ -234,6 +259,35 @@ def _batch_engine(
         readers=arguments.workers,
         reader=reader,
     )
+
+
+def _ray_runner(arguments: argparse.Namespace, source: Path, output: Path) -> RayRunner:
+    from videollava_jax.batch.ledger import Paths
+    from videollava_jax.batch.lines import read_lines, recognise
+    from videollava_jax.batch.ray_data import RayOptions, RayRunner
+
+    options: dict[str, Any] = {"replicas": arguments.replicas, "resources": arguments.replica_resources or {}}
+    if arguments.mesh is not None:
+        options["devices"] = math.prod(arguments.mesh)
+    if arguments.ray_block is not None:
+        options["block"] = arguments.ray_block
+    there = argparse.Namespace(**{**vars(arguments), "run": None})
+    if Path(there.model).is_dir():
+        there.model = Path(there.model).resolve()  # replicas have another working directory
+    lines = sum(1 for _ in read_lines(source, arguments.format or recognise(source)))
+    make_engine = functools.partial(_replica_engine, there)
+    return RayRunner(make_engine, RayOptions(**options), spool=Paths(output).media, lines=lines)
+
+
+def _replica_engine(arguments: argparse.Namespace) -> Engine:
+    """The engine of `batch`, in a replica."""
+    from videollava_jax.batch.isolation import IsolatedReader
+    from videollava_jax.demo import TINY
+    from videollava_jax.processor import VideoLlavaProcessor
+
+    path = TINY if arguments.model == "tiny" else arguments.model
+    processor = VideoLlavaProcessor.from_pretrained(path, template=arguments.template, video_pooling=arguments.pool)
+    return _batch_engine(arguments, path, processor, IsolatedReader(processor, _worker_limits(arguments)))
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -687,6 +741,24 @@ def _add_batch_arguments(parser: argparse.ArgumentParser) -> None:
     device.add_argument("--int8-weights", action="store_true", help="the decoder's projections in int8")
     device.add_argument("--int8-cache", action="store_true", help="keys and values of prefixes in int8")
     device.add_argument("--mesh", type=_pair, metavar="DATAxTENSOR", help="such as 1x8; default: one device")
+    machines = parser.add_argument_group("several machines")
+    machines.add_argument(
+        "--ray",
+        action="store_true",
+        help="answer on the Ray cluster of RAY_ADDRESS or of this machine; the ledger stays here",
+    )
+    machines.add_argument(
+        "--replicas", type=_positive, metavar="N", help="engines in the cluster; default: what there is room for"
+    )
+    machines.add_argument(
+        "--replica-resources",
+        type=_resources,
+        metavar="NAME=N,...",
+        help="of each, by Ray's names, such as TPU=4; default: a TPU or a GPU for each device of --mesh, or a CPU",
+    )
+    machines.add_argument(
+        "--ray-block", type=_positive, metavar="N", help="lines that a replica is given at a time; default: 2048"
+    )
     _add_model_arguments(parser)
 
 
@@ -707,6 +779,22 @@ def _natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text!r}")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def _resources(text: str) -> dict[str, float]:
+    try:
+        found = {name: float(count) for name, count in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        found = {}
+    if not found or not all(name and 0 < count < math.inf for name, count in found.items()):
+        raise argparse.ArgumentTypeError(f"expected resources such as TPU=4 or GPU=1,CPU=8, got {text!r}")
+    return found
 
 
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:

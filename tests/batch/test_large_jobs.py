@@ -1,0 +1,110 @@
+"""docs/large_jobs.md: its programs run, its manifests and scripts are well formed."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.faults.batch import write_model_job
+from videollava_jax.cli import main
+from videollava_jax.demo import MEDIA, TINY
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "large_jobs.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    """The page's blocks of code in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_a_model_over_several_processes_keeps_one_ledger(tmp_path):
+    """Two processes of two devices, started as Slurm starts them, and the records are those of one process."""
+    (program,) = (text for text in blocks("python") if "jax.distributed" in text)
+    (tmp_path / "answer_slice.py").write_text(program)
+    write_model_job(tmp_path / "in.jsonl", MEDIA)
+    environment = {
+        **os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "PYTHONPATH": str(ROOT),
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+    }  # fmt: skip
+    command = [sys.executable, "answer_slice.py", "in.jsonl", "out.jsonl", str(TINY), "1x4"]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**environment, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-3000:]
+    assert "24 of 24 lines done" in said[0]
+    assert main(["batch", str(tmp_path / "in.jsonl"), str(tmp_path / "here.jsonl")]) == 0
+    assert answers(tmp_path / "out.jsonl") == answers(tmp_path / "here.jsonl")
+
+
+def answers(path):
+    """Of OpenAI's records, by id: the text, or the cause of the error."""
+    return {
+        record["custom_id"]: record["error"]["code"]
+        if record["error"]
+        else record["response"]["body"]["choices"][0]["message"]["content"]
+        for record in map(json.loads, path.read_text().splitlines())
+    }
+
+
+def test_an_input_in_parts(tmp_path):
+    (program,) = (text for text in blocks("python") if "hashlib" in text)
+    lines = [json.dumps({"id": i, "video": f"{i % 40}.mp4", "prompt": "?"}) + "\n" for i in range(400)]
+    (tmp_path / "questions.jsonl").write_text("".join(lines))
+    subprocess.run([sys.executable, "-c", program, "questions.jsonl", "4"], cwd=tmp_path, check=True)
+    parts = [(tmp_path / f"questions.jsonl.{i}").read_text().splitlines(keepends=True) for i in range(4)]
+    assert sorted(itertools.chain(*parts)) == sorted(lines)
+    videos = [{json.loads(line)["video"] for line in part} for part in parts]
+    assert all(videos)
+    assert sum(map(len, videos)) == 40
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_manifests_are_yaml_whose_parts_fit(text):
+    (job,) = yaml.safe_load_all(text)
+    assert (job["apiVersion"], job["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (part,) = job["spec"]["replicatedJobs"]
+    pod = part["template"]["spec"]["template"]["spec"]
+    chips = eval(pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].replace("x", "*"))
+    (container,) = pod["containers"]
+    assert chips == part["template"]["spec"]["completions"] * container["resources"]["limits"]["google.com/tpu"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize("text", blocks("bash"))
+def test_scripts_are_sound_shell(text):
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_commands_have_arguments_that_exist(capsys):
+    """Every flag of ours on the page is one that `videollava` knows."""
+    names = ("batch", "plan", "convert", "verify")
+    for name in names:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+    known = set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
+    commands = re.findall(rf"videollava (?:{'|'.join(names)})(?:[^\n`]*\\\n)*[^\n`]*", PAGE)
+    flags = {flag for command in commands for flag in re.findall(r"--[a-z][a-z0-9-]*", command)}
+    assert len(flags) > 8
+    assert flags <= known

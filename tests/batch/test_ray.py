@@ -1,0 +1,430 @@
+"""Jobs on a real Ray cluster of three nodes on this machine: one is killed, drivers are, replicas are."""
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.faults.batch import MARK, await_no_process, committed, start_command, write_job, write_model_job
+from tests.faults.children import Child, run
+from videollava_jax.batch import blocks as blocks_module
+from videollava_jax.batch.blocks import blocks, unpacked
+from videollava_jax.batch.ledger import Paths
+from videollava_jax.batch.ray_data import AnswerBlock, RayOptions, RayRunner
+from videollava_jax.batch.replica import AnswerLines, Replica
+from videollava_jax.batch.runner import BatchOptions, run_batch
+from videollava_jax.batch.spool import FrameFile
+from videollava_jax.cli import _resources, main
+from videollava_jax.demo import MEDIA
+from videollava_jax.engine import Request, Result
+
+ROOT = Path(__file__).parents[2]
+STORE = 80 * 2**20  # bytes of shared memory for each node: the least that Ray takes is 75 MiB
+
+
+# ── a runner without a model ──
+
+
+class Reads:
+    """Answers with a hash of the question and of its media's bytes, and writes down what it begins, and where.
+
+    Some questions are special: "raise" raises, "die" ends the process, "device" fails as a device does, and what ends
+    with "1?" is an error.
+    """
+
+    def __init__(self, place, pause=0.0):
+        self._place, self._pause = place, pause
+
+    def run(self, requests):
+        for request in requests:
+            text = request.conversation[0]["content"][-1]["text"]
+            with open(self._place / "begun", "a") as log:
+                log.write(f"{request.id} {_node()} {os.getpid()}\n")
+            time.sleep(self._pause)
+            if "raise" in text:
+                raise KeyError("a bug")
+            if "die" in text:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "device" in text:
+                raise RuntimeError("the device is gone")
+            yield self._answer(request)
+
+    def _answer(self, request):
+        content = request.conversation[0]["content"]
+        paths = [part[part["type"]] for part in content if part["type"] != "text"]
+        if content[-1]["text"].endswith("1?"):
+            error = f"no answer about {', '.join(map(os.fspath, paths)) or 'nothing'}"
+            return Result(id=request.id, finish_reason="error", error=error, cause="decode_failed")
+        digest = hashlib.sha256(content[-1]["text"].encode())
+        for path in paths:
+            digest.update(Path(path).read_bytes())
+        return Result(id=request.id, text=digest.hexdigest(), token_ids=(7, 8), finish_reason="stop", prompt_tokens=5)
+
+
+def _node():
+    """The node that this process works for."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else "here"
+
+
+def begun(place):
+    """(request, node, process) of everything that was begun."""
+    log = place / "begun"
+    return [tuple(line.split()) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def run_on_cluster(address, place, pause, **options):
+    """Runs the job of a directory in this process, its questions answered on the cluster."""
+    os.environ["RAY_ADDRESS"] = address
+    output = place / "output.jsonl"
+    made = []
+
+    def make_runner():
+        runner = RayRunner(partial(Reads, place, pause), RayOptions(**options), spool=Paths(output).media, lines=120)
+        made.append(runner)
+        return runner
+
+    try:
+        wanted = BatchOptions(media_root=place, max_error_rate=1, on_stop=lambda: [runner.stop() for runner in made])
+        return str(run_batch(place / "input.jsonl", output, make_runner, wanted))
+    finally:
+        for runner in made:
+            runner.close()
+
+
+def run_here(place):
+    """The same without Ray."""
+    wanted = BatchOptions(media_root=place, max_error_rate=1)
+    run_batch(place / "input.jsonl", place / "output.jsonl", lambda: Reads(place), wanted)
+    return (place / "output.jsonl").read_bytes()
+
+
+def new_job(place, lines=90):
+    """A directory with an input: good lines and bad ones, data: URLs and files."""
+    place.mkdir()
+    write_job(place / "input.jsonl", lines)
+    (place / "clip.mp4").write_bytes(b"clip")
+    (place / "frames.jpg").write_bytes(b"frame")
+    more = [
+        {"id": f"file-{i}", "video": ["clip.mp4", "data:video/jpeg;base64,/9j/,/9k="][i % 2], "prompt": f"{i // 3}?"}
+        for i in range(30)
+    ]
+    with open(place / "input.jsonl", "a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in more)
+    return place
+
+
+# ── the cluster ──
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head and two more nodes of one CPU each, whose processes are all gone afterwards."""
+    cluster_utils = pytest.importorskip(
+        "ray.cluster_utils", reason="several machines need Ray (extra `ray`), which has no wheel for this Python"
+    )
+    run(len, "")  # the server of children is nothing of Ray's
+    mark = f"ray-{os.getpid()}"
+    before = dict(os.environ)
+    os.environ |= {
+        MARK: mark,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), before.get("PYTHONPATH")])),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    # A node that is gone is noticed within two seconds, and not within a minute.
+    soon = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 500,
+        "health_check_timeout_ms": 5000,  # of a node that is only slow
+        "health_check_failure_threshold": 3,
+    }
+    head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False, "_system_config": soon}
+    started = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(2):
+            started.add_node(num_cpus=1, object_store_memory=STORE)
+        yield started
+    finally:
+        started.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+        assert await_no_process(mark, 20)
+
+
+def await_that(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+def test_a_node_is_killed_midway(cluster, tmp_path):
+    """Each line has one record, and all of them are those of a run on one machine that nobody disturbed."""
+    expected = run_here(new_job(tmp_path / "here"))
+    place = new_job(tmp_path / "there")
+    child = Child(partial(run_on_cluster, block=4), cluster.address, place, 0.1)
+    victim = cluster.list_all_nodes()[-1]
+
+    def at_work():
+        """Processes of the node that is to be killed, once a third is done."""
+        processes = {int(pid) for _, node, pid in begun(place) if node == victim.node_id}
+        return len(committed(place / "output.jsonl")) >= 60 and processes
+
+    for process in await_that(at_work):
+        os.kill(process, signal.SIGKILL)
+    cluster.remove_node(victim, allow_graceful=False)
+    done = len(committed(place / "output.jsonl"))
+    assert done < 120
+    assert child.result(90).startswith("120 of 120")
+    assert (place / "output.jsonl").read_bytes() == expected
+    asked = [name for name, _, _ in begun(place)]
+    assert len({node for _, node, _ in begun(place)}) == 3
+    assert len(set(asked)) < len(asked), "what was under way on the node was begun again elsewhere"
+    cluster.add_node(num_cpus=1, object_store_memory=STORE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_driver_is_stopped_and_the_job_goes_on_without_ray(cluster, tmp_path, number):
+    expected = run_here(new_job(tmp_path / "here"))
+    place = new_job(tmp_path / "there")
+    child = Child(partial(run_on_cluster, block=4, replicas=1), cluster.address, place, 0.05)
+    await_that(lambda: len(committed(place / "output.jsonl")) >= 50)
+    os.kill(child.pid, number)
+    if number == signal.SIGKILL:
+        child.kill()
+        child.close()
+    else:
+        with pytest.raises(RuntimeError, match=r"stopped by SIGTERM: .* lines are done and kept"):
+            child.result(10)
+    done = committed(place / "output.jsonl")
+    assert 50 <= len(done) < 120
+    (place / "begun").unlink()
+    assert run_here(place) == expected
+    assert not done & {int(name) for name, _, _ in begun(place)}
+
+
+LINES = [
+    {"id": f"q{i}", "prompt": {5: "die", 9: "device", 13: "raise"}.get(i, f"question {i}?")}
+    | ({"video": "clip.mp4"} if i < 2 else {})
+    for i in range(16)
+]
+
+
+def test_replicas_that_die_and_runners_that_raise(cluster, tmp_path):
+    """A request that raises fails alone, and what has cost replicas their lives fails with its block."""
+    (tmp_path / "clip.mp4").write_bytes(b"clip")
+    (tmp_path / "input.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    child = Child(partial(run_on_cluster, block=4, replicas=1, attempts=1), cluster.address, tmp_path, 0.0)
+    assert child.result(90).startswith("16 of 16")
+    found = {record["id"]: record for record in map(json.loads, (tmp_path / "output.jsonl").read_text().splitlines())}
+    causes = [found[f"q{i}"].get("cause") for i in range(16)]
+    lost, failed = "replica_lost", "decode_failed"
+    expected = [None, failed, None, None, *[lost] * 8, None, "engine_failed", None, None]
+    assert causes == expected
+    assert found["q1"]["error"] == "no answer about clip.mp4"
+    assert found["q4"]["error"] == "its replica died once while it answered this line and 3 others"
+    assert "RuntimeError: the device is gone (on " in found["q8"]["error"]
+    assert found["q13"]["error"] == "the engine failed at this request (KeyError: 'a bug')"
+
+
+def test_a_pipeline_of_ones_own(cluster, tmp_path):
+    """`AnswerLines` gives the records of a run on one machine, beside the caller's columns; what is wrong is said."""
+    (tmp_path / "clip.mp4").write_bytes(b"clip")
+    lines = [json.dumps(line) for line in LINES if line["prompt"].startswith("question")] + ["no JSON", ""]
+    (tmp_path / "input.jsonl").write_text("\n".join(lines[:-1]))
+    expected = run_here(tmp_path).decode().splitlines()
+    rows, told = run(_pipeline, cluster.address, tmp_path, lines, seconds=90)
+    assert [row["number"] for row in rows] == list(range(15))
+    assert [row["record"] for row in rows[:-2]] == expected[:-1]
+    assert [json.loads(row["record"])["cause"] for row in rows[-2:]] == ["invalid_request"] * 2
+    assert "has no machine with TPU=4, which one replica needs" in told["no room"]
+    assert "a replica has failed: ValueError: no such model" in told["no model"]
+    assert "a replica has failed: MemoryError: lower --max-rows" in told["no memory"]
+    assert told["an execution for each block"] == ["0", "1"]
+
+
+def _pipeline(address, place, lines):
+    """In a process of its own: a pipeline's rows, and what is said of clusters and models that do not fit."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+    rows = (
+        ray.data.from_items([{"text": line, "number": i} for i, line in enumerate(lines)])
+        .map_batches(
+            AnswerLines,
+            fn_constructor_args=[partial(Reads, place), BatchOptions(media_root=place)],
+            compute=ray.data.ActorPoolStrategy(size=1),
+            batch_size=4,
+        )
+        .take_all()
+    )
+    told = {}
+    for name, make_runner, options in (
+        ("no room", None, RayOptions(resources={"TPU": 4})),
+        ("no model", _no_model, RayOptions(replicas=1)),
+        ("no memory", partial(Fails, MemoryError("lower --max-rows")), RayOptions(replicas=1)),
+    ):
+        try:
+            runner = RayRunner(make_runner, options, spool=place, lines=1)
+            list(runner.run([asks(2)]))
+        except OSError as error:
+            told[name] = str(error)
+    runner = RayRunner(partial(Reads, place), RayOptions(replicas=1, block=1), spool=place, lines=1)
+    told["an execution for each block"] = [result.id for result in runner.run(asks(i) for i in range(2))]
+    assert ray.is_initialized(), "a connection of the caller's stays"
+    ray.shutdown()
+    return sorted(rows, key=lambda row: row["number"]), told
+
+
+def _no_model():
+    raise ValueError("no such model")
+
+
+def test_the_command_with_the_tiny_model(cluster, tmp_path, monkeypatch):
+    source = tmp_path / "in.jsonl"
+    write_model_job(source, MEDIA)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    options = ("--ray", "--replicas", "1", "--ray-block", "9", "--json")
+    there = start_command("batch", str(source), str(tmp_path / "there.jsonl"), *options)
+    said = there.communicate(timeout=120)[0].decode()
+    assert there.returncode == 0, said
+    assert json.loads(said.splitlines()[-1])["answered"] == 18
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert main(["batch", str(source), str(tmp_path / "here.jsonl")]) == 0
+    assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+
+
+# ── the parts ──
+
+
+def asks(name, *paths):
+    content = [*({"type": "video", "video": path} for path in paths), {"type": "text", "text": "?"}]
+    return Request(id=str(name), conversation=[{"role": "user", "content": content}])
+
+
+def sizes(found):
+    return [len(block.requests) for block in found]
+
+
+def test_blocks_are_cut_where_media_change(tmp_path):
+    of_three = [asks(i, f"{i // 3}.mp4") for i in range(12)]
+    assert sizes(blocks(of_three, 4, tmp_path)) == [6, 6]
+    assert sizes(blocks([asks(i, "a.mp4") for i in range(20)], 4, tmp_path)) == [8, 8, 4]
+    assert sizes(blocks([asks(i) for i in range(10)], 4, tmp_path)) == [4, 4, 2]
+    assert sizes(blocks([], 4, tmp_path)) == []
+
+
+def test_blocks_carry_what_only_the_driver_has(tmp_path, monkeypatch):
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (spool / "a").write_bytes(b"picture")
+    (spool / "b").write_bytes(b"frames")
+    picture, frames = str(spool / "a"), str(spool / "b")
+    requests = [asks(0, picture, "shared.mp4"), asks(1, picture, "shared.mp4"), asks(2, FrameFile(frames))]
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(requests, 4, spool)
+    assert block.files == {picture: b"picture", frames: b"frames"}
+    with unpacked(block) as here:
+        media = [part["video"] for r in here.requests for part in r.conversation[0]["content"] if "video" in part]
+        assert media[1] == media[3] == str(tmp_path / "shared.mp4")
+        assert media[0] == media[2] != picture
+        assert isinstance(media[4], FrameFile)
+        assert [Path(path).read_bytes() for path in (media[0], media[4])] == [b"picture", b"frames"]
+        error = Result(id="0", finish_reason="error", error=f"{media[0]} and {media[1]}: bad")
+        assert here.as_on_the_driver(error).error == f"{picture} and shared.mp4: bad"
+    assert not Path(media[0]).exists()
+    monkeypatch.setattr(blocks_module, "MOST_BYTES", 6)
+    assert sizes(blocks(requests, 4, spool)) == [2, 1]
+
+
+class Fails:
+    """Raises at every third request, in the midst of those that it holds."""
+
+    def __init__(self, error):
+        self.error, self.runs = error, 0
+
+    def run(self, requests):
+        self.runs += 1
+        held = []
+        for request in requests:
+            held.append(request)
+            if int(request.id) % 3 == 2:
+                raise self.error
+            if len(held) == 2:
+                yield Result(id=held.pop(0).id, finish_reason="stop")
+        yield from (Result(id=request.id, finish_reason="stop") for request in held)
+
+
+def test_an_exception_is_the_end_of_one_request():
+    results = list(Replica(lambda: Fails(KeyError("a bug"))).run(asks(i) for i in range(10)))
+    assert sorted(int(result.id) for result in results) == list(range(10))
+    assert {result.id for result in results if result.error} == {"2", "5", "8"}
+    assert {result.cause for result in results if result.error} == {"engine_failed"}
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), RuntimeError("the device is gone")])
+def test_what_no_request_is_to_blame_for_is_raised(error):
+    with pytest.raises(type(error)):
+        list(Replica(lambda: Fails(error)).run(asks(i) for i in range(3)))
+
+
+def test_what_the_source_of_requests_raises_is_no_error_of_the_engine():
+    def broken():
+        yield asks(0)
+        raise ValueError("the source")
+
+    runner = Fails(KeyError("a bug"))
+    with pytest.raises(ValueError, match="the source"):
+        list(Replica(lambda: runner).run(broken()))
+    assert runner.runs == 1
+
+
+def test_what_answer_lines_refuses():
+    with pytest.raises(ValueError, match="whose lines stand for themselves, got csv"):
+        AnswerLines(lambda: None, BatchOptions(form="csv"))
+    with pytest.raises(ValueError, match="a column 'text', got prompt"):
+        AnswerLines(lambda: None)({"prompt": np.array(["?"])})
+
+
+@pytest.mark.parametrize("name", ["replicas", "devices", "block", "attempts"])
+def test_options_that_make_no_sense(name):
+    with pytest.raises(ValueError, match=f"{name}: expected 1 or more, got 0"):
+        RayOptions(**{name: 0})
+
+
+def test_a_machine_with_another_version_ends_the_run():
+    pytest.importorskip("ray", reason="several machines need Ray (extra `ray`)")
+    pyarrow = pytest.importorskip("pyarrow", reason="which Ray brings")
+    answered = AnswerBlock(lambda: None, None, 1, "0.0")({"block": pyarrow.array([3])})
+    assert answered["block"] == [3]
+    assert "is installed, and the job was started with 0.0 (on " in pickle.loads(answered["results"][0])
+
+
+def test_what_the_command_refuses(tmp_path, monkeypatch, capsys):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"id": 1, "prompt": "?"}\n')
+    assert main(["batch", str(source), str(tmp_path / "out"), "--replicas", "2"]) == 1
+    assert "used: expected --ray" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["batch", str(source), str(tmp_path / "out"), "--ray"]) == 1
+    assert "pip install 'videollava-jax[ray]'" in capsys.readouterr().err
+    for flag, value in (("--replicas", "0"), ("--replica-resources", "TPU"), ("--replica-resources", "TPU=-1")):
+        with pytest.raises(SystemExit):
+            main(["batch", str(source), str(tmp_path / "out"), "--ray", flag, value])
+        assert "expected" in capsys.readouterr().err
+
+
+def test_resources_of_a_replica():
+    assert _resources("TPU=4,CPU=0.5") == {"TPU": 4.0, "CPU": 0.5}
