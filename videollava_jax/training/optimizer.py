@@ -96,7 +96,7 @@ class Optimizer:
             return optax.linear_schedule(0.0, 1.0, rising) if rising else optax.constant_schedule(1.0)
         if not rising:
             return optax.cosine_decay_schedule(1.0, steps)
-        return optax.warmup_cosine_decay_schedule(0.0, 1.0, rising, steps)
+        return optax.warmup_cosine_decay_schedule(0.0, 1.0, rising, max(steps, rising + 1))
 
 
 def _matrices(parameters: Parameters) -> dict[str, bool]:

@@ -1,0 +1,234 @@
+"""`train/finetune.py` and `train/export.py`: runs that go on, that are refused, and what comes out of them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.parity.reference import assert_close
+from tests.tolerances import MODEL
+from tests.training.conftest import program
+from videollava_jax import VideoLlavaForConditionalGeneration
+from videollava_jax.demo import TINY
+from videollava_jax.training.checkpoints import Checkpoints
+from videollava_jax.training.metrics import read_metrics
+from videollava_jax.training.recipe import read_recipe
+from videollava_jax.weights import open_checkpoint
+
+LORA = ("--rates.lora", "1e-2", "--rates.projector", "1e-3", "--lora.rank", "4", "--lora.dropout", "0.1")
+FULL = ("--rates.projector", "1e-3", "--rates.decoder", "1e-3")
+
+
+@pytest.fixture(scope="module")
+def lora_run(fine_tune, data, tmp_path_factory):
+    """A finished run of LoRA, with evaluation."""
+    output = tmp_path_factory.mktemp("lora") / "run"
+    assert fine_tune(output, *LORA, "--data.held_out", f"[{data}]") == 0
+    return output
+
+
+def export(*arguments: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["export.py", *map(str, arguments)])
+        program("export").main()
+
+
+def prompt(model, rng):
+    """A clip's prompt for models in memory: ids, and pixels as transformers takes them."""
+    config = model.config
+    clip = [config.video_token_id] * config.tokens_per_frame * 8
+    ids = np.array([[1, 5, 6, *clip, 20, 21, 22, 23]])
+    return ids, rng.standard_normal((1, 8, 3, 56, 56)).astype(np.float32)
+
+
+def test_metrics_and_what_the_directory_holds(lora_run):
+    lines = read_metrics(lora_run)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    assert all(len(line["samples"]) == 6 and line["tokens"] > 0 and 0 < line["padding"] < 1 for line in steps)
+    assert all(np.isfinite([line["loss"], line["gradient_norm"], line["tokens_per_second"]]).all() for line in steps)
+    assert 0 <= lines[-1]["held_out_exact"] <= 1
+    assert {path.name for path in lora_run.iterdir()} >= {"recipe.yaml", "run.json", "checkpoints", "tensorboard"}
+    # Every sample has come once before one comes again.
+    consumed = [sample for line in steps for sample in line["samples"]]
+    assert len(set(consumed[:12])) == 12
+    assert set(consumed) == set(range(13))
+
+
+def test_merged_it_loads_in_transformers_with_the_same_logits(torch, lora_run, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    export(lora_run, tmp_path / "merged")
+    ours = VideoLlavaForConditionalGeneration.from_pretrained(tmp_path / "merged")
+    theirs = transformers.VideoLlavaForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
+    ids, pixels = prompt(ours, np.random.default_rng(0))
+    with torch.no_grad():
+        expected = theirs(
+            input_ids=torch.tensor(ids),
+            attention_mask=torch.ones(ids.shape, dtype=torch.long),
+            pixel_values_videos=torch.tensor(pixels),
+        ).logits.numpy()
+    got = np.asarray(ours(ids, pixel_values_videos=pixels).logits)
+    assert_close(got, expected, MODEL)
+    before = VideoLlavaForConditionalGeneration.from_pretrained(TINY)(ids, pixel_values_videos=pixels).logits
+    assert np.abs(np.asarray(before) - got).max() > 100 * MODEL  # it has learnt something
+
+
+def test_as_an_adapter_peft_gives_the_merged_model(torch, lora_run, tmp_path):
+    peft = pytest.importorskip("peft", reason="the comparison with live PEFT needs peft (extra `test`, Python 3.11)")
+    transformers = pytest.importorskip("transformers")
+    export(lora_run, tmp_path / "adapter", "--adapter")
+    export(lora_run, tmp_path / "merged")
+    base = transformers.VideoLlavaForConditionalGeneration.from_pretrained(TINY).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers' own names
+        adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    merged = VideoLlavaForConditionalGeneration.from_pretrained(tmp_path / "merged")
+    ids, pixels = prompt(merged, np.random.default_rng(1))
+    with torch.no_grad():
+        expected = adapted(
+            input_ids=torch.tensor(ids),
+            attention_mask=torch.ones(ids.shape, dtype=torch.long),
+            pixel_values_videos=torch.tensor(pixels),
+        ).logits.numpy()
+    assert_close(merged(ids, pixel_values_videos=pixels).logits, expected, MODEL)
+
+
+def test_a_full_run_out_to_orbax(fine_tune, tmp_path):
+    assert fine_tune(tmp_path / "run", *FULL) == 0
+    export(tmp_path / "run", tmp_path / "model", "--layout", "orbax")
+    before, after = open_checkpoint(TINY).tensors, open_checkpoint(tmp_path / "model").tensors
+    changed = {name for name in before if not np.array_equal(before[name].read(), after[name].read())}
+    assert changed == {name for name in before if not name.startswith(("image_tower", "video_tower"))}
+    # Of another step, and of none.
+    with pytest.raises(ValueError, match="expected a checkpoint of step 2, found 3"):
+        export(tmp_path / "run", tmp_path / "other", "--step", 2)
+    with pytest.raises(ValueError, match="expected the directory of a run"):
+        export(tmp_path, tmp_path / "other")
+
+
+def test_a_finished_run_has_nothing_to_do(fine_tune, lora_run, data):
+    lines = (lora_run / "metrics.jsonl").read_text().splitlines()
+    assert fine_tune(lora_run, *LORA, "--data.held_out", f"[{data}]") == 0
+    assert (lora_run / "metrics.jsonl").read_text().splitlines()[:-1] == lines  # but for being evaluated again
+
+
+def test_another_run_in_the_same_directory_is_refused(fine_tune, lora_run):
+    with pytest.raises(ValueError, match=r"holds another run: lora.rank was 4, now 8.*recipe.yaml"):
+        fine_tune(lora_run, *LORA, "--lora.rank", "8")
+    with pytest.raises(ValueError, match=r"data was .*, now"):
+        fine_tune(lora_run, *LORA, "--data.frames", "4")
+
+
+def test_a_directory_that_is_no_runs_is_refused(fine_tune, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and no run's"):
+        fine_tune(tmp_path, *FULL)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_media_that_cannot_be_read_are_named_and_too_many_end_the_run(data, tmp_path, capfd):
+    samples = json.loads(data.read_text())
+    for sample in samples:
+        for key in ("image", "video"):
+            if key in sample:
+                sample[key] = str(data.parent / sample[key])
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    samples[0]["video"] = str(tmp_path / "broken.mp4")
+    (tmp_path / "data.json").write_text(json.dumps(samples))
+    main = program("finetune").main
+    arguments = [
+        *("--model", "tiny", "--output", str(tmp_path / "run"), "--data.train", f"[{tmp_path / 'data.json'}]", *FULL),
+        *("--data.batch", "13", "--data.rows", "2", "--data.row_tokens", "400", "--data.videos_per_row", "2"),
+        *("--data.images_per_row", "2", "--data.workers", "0", "--compute.data", "1", "--compute.dtype", "float32"),
+    ]
+    assert main([*arguments, "--data.steps", "1"]) == 0
+    assert "left out: sample 0 (s0)" in capfd.readouterr().err
+    assert read_metrics(tmp_path / "run")[0]["left_out"] == 1
+
+
+def test_gradients_that_are_not_finite_end_the_run_with_its_samples(fine_tune, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step \d: gradients that are not finite.*samples \["):
+        fine_tune(tmp_path / "run", "--rates.projector", "1e30", "--rates.decoder", "1e30", "--optimizer.warmup", "0")
+    # Some are allowed if the recipe says so: what came before them stays.
+    status = fine_tune(tmp_path / "other", "--rates.projector", "1e30", "--optimizer.warmup", "0", "--max_skipped", "3")
+    assert status == 0
+
+
+def test_a_save_that_fails_fails_the_run(fine_tune, tmp_path, monkeypatch):
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "require_written", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        fine_tune(tmp_path / "run", *FULL)
+
+
+def test_recipes_are_read_and_wrong_ones_refused(capsys):
+    recipes = sorted((Path(program("finetune").__file__).parent / "recipes").glob("*.yaml"))
+    assert len(recipes) >= 6
+    for file in recipes:
+        more = ["--output", "x", "--data.train", "[x.json]"]
+        recipe, text = read_recipe(["--config", str(file), *more])
+        assert read_recipe(["--config", str(file), *more, "--seed", "3"])[0].seed == 3
+        assert recipe.data.train == ["x.json"]
+        assert "learning" not in text
+    tiny = ["--model", "tiny", "--output", "x", "--data.train", "[x.json]"]
+    wrong = {
+        "--data.epoch=2": "epoch",
+        "--rates.lora=1e-4": "lora and rates.lora",
+        "--compute.int8=true;--rates.decoder=1e-3": "int8 weights are not trained",
+        "--data.batch=0": "data.batch: expected at least 1",
+        "--keeping.keep=0": "keeping.keep",
+        "--rates.projector=-1": "expected a learning rate above 0",
+    }
+    for argument, message in wrong.items():
+        with pytest.raises(SystemExit):
+            read_recipe([*tiny, "--rates.projector", "1e-3", *argument.split(";")])
+        assert message in capsys.readouterr().err
+
+
+def test_pku_hyper_parameters():
+    """Of the authors' scripts: facts that a recipe must not lose."""
+    recipes = Path(program("finetune").__file__).parent / "recipes"
+    read = {
+        name: read_recipe(["--config", str(recipes / f"{name}.yaml")])[0]
+        for name in ("pretrain", "finetune", "lora", "qlora")
+    }
+    assert (read["pretrain"].rates.projector, read["pretrain"].data.batch) == (1e-3, 256)
+    assert (read["finetune"].rates.decoder, read["finetune"].rates.projector, read["finetune"].data.batch) == (
+        2e-5,
+        2e-5,
+        128,
+    )
+    for name in ("lora", "qlora"):
+        recipe = read[name]
+        assert recipe.lora is not None
+        assert (recipe.rates.lora, recipe.rates.projector, recipe.rates.decoder) == (2e-4, 2e-5, None)
+        assert (recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout, len(recipe.lora.targets)) == (
+            128,
+            256,
+            0.05,
+            7,
+        )
+    assert read["qlora"].compute.int8
+    for recipe in read.values():
+        assert (recipe.optimizer.warmup, recipe.optimizer.schedule, recipe.optimizer.weight_decay) == (
+            0.03,
+            "cosine",
+            0,
+        )
+        assert (recipe.compute.dtype, recipe.data.row_tokens, recipe.data.epochs) == ("bfloat16", 3072, 1)
+        assert recipe.rates.image_tower is recipe.rates.video_tower is None
+
+
+def test_int8_below_lora(fine_tune, tmp_path):
+    assert fine_tune(tmp_path / "run", *LORA, "--compute.int8", "true", steps=1) == 0
+    (line,) = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
+    assert np.isfinite(line["loss"])
+    assert jnp.isfinite(line["gradient_norm"])
+    assert line["gradient_norm"] > 0
