@@ -151,7 +151,7 @@ def test_wrong_arguments_are_told_with_the_usage(arguments, capsys):
     assert "usage: videollava" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "ask", "chat", "batch", "convert", "export", "verify"])
+@pytest.mark.parametrize("command", ["demo", "ask", "chat", "batch", "convert", "export", "verify", "plan"])
 def test_help_teaches_without_loading_jax(command):
     code = f"import sys; from videollava_jax.cli import main\ntry: main(['{command}', '--help'])\n"
     code += "except SystemExit: pass\nassert 'jax' not in sys.modules"

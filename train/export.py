@@ -11,14 +11,19 @@ moved, `--model` says where to.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+from videollava_jax.prompt import get_template
+from videollava_jax.tokenizer import read_json
 from videollava_jax.training.export import learnt
 from videollava_jax.training.loading import model_directory
 from videollava_jax.training.run_directory import recipe_of
-from videollava_jax.weights import convert_to_orbax, export
+from videollava_jax.weights import Options, convert_to_orbax, export
 from videollava_jax.weights.adapters import write_peft
+
+PROCESSOR = "processor_config.json"
 
 
 def main() -> None:
@@ -31,12 +36,22 @@ def main() -> None:
         print(f"an adapter of {len(written)} tensors, with the names of layout {layout}: {arguments.target}")
         return
     base = model_directory(arguments.model or recipe.model)
+    options = Options(files=prompt_files(base, recipe.data.template))
     if arguments.layout == "orbax":
-        done = convert_to_orbax(found, arguments.target, base=base)
+        done = convert_to_orbax(found, arguments.target, options, base=base)
     else:
-        done = export(base, arguments.target, arguments.layout or "hub", adapter=found)
+        done = export(base, arguments.target, arguments.layout or "hub", options, adapter=found)
     told = f"{len(done.tensors)} tensors in layout {done.layout}"
     print(f"{base} with what {arguments.run} has learnt, {told}: {arguments.target}")
+
+
+def prompt_files(base: Path, template: str | None) -> dict[str, bytes]:
+    """What tells a processor to write prompts as the run did, here and in transformers; nothing for the model's own."""
+    if template is None:
+        return {}
+    settings = {**(read_json(base / PROCESSOR) or {}), "prompt_template": template}
+    jinja = get_template(template).to_jinja()
+    return {PROCESSOR: json.dumps(settings, indent=2).encode() + b"\n", "chat_template.jinja": jinja.encode()}
 
 
 def parse_arguments() -> argparse.Namespace:

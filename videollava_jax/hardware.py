@@ -195,6 +195,28 @@ def topology(name: str) -> tuple[Chip, int]:
     return CHIPS[chip_name], math.prod(int(size) for size in (sizes or "1").split("x"))
 
 
+_KINDS = (
+    (r"TPU v4$", "v4"),
+    (r"TPU v5 ?(lite|e)", "v5e"),
+    (r"TPU v5p?$", "v5p"),
+    (r"TPU v6 ?(lite|e)", "v6e"),
+    (r"TPU ?(v?7x|v7)", "v7x"),
+    (r"A100.*40GB", "a100-40"),
+    (r"A100.*80GB", "a100-80"),
+    (r"H100", "h100"),
+    (r"H200", "h200"),
+    (r"L40S", "l40s"),
+    (r"L4$", "l4"),
+    (r"A10G", "a10g"),
+)
+"""What JAX calls a device (`device_kind`), as a pattern, and which chip that is."""
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that a device of JAX belongs to; None for those without figures here, and for CPUs."""
+    return next((CHIPS[name] for pattern, name in _KINDS if re.search(pattern, device_kind)), None)
+
+
 @dataclass(frozen=True)
 class Roofline:
     """The least time that work takes.

@@ -22,7 +22,8 @@ from videollava_jax.batch.ray_data import AnswerBlock, RayOptions, RayRunner
 from videollava_jax.batch.replica import AnswerLines, Replica
 from videollava_jax.batch.runner import BatchOptions, run_batch
 from videollava_jax.batch.spool import FrameFile
-from videollava_jax.cli import _resources, main
+from videollava_jax.cli import main
+from videollava_jax.cli.batch import _resources
 from videollava_jax.demo import MEDIA
 from videollava_jax.engine import Request, Result
 

@@ -16,7 +16,7 @@ import pytest  # noqa: F401  the children of a test import its main module anew
 from tqdm import tqdm
 
 import videollava_jax.batch.runner
-import videollava_jax.cli  # noqa: F401
+import videollava_jax.cli
 import videollava_jax.training.checkpoints
 import videollava_jax.training.evaluation
 import videollava_jax.training.loading

@@ -3,8 +3,9 @@
     python -m tests.faults.training --interruptions 100 --seed 0
 
 Each run, of LoRA with dropout on a mesh of virtual devices, is killed (SIGKILL) or told to stop (SIGTERM) as soon as
-a drawn step is reached, and goes on, until it is done; then parameters must be equal to the bit and the samples of every
-step the same. Ends with status 1 if anything ended as it must not.
+a drawn step is reached, and goes on, until it is done; then parameters must be equal to the bit and the samples of
+every step the same, and at no time may the last good checkpoint be gone. Ends with status 1 if anything ended as it must
+not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -44,12 +44,13 @@ def fine_tune(output: str, data: str, mesh: tuple[int, int]) -> int:
     spec.loader.exec_module(program)
     status: int = program.main(
         [
-            *("--model", "tiny", "--output", output, "--data.train", f"[{data}]", "--data.steps", str(STEPS)),
+            *("--model", "tiny", "--output", output, "--data.train", str(data), "--data.steps", str(STEPS)),
             *("--rates.lora", "1e-3", "--rates.projector", "1e-3", "--lora.rank", "4", "--lora.dropout", "0.2"),
             *("--data.batch", "6", "--data.row_tokens", "400", "--data.videos_per_row", "2"),
             *("--data.images_per_row", "2", "--data.workers", "0", "--data.rows", "4"),
             *("--compute.data", str(mesh[0]), "--compute.tensor", str(mesh[1])),
             *("--compute.dtype", "float32", "--keeping.save_every", str(SAVE_EVERY)),
+            *("--keeping.keep", "1"),
         ]
     )
     return status
@@ -78,10 +79,19 @@ def steps_done(run: Path) -> int:
     return max((line["step"] for line in read_metrics(run)), default=0)
 
 
+def latest(run: Path) -> int:
+    """The last checkpoint that is whole; 0 for none."""
+    return max((int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal()), default=0)
+
+
 def interrupted(place: Path, data: Path, mesh: tuple[int, int], rng: random.Random, tally: Tally, left: int) -> int:
     """One run, interrupted until it is done or so many interruptions were made; how many."""
     made = 0
+    kept = 0
     while True:
+        if latest(place) < kept:
+            tally.add("violation", f"checkpoint {kept} was deleted, and {latest(place)} is the last one that is whole")
+        kept = latest(place)
         before = steps_done(place)
         child = Child(fine_tune, str(place), str(data), mesh)
         if made < left:

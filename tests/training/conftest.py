@@ -36,7 +36,7 @@ def fine_tune(data):
 
     def run(output: Path, *more: str, steps: int = 3) -> int:
         arguments = [
-            *("--model", "tiny", "--output", str(output), "--data.train", f"[{data}]", "--data.steps", str(steps)),
+            *("--model", "tiny", "--output", str(output), "--data.train", str(data), "--data.steps", str(steps)),
             *("--data.batch", "6", "--data.rows", "2", "--data.row_tokens", "400", "--data.videos_per_row", "2"),
             *("--data.images_per_row", "2", "--data.workers", "0", "--compute.data", "1"),
             *("--compute.dtype", "float32", *more),

@@ -11,11 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity.reference import Batch, assert_close, hf_config, logits, ours, sharp_hf_model, weights_of
+from tests.parity.reference import (
+    Batch,
+    assert_close,
+    hf_config,
+    logits,
+    ours,
+    sharp_hf_model,
+    weights_of,
+    with_weights,
+)
 from tests.tolerances import SELF
-from tests.training.rows import drawn, packed
+from tests.training.rows import FRAMES, drawn, packed
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.model import abstract_model, named_parameters
+from videollava_jax.model import parameter_shapes
 from videollava_jax.sharding import Placement, make_mesh
 from videollava_jax.training.lora import Lora, initial_lora, is_lora
 from videollava_jax.training.model import TrainingModel
@@ -206,14 +215,13 @@ def test_packed_padded_and_accumulated_are_one(whole):
             assert_close(value, results[0][1][name], GRADIENT)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (8, 1), (2, 4)])
 @pytest.mark.parametrize("lora", [False, True])
-def test_meshes_agree(whole, shape, lora):
+def test_meshes_agree(whole, lora):
     _, config, weights, samples = whole
     # Widths that split over 8 devices and heads that split over 4.
     config = dataclasses.replace(config, text_config=dataclasses.replace(config.text_config, num_key_value_heads=4))
     rng = np.random.default_rng(3)
-    shapes = named_parameters_of(config)
+    shapes = parameter_shapes(config)
     weights = {name: weights.get(name) for name in shapes} | {
         name: rng.normal(0, 0.1, shape) for name, shape in shapes.items() if weights[name].shape != shape
     }
@@ -221,7 +229,8 @@ def test_meshes_agree(whole, shape, lora):
     rates = Rates(lora=1.0, projector=1.0) if lora else EVERYTHING
     adapter = Lora(rank=8, alpha=8, dropout=0.0) if lora else None
     found = []
-    for placement in (None, Placement(config, make_mesh(*shape))):
+    meshes = (make_mesh(*shape) for shape in ((1, 1), (8, 1), (2, 4)))
+    for placement in (None, *(Placement(config, mesh) for mesh in meshes)):
         training = model_of(config, placement=placement, lora=adapter)
         parameters = parameters_of(weights, placement)
         if lora:
@@ -229,15 +238,10 @@ def test_meshes_agree(whole, shape, lora):
             narrow = {name: value + 0.1 for name, value in narrow.items()}
             parameters |= placed(narrow, placement)
         found.append(gradients(training, parameters, rates, packed(config, rows, 80, placement=placement)))
-    assert_close(found[1][0], found[0][0], GRADIENT)
-    for name, value in found[1][1].items():
-        assert_close(value, found[0][1][name], GRADIENT)
-
-
-def named_parameters_of(config: VideoLlavaConfig) -> dict[str, tuple[int, ...]]:
-    from flax import nnx
-
-    return {name: tuple(value.shape) for name, value in named_parameters(nnx.state(abstract_model(config))).items()}
+    for loss, mine in found:
+        assert_close(loss, found[0][0], GRADIENT)
+        for name, value in mine.items():
+            assert_close(value, found[0][1][name], GRADIENT)
 
 
 def test_logits_are_the_models_own(whole):
@@ -255,6 +259,26 @@ def test_logits_are_the_models_own(whole):
             videos=videos if len(videos) else None,
         )
         assert_close(got[row, : len(sample.ids)], logits(ours(model), alone)[0], SELF)
+
+
+def test_attention_over_time_is_in_it(whole):
+    """The original video tower: clips of 2 frames are what it attends over, slot by slot."""
+    _, config, weights, _ = whole
+    config = dataclasses.replace(config, variant="original", temporal_frames=FRAMES)
+    rng = np.random.default_rng(7)
+    weights = {
+        name: weights[name] if name in weights else rng.normal(0, 0.2, shape).astype(np.float32)
+        for name, shape in parameter_shapes(config).items()
+    }
+    samples = [drawn(config, rng, media) for media in ("v", "vv")]
+    got = jax.jit(model_of(config).logits)(parameters_of(weights), packed(config, [samples], 80, videos=3))
+    start = 0
+    for sample in samples:
+        videos = np.moveaxis(sample.videos, -1, -3) / np.float32(255)
+        alone = Batch(ids=sample.ids[None], mask=np.ones_like(sample.ids)[None], images=None, videos=videos)
+        expected = logits(with_weights(config, weights), alone)[0]
+        assert_close(got[0, start : start + len(sample.ids)], expected, SELF)
+        start += len(sample.ids)
 
 
 def test_twenty_steps_follow_torch(torch, whole):

@@ -9,9 +9,7 @@ from pathlib import Path
 from videollava_jax.batch.formats import Defaults
 from videollava_jax.batch.lines import Form
 from videollava_jax.version import __version__
-from videollava_jax.weights.fingerprint import json_digest, model_fingerprint
-
-__all__ = ["fingerprint_digest", "job_fingerprint", "model_fingerprint"]
+from videollava_jax.weights.fingerprint import json_digest
 
 
 def job_fingerprint(source: Path, form: Form, defaults: Defaults) -> dict[str, str]:

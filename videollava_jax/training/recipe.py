@@ -17,8 +17,8 @@ class Data:
     """What is learnt from, and how it is laid out.
 
     Attributes:
-      train: files in LLaVA's format, JSON or JSONL.
-      held_out: the same, for evaluation while training; none for none.
+      train: a file in LLaVA's format, JSON or JSONL, or a list of files.
+      held_out: the same, for evaluation while training; an empty list for none.
       media_root: paths of media are relative to it; null for the directory of each file.
       epochs: how often each sample comes.
       steps: optimiser steps in the place of `epochs`.
@@ -37,8 +37,8 @@ class Data:
       max_bad: the share of samples that may be left out (files that cannot be read, say) before the run stops.
     """
 
-    train: list[str]
-    held_out: list[str] = field(default_factory=list)
+    train: list[str] | str
+    held_out: list[str] | str = field(default_factory=list)
     media_root: str | None = None
     epochs: float = 1.0
     steps: int | None = None
@@ -65,6 +65,16 @@ class Data:
             raise ValueError(f"data.steps: expected at least 1, or null for epochs; got {self.steps}")
         if self.layout == "packed" and self.buckets:
             raise ValueError("data.buckets: packed rows are all of row_tokens; expected none, or layout: padded")
+
+    @property
+    def files(self) -> list[str]:
+        """Those of `train`."""
+        return [self.train] if isinstance(self.train, str) else self.train
+
+    @property
+    def held_out_files(self) -> list[str]:
+        """Those of `held_out`."""
+        return [self.held_out] if isinstance(self.held_out, str) else self.held_out
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,13 @@ class Options:
       dtype: of the tensors written; None keeps each one's own.
       int8: store the decoder's projections in int8 with a scale for each output channel (`quantize`); Orbax only.
       allow_nonfinite: let NaN and infinity pass; otherwise they are an error that counts them.
+      files: of tokenizer and processor, in the place of the source's.
     """
 
     dtype: np.dtype[Any] | None = None
     int8: bool = False
     allow_nonfinite: bool = False
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def convert_to_orbax(
@@ -207,7 +209,7 @@ def _write(
     if options.int8:
         tensors = quantized(tensors)
     files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
-    files |= _side_files(checkpoint.directory)
+    files |= {**_side_files(checkpoint.directory), **options.files}
     manifested = opened.require_intact(tensors)
     if os.path.lexists(target):
         stream = _Stream(checkpoint.directory, tensors, options, manifested, "compare")

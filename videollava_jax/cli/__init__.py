@@ -1,0 +1,60 @@
+"""The `videollava` command: `main`, which finds the command that was asked for and says what went wrong in a line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from videollava_jax.cli.ask import add_ask, add_chat, add_demo
+from videollava_jax.cli.batch import add_batch
+from videollava_jax.cli.checkpoints import add_convert, add_export, add_verify
+from videollava_jax.cli.common import print_error
+from videollava_jax.cli.plan import add_plan
+from videollava_jax.version import __version__
+
+DESCRIPTION = """\
+Ask questions about images and videos with Video-LLaVA, in JAX.
+
+  videollava demo                                          what it looks like, with nothing to fetch
+  videollava ask clip.mp4 "Which way does it move?"        one answer
+  videollava ask clip.mp4 "What is it?" "What colour?"     the clip is read and encoded once for both
+  videollava chat clip.mp4                                 a conversation about it
+  videollava batch questions.jsonl answers.jsonl           many questions; killed at any moment, it goes on from there
+  videollava convert Video-LLaVA-7B-hf 7b-orbax            a checkpoint of any layout to Orbax
+  videollava export 7b-orbax 7b-hf --layout hub            and back
+  videollava verify 7b-orbax                               is every bit as it was written?
+  videollava ask --model 7b-orbax clip.mp4 "Why is this funny?"
+  videollava plan --topology v5e:2x4 --questions 25        does it fit chips that are not here, and how fast at best?
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; its exit status: 0 on success, 1 for what went wrong, 2 for wrong arguments, 130 on Ctrl-C."""
+    parsed = _parser().parse_args(arguments)
+    # transformers would advise to install torch, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    run: Callable[[argparse.Namespace], None] = parsed.run
+    try:
+        run(parsed)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say
+        sys.stderr.close()
+        return 1
+    except (ValueError, OSError, FloatingPointError) as error:
+        print_error(error)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "videollava", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"videollava {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (add_demo, add_ask, add_chat, add_batch, add_convert, add_export, add_verify, add_plan):
+        add(commands)
+    return parser

@@ -1,0 +1,320 @@
+"""`videollava batch`: a file of questions, here or on a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from videollava_jax.cli.common import (
+    Commands,
+    add_command,
+    add_int8_arguments,
+    add_model_arguments,
+    frame_sampling,
+    open_processor,
+    pair,
+    print_error,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from videollava_jax.batch.isolation import IsolatedReader, WorkerLimits
+    from videollava_jax.batch.ray_data import RayRunner
+    from videollava_jax.batch.runner import Runner
+    from videollava_jax.engine import Engine
+    from videollava_jax.processor import VideoLlavaProcessor
+
+DETAILS = """\
+INPUT holds a question a line, and OUTPUT appears whole, in the same order, when all have a record:
+
+  {"id": "a1", "video": "clips/a.mp4", "prompt": "Which way does it move?"}
+  {"id": "a2", "video": "clips/a.mp4", "prompt": "What shape is it?", "options": {"max_new_tokens": 16}}
+  {"id": "b1", "image": "b.png", "prompt": "How many shapes are there?"}
+
+  videollava batch questions.jsonl answers.jsonl --model 7b-orbax --media-root /data
+
+OpenAI's batch lines (custom_id, body.messages), LLaVA's question files (question_id, text), CSV and Parquet (id,
+video or image, prompt) are known by their look. Questions about one video may stand anywhere in the file: it is
+decoded and encoded once. Every answer is kept in OUTPUT.partial as it comes; killed at any moment, the same command
+goes on from there. Files are read by processes of their own, so that a hostile one costs its own line alone.
+"""
+
+
+def add_batch(commands: Commands) -> None:
+    from videollava_jax.batch.lines import FORMS
+
+    made = add_command(
+        commands,
+        "batch",
+        batch,
+        "answer a file of questions, one record for each line, on a machine that may be taken away",
+        DETAILS,
+    )
+    made.add_argument("files", nargs="*", type=Path, metavar="INPUT OUTPUT")
+    made.add_argument("-i", "--input-file", type=Path, metavar="INPUT", help="the same, as vLLM's run-batch has it")
+    made.add_argument("-o", "--output-file", type=Path, metavar="OUTPUT")
+    made.add_argument("-m", dest="model", metavar="MODEL", default=argparse.SUPPRESS, help="as --model")
+    made.add_argument("--format", choices=FORMS, help="of the input; default: what it looks like")
+    job = made.add_argument_group("the job")
+    job.add_argument(
+        "--max-error-rate",
+        type=float,
+        default=0.95,
+        metavar="SHARE",
+        help="end when more of the lines than this have failed, once lines about 20 media have; 1 for never; "
+        "default: %(default)s",
+    )
+    job.add_argument("--retry-errors", action="store_true", help="try lines again whose record is an error")
+    job.add_argument("--keep-ledger", action="store_true", help="leave OUTPUT.partial when OUTPUT is written")
+    media = made.add_argument_group("media")
+    media.add_argument(
+        "--media-root", type=Path, metavar="DIRECTORY", help="paths are relative to it and may not leave"
+    )
+    media.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="media may be fetched from it, but from no private network; can be repeated; default: from nowhere",
+    )
+    media.add_argument(
+        "--workers", type=int, default=4, metavar="N", help="processes that decode; default: %(default)s"
+    )
+    media.add_argument(
+        "--limit-seconds", type=float, default=60.0, metavar="S", help="that a medium may take; default: %(default)g"
+    )
+    media.add_argument(
+        "--limit-memory", type=_size, default=4 * 2**30, metavar="SIZE", help="that a medium may take; default: 4GiB"
+    )
+    media.add_argument("--limit-bytes", type=_size, default=2**30, metavar="SIZE", help="of a medium; default: 1GiB")
+    media.add_argument(
+        "--retries",
+        type=_natural,
+        default=1,
+        metavar="N",
+        help="of a medium that crashes or hangs its process, or whose host fails; default: %(default)s",
+    )
+    device = made.add_argument_group("the device")
+    device.add_argument("--max-rows", type=int, metavar="N", help="questions answered at a time; default: what fits")
+    device.add_argument("--memory", type=_size, metavar="SIZE", help="for keys and values; default: what is free")
+    add_int8_arguments(device)
+    device.add_argument("--mesh", type=pair, metavar="DATAxTENSOR", help="such as 1x8; default: one device")
+    machines = made.add_argument_group("several machines")
+    machines.add_argument(
+        "--ray",
+        action="store_true",
+        help="answer on the Ray cluster of RAY_ADDRESS or of this machine; the ledger stays here",
+    )
+    machines.add_argument(
+        "--replicas", type=_positive, metavar="N", help="engines in the cluster; default: what there is room for"
+    )
+    machines.add_argument(
+        "--replica-resources",
+        type=_resources,
+        metavar="NAME=N,...",
+        help="of each, by Ray's names, such as TPU=4; default: a TPU or a GPU for each device of --mesh, or a CPU",
+    )
+    machines.add_argument(
+        "--ray-block", type=_positive, metavar="N", help="lines that a replica is given at a time; default: 2048"
+    )
+    add_model_arguments(made)
+
+
+def batch(arguments: argparse.Namespace) -> None:
+    from videollava_jax.batch.formats import Defaults
+    from videollava_jax.batch.isolation import IsolatedReader
+    from videollava_jax.batch.remote import Fetcher
+    from videollava_jax.batch.runner import BatchOptions, Stopped, run_batch
+    from videollava_jax.config import require_whole_windows
+
+    source, output = _job_files(arguments)
+    if not source.is_file():
+        raise ValueError(f"{source}: no such file; expected the questions")
+    path, processor = open_processor(arguments)
+    if arguments.fps is None:
+        frames = arguments.frames if arguments.indices is None else len(arguments.indices)
+        require_whole_windows("--frames", frames, processor.frame_window)
+    if not arguments.ray and (arguments.replicas or arguments.replica_resources or arguments.ray_block):
+        raise ValueError(
+            "--replicas, --replica-resources and --ray-block say how a Ray cluster is used: expected --ray"
+        )
+    limits = _worker_limits(arguments)
+    fetch = Fetcher(arguments.allow_host, seconds=arguments.limit_seconds, attempts=1 + arguments.retries)
+    answering: list[IsolatedReader | RayRunner] = []
+
+    def make_runner() -> Runner:
+        if arguments.ray:
+            answering.append(runner := _ray_runner(arguments, source, output))
+            return runner
+        answering.append(reader := IsolatedReader(processor, limits))
+        return _engine(arguments, path, processor, reader)
+
+    def stop() -> None:
+        for part in (*answering, fetch):
+            part.stop()
+
+    options = BatchOptions(
+        form=arguments.format,
+        defaults=Defaults(
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature or 0.0,
+            top_p=arguments.top_p,
+            seed=arguments.seed,
+            sampling=frame_sampling(arguments, processor.frame_window),
+            video_pooling=arguments.pool,
+        ),
+        media_root=arguments.media_root,
+        fetch=fetch if arguments.allow_host else None,
+        max_bytes=arguments.limit_bytes,
+        max_error_rate=arguments.max_error_rate,
+        retry_errors=arguments.retry_errors,
+        keep_ledger=arguments.keep_ledger,
+        model=str(arguments.model),
+        facts=_facts(arguments, path, processor.template.name),
+        on_stop=stop,
+        grace=10.0,  # machines are given 25 to 30 seconds
+    )
+    try:
+        # What happens to its nodes, Ray prints to the standard output, which is for the summary.
+        with contextlib.redirect_stdout(sys.stderr):
+            summary = run_batch(source, output, make_runner, options)
+    except Stopped as stopped:
+        print_error(stopped)
+        raise SystemExit(128 + stopped.signal) from None
+    except MemoryError as error:
+        raise OSError(f"{error} What is done is kept: the same command goes on from there") from None
+    finally:
+        for part in answering:
+            part.close()
+    if arguments.json:
+        print_json({**summary.record(), "output": str(output)})
+    else:
+        print(f"{summary}\n{output}")
+
+
+def _job_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """INPUT and OUTPUT, by place or by -i and -o."""
+    given = [*arguments.files]
+    source = arguments.input_file or (given.pop(0) if given else None)
+    output = arguments.output_file or (given.pop(0) if given else None)
+    if source is None or output is None or given:
+        raise ValueError("batch: expected an input and an output, as INPUT OUTPUT or -i INPUT -o OUTPUT")
+    return source, output
+
+
+def _worker_limits(arguments: argparse.Namespace) -> WorkerLimits:
+    from videollava_jax.batch.isolation import WorkerLimits
+
+    return WorkerLimits(
+        seconds=arguments.limit_seconds,
+        memory=arguments.limit_memory,
+        max_bytes=arguments.limit_bytes,
+        attempts=1 + arguments.retries,
+    )
+
+
+def _facts(arguments: argparse.Namespace, path: str | Path, template: str) -> dict[str, str]:
+    """What makes it this job: the model by content, or by its revision on the hub, and how it computes."""
+    from videollava_jax.processor_files import local_directory
+    from videollava_jax.weights.fingerprint import model_fingerprint
+
+    directory = local_directory(path, None, None)
+    here = Path(path).is_dir()
+    model = model_fingerprint(directory) if here else {"model": f"{path} at {directory.name}"}
+    return {
+        **model,
+        "template": template,
+        "dtype": arguments.dtype or "the checkpoint's",
+        "int8 weights": str(arguments.int8_weights),
+        "int8 cache": str(arguments.int8_cache),
+    }
+
+
+def _engine(
+    arguments: argparse.Namespace, path: str | Path, processor: VideoLlavaProcessor, reader: IsolatedReader
+) -> Engine:
+    from videollava_jax.engine import Engine
+    from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
+    from videollava_jax.sharding import make_mesh
+
+    model = VideoLlavaForConditionalGeneration.from_pretrained(
+        path,
+        dtype=arguments.dtype,
+        mesh=None if arguments.mesh is None else make_mesh(*arguments.mesh),
+        quantization="int8" if arguments.int8_weights else None,
+    )
+    return Engine(
+        model,
+        processor,
+        max_rows=arguments.max_rows,
+        memory=arguments.memory,
+        int8_cache=arguments.int8_cache,
+        readers=arguments.workers,
+        reader=reader,
+    )
+
+
+def _ray_runner(arguments: argparse.Namespace, source: Path, output: Path) -> RayRunner:
+    from videollava_jax.batch.ledger import Paths
+    from videollava_jax.batch.lines import read_lines, recognise
+    from videollava_jax.batch.ray_data import RayOptions, RayRunner
+
+    options: dict[str, Any] = {"replicas": arguments.replicas, "resources": arguments.replica_resources or {}}
+    if arguments.mesh is not None:
+        options["devices"] = math.prod(arguments.mesh)
+    if arguments.ray_block is not None:
+        options["block"] = arguments.ray_block
+    there = argparse.Namespace(**{**vars(arguments), "run": None})
+    if Path(there.model).is_dir():
+        there.model = Path(there.model).resolve()  # replicas have another working directory
+    lines = sum(1 for _ in read_lines(source, arguments.format or recognise(source)))
+    make_engine = functools.partial(_replica_engine, there)
+    return RayRunner(make_engine, RayOptions(**options), spool=Paths(output).media, lines=lines)
+
+
+def _replica_engine(arguments: argparse.Namespace) -> Engine:
+    """The engine of `batch`, in a replica."""
+    from videollava_jax.batch.isolation import IsolatedReader
+
+    path, processor = open_processor(arguments)
+    return _engine(arguments, path, processor, IsolatedReader(processor, _worker_limits(arguments)))
+
+
+def _size(text: str) -> int:
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    number = text.rstrip("bBiIkKmMgG ")
+    unit = units.get(text[len(number) :].strip().lower())
+    try:
+        size = int(float(number) * unit) if unit else 0
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"expected a size such as 8GiB, 500MB or 1000000, got {text!r}")
+    return size
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def _resources(text: str) -> dict[str, float]:
+    try:
+        found = {name: float(count) for name, count in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        found = {}
+    if not found or not all(name and 0 < count < math.inf for name, count in found.items()):
+        raise argparse.ArgumentTypeError(f"expected resources such as TPU=4 or GPU=1,CPU=8, got {text!r}")
+    return found

@@ -1,0 +1,202 @@
+"""`videollava convert`, `export` and `verify`: checkpoints from one layout to another, and proof of them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from videollava_jax.cli.common import DTYPES, Commands, add_command, print_json
+
+if TYPE_CHECKING:
+    from videollava_jax.weights import Conversion, Options
+
+
+def add_convert(commands: Commands) -> None:
+    made = add_command(
+        commands,
+        "convert",
+        convert,
+        "convert a checkpoint to Orbax, losing nothing",
+        "SOURCE is a directory in any of transformers' layouts (as on the hub, as 5.x saves them, as in memory) or in\n"
+        "the authors' own, temporal attention included; which one is told by the names of its tensors. TARGET appears\n"
+        "whole or not at all, with a SHA-256 for each tensor in its manifest.json.",
+    )
+    _add_conversion_arguments(made)
+    made.add_argument(
+        "--base",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="SOURCE is an adapter (PEFT's, the authors' LoRA or mm_projector.bin): merge it into this checkpoint",
+    )
+    made.add_argument(
+        "--int8",
+        action="store_true",
+        help="store the decoder's projections in int8, with a scale for each output channel",
+    )
+    made.add_argument(
+        "--tower-config",
+        type=Path,
+        metavar="CONFIG_JSON",
+        help="LanguageBind's config.json, for a checkpoint of the authors'; default: read off the weights' shapes",
+    )
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    from videollava_jax.weights import convert_to_orbax
+
+    started = time.perf_counter()
+    done = convert_to_orbax(
+        arguments.source,
+        arguments.target,
+        _conversion_options(arguments),
+        tower_config=arguments.tower_config,
+        base=arguments.base,
+    )
+    _report_conversion(arguments, done, time.perf_counter() - started)
+
+
+def add_export(commands: Commands) -> None:
+    made = add_command(
+        commands,
+        "export",
+        export,
+        "write a checkpoint as safetensors, for transformers or for the authors' code",
+        "SOURCE is what `videollava convert` wrote, or any other checkpoint that is known. An adapter is written as\n"
+        "an adapter again, for PEFT.",
+    )
+    _add_conversion_arguments(made)
+    made.add_argument(
+        "--layout",
+        choices=("hub", "hf5", "memory", "pku"),
+        default="hub",
+        help="of names: hub as on the hub, hf5 as transformers 5 saves, memory as it holds them, pku the authors'; "
+        "default: %(default)s",
+    )
+    made.set_defaults(int8=False)
+    made.add_argument("--adapter", type=Path, metavar="DIRECTORY", help="merge this adapter into SOURCE on the way")
+    made.add_argument(
+        "--drop-temporal",
+        action="store_true",
+        help="leave out the video tower's attention over time, which transformers cannot hold",
+    )
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from videollava_jax.weights import export
+    from videollava_jax.weights.adapters import is_adapter, open_adapter, write_peft
+
+    started = time.perf_counter()
+    if is_adapter(arguments.source):  # kept apart: an adapter again, for PEFT
+        for option in ("dtype", "allow_nonfinite", "drop_temporal", "adapter"):
+            if getattr(arguments, option):
+                flag = "--" + option.replace("_", "-")
+                raise ValueError(f"{arguments.source}: an adapter is written as it is: {flag} does not apply to it")
+        adapter = open_adapter(arguments.source)
+        written = write_peft(adapter, arguments.target, arguments.layout)
+        summary = {"source": str(arguments.source), "target": str(arguments.target), "tensors": len(written)}
+        if arguments.json:
+            print_json({**summary, "from": adapter.layout, "to": arguments.layout})
+        else:
+            print(f"adapter of {len(written)} tensors, {adapter.layout} to {arguments.layout}\n{arguments.target}")
+        return
+    done = export(
+        arguments.source,
+        arguments.target,
+        arguments.layout,
+        _conversion_options(arguments),
+        drop_temporal=arguments.drop_temporal,
+        adapter=arguments.adapter,
+    )
+    _report_conversion(arguments, done, time.perf_counter() - started)
+
+
+def add_verify(commands: Commands) -> None:
+    made = add_command(
+        commands,
+        "verify",
+        verify,
+        "prove that a checkpoint is what was written, or what another one is",
+        "With one argument, the files and tensors are hashed and compared with manifest.json. With two, the\n"
+        "tensors of two checkpoints in any layouts are compared, bit by bit, and what differs is listed.",
+    )
+    made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    made.add_argument("other", type=Path, nargs="?", metavar="OTHER")
+    made.add_argument(
+        "--fast", action="store_true", help="with one: files, names, shapes and dtypes, no tensor is read"
+    )
+    made.add_argument("--logits", action="store_true", help="with two: run both on a fixed prompt, too")
+    made.add_argument("--dtype", choices=DTYPES, help="to run both in, with --logits; default: each in its own")
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    from videollava_jax.weights import WeightsError, compare_checkpoints, open_checkpoint, verify_checkpoint
+
+    if arguments.other is None:
+        problems = verify_checkpoint(arguments.checkpoint, "fast" if arguments.fast else "full")
+        if arguments.json:
+            print_json({"checkpoint": str(arguments.checkpoint), "problems": problems})
+        if problems:
+            raise WeightsError(f"{arguments.checkpoint} is not what was written:\n  " + "\n  ".join(problems))
+        if not arguments.json:
+            print(f"{arguments.checkpoint} is what its manifest says")
+        return
+    compared = compare_checkpoints(open_checkpoint(arguments.checkpoint), open_checkpoint(arguments.other))
+    lines = [f"{d.name}: {d.what}{f' ({d.detail})' if d.detail else ''}" for d in compared.differences]
+    record = {"equal": compared.equal, "differences": [dataclasses.asdict(d) for d in compared.differences]}
+    said = [f"{compared.equal} tensors are equal to the bit, {len(lines)} are not"]
+    if arguments.logits:
+        from videollava_jax.comparing import compare_logits
+
+        apart = compare_logits(arguments.checkpoint, arguments.other, dtype=arguments.dtype)
+        record["logits"] = dataclasses.asdict(apart)
+        said.append(str(apart))
+    if arguments.json:
+        print_json(record)
+    else:
+        print("\n".join(said))
+    if lines:
+        raise WeightsError(f"{arguments.checkpoint} and {arguments.other} differ:\n  " + "\n  ".join(lines))
+
+
+def _add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SOURCE")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="must not exist, or hold exactly this already")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the tensors written; default: as they are")
+    parser.add_argument(
+        "--allow-nonfinite", action="store_true", help="let NaN and infinity pass, instead of counting them in an error"
+    )
+
+
+def _conversion_options(arguments: argparse.Namespace) -> Options:
+    import jax.numpy as jnp
+
+    from videollava_jax.weights import Options
+
+    dtype = None if arguments.dtype is None else jnp.dtype(arguments.dtype)
+    return Options(dtype=dtype, int8=arguments.int8, allow_nonfinite=arguments.allow_nonfinite)
+
+
+def _report_conversion(arguments: argparse.Namespace, done: Conversion, seconds: float) -> None:
+    summary = {
+        "source": str(arguments.source),
+        "target": str(arguments.target),
+        "from": done.source.layout,
+        "to": done.layout,
+        "variant": done.source.config.variant,
+        "tensors": len(done.tensors),
+        "parameters": done.size,
+        "bytes": done.nbytes,
+        "already_there": done.already_there,
+        "seconds": round(seconds, 3),
+    }
+    if arguments.json:
+        print_json(summary)
+        return
+    what = "nothing to do: the target holds it already" if done.already_there else f"{seconds:.1f} s"
+    print(
+        f"{len(done.tensors)} tensors, {done.size:,} parameters, {done.nbytes / 1e9:.3f} GB, "
+        f"{done.source.layout} to {done.layout}: {what}\n{arguments.target}"
+    )

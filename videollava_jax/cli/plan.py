@@ -1,0 +1,84 @@
+"""`videollava plan`: what a job takes on chips that are not here."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from videollava_jax.cli.common import Commands, add_command, add_int8_arguments, pair, print_json
+
+
+def add_plan(commands: Commands) -> None:
+    made = add_command(
+        commands,
+        "plan",
+        plan,
+        "say what fits chips that are not here, and how fast it can be at best",
+        "The engine's programs are compiled for a TPU topology by the real compiler, which needs no TPU: memory,\n"
+        "traffic, collectives, the largest batch, and the rates when every program takes the least time that its\n"
+        "operations and bytes allow. Minutes for the 7B model. For GPUs the rates are arithmetic alone.",
+    )
+    made.add_argument(
+        "--topology", required=True, metavar="CHIPS", help="v5e:2x4, v6e:2x4, v5p:2x2x2, v5e:16x16, h100:8, h200, ..."
+    )
+    made.add_argument("--job", choices=("qa", "caption"), default="qa", help="default: %(default)s")
+    made.add_argument("--questions", type=int, default=25, metavar="N", help="of a video, for qa; default: 25")
+    made.add_argument("--question-tokens", type=int, default=50, metavar="N", help="default: %(default)s")
+    made.add_argument("--answer-tokens", type=int, metavar="N", help="default: 10, of a caption 256")
+    made.add_argument("--frames", type=int, default=8, metavar="N", help="of a video; default: 8")
+    made.add_argument("--pool", type=int, default=1, metavar="K", help="as `ask --pool`; default: none")
+    made.add_argument(
+        "--mesh", type=pair, metavar="DATAxTENSOR", help="default: the fewest chips a copy that leave caches room"
+    )
+    made.add_argument(
+        "--grid", type=pair, metavar="PLACESxROWS", help="default: what the engine chooses, and the largest that fits"
+    )
+    made.add_argument(
+        "--programs",
+        nargs="+",
+        choices=("encode", "prefill", "extend", "decode"),
+        default=("encode", "prefill", "extend", "decode"),
+        help="to compile; rates take all four, which is the default",
+    )
+    add_int8_arguments(made)
+    made.add_argument("--model", type=Path, metavar="DIRECTORY", help="whose config.json; default: the 7B model")
+    made.add_argument("--variant", choices=("original", "hf"), help="of the video tower; default: the model's, or hf")
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from videollava_jax.arithmetic import Job, Storage
+    from videollava_jax.config import VideoLlavaConfig, require_whole_windows
+    from videollava_jax.plan import PROGRAMS, Wish, make_plan
+    from videollava_jax.plan_report import record, text
+
+    config = VideoLlavaConfig() if arguments.model is None else VideoLlavaConfig.from_hf(arguments.model)
+    if arguments.variant is not None:
+        config = dataclasses.replace(config, variant=arguments.variant)
+    require_whole_windows("--frames", arguments.frames, config.frame_window)
+    caption = arguments.job == "caption"
+    job = Job(
+        frames=arguments.frames,
+        pooling=arguments.pool,
+        questions=1 if caption else arguments.questions,
+        question_tokens=arguments.question_tokens,
+        answer_tokens=arguments.answer_tokens or (256 if caption else 10),
+    )
+    made = make_plan(
+        Wish(
+            topology=arguments.topology,
+            config=config,
+            job=job,
+            storage=Storage(int8_weights=arguments.int8_weights, int8_kv=arguments.int8_cache),
+            mesh=arguments.mesh,
+            grid=arguments.grid,
+            programs=tuple(name for name in PROGRAMS if name in arguments.programs),
+        ),
+        lambda names: tqdm(names, "compiling", unit="program", disable=None),
+    )
+    if arguments.json:
+        print_json(record(made))
+    else:
+        print(text(made))
