@@ -216,8 +216,13 @@ class _SegmentBuilder:
             return
         ids, offsets = self._plain.encode(self._text, first=self._at_start)
         self._ids += ids
-        # A token is the answer's when any of its characters is.
-        self._answer += [any(a < stop and b > start for start, stop in self._answer_spans) for a, b in offsets]
+        # A token is the answer's when any of its characters is; one without characters when it stands inside.
+        said = bytearray(len(self._text))
+        for start, stop in self._answer_spans:
+            said[start:stop] = b"\1" * (stop - start)
+        self._answer += [
+            1 in said[a:b] if a < b else 0 < a < len(said) and said[a - 1 : a + 1] == b"\1\1" for a, b in offsets
+        ]
         self._text, self._answer_spans, self._at_start = "", [], False
 
     def _flush_ids(self) -> None:
