@@ -333,6 +333,84 @@ def test_loops_and_conditionals():
     }
     with pytest.raises(ValueError, match="expected a program with one loop, got 2: outer, inner"):
         _ = program.loop
+    assert program.iterations == {"outer": None, "inner": None}
+    with pytest.raises(ValueError, match="expected loops that run a known number of times; outer does not"):
+        _ = program.total
+
+
+def counting(start: str = "constant(2)", step: str = "add(%i.1, %step)", compared: str = "compare(%i.2, %stop)") -> str:
+    """A loop `for (i = 2; i < 9; i += 3)` as the TPU compiler writes it, in which an array is summed over devices."""
+    computations = f"""%cond {{
+  %stop = s32[] constant(9)
+  %s.2 = (s32[], {BIG}) parameter(0)
+  %i.2 = s32[] get-tuple-element(%s.2), index=0
+  ROOT %lt = pred[] {compared}, direction=LT
+}}
+
+%body {{
+  %s.1 = (s32[], {BIG}) parameter(0)
+  %i.0 = s32[] get-tuple-element(%s.1), index=0
+  %i.1 = s32[]{{:S(6)}} copy(%i.0)
+  %a.1 = {BIG} get-tuple-element(%s.1), index=1
+  %b.1 = {BIG} all-reduce(%a.1), to_apply=%add
+  %step = s32[] constant(3)
+  %j.1 = s32[] {step}
+  ROOT %t.1 = (s32[], {BIG}) tuple(%j.1, %b.1)
+}}
+"""
+    body = f"""  %p = {BIG} parameter(0)
+  %n = s32[] {start}
+  %start = s32[] copy(%n)
+  %t = (s32[], {BIG}) tuple(%start, %p)
+  %w = (s32[], {BIG}) while(%t), condition=%cond, body=%body
+  ROOT %r = {BIG} get-tuple-element(%w), index=1"""
+    return module(body, computations=computations)
+
+
+def test_iterations_are_counted():
+    program = read_program(counting())
+    assert program.iterations == {"body": 3}
+    assert program.loop.collectives == (Collective("all-reduce", 1, BYTES),)
+    assert program.total.collectives == (Collective("all-reduce", 3, 3 * BYTES),)
+    assert program.total.hbm_read_bytes == program.entry.hbm_read_bytes + 3 * program.loop.hbm_read_bytes
+    # Starting behind its end it never runs, and what the compiler says of itself comes first.
+    assert read_program(counting("constant(9)")).iterations == {"body": 0}
+    said = counting().replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}')
+    assert read_program(said).iterations == {"body": 5}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"start": "parameter(1)"},
+        {"step": "multiply(%i.1, %step)"},
+        {"step": "add(%step, %step)"},
+        {"compared": "compare(%i.2, %i.2)"},
+        {"compared": "compare(%stop, %i.2)"},
+        {"compared": "and(%i.2, %stop)"},
+    ],
+)
+def test_other_loops_run_nobody_knows_how_often(other: dict[str, str]):
+    assert read_program(counting(**other)).iterations == {"body": None}
+
+
+def test_a_loop_in_a_loop_runs_as_often_as_both():
+    text = counting()
+    inner = text[text.index("%body {") : text.index("}\n\nENTRY")]
+    outer = f"""%outer {{
+  %s.3 = (s32[], {BIG}) parameter(0)
+  %i.3 = s32[] get-tuple-element(%s.3), index=0
+  %a.3 = {BIG} get-tuple-element(%s.3), index=1
+  %zero = s32[] constant(0)
+  %t.3 = (s32[], {BIG}) tuple(%zero, %a.3)
+  %w.3 = (s32[], {BIG}) while(%t.3), condition=%cond, body=%body
+  %a.4 = {BIG} get-tuple-element(%w.3), index=1
+  %one = s32[] constant(1)
+  %j.3 = s32[] add(%i.3, %one)
+  ROOT %t.4 = (s32[], {BIG}) tuple(%j.3, %a.4)
+"""
+    text = text.replace(inner, f"{inner}}}\n\n{outer}").replace("body=%body\n  ROOT", "body=%outer\n  ROOT")
+    assert read_program(text).iterations == {"outer": 7, "body": 21}
 
 
 def test_collectives_are_added_up_by_kind():
@@ -354,6 +432,64 @@ def test_collectives_are_added_up_by_kind():
         Collective("all-reduce", 2, 2 * BYTES),
         Collective("reduce-scatter", 1, BYTES),
     )
+
+
+@pytest.mark.parametrize(
+    "reduced",
+    [
+        f"%y = {BIG} all-reduce(%x), to_apply=%add",
+        f"%r = ({BIG}) all-reduce(%x), to_apply=%add\n  %y = {BIG} get-tuple-element(%r), index=0",
+    ],
+)
+def test_a_fusion_that_keeps_a_slice_of_an_all_reduce_is_a_reduce_scatter(reduced: str):
+    computations = f"""%all-reduce-scatter {{
+  %x = {BIG} parameter(0)
+  %i = s32[] parameter(1)
+  {reduced}
+  ROOT %z = f32[8,256]{{1,0}} dynamic-slice(%y, %i, %i), dynamic_slice_sizes={{8,256}}
+}}
+"""
+    body = f"""  %p = {BIG} parameter(0)
+  %j = s32[] parameter(1)
+  ROOT %f = f32[8,256]{{1,0}} fusion(%p, %j), kind=kCustom, calls=%all-reduce-scatter"""
+    found = read_program(module(body, computations=computations)).entry.collectives
+    assert found == (Collective("reduce-scatter", 1, BYTES),)
+    # One that returns the sum too keeps all of it, and outside a fusion all of it arrives, whatever is kept.
+    kept = computations.replace("ROOT %z", "%z")[:-2] + f"  ROOT %t = (f32[8,256], {BIG}) tuple(%z, %y)\n}}\n"
+    both = body.replace("f32[8,256]{1,0} fusion", f"(f32[8,256], {BIG}) fusion")
+    assert read_program(module(both, computations=kept)).entry.collectives == (Collective("all-reduce", 1, BYTES),)
+    apart = f"""  %p = {BIG} parameter(0)
+  %j = s32[] parameter(1)
+  %y = {BIG} all-reduce(%p), to_apply=%add
+  ROOT %z = f32[8,256]{{1,0}} dynamic-slice(%y, %j, %j), dynamic_slice_sizes={{8,256}}"""
+    assert read_program(module(apart)).entry.collectives == (Collective("all-reduce", 1, BYTES),)
+
+
+def test_a_collective_behind_other_work_counts_where_it_starts():
+    """Fusions that go on with it name it again, and are given its semaphores."""
+    whole, semaphore = "f32[4096,256]{1,0}", "u32[]{:S(2)}"
+    computations = f"""%start {{
+  %x = {BIG} parameter(0)
+  %g.1 = {whole} all-gather(%x), dimensions={{0}}
+  ROOT %s = ({BIG}, {whole}, {semaphore}) custom-call(%g.1), custom_call_target="AsyncCollectiveStart"
+}}
+
+%done {{
+  %x.2 = {BIG} parameter(0)
+  %so_far = {whole} parameter(1)
+  %wait = {semaphore} parameter(2)
+  %g.2 = {whole} all-gather(%x.2), dimensions={{0}}
+  ROOT %d = {whole} custom-call(%x.2, %so_far, %g.2, %wait), custom_call_target="AsyncCollectiveDone"
+}}
+"""
+    body = f"""  %p = {BIG} parameter(0)
+  %f = ({BIG}, {whole}, {semaphore}) fusion(%p), kind=kCustom, calls=%start
+  %a = {BIG} get-tuple-element(%f), index=0
+  %b = {whole} get-tuple-element(%f), index=1
+  %c = {semaphore} get-tuple-element(%f), index=2
+  ROOT %e = {whole} fusion(%a, %b, %c), kind=kCustom, calls=%done"""
+    found = read_program(module(body, computations=computations)).entry.collectives
+    assert found == (Collective("all-gather", 1, 4 * BYTES),)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -22,11 +23,16 @@ from videollava_jax.arithmetic import (
     projector_flops,
     stored_bytes,
     tower_flops,
+    train_flops,
     weight_bytes,
 )
 from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
 from videollava_jax.hardware import CHIPS, Roofline, roofline, topology
 from videollava_jax.model import VideoLlava
+from videollava_jax.training.lora import Lora, is_lora
+from videollava_jax.training.model import Batch, TrainingModel
+from videollava_jax.training.optimizer import Rates
+from videollava_jax.training.parameters import GROUPS
 
 MODEL = VideoLlavaConfig()
 ORIGINAL = VideoLlavaConfig(variant="original")
@@ -219,6 +225,69 @@ def test_operations_are_those_that_xla_counts():
     # Norms, softmax and activations weigh more in so small a model.
     assert counted == pytest.approx(encode_flops(config, frames=4), rel=0.15)
     assert counted > encode_flops(config, frames=4)
+
+
+def test_operations_of_a_micro_batch_by_hand():
+    """Six a weight and token, four where it is frozen; of attention three times its forward pass."""
+    lengths, products = (3072, 1000), 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32064 * 4096
+    attention = 3 * 4 * 32 * 4096 * sum(n * (n + 1) / 2 for n in lengths)
+    assert train_flops(MODEL, ["decoder"], lengths) == pytest.approx(6 * products * 4072 + attention)
+    assert train_flops(MODEL, ["projector"], lengths) == pytest.approx(4 * products * 4072 + attention)
+    adapters = 32 * 128 * (4 * 8192 + 3 * 15104)
+    lora = train_flops(MODEL, ["projector", "lora"], lengths, adapters=adapters)
+    assert lora == pytest.approx((4 * products + 6 * adapters) * 4072 + attention)
+    # A row alone does more than the same tokens in several conversations.
+    assert train_flops(MODEL, ["decoder"], [4072]) > train_flops(MODEL, ["decoder"], lengths)
+
+    first, second = 2 * 2312 * 1024 * 4096, 2 * 2312 * 4096 * 4096
+    media = {"images": 1, "frames": 8}
+    video, image = tower_flops(MODEL, 8, video=True), tower_flops(MODEL, 1, video=False)
+
+    def of_media(*trained: str) -> float:
+        return train_flops(MODEL, trained, [], **media)
+
+    assert of_media("decoder") == pytest.approx(first + second + video + image)
+    assert of_media("projector") == pytest.approx(2 * first + 3 * second + video + image)
+    every = of_media("projector", "image_tower", "video_tower")
+    assert every == pytest.approx(3 * (first + second + video + image))
+    # A frozen projector before which the images' tower is trained gives the gradients of its inputs alone.
+    assert of_media("image_tower") == pytest.approx((first + second) * (1 + 256 / 2312) + video + 3 * image)
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        Rates(projector=1),
+        Rates(projector=1, decoder=1),
+        Rates(projector=1, lora=1),
+        Rates(projector=1, decoder=1, image_tower=1, video_tower=1),
+    ],
+)
+def test_operations_of_a_micro_batch_are_those_that_xla_counts(rates: Rates):
+    """Of forward and backward with nothing computed again, but for the logits of the loss, a 64th here."""
+    vision = VisionConfig(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=1, num_attention_heads=4, image_size=56
+    )
+    text = TextConfig(
+        vocab_size=320, hidden_size=512, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=128,
+    )  # fmt: skip
+    config = VideoLlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=300, video_token_id=301, vision_feature_layer=-1
+    )
+    lora = Lora(rank=64, dropout=0) if rates.lora else None
+    model = TrainingModel(config, mean=(0, 0, 0), std=(1, 1, 1), lora=lora, remat="none", loss_chunk=64)
+    parameters = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in model.shapes.items()}
+    trained = {name: value for name, value in parameters.items() if rates.trains(name)}
+    ids = jax.ShapeDtypeStruct((1, 64), np.int32)
+    images, videos = (jax.ShapeDtypeStruct((1, *media, 56, 56, 3), np.uint8) for media in ((2,), (1, 8)))
+    batch = Batch(ids, ids, ids, ids, ids, images, videos)
+    gradients = jax.jit(jax.grad(lambda trained, others, batch: model.loss(others | trained, batch).loss))
+    counted = gradients.lower(trained, parameters, batch).compile().cost_analysis()["flops"]
+    groups = [group for group in GROUPS if rates.of(group) is not None]
+    adapters = sum(math.prod(shape) for name, shape in model.shapes.items() if is_lora(name))
+    expected = train_flops(config, groups, [64], images=2, frames=8, adapters=adapters)
+    assert counted == pytest.approx(expected, rel=0.04)
 
 
 # ── limits ──────────────────────────────────────────────────────────────────────────────────────────────────

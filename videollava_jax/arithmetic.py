@@ -6,7 +6,7 @@ rotary embedding are left out, far below a percent. Causal attention counts what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from videollava_jax.config import VideoLlavaConfig, VisionConfig
@@ -133,6 +133,46 @@ def extend_flops(config: VideoLlavaConfig, tokens: int, prefix: int = 0, *, logi
     seen = tokens * prefix + tokens * (tokens + 1) / 2
     attention = 4.0 * config.text_config.num_hidden_layers * _query_width(config) * seen
     return projections + attention + 2.0 * logits * _head(config)
+
+
+def train_flops(
+    config: VideoLlavaConfig,
+    trained: Collection[str],
+    lengths: Iterable[int],
+    *,
+    images: int = 0,
+    frames: int = 0,
+    adapters: int = 0,
+) -> float:
+    """Operations of forward and backward that a micro-batch cannot do without: what MFU is counted by.
+
+    The backward pass of a product is one for the gradient of its inputs, wherever something before it is trained, and
+    one for that of its weights, where these are trained; of attention it is twice the forward pass. Not counted:
+    padding, empty slots, and what is computed again to save memory. All tokens count as going through the head.
+
+    Args:
+      trained: groups of parameters, as `training.parameters.GROUPS` names them.
+      lengths: tokens of each sequence; those of a row do not attend to one another.
+      images: how many there are.
+      frames: of all videos together.
+      adapters: parameters of low-rank projections beside the decoder's, which are trained.
+    """
+    total, D = 0.0, config.text_config.hidden_size
+    for length in lengths:
+        products = 2.0 * length * (_decoder_projections(config) + _head(config))
+        attention = extend_flops(config, length, logits=length) - products
+        total += products * (3 if "decoder" in trained else 2) + 3 * attention + 3 * 2.0 * length * adapters
+    media = (
+        ("image_tower", tower_flops(config, images, video=False), images * config.tokens_per_image),
+        ("video_tower", tower_flops(config, frames, video=True), frames * config.tokens_per_frame),
+    )
+    for tower, encoded, tokens in media:
+        both, second = projector_flops(config, tokens), 2.0 * tokens * D * D
+        total += encoded * (3 if tower in trained else 1)
+        total += both * (2 if "projector" in trained else 1)
+        # The gradient of the projector's inputs is for the tower, that between its two layers for its first layer too.
+        total += both if tower in trained else second if "projector" in trained else 0.0
+    return total
 
 
 # ── bytes ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -104,6 +104,15 @@ class Traffic:
         """Read and written together."""
         return self.hbm_read_bytes + self.hbm_written_bytes
 
+    def repeated(self, times: int) -> Traffic:
+        """So many executions; each move is still listed once."""
+        return Traffic(
+            self.hbm_read_bytes * times,
+            self.hbm_written_bytes * times,
+            tuple(Collective(c.kind, c.count * times, c.bytes * times) for c in self.collectives),
+            self.moves,
+        )
+
     def big_moves(self, at_least: int) -> tuple[Move, ...]:
         """Moves of `at_least` that many bytes that change something or stay in high-bandwidth memory.
 
@@ -119,10 +128,28 @@ class CompiledProgram:
     Attributes:
       entry: one execution of the program, without its loops.
       loops: one iteration of each `while` loop, body and condition, by the name of the body, outer before inner.
+      iterations: how often each of them runs in one execution of the program, all iterations of the loops around it
+        together; None where the text does not say.
     """
 
     entry: Traffic
     loops: Mapping[str, Traffic] = field(default_factory=dict)
+    iterations: Mapping[str, int | None] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Traffic:
+        """One execution of the program with all iterations of its loops.
+
+        Raises:
+          ValueError: how often a loop runs is not in the text, such as one that ends when all answers have.
+        """
+        parts = [self.entry]
+        for name, loop in self.loops.items():
+            times = self.iterations.get(name)
+            if times is None:
+                raise ValueError(f"expected loops that run a known number of times; {name} does not")
+            parts.append(loop.repeated(times))
+        return _sum(parts)
 
     @property
     def loop(self) -> Traffic:
@@ -154,6 +181,7 @@ def read_program(text: str) -> CompiledProgram:
     - an update in place: the slice that it writes. In place means that nothing needs the old buffer afterwards; one
       that belongs to the caller, who did not donate it, is copied;
     - an asynchronous transfer: once, where it starts;
+    - an all-reduce in a fusion that keeps a slice of it alone, as the TPU compiler writes a reduce-scatter: as that;
     - the branches of a conditional: the one with the most traffic.
 
     Raises:
@@ -168,10 +196,12 @@ class _Reader:
     def __init__(self, module: Module):
         self.module = module
         self.loops: dict[str, Traffic] = {}
+        self.iterations: dict[str, int | None] = {}
+        self.times: int | None = 1
 
     def program(self) -> CompiledProgram:
         entry = self._traffic(self.module.entry)
-        return CompiledProgram(entry=entry, loops=dict(self.loops))
+        return CompiledProgram(entry=entry, loops=dict(self.loops), iterations=dict(self.iterations))
 
     def _traffic(self, computation: Computation) -> Traffic:
         parts = [self._instruction(computation, instruction) for instruction in computation.instructions]
@@ -180,7 +210,7 @@ class _Reader:
     def _instruction(self, where: Computation, instruction: Instruction) -> Traffic | None:
         opcode = instruction.opcode
         if opcode == "while":
-            self._loop(instruction)
+            self._loop(where, instruction)
             return None
         if opcode == "call":
             return self._traffic(self._called(instruction, "to_apply"))
@@ -199,10 +229,13 @@ class _Reader:
             moves=() if move is None else (move,),
         )
 
-    def _loop(self, instruction: Instruction) -> None:
-        body = instruction.called["body"]
+    def _loop(self, where: Computation, instruction: Instruction) -> None:
+        body, around, times = instruction.called["body"], self.times, self.module.iterations(where, instruction)
+        self.times = None if around is None or times is None else around * times
+        self.iterations[body] = self.times
         self.loops[body] = Traffic()  # holds its place before the loops inside it
         self.loops[body] = _sum([self._traffic(self._called(instruction, part)) for part in ("body", "condition")])
+        self.times = around
 
     def _called(self, instruction: Instruction, attribute: str) -> Computation:
         return self.module.computations[instruction.called[attribute]]
@@ -336,12 +369,16 @@ class _Reader:
         nested = self._inside(output)
         return None if nested is None else self._update_bytes(nested, nested.root)
 
-    def _collectives(self, where: Computation, instruction: Instruction) -> Iterator[Collective]:
+    def _collectives(
+        self, where: Computation, instruction: Instruction, *, fused: bool = False
+    ) -> Iterator[Collective]:
         inside = self._inside(instruction)
-        if inside is not None:
+        if inside is not None and not _goes_on(inside):
             for nested in inside.instructions:
-                yield from self._collectives(inside, nested)
+                yield from self._collectives(inside, nested, fused=True)
         kind = instruction.base_opcode
+        if fused and kind == "all-reduce" and _only_sliced(where, instruction.name):
+            kind = "reduce-scatter"
         if kind in _COLLECTIVES and not instruction.opcode.endswith("-done"):
             sent = sum(
                 s.bytes for name in instruction.operands if name in where.by_name for s in where.by_name[name].shapes
@@ -384,6 +421,20 @@ class _Reader:
     def _only_moves(self, inside: Computation) -> bool:
         allowed = {*_MOVES, "parameter", "bitcast", "constant"}
         return all(instruction.opcode in allowed for instruction in inside.instructions)
+
+
+def _only_sliced(inside: Computation, name: str) -> bool:
+    """Whether slices are all that is used of a result, or of each array of it."""
+    users = inside.users.get(name, ())
+    return bool(users) and all(
+        user.opcode in _READS_A_PART or (user.opcode == "get-tuple-element" and _only_sliced(inside, user.name))
+        for user in users
+    )
+
+
+def _goes_on(fused: Computation) -> bool:
+    """Whether a fusion goes on with a collective that another has started, whose semaphores it is given."""
+    return any(shape.memory_space == 2 for name in fused.parameters.values() for shape in fused.by_name[name].shapes)
 
 
 def _kind_of_copy(source: Shape, target: Shape) -> MoveKind | None:

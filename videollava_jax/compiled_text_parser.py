@@ -55,7 +55,14 @@ Result = Shape | tuple["Result", ...]
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a computation: `%name = result opcode(operands), attributes`."""
+    """One line of a computation: `%name = result opcode(operands), attributes`.
+
+    Attributes:
+      literal: what a constant holds, as it stands in the text; also the number of a parameter.
+      index: the place in a tuple that a `get-tuple-element` takes, else -1.
+      direction: how a `compare` compares, such as LT.
+      iterations: how often the body of a `while` runs, where the compiler says so.
+    """
 
     name: str
     opcode: str
@@ -64,7 +71,10 @@ class Instruction:
     called: Mapping[str, str]
     branches: tuple[str, ...]
     custom_call: str
-    parameter: int
+    literal: str
+    index: int
+    direction: str
+    iterations: int | None
     source: str
     is_root: bool
 
@@ -74,8 +84,18 @@ class Instruction:
         return tuple(_leaves(self.result))
 
     @property
+    def parameter(self) -> int:
+        """The number of a parameter, else -1."""
+        return int(self.literal) if self.opcode == "parameter" else -1
+
+    @property
     def has_tuple_result(self) -> bool:
         return not isinstance(self.result, Shape)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it is a constant that is one integer."""
+        return self.opcode == "constant" and re.fullmatch(r"-?\d+", self.literal) is not None
 
     @property
     def base_opcode(self) -> str:
@@ -127,6 +147,18 @@ class Computation:
     def root(self) -> Instruction:
         return next((i for i in self.instructions if i.is_root), self.instructions[-1])
 
+    def origin(self, name: str) -> Instruction:
+        """The instruction that a value comes from, before copies of it."""
+        found = self.by_name[name]
+        while found.opcode in ("copy", "bitcast"):
+            found = self.by_name[found.operands[0]]
+        return found
+
+    def element(self, name: str, index: int) -> Instruction | None:
+        """What makes an element of a tuple; None where that stands in another computation."""
+        made = self.origin(name)
+        return self.origin(made.operands[index]) if made.opcode == "tuple" else None
+
 
 @dataclass(frozen=True)
 class Module:
@@ -135,6 +167,29 @@ class Module:
     computations: Mapping[str, Computation]
     entry: Computation
     donated: frozenset[int]
+
+    def iterations(self, where: Computation, loop: Instruction) -> int | None:
+        """How often the body of a `while` runs, when the text says so: `for (i = start; i < stop; i += step)`.
+
+        Args:
+          where: the computation that `loop` stands in.
+        """
+        if loop.iterations is not None:
+            return loop.iterations
+        condition, body = (self.computations[loop.called[part]] for part in ("condition", "body"))
+        compared = condition.root
+        if compared.opcode != "compare" or compared.direction != "LT":
+            return None
+        counter, stop = (condition.origin(name) for name in compared.operands)
+        if counter.opcode != "get-tuple-element":
+            return None
+        start, after = where.element(loop.operands[0], counter.index), body.element(body.root.name, counter.index)
+        if start is None or after is None or after.opcode != "add":
+            return None
+        before, step = (body.origin(name) for name in after.operands)
+        if before.index != counter.index or not (start.is_integer and stop.is_integer and step.is_integer):
+            return None
+        return max(0, -(-(int(stop.literal) - int(start.literal)) // int(step.literal)))
 
 
 def parse(text: str) -> Module:
@@ -181,6 +236,7 @@ def _instruction(line: str) -> Instruction:
     # Comments such as /*index=5*/, and quoted strings, which may hold any bracket.
     source = re.search(r'op_name="([^"]*)"', line)
     target = re.search(r'custom_call_target="([^"]*)"', line)
+    iterations = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
     rest = _QUOTED.sub('""', re.sub(r"/\*.*?\*/", "", line[match.end() :]))
     result_text, rest = _split_result(rest)
     opcode, _, rest = rest.partition("(")
@@ -189,6 +245,8 @@ def _instruction(line: str) -> Instruction:
     inner = arguments[1:-1]
     called = dict(_CALLED.findall(attributes))
     branches = re.search(r"branch_computations=\{([^}]*)\}", attributes)
+    index = re.search(r"\bindex=(\d+)", attributes)
+    direction = re.search(r"\bdirection=(\w+)", attributes)
     return Instruction(
         name=match[2],
         opcode=opcode.strip(),
@@ -199,7 +257,10 @@ def _instruction(line: str) -> Instruction:
         if branches
         else tuple(called[key] for key in ("true_computation", "false_computation") if key in called),
         custom_call=target[1] if target else "",
-        parameter=int(inner) if opcode == "parameter" else -1,
+        literal=inner if opcode in ("constant", "parameter") else "",
+        index=int(index[1]) if index else -1,
+        direction=direction[1] if direction else "",
+        iterations=int(iterations[1]) if iterations else None,
         source=source[1] if source else "",
         is_root=bool(match[1]),
     )
