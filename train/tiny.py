@@ -25,7 +25,7 @@ import multiprocessing
 import string
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,8 @@ class Media:
     """Scenes of one kind of medium.
 
     Attributes:
-        frames: uint8 [N, F, SIDE, SIDE, 3], RGB.
+        frames: uint8 [N, F, SIDE, SIDE, 3], RGB; or, where the towers stay as they are and have seen them
+            already, the hidden states that they made of them, float32 [N, F, GRID² + 1, D].
         labels: float32 [N, F, LABELS], what each frame shows (`frame_labels`).
         questions: for each scene, its questions.
     """
@@ -305,9 +306,13 @@ def scaled(parameters: Parameters) -> Parameters:
 # ── 4. Training ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def make_optimizer(rate: float, steps: int) -> optax.GradientTransformation:
-    """AdamW, clipped at norm 1; the rate warms up for 5% of the steps and falls along a cosine to 2%."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 20, steps, 0.02 * rate)
+def make_schedule(rate: float, steps: int) -> optax.Schedule:
+    """The rate warms up for 5% of the steps and falls along a cosine to 2%."""
+    return optax.warmup_cosine_decay_schedule(0.0, rate, steps // 20, steps, 0.02 * rate)
+
+
+def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW, clipped at norm 1."""
     matrices = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.02, mask=matrices))
 
@@ -318,11 +323,15 @@ def train(
     trained: Parameters,
     batches: Iterator[tuple[np.ndarray, ...]],
     *,
-    rate: float,
+    schedule: optax.Schedule,
     steps: int,
+    after: Callable[[int, Parameters], None] | None = None,
 ) -> Parameters:
-    """`steps` steps on `loss(trained, *batch)`, with a progress bar; the trained parameters."""
-    optimizer = make_optimizer(rate, steps)
+    """`steps` steps on `loss(trained, *batch)`, with a progress bar; the trained parameters.
+
+    `after`, if any, is called after each step with the number of steps done and the parameters.
+    """
+    optimizer = make_optimizer(schedule)
     state = optimizer.init(trained)
 
     @jax.jit
@@ -332,10 +341,12 @@ def train(
         return optax.apply_updates(trained, updates), state, value
 
     smooth = None
-    for _, batch in zip(bar := tqdm(range(steps), title, unit="step"), batches, strict=False):
+    for i, batch in zip(bar := tqdm(range(steps), title, unit="step"), batches, strict=False):
         trained, state, value = step(trained, state, *batch)
         smooth = float(value) if smooth is None else 0.98 * smooth + 0.02 * float(value)
         bar.set_postfix(loss=f"{smooth:.3f}")
+        if after is not None:
+            after(i + 1, trained)
     return trained
 
 
@@ -374,6 +385,37 @@ def make_heads(rng: np.random.Generator, width: int) -> Parameters:
     return heads
 
 
+def some_frames(images: Media, clips: Media) -> tuple[np.ndarray, np.ndarray]:
+    """What the image tower is aligned on: images, and two frames of each clip, with their labels."""
+    return (
+        np.concatenate([images.frames[:, 0], clips.frames[:, 1], clips.frames[:, 6]]),
+        np.concatenate([images.labels[:, 0], clips.labels[:, 1], clips.labels[:, 6]]),
+    )
+
+
+def every_frame(media: Media) -> tuple[np.ndarray, np.ndarray]:
+    """All frames with their labels."""
+    return media.frames.reshape(-1, *media.frames.shape[2:]), media.labels.reshape(-1, media.labels.shape[-1])
+
+
+def labelled_frames(
+    x: np.ndarray, y: np.ndarray, size: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Batches of frames and labels, without end."""
+    while True:
+        rows = rng.integers(len(x), size=size)
+        yield x[rows], y[rows]
+
+
+def video_tower_of(parameters: Parameters) -> Parameters:
+    """The image tower's parameters under the names of the video tower's."""
+    return {
+        name.replace("image_tower", "video_tower"): value
+        for name, value in parameters.items()
+        if name.startswith("image_tower")
+    }
+
+
 class Tiny:
     """The model as functions of its named parameters."""
 
@@ -392,14 +434,23 @@ class Tiny:
         model = self.module(parameters)
         return getattr(model, tower)(self.normalise(frames), model.config.feature_layers)
 
+    def features(self, model: VideoLlava, frames: jax.Array) -> jax.Array:
+        """What the decoder sees of the frames, or of the hidden states, of `Media`: [B, tokens, D]."""
+        is_image = frames.shape[1] == 1
+        if frames.ndim == 4:
+            B, _, _, D = frames.shape
+            return model.multi_modal_projector(frames[:, 0, 1:] if is_image else frames.reshape(B, -1, D))
+        pixels = self.normalise(frames)
+        return model.encode_images(pixels[:, 0]) if is_image else model.encode_videos(pixels)
+
     def answer_logits(self, parameters: Parameters, frames: jax.Array, ids: jax.Array) -> jax.Array:
         """Logits after the tokens behind the medium, [B, T - start, V]; start as `answer_start` says."""
         model = self.module(parameters)
-        pixels = self.normalise(frames)
+        features = self.features(model, frames)
         if frames.shape[1] == 1:
-            x = model.embed(ids, image_features=model.encode_images(pixels[:, 0]))
+            x = model.embed(ids, image_features=features)
         else:
-            x = model.embed(ids, video_features=model.encode_videos(pixels))
+            x = model.embed(ids, video_features=features)
         x = model.language_model(x, jnp.ones(ids.shape, bool))
         return model.logits(x[:, answer_start(frames) :])
 
@@ -412,6 +463,52 @@ class Tiny:
 def answer_start(frames: jax.Array | np.ndarray) -> int:
     """How many tokens of a conversation are a medium's: no answer comes before them."""
     return GRID**2 if frames.shape[1] == 1 else FRAMES * (GRID**2 + 1)
+
+
+def align(
+    title: str,
+    tiny: Tiny,
+    parameters: Parameters,
+    heads: Parameters,
+    tower: str,
+    batches: Iterator[tuple[np.ndarray, ...]],
+    *,
+    schedule: optax.Schedule,
+    steps: int,
+) -> tuple[Parameters, Parameters]:
+    """Trains a tower together with the heads that read it: all parameters with the tower's new ones, and the heads."""
+    frozen = {name: value for name, value in parameters.items() if not name.startswith(tower)}
+
+    def loss(trained: Parameters, x: jax.Array, y: jax.Array) -> jax.Array:
+        model = {name: value for name, value in trained.items() if name.startswith(tower)}
+        return align_loss(tiny.hidden(frozen | model, tower, x), y, trained)
+
+    trained = {name: parameters[name] for name in parameters if name not in frozen} | heads
+    trained = train(title, loss, trained, batches, schedule=schedule, steps=steps)
+    heads = {name: trained.pop(name) for name in heads}
+    return parameters | trained, heads
+
+
+def conversations(
+    processor: VideoLlavaProcessor,
+    parts: Sequence[tuple[Media, int]],
+    questions: int,
+    rng: np.random.Generator,
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """For each part a batch of its size: frames, ids and labels. The questions are drawn anew every 400 steps."""
+    lengths = [0] * len(parts)
+    while True:
+        texts = [
+            tokenize(processor, media, rng, questions, length)
+            for (media, _), length in zip(parts, lengths, strict=True)
+        ]
+        lengths = [text.ids.shape[1] for text in texts]
+        for _ in range(400):
+            batch: list[np.ndarray] = []
+            for (media, size), text in zip(parts, texts, strict=True):
+                rows = rng.integers(len(text.ids), size=size)
+                batch += [media.frames[rows], text.ids[rows], text.labels[rows]]
+            yield tuple(batch)
 
 
 def accuracy(tiny: Tiny, parameters: Parameters, processor: VideoLlavaProcessor, media: Media) -> dict[str, list[int]]:
@@ -463,34 +560,23 @@ def main() -> None:
 
     # Stage 1: the image tower on images and on frames of clips; the video tower starts from it.
     heads = make_heads(rng, config.vision_config.hidden_size)
-    frames = np.concatenate([images.frames[:, 0], clips.frames[:, 1], clips.frames[:, 6]])
-    labels = np.concatenate([images.labels[:, 0], clips.labels[:, 1], clips.labels[:, 6]])
-    every_frame = (clips.frames.reshape(-1, *clips.frames.shape[2:]), clips.labels.reshape(-1, labels.shape[-1]))
     for tower, (x, y), steps, rate in (
-        ("image_tower", (frames, labels), recipe.align_steps, recipe.align_rate),
-        ("video_tower", every_frame, recipe.align_steps // 3, recipe.align_rate / 3),
+        ("image_tower", some_frames(images, clips), recipe.align_steps, recipe.align_rate),
+        ("video_tower", every_frame(clips), recipe.align_steps // 3, recipe.align_rate / 3),
     ):
         if tower == "video_tower":
-            parameters |= {
-                name.replace("image_tower", "video_tower"): value
-                for name, value in parameters.items()
-                if name.startswith("image_tower")
-            }
-        frozen = {name: value for name, value in parameters.items() if not name.startswith(tower)}
-
-        def loss(trained: Parameters, x: jax.Array, y: jax.Array, tower=tower, frozen=frozen) -> jax.Array:
-            model = {name: value for name, value in trained.items() if name.startswith(tower)}
-            return align_loss(tiny.hidden(frozen | model, tower, x), y, trained)
-
-        def batches(x=x, y=y) -> Iterator[tuple[np.ndarray, ...]]:
-            while True:
-                rows = rng.integers(len(x), size=recipe.align_batch)
-                yield x[rows], y[rows]
-
-        trained = {name: parameters[name] for name in parameters if name not in frozen} | heads
-        trained = train(f"1 align {tower}", loss, trained, batches(), rate=rate, steps=steps)
-        heads = {name: trained.pop(name) for name in heads}
-        parameters |= trained
+            parameters |= video_tower_of(parameters)
+        batches = labelled_frames(x, y, recipe.align_batch, rng)
+        parameters, heads = align(
+            f"1 align {tower}",
+            tiny,
+            parameters,
+            heads,
+            tower,
+            batches,
+            schedule=make_schedule(rate, steps),
+            steps=steps,
+        )
 
     # Stages 2 and 3: the same conversations, first with the towers frozen.
     for title, frozen_parts, steps, rate in (
@@ -503,25 +589,10 @@ def main() -> None:
             everything = frozen | trained
             return tiny.answer_loss(everything, *batch[:3]) + tiny.answer_loss(everything, *batch[3:])
 
-        def conversations() -> Iterator[tuple[np.ndarray, ...]]:
-            """A batch of clips and one of images; the questions are drawn anew every 400 steps."""
-            lengths = [0, 0]
-            while True:
-                texts = [
-                    tokenize(processor, media, rng, recipe.questions, length)
-                    for media, length in zip((clips, images), lengths, strict=True)
-                ]
-                lengths = [text.ids.shape[1] for text in texts]
-                for _ in range(400):
-                    batch: list[np.ndarray] = []
-                    sizes = (recipe.clip_batch, recipe.image_batch)
-                    for media, text, size in zip((clips, images), texts, sizes, strict=True):
-                        rows = rng.integers(len(text.ids), size=size)
-                        batch += [media.frames[rows], text.ids[rows], text.labels[rows]]
-                    yield tuple(batch)
-
+        parts = ((clips, recipe.clip_batch), (images, recipe.image_batch))
+        batches = conversations(processor, parts, recipe.questions, rng)
         trained = {name: value for name, value in parameters.items() if name not in frozen}
-        trained = train(title, answer_loss, trained, conversations(), rate=rate, steps=steps)
+        trained = train(title, answer_loss, trained, batches, schedule=make_schedule(rate, steps), steps=steps)
         parameters |= trained
         report = {name: accuracy(tiny, parameters, processor, media) for name, media in unseen.items()}
         print_table(title, report)

@@ -1,0 +1,498 @@
+"""Measures two claims of the Video-LLaVA paper on the tiny model: alignment before projection, and joint training.
+
+    python train/ablation.py --out out/ablation           # five seeds, some hours on two CPU cores
+    python train/ablation.py --out out/ablation --table   # the tables, from the results there are
+
+Each seed draws scenes of its own (`videollava_jax.shapes`) and trains, in the stages of `tiny.py`,
+
+    towers     the image tower, and two video towers that see the same frames for as many steps:
+                 aligned    starts from the image tower, and is read by its heads
+                 unaligned  starts from nothing, and is read by heads of its own
+    then       projector and decoder, from nothing, the towers frozen: for both video towers, on
+                 images     one batch of images a step
+                 clips      one batch of clips a step
+                 both       the same batches of images and the same batches of clips, one of each a step
+
+The rate stays as it is after its warm-up, and what is asked is the running mean of the parameters: a curve that has
+become flat has done so by itself and not because the rate ran out. Every finished condition is a line of
+`OUT/results.jsonl`, the towers of a seed are kept in `OUT/towers`, and the next start takes up what is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tiny
+from safetensors.numpy import load_file, save_file
+from tiny import Media, Parameters, Tiny
+from tqdm import tqdm
+
+from videollava_jax import compilation_cache
+from videollava_jax.demo import TINY
+from videollava_jax.model import named_parameters
+from videollava_jax.processor import VideoLlavaProcessor
+from videollava_jax.shapes import CLIP_KINDS, EVAL_SEEDS, IMAGE_KINDS, TRAIN_SEEDS
+from videollava_jax.training.run_directory import run_directory
+
+TOWERS = ("aligned", "unaligned")
+DATA = {"images": ("images",), "clips": ("clips",), "both": ("images", "clips")}
+"""What a condition is trained on."""
+KINDS = {"images": IMAGE_KINDS, "clips": CLIP_KINDS}
+SCENES_OF_A_SEED = 100_000
+"""Of the training seeds of scenes, so many belong to each seed of the ablation."""
+FIRST_UNSEEN = 20_000
+"""The first evaluation seed, beyond those that the shipped model was chosen by."""
+Found = dict[tuple[str, str], dict[int, dict[str, Any]]]
+"""Lines of results by towers and data, and there by seed."""
+WARM_UP = 50
+"""Steps in which the rate of projector and decoder rises."""
+MEMORY = 0.98
+"""The running mean of the parameters forgets by this factor a step, and faster in the first steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the results depend on.
+
+    Attributes:
+        tower_images, tower_clips: scenes that the towers of a seed are aligned on.
+        images, clips: the first so many of them are what projector and decoder are trained on.
+        align_steps: for the image tower and for an unaligned video tower on some frames; then a third as many for
+            each video tower on all frames of clips, at a third of the rate.
+        align_batch: frames a step.
+        align_rate: highest rate of the towers.
+        steps: of projector and decoder: batches of each medium that a condition has.
+        image_batch, clip_batch: conversations a step.
+        rate: of projector and decoder.
+        questions: most questions in a conversation.
+        points: evaluations on the way, evenly spaced, the last one at the end.
+        unseen_images, unseen_clips: asked one question each, as many of every kind.
+    """
+
+    tower_images: int = 4000
+    tower_clips: int = 2000
+    images: int = 300
+    clips: int = 400
+    align_steps: int = 2400
+    align_batch: int = 64
+    align_rate: float = 2e-3
+    steps: int = 1200
+    image_batch: int = 16
+    clip_batch: int = 16
+    rate: float = 1e-3
+    questions: int = 3
+    points: int = 8
+    unseen_images: int = 400
+    unseen_clips: int = 700
+
+
+QUICK = Settings(
+    tower_images=16,
+    tower_clips=8,
+    images=8,
+    clips=8,
+    align_steps=3,
+    align_batch=4,
+    steps=4,
+    image_batch=2,
+    clip_batch=2,
+    points=2,
+    unseen_images=8,
+    unseen_clips=14,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parse_arguments(arguments)
+    results = given.out / "results.jsonl"
+    settings = QUICK if given.quick else Settings()
+    if not given.table:
+        facts = dataclasses.asdict(settings)
+        with run_directory(given.out, facts, json.dumps(facts, indent=2) + "\n"):
+            measure(given.out, results, settings, given.seeds)
+    print(tables(read(results)))
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="directory for the results; a run begun there goes on")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a few steps on a few scenes: does it run?")
+    parser.add_argument("--table", action="store_true", help="print the tables of the results there are, and end")
+    given = parser.parse_args(arguments)
+    most = len(TRAIN_SEEDS) // SCENES_OF_A_SEED
+    if not 1 <= given.seeds <= most:
+        parser.error(f"--seeds: expected 1 to {most}, got {given.seeds}: there are training scenes for no more")
+    return given
+
+
+# ── 1. The conditions, one after the other ──────────────────────────────────────────────────────────────────
+
+
+def measure(out: Path, results: Path, settings: Settings, seeds: int) -> None:
+    """Every condition of every seed that has no line in the results yet."""
+    compilation_cache.enable()
+    done = {(line["seed"], line["towers"], line["data"]) for line in read(results)}
+    conditions = [(seed, towers, data) for seed in range(seeds) for towers in TOWERS for data in DATA]
+    left = [condition for condition in conditions if condition not in done]
+    if not left:
+        return
+    processor = VideoLlavaProcessor.from_pretrained(TINY)
+    unseen = draw("unseen", EVAL_SEEDS[FIRST_UNSEEN:], settings.unseen_images, settings.unseen_clips)
+    for seed in sorted({seed for seed, _, _ in left}):
+        first = seed * SCENES_OF_A_SEED
+        seen = draw(f"seed {seed}", TRAIN_SEEDS[first:], settings.tower_images, settings.tower_clips)
+        model = Tiny(tiny.make_config(processor), seed)
+        parts = towers_of_seed(out / "towers" / f"{seed}.safetensors", settings, seed, model, seen)
+        sizes = {"images": settings.images, "clips": settings.clips}
+        used = {name: head_of(media, sizes[name]) for name, media in seen.items()}
+        for towers in TOWERS:
+            if not any((seed, towers, data) in left for data in DATA):
+                continue
+            parameters = starting_point(model, parts, towers)
+            states = {name: through_tower(model, parameters, media) for name, media in used.items()}
+            asked = {name: through_tower(model, parameters, media) for name, media in unseen.items()}
+            reading = read_by_heads(asked["clips"], parts, towers)
+            for data in DATA:
+                if (seed, towers, data) not in left:
+                    continue
+                number = 1 + conditions.index((seed, towers, data))
+                title = f"{number} of {len(conditions)}: seed {seed}, {towers}, {data}"
+                started, worked = time.monotonic(), time.process_time()
+                chosen = {name: states[name] for name in DATA[data]}
+                curve = train_and_ask(title, settings, seed, model, parameters, processor, chosen, asked)
+                line = {"seed": seed, "towers": towers, "data": data, "curve": curve, "patches": reading}
+                line["seconds"] = round(time.monotonic() - started, 1)
+                line["cpu_seconds"] = round(time.process_time() - worked, 1)
+                append(results, line)
+
+
+def draw(title: str, seeds: range, images: int, clips: int) -> dict[str, Media]:
+    """The first scenes of these seeds as images and as clips."""
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        return {
+            "images": tiny.make(pool, tiny.make_image, seeds[:images], f"{title}: images"),
+            "clips": tiny.make(pool, tiny.make_clip, seeds[:clips], f"{title}: clips"),
+        }
+
+
+def head_of(media: Media, count: int) -> Media:
+    return Media(media.frames[:count], media.labels[:count], media.questions[:count])
+
+
+# ── 2. Towers ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def towers_of_seed(
+    file: Path, settings: Settings, seed: int, model: Tiny, seen: dict[str, Media]
+) -> dict[str, Parameters]:
+    """The trained image tower and both video towers, each with the heads that were trained with it.
+
+    Returns:
+        "image", "aligned" and "unaligned": parameters as the model names them, and heads as `tiny.make_heads` does.
+    """
+    if not file.exists():
+        trained = train_towers(settings, seed, model, seen)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".new")
+        flat = {f"{part}/{name}": np.asarray(x) for part, values in trained.items() for name, x in values.items()}
+        save_file(flat, unfinished)
+        os.replace(unfinished, file)
+    parts: dict[str, Parameters] = {}
+    for name, value in load_file(file).items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = jnp.asarray(value)
+    return parts
+
+
+def train_towers(settings: Settings, seed: int, model: Tiny, seen: dict[str, Media]) -> dict[str, Parameters]:
+    """The image tower, and from it and from nothing the two video towers: see `towers_of_seed`."""
+    parameters = tiny.scaled(named_parameters(model.state))
+    width = model.module(parameters).config.vision_config.hidden_size
+    some, every = tiny.some_frames(seen["images"], seen["clips"]), tiny.every_frame(seen["clips"])
+
+    def align(
+        title: str,
+        parameters: Parameters,
+        heads: Parameters,
+        tower: str,
+        frames: tuple[np.ndarray, np.ndarray],
+        fraction: int,
+    ) -> tuple[Parameters, Parameters]:
+        """At a fraction of the steps and of the rate; on the same frames the same batches, whichever the tower."""
+        steps = settings.align_steps // fraction
+        batches = tiny.labelled_frames(*frames, settings.align_batch, np.random.default_rng([seed, fraction]))
+        schedule = tiny.make_schedule(settings.align_rate / fraction, steps)
+        title = f"seed {seed}: {title}"
+        return tiny.align(title, model, parameters, heads, tower, batches, schedule=schedule, steps=steps)
+
+    def first(title: str, tower: str, heads_seed: int) -> tuple[Parameters, Parameters]:
+        heads = tiny.make_heads(np.random.default_rng([seed, heads_seed]), width)
+        return align(title, parameters, heads, tower, some, 1)
+
+    def then(title: str, parameters: Parameters, heads: Parameters) -> tuple[Parameters, Parameters]:
+        return align(title, parameters, heads, "video_tower", every, 3)
+
+    with_images, heads = first("image tower", "image_tower", 10)
+    from_images = with_images | tiny.video_tower_of(with_images)
+    joined, joined_heads = then("aligned video tower", from_images, heads)
+    apart, apart_heads = then("unaligned video tower, 2", *first("unaligned video tower, 1", "video_tower", 11))
+
+    def of(tower: str, parameters: Parameters) -> Parameters:
+        return {name: value for name, value in parameters.items() if name.startswith(tower)}
+
+    return {
+        "image": of("image_tower", with_images) | heads,
+        "aligned": of("video_tower", joined) | joined_heads,
+        "unaligned": of("video_tower", apart) | apart_heads,
+    }
+
+
+def starting_point(model: Tiny, parts: dict[str, Parameters], towers: str) -> Parameters:
+    """All parameters: the image tower and one of the video towers; projector and decoder as they were drawn."""
+    parameters = tiny.scaled(named_parameters(model.state))
+    known = parts["image"] | parts[towers]
+    return parameters | {name: value for name, value in known.items() if name in parameters}
+
+
+def through_tower(model: Tiny, parameters: Parameters, media: Media) -> Media:
+    """The same media with what their tower makes of them in the place of frames: float32 [N, F, patches + 1, D]."""
+    N, F = media.frames.shape[:2]
+    tower = "image_tower" if F == 1 else "video_tower"
+    hidden = jax.jit(lambda frames: model.hidden(parameters, tower, frames))
+    frames = media.frames.reshape(N * F, *media.frames.shape[2:])
+    states = np.concatenate([np.asarray(hidden(frames[i : i + 800])) for i in range(0, len(frames), 800)])
+    return dataclasses.replace(media, frames=states.reshape(N, F, *states.shape[1:]))
+
+
+def read_by_heads(clips: Media, parts: dict[str, Parameters], towers: str) -> dict[str, float]:
+    """Whether the video tower is as good as the other, and whether it says it in the image tower's way.
+
+    Returns:
+        The share of patches with something in them whose shape and colour are both named right: by the heads that
+        were trained with the video tower ("own"), and by those that were trained with the image tower ("image").
+    """
+    states, labels = tiny.every_frame(clips)
+    normed = jax.nn.standardize(states[:, 1:], axis=-1)
+
+    def share(heads: Parameters) -> float:
+        right = labels[:, :16] > 0
+        for what, wanted in (("shape", labels[:, :16]), ("colour", labels[:, 16:32])):
+            named = (normed @ heads[f"patch.{what}.weight"].T + heads[f"patch.{what}.bias"]).argmax(-1)
+            right &= np.asarray(named) == wanted
+        return float(right.sum() / (labels[:, :16] > 0).sum())
+
+    return {"own": share(parts[towers]), "image": share(parts["image"])}
+
+
+# ── 3. Projector and decoder ────────────────────────────────────────────────────────────────────────────────
+
+
+def train_and_ask(
+    title: str,
+    settings: Settings,
+    seed: int,
+    model: Tiny,
+    parameters: Parameters,
+    processor: VideoLlavaProcessor,
+    states: dict[str, Media],
+    asked: dict[str, Media],
+) -> list[dict[str, Any]]:
+    """One condition: trains on every medium in `states`, and asks about all in `asked` on the way.
+
+    Returns:
+        A record a point: "step", and by the name of the medium [right, asked] by kind.
+    """
+    frozen = {name: value for name, value in parameters.items() if "_tower." in name}
+    # Each medium draws its batches alone: they are the same in every condition that has it.
+    streams = [
+        tiny.conversations(
+            processor,
+            [(media, settings.image_batch if name == "images" else settings.clip_batch)],
+            settings.questions,
+            np.random.default_rng([seed, 20 + list(KINDS).index(name)]),
+        )
+        for name, media in states.items()
+    ]
+    batches = (tuple(array for batch in together for array in batch) for together in zip(*streams, strict=True))
+
+    def loss(trained: Parameters, *batch: jax.Array) -> jax.Array:
+        losses = [model.answer_loss(frozen | trained, *batch[i : i + 3]) for i in range(0, len(batch), 3)]
+        return jnp.sum(jnp.stack(losses))
+
+    trained = {name: value for name, value in parameters.items() if name not in frozen}
+    mean = trained
+    curve: list[dict[str, Any]] = []
+    points = {settings.steps * (i + 1) // settings.points for i in range(settings.points)}
+
+    def after(step: int, trained: Parameters) -> None:
+        nonlocal mean
+        mean = mixed(mean, trained, min(MEMORY, step / (step + 10)))
+        if step in points:
+            answers = {name: tiny.accuracy(model, frozen | mean, processor, media) for name, media in asked.items()}
+            curve.append({"step": step, **answers})
+            told = ", ".join(f"{name} {right(counts):.1f}%" for name, counts in answers.items())
+            tqdm.write(f"{title}: after {step} steps {told}", file=sys.stderr)
+
+    schedule = optax.warmup_constant_schedule(0.0, settings.rate, min(WARM_UP, settings.steps // 4))
+    tiny.train(title, loss, trained, batches, schedule=schedule, steps=settings.steps, after=after)
+    return curve
+
+
+@jax.jit
+def mixed(mean: Parameters, new: Parameters, memory: float) -> Parameters:
+    return jax.tree.map(lambda x, y: memory * x + (1 - memory) * y, mean, new)
+
+
+# ── 4. Results ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def append(results: Path, line: dict[str, Any]) -> None:
+    """One more line, whole or not at all."""
+    unfinished = results.with_suffix(".new")
+    with unfinished.open("w") as file:
+        file.write("".join(json.dumps(each) + "\n" for each in [*read(results), line]))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, results)
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def right(counts: dict[str, list[int]]) -> float:
+    """Percent of all questions."""
+    got, asked = tiny.total(counts)
+    return 100 * got / asked
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean ± standard deviation; the mean alone where there is one value, a dash where there is none."""
+    if not values:
+        return "–"
+    mean = format(statistics.mean(values), f"{sign}.1f")
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def as_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables(lines: Sequence[dict[str, Any]]) -> str:
+    """What was measured, in Markdown: answers, differences, curves, kinds, towers."""
+    if not lines:
+        return "no condition is finished yet"
+    found: Found = {(towers, data): {} for towers in TOWERS for data in DATA}
+    for line in lines:
+        found[line["towers"], line["data"]][line["seed"]] = line
+    return "\n\n".join(
+        [
+            "Right answers about unseen media, % (in brackets: about a medium that it was not trained on)",
+            answers_table(found),
+            "Differences in points, each seed with itself",
+            differences_table(found),
+            "On the way: means after so many steps, and what the last stretch still changed",
+            curves_table(found),
+            "By kind of question, %",
+            kinds_table(found),
+            "The video towers: patches of unseen clips that are named right, %",
+            towers_table(lines),
+        ]
+    )
+
+
+def final(lines: dict[int, dict[str, Any]], medium: str) -> dict[int, float]:
+    """By seed, the percent right about a medium at the last point."""
+    return {seed: right(line["curve"][-1][medium]) for seed, line in lines.items()}
+
+
+def bracketed(text: str, data: str, medium: str) -> str:
+    return text if medium in DATA[data] else f"({text})"
+
+
+def answers_table(found: Found) -> str:
+    rows = []
+    for (towers, data), lines in found.items():
+        shares = {medium: spread(list(final(lines, medium).values())) for medium in KINDS}
+        told = [bracketed(share, data, medium) for medium, share in shares.items()]
+        rows.append([towers, data, *told, str(len(lines))])
+    return as_markdown(("towers", "trained on", *KINDS, "seeds"), rows)
+
+
+def differences_table(found: Found) -> str:
+    rows = []
+    for what, medium, (plus, minus) in comparisons():
+        a, b = final(found[plus], medium), final(found[minus], medium)
+        pairs = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+        rows.append([what, medium, spread(pairs, "+"), f"{sum(pair > 0 for pair in pairs)} of {len(pairs)}"])
+    return as_markdown(("difference", "asked about", "points", "seeds above zero"), rows)
+
+
+def curves_table(found: Found) -> str:
+    points = next(line["curve"] for lines in found.values() for line in lines.values())
+    steps = [str(point["step"]) for point in points]
+    rows = []
+    for (towers, data), lines in found.items():
+        for medium in DATA[data] if lines else ():
+            curves = [[right(point[medium]) for point in line["curve"]] for line in lines.values()]
+            means = [f"{statistics.mean(values):.1f}" for values in zip(*curves, strict=True)]
+            rows.append([towers, data, medium, *means, spread([curve[-1] - curve[-2] for curve in curves], "+")])
+    return as_markdown(("towers", "trained on", "asked about", *steps, "last change"), rows)
+
+
+def kinds_table(found: Found) -> str:
+    rows = []
+    for ((towers, data), lines), medium in itertools.product(found.items(), KINDS):
+        ends = [line["curve"][-1][medium] for line in lines.values()]
+        shares = [spread([right({kind: end[kind]}) for end in ends if kind in end]) for kind in CLIP_KINDS]
+        rows.append([towers, data, medium, *(bracketed(share, data, medium) for share in shares)])
+    return as_markdown(("towers", "trained on", "asked about", *CLIP_KINDS), rows)
+
+
+def towers_table(lines: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for towers in TOWERS:
+        readings = {line["seed"]: line["patches"] for line in lines if line["towers"] == towers}.values()
+        shares = [spread([100 * reading[heads] for reading in readings]) for heads in ("own", "image")]
+        rows.append([towers, *shares, str(len(readings))])
+    return as_markdown(("video tower", "by its own heads", "by the image tower's heads", "seeds"), rows)
+
+
+def comparisons() -> list[tuple[str, str, tuple[tuple[str, str], tuple[str, str]]]]:
+    """What is compared: its name, the medium asked about, and the two conditions."""
+    alignment = [
+        (f"aligned − unaligned, trained on {data}", medium, (("aligned", data), ("unaligned", data)))
+        for data, medium in itertools.product(reversed(DATA), KINDS)
+        if (data, medium) != ("images", "images")  # the video tower has no part in it
+    ]
+    together = [
+        (f"both − {medium} alone, {towers}", medium, ((towers, "both"), (towers, medium)))
+        for towers in TOWERS
+        for medium in KINDS
+    ]
+    return alignment + together
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
