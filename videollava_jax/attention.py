@@ -155,7 +155,7 @@ def _by(
     """Attention by the named implementation, or the one that is chosen; without `lse` its second result may be None."""
     B, T = q_BTNH.shape[:2]
     if segments_GS is not None and (
-        key_mask_GS is not None or segments_GS.shape != (B, T) or (B, T) != (kv.rows, kv.slots)
+        key_mask_GS is not None or segments_GS.shape != (B, T) or (kv.rows, kv.slots) != (B, T)
     ):
         raise ValueError(
             f"segments: expected [{B}, {T}], as the queries are, the same for the keys and no mask beside them; got "

@@ -4,8 +4,8 @@
 
 Each run, of LoRA with dropout on a mesh of virtual devices, is killed (SIGKILL) or told to stop (SIGTERM) as soon as
 a drawn step is reached, and goes on, until it is done; then parameters must be equal to the bit and the samples of
-every step the same, and at no time may the last good checkpoint be gone. Ends with status 1 if anything ended as it must
-not.
+every step the same, and at no time may the last good checkpoint be gone. Ends with status 1 if anything ended as it
+must not.
 """
 
 from __future__ import annotations

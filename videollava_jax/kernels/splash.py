@@ -64,7 +64,7 @@ def _segments(operands: Operands, Q: int, S: int) -> splash.SegmentIds | None:
     if operands.segments_GS is not None:
         keys_GS = operands.segments_GS
         queries_GQ = jnp.pad(keys_GS, ((0, 0), (0, Q - held)), constant_values=-1)
-    elif operands.mask_GS is None and S == held:
+    elif operands.mask_GS is None and held == S:
         return None
     else:
         keys_GS = jnp.ones((G, held), jnp.int32) if operands.mask_GS is None else operands.mask_GS.astype(jnp.int32)
