@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,29 +30,31 @@ from videollava_jax.training.checkpoints import Checkpoints
 from videollava_jax.training.corpus import Corpus, build_corpus
 from videollava_jax.training.data import HostBatch, Loader, loader
 from videollava_jax.training.evaluation import Evaluator
-from videollava_jax.training.guards import StopSignals, Watchdog, several_processes, summed
+from videollava_jax.training.guards import StopSignals, Watchdog
 from videollava_jax.training.loading import load, mesh_of, model_directory
 from videollava_jax.training.metrics import Metrics, StepCounts
 from videollava_jax.training.model import Batch
 from videollava_jax.training.packing import BatchShape, Plan, RowShape, make_plan, steps_of
 from videollava_jax.training.parameters import Parameters
+from videollava_jax.training.processes import ended_at_once, join_processes, require_agreement, summed
 from videollava_jax.training.recipe import Recipe, read_recipe
 from videollava_jax.training.run_directory import CHECKPOINTS, run_directory
 from videollava_jax.training.samples import read_samples
 from videollava_jax.training.skips import SkipCounter
+from videollava_jax.training.speed import Work
 from videollava_jax.training.step import StepReport, Trainer
 from videollava_jax.weights.fingerprint import model_fingerprint
 
 GOING_ON = "The same command goes on from the last checkpoint."
+EXPECTED = (ValueError, OSError, FloatingPointError)  # they say enough without a traceback
 
 
 def main(arguments: list[str] | None = None) -> int:
     """One run, or what is left of it; the exit status."""
     recipe, text = read_recipe(arguments, description=__doc__ or "")
-    if several_processes():
-        jax.distributed.initialize()
+    join_processes()
     compilation_cache.enable()
-    with ExitStack() as stack:
+    with ExitStack() as stack, ended_at_once(EXPECTED, GOING_ON):
         return fine_tune(recipe, text, stack)
 
 
@@ -64,30 +67,38 @@ def fine_tune(recipe: Recipe, text: str, stack: ExitStack) -> int:
     processor = VideoLlavaProcessor.from_pretrained(directory, template=recipe.data.template)
     shape = batch_shape(recipe, mesh.shape["data"])
     skips = SkipCounter(max_rate=recipe.data.max_bad)
-    corpus = read_corpus(recipe.data.train, recipe, processor, shape, skips)
+    corpus = read_corpus(recipe.data.files, recipe, processor, shape, skips, stack)
     steps = recipe.data.steps or steps_of(recipe.data.epochs, len(corpus), recipe.data.batch)
     plan = make_plan(corpus.sizes, shape, steps=steps, seed=recipe.seed)
     held_out = None
-    if recipe.data.held_out:
-        unseen = read_corpus(recipe.data.held_out, recipe, processor, shape, SkipCounter(max_rate=0.0))
+    if recipe.data.held_out_files:
+        unseen = read_corpus(recipe.data.held_out_files, recipe, processor, shape, SkipCounter(max_rate=0.0), stack)
         once = BatchShape(batch=len(unseen), rows=shape.rows, row=shape.row, buckets=shape.buckets)
         held_out = make_plan(unseen.sizes, once, steps=1, seed=0), unseen
 
     # ── model ──
     facts = {**recipe.decisive, **model_fingerprint(directory), "data": corpus.digest, "plan": plan.digest}
+    # What else decides which collectives run, and when: processes that differ in it would wait for each other for ever.
+    alike = {"compute": dataclasses.asdict(recipe.compute), "keeping": dataclasses.asdict(recipe.keeping)}
+    require_agreement({**facts, **alike, "held-out data": held_out and held_out[1].digest})
     stack.enter_context(run_directory(output, facts, text))
+    watchdog = stack.enter_context(Watchdog(recipe.stall_seconds, GOING_ON))
+    watchdog.alive("loading the model")
     loaded = load(directory, recipe, mesh, processor)
     placement, frozen = Placement(loaded.config, mesh), loaded.frozen
     trainer = Trainer(loaded.model, recipe.optimizer.build(recipe.rates, steps), seed=recipe.seed)
     evaluator = Evaluator(loaded.model, shape.samples_per_row)
     state, sums = trainer.begin(loaded.trained), trainer.no_sums(loaded.trained)
+    work = Work.of(loaded.config, loaded.trained, mesh)
     del loaded
 
     # ── what an earlier run has left ──
     batches = load_rows(plan, corpus, processor, recipe)
     checkpoints = Checkpoints(output / CHECKPOINTS, recipe.keeping.keep)
     step = checkpoints.latest or 0
+    require_agreement({"last checkpoint": step})
     if step:
+        watchdog.alive(f"loading the checkpoint of step {step}")
         state, notes = checkpoints.restore(step, state)
         batches.restore(notes["data"])
         skips = SkipCounter(max_rate=recipe.data.max_bad, seen=notes["seen"], skipped=notes["skipped"])
@@ -109,27 +120,35 @@ def fine_tune(recipe: Recipe, text: str, stack: ExitStack) -> int:
     stack.callback(metrics.close)
     stack.callback(checkpoints.close)
     stack.callback(batches.close)
-    watchdog = stack.enter_context(Watchdog(recipe.stall_seconds, GOING_ON))
     signals = stack.enter_context(StopSignals())
     while step < steps:
-        counts = StepCounts()
+        counts, flops = StepCounts(), 0.0
         for index, batch in enumerate(counts.over(batches)):
             watchdog.alive(f"step {step + 1}")
+            flops += work.flops(batch)
             rows = on_devices(batch, placement, shape.rows)
             sums = trainer.accumulate(sums, state.trained, frozen, rows, state.step, np.int32(index))
         state, sums, report = trainer.update(state, sums)
         step += 1
 
         # What every process has to know of the others: has one been told to stop, what did they leave out?
-        stop, seen, left_out, tokens = summed(signals.received is not None, counts.seen, len(counts.bad), counts.tokens)
+        stop, seen, left_out, tokens, gflop = summed(
+            signals.received is not None, counts.seen, len(counts.bad), counts.tokens, round(flops / 1e9)
+        )
+        for bad in counts.bad:
+            print(f"left out: {bad}", file=sys.stderr)
         skips.add(seen, counts.bad, elsewhere=left_out - len(counts.bad))
+        samples = counts.samples()
         if step % recipe.keeping.log_every == 0 or step == steps:
-            metrics.write(step, step_values(report, counts, tokens))
+            values = {"tokens": tokens, "left_out": left_out, "samples": samples}
+            if (mfu := work.utilisation(gflop * 1e9, counts.seconds)) is not None:
+                values["mfu"] = mfu
+            metrics.write(step, values | step_values(report, counts, tokens))
         metrics.advance(float(report.loss), tokens / counts.seconds)
         if int(state.skipped) > recipe.max_skipped:
             raise FloatingPointError(
                 f"step {step}: gradients that are not finite (norm {float(report.gradient_norm)}) in the step of "
-                f"samples {counts.samples}; parameters are as before it. Lower the rates, look at these samples, "
+                f"samples {samples}; parameters are as before it. Lower the rates, look at these samples, "
                 f"or allow some such steps with max_skipped (now {recipe.max_skipped})"
             )
         checkpoints.require_written()
@@ -164,12 +183,25 @@ def batch_shape(recipe: Recipe, parts: int) -> BatchShape:
 
 
 def read_corpus(
-    files: list[str], recipe: Recipe, processor: VideoLlavaProcessor, shape: BatchShape, skips: SkipCounter
+    files: list[str],
+    recipe: Recipe,
+    processor: VideoLlavaProcessor,
+    shape: BatchShape,
+    skips: SkipCounter,
+    stack: ExitStack,
 ) -> Corpus:
     """All samples of some files, tokenised; what cannot be learnt from is named on standard error."""
     data = recipe.data
-    samples = read_samples([Path(file) for file in files], media_root=data.media_root and Path(data.media_root))
-    corpus = build_corpus(samples, processor, shape.row, skips, sampling=Uniform(data.frames))
+    corpus = build_corpus(
+        read_samples(files, media_root=data.media_root),
+        processor,
+        shape.row,
+        skips,
+        sampling=Uniform(data.frames),
+        # Those that load map the arrays from here: otherwise each would have a copy.
+        directory=stack.enter_context(tempfile.TemporaryDirectory(prefix="videollava-")) if data.workers else None,
+        workers=data.workers,
+    )
     for bad in skips.bad:
         print(f"left out: {bad}", file=sys.stderr)
     return corpus
@@ -199,20 +231,17 @@ def on_devices(batch: HostBatch, placement: Placement, rows: int) -> Batch:
 
 
 def step_values(report: StepReport, counts: StepCounts, tokens: int) -> dict[str, float | list[int]]:
-    """What is logged of a step; `tokens` are those of all processes."""
+    """Numbers of a step, for the log; `tokens` are those of all processes."""
     memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
     return {
         "loss": float(report.loss),
         "gradient_norm": float(report.gradient_norm),
         "targets": int(report.tokens),
-        "tokens": tokens,
         "tokens_per_second": tokens / counts.seconds,
-        "padding": 1 - counts.tokens / counts.positions,
+        "padding": 1 - tokens / (counts.positions * jax.process_count()),
         "data_wait": counts.waited / counts.seconds,
         "seconds": counts.seconds,
         "device_memory_gib": memory / 2**30,
-        "left_out": len(counts.bad),
-        "samples": counts.samples,
     }
 
 
@@ -226,5 +255,5 @@ def describe(mesh: Mesh, trained: Parameters) -> str:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, OSError, FloatingPointError) as error:
+    except EXPECTED as error:
         sys.exit(f"finetune: {error}")

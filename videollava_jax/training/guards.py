@@ -6,13 +6,10 @@ import os
 import signal
 import sys
 import threading
-import time
 from types import FrameType
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 STALLED = 75
 """Exit status of a run that was ended because a step took too long: EX_TEMPFAIL, try again."""
@@ -46,25 +43,6 @@ class StopSignals:
         self.received = number
 
 
-def several_processes() -> bool:
-    """Whether the surroundings say that this is one of several processes: `jax.distributed.initialize()` then finds
-    the others."""
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        return True
-    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    mpi = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-    pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-    return slurm or mpi or pod
-
-
-def summed(*numbers: int) -> tuple[int, ...]:
-    """Each number summed over all processes, which call this together."""
-    if jax.process_count() == 1:
-        return numbers
-    found = multihost_utils.process_allgather(np.asarray(numbers, np.int64))
-    return tuple(int(number) for number in np.asarray(found).sum(axis=0))
-
-
 class Watchdog:
     """Ends the process, with a message, when there was no sign of life for too long.
 
@@ -77,7 +55,7 @@ class Watchdog:
 
     def __init__(self, seconds: float, going_on: str):
         self._seconds, self._going_on = seconds, going_on
-        self._last, self._what = time.monotonic(), "the start"
+        self._signs, self._what = 0, "the start"
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -87,10 +65,9 @@ class Watchdog:
         Args:
           what: is done next, for the message.
         """
-        self._last, self._what = time.monotonic(), what
+        self._signs, self._what = self._signs + 1, what
 
     def __enter__(self) -> Watchdog:
-        self.alive(self._what)
         self._thread.start()
         return self
 
@@ -99,8 +76,12 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(min(1.0, self._seconds / 4)):
-            waited = time.monotonic() - self._last
+        # Counted, not read from a clock: a process that was itself stopped, or a laptop asleep, has not waited.
+        tick = min(1.0, self._seconds / 4)
+        signs, waited = 0, 0.0
+        while not self._over.wait(tick):
+            waited = waited + tick if signs == self._signs else 0.0
+            signs = self._signs
             if waited > self._seconds:
                 print(
                     f"process {jax.process_index()} of {jax.process_count()}: no progress for {waited:.0f} s in "

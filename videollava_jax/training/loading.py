@@ -56,7 +56,13 @@ def mesh_of(compute: Compute) -> Mesh:
         raise ValueError(
             f"compute: {devices} devices were found, and {data} × {tensor} of them asked for; expected all of them"
         )
-    return make_mesh(data, tensor)
+    mesh = make_mesh(data, tensor)
+    if any(len({device.process_index for device in part}) > 1 for part in mesh.devices):
+        raise ValueError(
+            f"compute.tensor: {tensor} devices of different processes would share rows; expected a number that divides "
+            f"the {len(jax.local_devices())} devices of each process, which loads rows of its own"
+        )
+    return mesh
 
 
 def load(directory: Path, recipe: Recipe, mesh: Mesh, processor: VideoLlavaProcessor) -> Loaded:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from videollava_jax.training.data import HostBatch
+from videollava_jax.training.processes import gathered
 from videollava_jax.training.skips import BadSample
 
 FILE = "metrics.jsonl"
@@ -24,7 +27,6 @@ class StepCounts:
     Attributes:
       seen: samples.
       bad: those that were left out.
-      samples: their numbers in the corpus.
       tokens, positions: tokens of its rows, and places for them.
       waited: seconds for data.
     """
@@ -32,7 +34,7 @@ class StepCounts:
     def __init__(self) -> None:
         self.seen, self.tokens, self.positions, self.waited = 0, 0, 0, 0.0
         self.bad: list[BadSample] = []
-        self.samples: list[int] = []
+        self._samples: list[npt.NDArray[np.int32]] = []
         self._began = time.perf_counter()
 
     def over(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
@@ -44,12 +46,19 @@ class StepCounts:
             segments, samples = batch.arrays["segments"], batch.arrays["samples"]
             self.seen += batch.seen
             self.bad += batch.bad
-            self.samples += samples[samples >= 0].tolist()
+            self._samples.append(samples)
             self.tokens += int((segments > 0).sum())
             self.positions += segments.size
             yield batch
             if batch.last:
                 return
+
+    def samples(self) -> list[int]:
+        """Numbers in the corpus of all samples of the step, row by row, those of other processes too: all of them call
+        this together."""
+        rows = gathered(np.stack(self._samples))  # [process, micro-batch, row, place in it]
+        found = rows.swapaxes(0, 1).ravel()
+        return [int(sample) for sample in found[found >= 0]]
 
     @property
     def seconds(self) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from videollava_jax.training.recipe import Recipe, read_recipe
 
@@ -26,10 +27,14 @@ def run_directory(directory: Path, facts: Mapping[str, Any], recipe: str) -> Ite
       recipe: as text, to be kept.
 
     Raises:
-      ValueError: another run's directory, with what differs; or one that is no run's and not empty.
+      ValueError: another run's directory, with what differs; or one that is no run's and not empty; or processes that
+        do not share it.
       OSError: another run is at work in it.
     """
     if jax.process_index():  # the first process looks after it for all
+        multihost_utils.sync_global_devices(LOCK)
+        if not (directory / FACTS).exists():
+            raise ValueError(f"{directory}: the first process made it elsewhere; expected a directory of all hosts")
         yield
         return
     _require_empty_or_a_runs(directory)
@@ -48,6 +53,7 @@ def run_directory(directory: Path, facts: Mapping[str, Any], recipe: str) -> Ite
             written = file.with_suffix(".new")
             written.write_text(json.dumps(facts, indent=2) + "\n")
             written.rename(file)
+        multihost_utils.sync_global_devices(LOCK)
         yield
     finally:
         os.close(descriptor)
