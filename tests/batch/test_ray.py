@@ -27,6 +27,10 @@ from videollava_jax.cli.batch import _resources
 from videollava_jax.demo import MEDIA
 from videollava_jax.engine import Request, Result
 
+# Ray's helpers are forked and become another program at once; where earlier tests have started JAX in this process, JAX
+# warns of forks that go on as copies of it.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
+
 ROOT = Path(__file__).parents[2]
 STORE = 80 * 2**20  # bytes of shared memory for each node: the least that Ray takes is 75 MiB
 
