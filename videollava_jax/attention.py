@@ -113,7 +113,7 @@ def attention(
         those of their own segment alone. In the place of a mask, with padding as a segment of its own.
       implementation: None chooses by shape, dtype and the platform of the operands' mesh. `"reference"` makes all the
         scores at once, T × S of them a head; `"blocked"` makes those of 512 queries at a time, and only up to the
-        diagonal where that is static. The others are kernels (`videollava_jax.kernels`), which never keep the scores.
+        diagonal where that is static. The others (`videollava_jax.kernels`) never keep the scores of all heads.
 
     Returns:
       [B, T, N, H] in the dtype of the queries. Scores and softmax are float32.

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.children import Child, Died, run
-from tests.faults.tables import Tally, table
+from tests.faults.tables import Tally, said, table
 
 ROOT = Path(__file__).parents[2]
 LINES = 60
@@ -427,10 +427,7 @@ def main() -> int:
     tallies += [kill_retries(wanted.kills // 10, wanted.seed)] if wanted.kills else []
     tallies += kill_model(wanted.model_kills, wanted.seed) if wanted.model_kills else []
     print(f"seed {wanted.seed}, {time.perf_counter() - started:.0f} s\n\n{table(tallies)}")
-    violations = [f"{tally.name}: {violation}" for tally in tallies for violation in tally.violations]
-    for violation in violations:
-        print(f"\n{violation}")
-    return 1 if violations else 0
+    return said(tallies)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from tests.faults.flips import flip
 from tests.faults.fuzzing import fuzz
 from tests.faults.interruptions import fill, forbid, kill, meet
-from tests.faults.tables import Tally, table
+from tests.faults.tables import Tally, said, table
 
 
 def main() -> int:
@@ -44,10 +44,7 @@ def main() -> int:
             tried = sum(tally.outcomes.total() for tally in made)
             print(f"{made[0].name.split(':')[0]}: {tried} in {time.perf_counter() - begun:.0f} s", flush=True)
     print(f"\nseed {asked.seed}, {time.perf_counter() - started:.0f} s\n\n{table(tallies)}")
-    violations = [f"{tally.name}: {violation}" for tally in tallies for violation in tally.violations]
-    for violation in violations:
-        print(f"\n{violation}")
-    return 1 if violations else 0
+    return said(tallies)
 
 
 if __name__ == "__main__":

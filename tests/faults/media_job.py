@@ -27,7 +27,7 @@ from typing import Any
 
 from tests.faults.batch import MARK, ROOT, await_no_process, marked_processes
 from tests.faults.hostile_media import Medium, write_media
-from tests.faults.tables import Tally, table
+from tests.faults.tables import Tally, said, table
 from videollava_jax.batch.formats import Defaults
 
 MEBIBYTE = 2**20
@@ -270,10 +270,7 @@ def main() -> int:
     print(f"seed {wanted.seed}; a worker has {wanted.seconds:g} s, and {MEMORY} MiB beyond its imports")
     tallies = run(wanted.good, wanted.bad, wanted.seed, wanted.seconds, *tiny())
     print(f"\n{table(tallies)}")
-    violations = [f"{tally.name}: {violation}" for tally in tallies for violation in tally.violations]
-    for violation in violations:
-        print(f"\n{violation}")
-    return 1 if violations else 0
+    return said(tallies)
 
 
 if __name__ == "__main__":

@@ -39,3 +39,11 @@ def table(tallies: list[Tally]) -> str:
     tried = sum(tally.outcomes.total() for tally in tallies)
     lines.append(f"{'in all':<44} {tried:>7} {sum(len(tally.violations) for tally in tallies):>10}")
     return "\n".join(lines)
+
+
+def said(tallies: list[Tally]) -> int:
+    """Prints each violation; the exit status of a program: 1 if there was any."""
+    violations = [f"{tally.name}: {violation}" for tally in tallies for violation in tally.violations]
+    for violation in violations:
+        print(f"\n{violation}")
+    return 1 if violations else 0

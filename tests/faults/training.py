@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.faults.children import Child, Died
-from tests.faults.tables import Tally, table
+from tests.faults.tables import Tally, said, table
 from tests.training.data_sets import write_data
 
 ROOT = Path(__file__).parents[2]
@@ -158,10 +158,7 @@ def main() -> int:
     tallies = trial(arguments.interruptions, arguments.seed, (data, tensor))
     print(table(tallies))
     print(f"seed {arguments.seed}, {time.monotonic() - began:.0f} s")
-    violations = [violation for tally in tallies for violation in tally.violations]
-    for violation in violations[:20]:
-        print(violation)
-    return 1 if violations else 0
+    return said(tallies)
 
 
 if __name__ == "__main__":

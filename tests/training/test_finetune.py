@@ -50,6 +50,13 @@ def prompt(model, rng):
     return ids, rng.standard_normal((1, 8, 3, 56, 56)).astype(np.float32)
 
 
+def torch_logits(torch, model, ids, pixels):
+    """What a model of transformers or PEFT says to a clip's prompt."""
+    with torch.no_grad():
+        given = {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(ids.shape, dtype=torch.long)}
+        return model(**given, pixel_values_videos=torch.tensor(pixels)).logits.numpy()
+
+
 def test_metrics_and_what_the_directory_holds(lora_run):
     lines = read_metrics(lora_run)
     steps = [line for line in lines if "loss" in line]
@@ -71,12 +78,7 @@ def test_merged_it_loads_in_transformers_with_the_same_logits(torch, lora_run, t
     ours = VideoLlavaForConditionalGeneration.from_pretrained(tmp_path / "merged")
     theirs = transformers.VideoLlavaForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
     ids, pixels = prompt(ours, np.random.default_rng(0))
-    with torch.no_grad():
-        expected = theirs(
-            input_ids=torch.tensor(ids),
-            attention_mask=torch.ones(ids.shape, dtype=torch.long),
-            pixel_values_videos=torch.tensor(pixels),
-        ).logits.numpy()
+    expected = torch_logits(torch, theirs, ids, pixels)
     got = np.asarray(ours(ids, pixel_values_videos=pixels).logits)
     assert_close(got, expected, MODEL)
     before = VideoLlavaForConditionalGeneration.from_pretrained(TINY)(ids, pixel_values_videos=pixels).logits
@@ -94,12 +96,7 @@ def test_as_an_adapter_peft_gives_the_merged_model(torch, lora_run, tmp_path):
         adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
     merged = VideoLlavaForConditionalGeneration.from_pretrained(tmp_path / "merged")
     ids, pixels = prompt(merged, np.random.default_rng(1))
-    with torch.no_grad():
-        expected = adapted(
-            input_ids=torch.tensor(ids),
-            attention_mask=torch.ones(ids.shape, dtype=torch.long),
-            pixel_values_videos=torch.tensor(pixels),
-        ).logits.numpy()
+    expected = torch_logits(torch, adapted, ids, pixels)
     assert_close(merged(ids, pixel_values_videos=pixels).logits, expected, MODEL)
 
 
