@@ -63,8 +63,8 @@ def untrained(ablation, model, drawn, monkeypatch):
     return ablation.train_towers(ablation.QUICK, 0, model, drawn), planned
 
 
-def lines_of(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+def lines_of(out: Path, seed: int = 0) -> list[dict]:
+    return [json.loads(line) for line in (out / "results" / f"{seed}.jsonl").read_text().splitlines()]
 
 
 def test_every_condition_is_a_line_with_its_curve(quick):
@@ -83,7 +83,8 @@ def test_it_goes_on_with_what_is_left(ablation, quick, tmp_path, monkeypatch):
     """With one line lost, as if the run had been killed in that condition, that one is trained and no other."""
     lines = lines_of(quick)
     lost = lines[4]
-    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line != lost))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line != lost))
     for name in ("towers", "run.json", "recipe.yaml", "lock"):
         (tmp_path / name).symlink_to(quick / name)
     monkeypatch.setattr(ablation, "train_towers", None)  # they are on the disk
