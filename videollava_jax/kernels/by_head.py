@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from videollava_jax.kernels.operands import MASKED, Operands, queries_by_key_head, rows_again
 
-QUERY_BLOCK = 512
+QUERY_BLOCK = 256
 
 
 def attend(operands: Operands) -> tuple[jax.Array, jax.Array]:
