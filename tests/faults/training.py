@@ -3,8 +3,9 @@
     python -m tests.faults.training --interruptions 100 --seed 0
 
 Each run, of LoRA with dropout on a mesh of virtual devices, is killed (SIGKILL) or told to stop (SIGTERM) as soon as
-a drawn step is reached, and goes on, until it is done; then parameters must be equal to the bit and the samples of
-every step the same, and at no time may the last good checkpoint be gone. Ends with status 1 if anything ended as it
+it has done a drawn one of the steps before it, one time in ten before it does any, and goes on, until it is done. Then
+parameters must be equal to the bit and the samples of every step the same, and at no time may the last good checkpoint
+be gone. What SIGTERM stops in its steps must have saved the last of them. Ends with status 1 if anything ended as it
 must not.
 """
 
@@ -28,6 +29,8 @@ from tests.training.data_sets import write_data
 
 ROOT = Path(__file__).parents[2]
 STEPS, SAVE_EVERY = 12, 3
+BEFORE_ITS_STEPS = 0.1
+"""The share of interruptions that come while a run is starting."""
 
 
 def fine_tune(output: str, data: str, mesh: tuple[int, int]) -> int:
@@ -72,11 +75,17 @@ def consumed(run: Path) -> list[list[int]]:
     return [line["samples"] for line in read_metrics(run) if "samples" in line]
 
 
-def steps_done(run: Path) -> int:
-    """The last step that was logged."""
+def last_logged(run: Path) -> int:
+    """The last step in the log, which may be of a start before."""
     from videollava_jax.training.metrics import read_metrics
 
     return max((line["step"] for line in read_metrics(run)), default=0)
+
+
+def log_of(run: Path) -> int:
+    """Another number for every start that has come to its steps: each writes a new file of what it takes over."""
+    file = run / "metrics.jsonl"
+    return file.stat().st_ino if file.exists() else 0
 
 
 def latest(run: Path) -> int:
@@ -86,41 +95,49 @@ def latest(run: Path) -> int:
 
 def interrupted(place: Path, data: Path, mesh: tuple[int, int], rng: random.Random, tally: Tally, left: int) -> int:
     """One run, interrupted until it is done or so many interruptions were made; how many."""
-    made = 0
-    kept = 0
+    made = kept = 0
     while True:
         if latest(place) < kept:
             tally.add("violation", f"checkpoint {kept} was deleted, and {latest(place)} is the last one that is whole")
-        kept = latest(place)
-        before = steps_done(place)
+        kept, log = latest(place), log_of(place)
         child = Child(fine_tune, str(place), str(data), mesh)
-        if made < left:
-            wanted = rng.randint(before, STEPS)
-            number = rng.choice((signal.SIGKILL, signal.SIGTERM))
-            deadline = time.monotonic() + 120
-            while steps_done(place) < wanted and child.running and time.monotonic() < deadline:
+        if made == left:
+            if child.result(300) != 0:
+                tally.add("violation", "a run that nobody disturbed did not end well")
+            return made
+        number = rng.choice((signal.SIGKILL, signal.SIGTERM))
+        if starting := rng.random() < BEFORE_ITS_STEPS:
+            time.sleep(rng.uniform(0, 1))
+        else:
+            wanted = rng.randint(kept + 1, STEPS)
+            deadline = time.monotonic() + 300
+            while child.running and (log_of(place) == log or last_logged(place) < wanted):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"step {wanted} was not reached in 300 s")
                 time.sleep(0.005)
             time.sleep(rng.uniform(0, 0.05))
-            if child.running:
-                os.kill(child.pid, number)
-                made += 1
-                try:
-                    status = child.result(120)
-                    tally.add("done before the signal was seen" if status == 0 else signal.Signals(number).name)
-                    if status not in (0, 128 + number):
-                        tally.add("violation", f"status {status} after {signal.Signals(number).name}")
-                except Died as error:
-                    if f"status {-number}" not in str(error):
-                        tally.add("violation", str(error))
-                    # Until the loop begins there is nothing to save, and SIGTERM ends the process as it ends any.
-                    tally.add("SIGKILL" if number == signal.SIGKILL else "SIGTERM before the first step")
-                    continue
-                if status == 0:
-                    return made
-                continue
-        if child.result(300) != 0:
-            tally.add("violation", "a run that nobody disturbed did not end well")
-        return made
+        if not child.running:
+            if child.result(10) != 0:
+                tally.add("violation", "a run that nobody disturbed did not end well")
+            return made
+        os.kill(child.pid, number)
+        made += 1
+        name = f"{signal.Signals(number).name} {'at the start' if starting else 'in its steps'}"
+        try:
+            status = child.result(120)
+        except Died as error:
+            # Until the steps begin there is nothing to save, and SIGTERM ends the process as it ends any.
+            expected = f"status {-number}" in str(error) and (starting or number == signal.SIGKILL)
+            tally.add(*((name,) if expected else ("violation", f"{name}: {error}")))
+            continue
+        if status == 0:
+            tally.add("done before the signal was seen")
+            return made
+        tally.add(name)
+        if status != 128 + signal.SIGTERM or number != signal.SIGTERM:
+            tally.add("violation", f"{name}: status {status}")
+        elif latest(place) != last_logged(place):
+            tally.add("violation", f"{name}: step {last_logged(place)} was done, and {latest(place)} saved")
 
 
 def trial(interruptions: int, seed: int, mesh: tuple[int, int]) -> list[Tally]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -83,7 +84,9 @@ class Metrics:
 
         self._file = directory / FILE
         kept = [line for line in read_metrics(directory) if line["step"] <= step]
-        self._file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        unfinished = self._file.with_suffix(".new")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(unfinished, self._file)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
 
