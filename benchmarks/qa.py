@@ -12,8 +12,6 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,12 @@ import jax
 import numpy as np
 import torch
 import transformers
+from questions import processor_for_224_pixels, question_words, random_videos, reference, requests_of
+from sides import rate, spread
 
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
 from videollava_jax.demo import TINY
 from videollava_jax.engine import Engine, Request
-from videollava_jax.media import FramePreprocessor
 
 
 def main() -> None:
@@ -52,19 +51,10 @@ def main() -> None:
         f"{transformers.__version__}; {os.cpu_count()} cores"
     )
     rng = np.random.default_rng(0)
-    videos = [rng.integers(0, 256, (8, 224, 224, 3), dtype=np.uint8) for _ in range(arguments.videos)]
-    words = question_words(processor, rng, arguments)
+    videos = random_videos(rng, arguments.videos)
+    words = question_words(processor, rng, arguments.questions, arguments.question_tokens)
     for count in (arguments.questions, 1):
-        requests = [
-            Request(
-                id=f"{v}-{q}",
-                prompt=f"USER: <video>\n{words[q]} ASSISTANT:",
-                videos=[video],
-                max_new_tokens=arguments.answer_tokens,
-            )
-            for q in range(count)
-            for v, video in enumerate(videos)
-        ]
+        requests = requests_of(videos, words[:count], arguments.answer_tokens)
         compare(ours, theirs, processor, requests, arguments)
 
 
@@ -90,34 +80,6 @@ def compare(ours: Any, theirs: Any, processor: Any, requests: list[Request], arg
         print(f"    tokens equal for {same} of {len(tokens)} answers")
     print(f"  engine: {spread(engine_rates)} answers/s")
     print(f"  ratio of medians: {statistics.median(engine_rates) / statistics.median(best):.1f}")
-
-
-def reference(
-    model: Any, processor: Any, requests: list[Request], batch: int, eos: tuple[int, ...], tokens: dict[str, list[int]]
-) -> None:
-    """transformers' `generate`, so many questions at a time; their tokens by id."""
-    for start in range(0, len(requests), batch):
-        chosen = requests[start : start + batch]
-        inputs = processor(text=[r.prompt for r in chosen], videos=[v for r in chosen for v in r.videos], padding=True)
-        prompt = inputs["input_ids"].shape[1]
-        out = model.generate(
-            **{name: torch.tensor(value) for name, value in inputs.items()},
-            max_new_tokens=chosen[0].max_new_tokens,
-            do_sample=False,
-            suppress_tokens=list(eos),
-            pad_token_id=processor.tokenizer.pad_token_id,
-        )
-        tokens |= {r.id: ids for r, ids in zip(chosen, out[:, prompt:].tolist(), strict=True)}
-
-
-def rate(run: Callable[[], object], answers: int) -> float:
-    started = time.perf_counter()
-    run()
-    return answers / (time.perf_counter() - started)
-
-
-def spread(rates: list[float]) -> str:
-    return f"{statistics.median(rates):.2f} ({min(rates):.2f}-{max(rates):.2f})"
 
 
 def random_model(directory: Path) -> Any:
@@ -148,28 +110,6 @@ def random_model(directory: Path) -> Any:
     model.lm_head.weight.mul_(8)  # so that few of the likeliest tokens are near ties
     model.save_pretrained(directory)
     return model
-
-
-def processor_for_224_pixels() -> VideoLlavaProcessor:
-    """The bundled tokenizer with the preprocessing of the real model."""
-    bundled = VideoLlavaProcessor.from_pretrained(TINY)
-    return VideoLlavaProcessor(FramePreprocessor(), tokenizer=bundled.tokenizer, patch_size=14, max_positions=4096)
-
-
-def question_words(processor: Any, rng: np.random.Generator, arguments: argparse.Namespace) -> list[str]:
-    """Different questions of exactly as many tokens as asked for, the template's end included."""
-    vocabulary = ["what", "colour", "is", "the", "shape", "where", "does", "it", "go", "how", "many", "are", "there"]
-    questions = []
-    for _ in range(arguments.questions):
-        text = ""
-        while True:
-            longer = f"{text} {rng.choice(vocabulary)}".strip()
-            after = processor.encoder.encode_string(f"USER: <video>\n{longer} ASSISTANT:").split()[1]
-            if after.text_length > arguments.question_tokens:
-                break
-            text = longer
-        questions.append(text)
-    return questions
 
 
 if __name__ == "__main__":

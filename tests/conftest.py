@@ -5,10 +5,11 @@ import os
 import sys
 from pathlib import Path
 
+from tests.compiling import CACHE, CACHED_FROM, XLA_FLAGS
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Tests compile much and compute little: a third of the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 import jax
 import pytest
@@ -21,8 +22,8 @@ if LIBTPU.is_dir():
 
 jax.config.update("jax_num_cpu_devices", 8)  # for meshes
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_FROM)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,6 +40,8 @@ def torch():
     """PyTorch, the live reference; where no CPU build of it is to be had the comparisons are skipped."""
     module = pytest.importorskip("torch", reason="the live comparison needs torch==2.13.0 (extra `test`, Python 3.11)")
     module.manual_seed(0)
+    # Handing products of such small models to several threads takes longer than computing them.
+    module.set_num_threads(1)
     return module
 
 

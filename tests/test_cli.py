@@ -151,10 +151,29 @@ def test_wrong_arguments_are_told_with_the_usage(arguments, capsys):
     assert "usage: videollava" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "ask", "chat", "batch", "convert", "export", "verify", "plan"])
-def test_help_teaches_without_loading_jax(command):
-    code = f"import sys; from videollava_jax.cli import main\ntry: main(['{command}', '--help'])\n"
-    code += "except SystemExit: pass\nassert 'jax' not in sys.modules"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert f"usage: videollava {command}" in shown
-    assert len(shown.splitlines()) > 8
+COMMANDS = ["demo", "ask", "chat", "batch", "convert", "export", "verify", "plan"]
+HELPS = """
+import contextlib, io, json, sys
+from videollava_jax.cli import main
+shown = {}
+for command in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    shown[command] = said.getvalue()
+    assert "jax" not in sys.modules, command
+print(json.dumps(shown))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps():
+    """What each command's --help prints, in a process where none of them loads JAX."""
+    done = subprocess.run([sys.executable, "-c", HELPS, *COMMANDS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_without_loading_jax(helps, command):
+    assert f"usage: videollava {command}" in helps[command]
+    assert len(helps[command].splitlines()) > 8

@@ -1,6 +1,7 @@
 """The shipped tiny model: it answers, it sees what it answers about, and transformers agrees with every token."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.compiling import ENVIRONMENT
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
 from videollava_jax.demo import MEDIA, TINY
 from videollava_jax.media import Uniform, read_video
@@ -258,6 +260,7 @@ def test_the_training_program_runs_end_to_end(tmp_path):
         check=True,
         capture_output=True,
         text=True,
+        env=os.environ | ENVIRONMENT,
     )
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["recipe"]["seed"] == 3

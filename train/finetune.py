@@ -15,8 +15,10 @@ import dataclasses
 import signal
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -24,14 +26,16 @@ from jax.sharding import Mesh
 
 from videollava_jax import compilation_cache
 from videollava_jax.media import Uniform
-from videollava_jax.processor import VideoLlavaProcessor
+from videollava_jax.processor import DEFAULT_LIMITS, VideoLlavaProcessor
 from videollava_jax.sharding import Placement
 from videollava_jax.training.checkpoints import Checkpoints
 from videollava_jax.training.corpus import Corpus, build_corpus
-from videollava_jax.training.data import HostBatch, Loader, loader
+from videollava_jax.training.data import HostBatch, Loader, PixelReader, loader
+from videollava_jax.training.encoding import Encoder, open_features
 from videollava_jax.training.evaluation import Evaluator
+from videollava_jax.training.features import FeatureStore
 from videollava_jax.training.guards import StopSignals, Watchdog
-from videollava_jax.training.loading import load, mesh_of, model_directory
+from videollava_jax.training.loading import Loaded, load, mesh_of, model_directory, rows_on_devices
 from videollava_jax.training.metrics import Metrics, StepCounts
 from videollava_jax.training.model import Batch
 from videollava_jax.training.packing import BatchShape, Plan, RowShape, make_plan, steps_of
@@ -63,37 +67,36 @@ def fine_tune(recipe: Recipe, text: str, stack: ExitStack) -> int:
     directory, output = model_directory(recipe.model), Path(recipe.output)
     mesh = mesh_of(recipe.compute)
 
-    # ── data: samples to tokens, tokens to a plan of all steps ──
+    # ── data ──
     processor = VideoLlavaProcessor.from_pretrained(directory, template=recipe.data.template)
     shape = batch_shape(recipe, mesh.shape["data"])
     skips = SkipCounter(max_rate=recipe.data.max_bad)
-    corpus = read_corpus(recipe.data.files, recipe, processor, shape, skips, stack)
-    steps = recipe.data.steps or steps_of(recipe.data.epochs, len(corpus), recipe.data.batch)
-    plan = make_plan(corpus.sizes, shape, steps=steps, seed=recipe.seed)
-    held_out = None
-    if recipe.data.held_out_files:
-        unseen = read_corpus(recipe.data.held_out_files, recipe, processor, shape, SkipCounter(max_rate=0.0), stack)
-        once = BatchShape(batch=len(unseen), rows=shape.rows, row=shape.row, buckets=shape.buckets)
-        held_out = make_plan(unseen.sizes, once, steps=1, seed=0), unseen
+    learnt, held_out = read_data(recipe, processor, shape, skips, stack)
+    steps = learnt.plan.steps
 
     # ── model ──
-    facts = {**recipe.decisive, **model_fingerprint(directory), "data": corpus.digest, "plan": plan.digest}
+    digests = {"data": learnt.corpus.digest, "plan": learnt.plan.digest}
+    facts = {**recipe.decisive, **model_fingerprint(directory), **digests}
     # What else decides which collectives run, and when: processes that differ in it would wait for each other for ever.
     alike = {"compute": dataclasses.asdict(recipe.compute), "keeping": dataclasses.asdict(recipe.keeping)}
-    require_agreement({**facts, **alike, "held-out data": held_out and held_out[1].digest})
+    alike |= {"held-out data": held_out and held_out.corpus.digest, "features": recipe.data.features}
+    require_agreement({**facts, **alike})
     stack.enter_context(run_directory(output, facts, text))
     watchdog = stack.enter_context(Watchdog(recipe.stall_seconds, GOING_ON))
     watchdog.alive("loading the model")
-    loaded = load(directory, recipe, mesh, processor)
+    loaded, features = load(directory, recipe, mesh, processor), None
+    if recipe.data.features is not None:
+        features = media_encoded(recipe, directory, loaded, [learnt, held_out], processor, watchdog)
+        loaded = loaded.without_towers()
     placement, frozen = Placement(loaded.config, mesh), loaded.frozen
     trainer = Trainer(loaded.model, recipe.optimizer.build(recipe.rates, steps), seed=recipe.seed)
     evaluator = Evaluator(loaded.model, shape.samples_per_row)
     state, sums = trainer.begin(loaded.trained), trainer.no_sums(loaded.trained)
-    work = Work.of(loaded.config, loaded.trained, mesh)
+    work = Work.of(loaded.config, loaded.trained, mesh, towers=features is None)
     del loaded
 
     # ── what an earlier run has left ──
-    batches = load_rows(plan, corpus, processor, recipe)
+    batches = load_rows(learnt, processor, recipe, features)
     checkpoints = Checkpoints(output / CHECKPOINTS, recipe.keeping.keep)
     step = checkpoints.latest or 0
     require_agreement({"last checkpoint": step})
@@ -103,7 +106,7 @@ def fine_tune(recipe: Recipe, text: str, stack: ExitStack) -> int:
         batches.restore(notes["data"])
         skips = SkipCounter(max_rate=recipe.data.max_bad, seen=notes["seen"], skipped=notes["skipped"])
     metrics = Metrics(output, step, steps)
-    metrics.say(f"{plan.report}\n{describe(mesh, state.trained)}; from step {step} of {steps}")
+    metrics.say(f"{learnt.plan.report}\n{describe(mesh, state.trained)}; from step {step} of {steps}")
 
     def save() -> None:
         checkpoints.save(step, state, {"data": batches.state(), "seen": skips.seen, "skipped": skips.skipped})
@@ -111,8 +114,8 @@ def fine_tune(recipe: Recipe, text: str, stack: ExitStack) -> int:
     def evaluate() -> None:
         if held_out is None:
             return
-        rows = (on_devices(batch, placement, shape.rows) for batch in load_rows(*held_out, processor, recipe))
-        found = evaluator(frozen | state.trained, rows)
+        unseen = load_rows(held_out, processor, recipe, features)
+        found = evaluator(frozen | state.trained, (on_devices(batch, placement, shape.rows) for batch in unseen))
         metrics.write(step, {"held_out_loss": found.loss, "held_out_exact": found.accuracy})
         metrics.say(f"step {step}: held-out loss {found.loss:.4f}, {found.exact} of {found.samples} answers exact")
 
@@ -146,11 +149,7 @@ def fine_tune(recipe: Recipe, text: str, stack: ExitStack) -> int:
             metrics.write(step, values | step_values(report, counts, tokens))
         metrics.advance(float(report.loss), tokens / counts.seconds)
         if int(state.skipped) > recipe.max_skipped:
-            raise FloatingPointError(
-                f"step {step}: gradients that are not finite (norm {float(report.gradient_norm)}) in the step of "
-                f"samples {samples}; parameters are as before it. Lower the rates, look at these samples, "
-                f"or allow some such steps with max_skipped (now {recipe.max_skipped})"
-            )
+            raise FloatingPointError(not_finite(step, report, samples, recipe))
         checkpoints.require_written()
         watchdog.alive(f"saving or evaluating after step {step}")
         if stop and step < steps:
@@ -182,6 +181,28 @@ def batch_shape(recipe: Recipe, parts: int) -> BatchShape:
     return BatchShape(batch=data.batch, rows=rows, row=row, buckets=buckets)
 
 
+class Samples(NamedTuple):
+    """Samples, and which of them make which micro-batch."""
+
+    corpus: Corpus
+    plan: Plan
+
+
+def read_data(
+    recipe: Recipe, processor: VideoLlavaProcessor, shape: BatchShape, skips: SkipCounter, stack: ExitStack
+) -> tuple[Samples, Samples | None]:
+    """What is learnt from, tokenised and planned to the last step; and what is held out, once."""
+    data = recipe.data
+    corpus = read_corpus(data.files, recipe, processor, shape, skips, stack)
+    steps = data.steps or steps_of(data.epochs, len(corpus), data.batch)
+    learnt = Samples(corpus, make_plan(corpus.sizes, shape, steps=steps, seed=recipe.seed))
+    if not data.held_out_files:
+        return learnt, None
+    unseen = read_corpus(data.held_out_files, recipe, processor, shape, SkipCounter(max_rate=0.0), stack)
+    once = BatchShape(batch=len(unseen), rows=shape.rows, row=shape.row, buckets=shape.buckets)
+    return learnt, Samples(unseen, make_plan(unseen.sizes, once, steps=1, seed=0))
+
+
 def read_corpus(
     files: list[str],
     recipe: Recipe,
@@ -207,12 +228,37 @@ def read_corpus(
     return corpus
 
 
-def load_rows(plan: Plan, corpus: Corpus, processor: VideoLlavaProcessor, recipe: Recipe) -> Loader:
+def media_encoded(
+    recipe: Recipe,
+    directory: Path,
+    loaded: Loaded,
+    samples: Iterable[Samples | None],
+    processor: VideoLlavaProcessor,
+    watchdog: Watchdog,
+) -> FeatureStore:
+    """What the towers make of all media, on disk; what an earlier run has left there is taken."""
+    assert recipe.data.features is not None
+    watchdog.alive("hashing the towers")
+    corpora = [found.corpus for found in samples if found is not None]
+    reader = PixelReader.of(processor, corpora[0].media, DEFAULT_LIMITS)
+    store = open_features(Path(recipe.data.features), directory, loaded.config, reader, recipe.compute.dtype)
+    workers, ahead = recipe.data.workers, recipe.data.ahead
+    encoded = Encoder(store, reader, loaded.model, workers, ahead, watchdog.alive)(loaded.frozen, corpora)
+    if jax.process_index() == 0:
+        unread = f", {encoded.failed} cannot be read" if encoded.failed else ""
+        print(f"features: {encoded.media} media encoded{unread}; in {store.directory}", file=sys.stderr)
+    return store
+
+
+def load_rows(
+    samples: Samples, processor: VideoLlavaProcessor, recipe: Recipe, features: FeatureStore | None
+) -> Loader:
     """This process's rows of a plan."""
     return loader(
-        plan,
-        corpus,
+        samples.plan,
+        samples.corpus,
         processor,
+        features=features,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=recipe.data.workers,
@@ -222,12 +268,8 @@ def load_rows(plan: Plan, corpus: Corpus, processor: VideoLlavaProcessor, recipe
 
 def on_devices(batch: HostBatch, placement: Placement, rows: int) -> Batch:
     """A micro-batch of `rows` rows, of which this process has its share, over all devices."""
-    sharding = placement.batch(rows)
-
-    def put(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
-
-    return Batch(**{field.name: put(batch.arrays[field.name]) for field in dataclasses.fields(Batch)})
+    names = (field.name for field in dataclasses.fields(Batch))
+    return Batch(**{name: rows_on_devices(batch.arrays[name], placement, rows) for name in names})
 
 
 def step_values(report: StepReport, counts: StepCounts, tokens: int) -> dict[str, float | list[int]]:
@@ -243,6 +285,15 @@ def step_values(report: StepReport, counts: StepCounts, tokens: int) -> dict[str
         "seconds": counts.seconds,
         "device_memory_gib": memory / 2**30,
     }
+
+
+def not_finite(step: int, report: StepReport, samples: list[int], recipe: Recipe) -> str:
+    """Why a step ends the run, and what can be done."""
+    return (
+        f"step {step}: gradients that are not finite (norm {float(report.gradient_norm)}) in the step of "
+        f"samples {samples}; parameters are as before it. Lower the rates, look at these samples, "
+        f"or allow some such steps with max_skipped (now {recipe.max_skipped})"
+    )
 
 
 def describe(mesh: Mesh, trained: Parameters) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from math import isqrt
+from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -249,9 +252,11 @@ def named_parameters(state: State) -> dict[str, jax.Array]:
     return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
-def parameter_shapes(config: VideoLlavaConfig) -> dict[str, tuple[int, ...]]:
+@lru_cache
+def parameter_shapes(config: VideoLlavaConfig) -> Mapping[str, tuple[int, ...]]:
     """The shape of every parameter of a model, by name."""
-    return {name: tuple(value.shape) for name, value in named_parameters(nnx.state(abstract_model(config))).items()}
+    parameters = named_parameters(nnx.state(abstract_model(config)))
+    return MappingProxyType({name: tuple(value.shape) for name, value in parameters.items()})
 
 
 def with_parameters(state: State, parameters: dict[str, jax.Array]) -> State:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.compiling import ENVIRONMENT
 from tests.faults.batch import MARK, await_no_process, committed, start_command, write_job, write_model_job
 from tests.faults.children import Child, run
 from videollava_jax.batch import blocks as blocks_module
@@ -140,11 +141,9 @@ def cluster():
     run(len, "")  # the server of children is nothing of Ray's
     mark = f"ray-{os.getpid()}"
     before = dict(os.environ)
-    os.environ |= {
+    os.environ |= ENVIRONMENT | {
         MARK: mark,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), before.get("PYTHONPATH")])),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     # A node that is gone is noticed within two seconds, and not within a minute.

@@ -29,6 +29,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tests.compiling import ENVIRONMENT
 from tests.faults.children import Child, Died, run
 from tests.faults.tables import Tally, said, table
 
@@ -322,8 +323,7 @@ def start_command(*arguments: str, mark: str = "1") -> subprocess.Popen[bytes]:
     """`videollava` as a process of its own, found again by its mark."""
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "SOURCE_DATE_EPOCH": "1700000000", MARK: mark,
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        **ENVIRONMENT,
     }  # fmt: skip
     code = "import sys; from videollava_jax.cli import main; sys.exit(main())"
     return subprocess.Popen(

@@ -93,7 +93,9 @@ def latest(run: Path) -> int:
     return max((int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal()), default=0)
 
 
-def interrupted(place: Path, data: Path, mesh: tuple[int, int], rng: random.Random, tally: Tally, left: int) -> int:
+def interrupted(
+    place: Path, data: Path, mesh: tuple[int, int], rng: random.Random, tally: Tally, too_late: Tally, left: int
+) -> int:
     """One run, interrupted until it is done or so many interruptions were made; how many."""
     made = kept = 0
     while True:
@@ -109,7 +111,7 @@ def interrupted(place: Path, data: Path, mesh: tuple[int, int], rng: random.Rand
         if starting := rng.random() < BEFORE_ITS_STEPS:
             time.sleep(rng.uniform(0, 1))
         else:
-            wanted = rng.randint(kept + 1, STEPS)
+            wanted = rng.randint(kept + 1, max(kept + 1, STEPS - 1))
             deadline = time.monotonic() + 300
             while child.running and (log_of(place) == log or last_logged(place) < wanted):
                 if time.monotonic() > deadline:
@@ -131,8 +133,8 @@ def interrupted(place: Path, data: Path, mesh: tuple[int, int], rng: random.Rand
             tally.add(*((name,) if expected else ("violation", f"{name}: {error}")))
             continue
         if status == 0:
-            tally.add("done before the signal was seen")
-            return made
+            too_late.add("done before the signal was seen")
+            return made - 1
         tally.add(name)
         if status != 128 + signal.SIGTERM or number != signal.SIGTERM:
             tally.add("violation", f"{name}: status {status}")
@@ -142,7 +144,8 @@ def interrupted(place: Path, data: Path, mesh: tuple[int, int], rng: random.Rand
 
 def trial(interruptions: int, seed: int, mesh: tuple[int, int]) -> list[Tally]:
     """So many interruptions of as many runs as that takes."""
-    rng, tally, results = random.Random(seed), Tally("interruptions"), Tally("runs")
+    rng, results = random.Random(seed), Tally("runs")
+    tally, too_late = Tally("interruptions"), Tally("signals after the last step")
     with tempfile.TemporaryDirectory() as directory:
         data = write_data(Path(directory) / "data", 13)
         whole = Path(directory) / "whole"
@@ -151,8 +154,8 @@ def trial(interruptions: int, seed: int, mesh: tuple[int, int]) -> list[Tally]:
         expected, order = parameters(whole), consumed(whole)
         made = 0
         while made < interruptions:
-            place = Path(directory) / f"run-{made}"
-            made += interrupted(place, data, mesh, rng, tally, interruptions - made)
+            place = Path(directory) / f"run-{results.outcomes.total()}"
+            made += interrupted(place, data, mesh, rng, tally, too_late, interruptions - made)
             found = parameters(place)
             differing = [name for name in expected if not np.array_equal(found[name], expected[name])]
             if differing or found.keys() != expected.keys():
@@ -161,7 +164,7 @@ def trial(interruptions: int, seed: int, mesh: tuple[int, int]) -> list[Tally]:
                 results.add("violation", f"samples {consumed(place)}, expected {order}")
             else:
                 results.add("equal to the bit")
-    return [tally, results]
+    return [tally, too_late, results]
 
 
 def main() -> int:

@@ -193,14 +193,7 @@ def hf_logits(torch: Any, model: Any, given: Batch) -> np.ndarray:
         return array(model(**arguments).logits)
 
 
-# Each of these small programs is compiled for one run: machine code that is not optimised is ready in a sixth of the
-# time. What XLA does to the program before is as ever.
-QUICK_TO_COMPILE: dict[str, Any] = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):  # later ones do not know these, and refuse them
-    QUICK_TO_COMPILE |= {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
-
-
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK_TO_COMPILE)
+@partial(jax.jit, static_argnums=0)
 def _logits(graph: Any, state: Any, given: dict[str, jax.Array | None]) -> jax.Array:
     model: VideoLlava = nnx.merge(graph, state)
     features = [

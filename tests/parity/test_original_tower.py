@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 from tests.parity.reference import (
-    QUICK_TO_COMPILE,
     array,
     assert_close,
     batch,
@@ -59,7 +58,7 @@ def tower():
     return nnx.merge(graph, with_parameters(state, weights))
 
 
-@partial(jax.jit, static_argnums=(0, 3), compiler_options=QUICK_TO_COMPILE)
+@partial(jax.jit, static_argnums=(0, 3))
 def _hidden(graph, state, pixels, layers):
     return nnx.merge(graph, state)(pixels, layers)
 

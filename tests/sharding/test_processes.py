@@ -1,13 +1,19 @@
 """Two processes of four virtual devices each: one job, and both give all its results."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.compiling import ENVIRONMENT
 from tests.engine.jobs import generated, mixed_job, random_model
 
+CASES = {"2x4": "random", "1x8": "tiny"}
+"""Meshes, and the model on each."""
 CHILD = """
 import json, sys
 import jax
@@ -21,25 +27,30 @@ from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcess
 from videollava_jax.demo import TINY
 from videollava_jax.engine import Engine
 from videollava_jax.sharding import make_mesh
-mesh = make_mesh(*map(int, sys.argv[3].split("x")))
-if sys.argv[4] == "tiny":
-    model = VideoLlavaForConditionalGeneration.from_pretrained(TINY, mesh=mesh)
-else:
-    model = on_mesh(random_model(VideoLlavaForConditionalGeneration.from_pretrained(TINY)), mesh)
-engine = Engine(model, VideoLlavaProcessor.from_pretrained(TINY), max_rows=8)
-print(json.dumps({result.id: result.token_ids for result in engine.run(mixed_job())}))
+results = {}
+for shape, kind in json.loads(sys.argv[3]).items():
+    mesh = make_mesh(*map(int, shape.split("x")))
+    if kind == "tiny":
+        model = VideoLlavaForConditionalGeneration.from_pretrained(TINY, mesh=mesh)
+    else:
+        model = on_mesh(random_model(VideoLlavaForConditionalGeneration.from_pretrained(TINY)), mesh)
+    engine = Engine(model, VideoLlavaProcessor.from_pretrained(TINY), max_rows=8)
+    results[shape] = {result.id: result.token_ids for result in engine.run(mixed_job())}
+print(json.dumps(results))
 """
 
 
-def results_of_two_processes(mesh, model):
-    """What each process gave: token ids by request."""
+@pytest.fixture(scope="module")
+def results():
+    """By mesh: token ids by request, from each of two processes, which start once for all meshes."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(port), str(i), mesh, model],
+            [sys.executable, "-c", CHILD, str(port), str(i), json.dumps(CASES)],
             cwd=Path(__file__).parents[2],
+            env=os.environ | ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -47,22 +58,23 @@ def results_of_two_processes(mesh, model):
         for i in range(2)
     ]
     try:
-        said = [child.communicate(timeout=240) for child in children]
+        said = [child.communicate(timeout=480) for child in children]
     finally:
         for child in children:
             child.kill()
     assert [child.returncode for child in children] == [0, 0], said[0][1][-3000:] + said[1][1][-3000:]
-    return [{name: tuple(ids) for name, ids in json.loads(out.splitlines()[-1]).items()} for out, _ in said]
+    found = [json.loads(out.splitlines()[-1]) for out, _ in said]
+    return {shape: [{name: tuple(ids) for name, ids in of[shape].items()} for of in found] for shape in CASES}
 
 
-def test_two_processes_answer_as_one_device(tiny_model, tiny_processor):
+def test_two_processes_answer_as_one_device(tiny_model, tiny_processor, results):
     """Data over the processes: each holds half of the batch and a whole decoder in four parts."""
     model = random_model(tiny_model)
     expected = {request.id: generated(model, tiny_processor, request) for request in mixed_job()}
-    assert results_of_two_processes("2x4", "random") == [expected, expected]
+    assert results["2x4"] == [expected, expected]
 
 
-def test_a_decoder_spread_over_two_processes(tiny_model, tiny_processor):
+def test_a_decoder_spread_over_two_processes(tiny_model, tiny_processor, results):
     """The tensor axis goes across the processes; the checkpoint is read by both."""
     expected = {request.id: generated(tiny_model, tiny_processor, request) for request in mixed_job()}
-    assert results_of_two_processes("1x8", "tiny") == [expected, expected]
+    assert results["1x8"] == [expected, expected]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,10 +22,18 @@ CONDITIONS = [(towers, data) for towers in ("aligned", "unaligned") for data in 
 
 @pytest.fixture(scope="module")
 def ablation():
-    """The program; it imports the program beside it, as it does when it is run."""
+    """The program; it imports the program beside it, as it does when it is run.
+
+    What draws its scenes is one process for the whole module: each time it would start as many as there are cores, and
+    a process needs seconds to import JAX.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[2] / "train")
-        yield importlib.import_module("ablation")
+        program = importlib.import_module("ablation")
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            context = SimpleNamespace(Pool=lambda: nullcontext(pool))
+            patch.setattr(program, "multiprocessing", SimpleNamespace(get_context=lambda method: context))
+            yield program
 
 
 @pytest.fixture(scope="module")

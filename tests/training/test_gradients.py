@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from typing import Any
 
@@ -22,11 +23,12 @@ from tests.parity.reference import (
     with_weights,
 )
 from tests.tolerances import SELF
-from tests.training.rows import FRAMES, drawn, packed
+from tests.training.rows import FRAMES, Drawn, drawn, packed
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.model import parameter_shapes
 from videollava_jax.sharding import Placement, make_mesh
 from videollava_jax.training.lora import Lora, initial_lora, is_lora
+from videollava_jax.training.model import Batch as TrainingBatch
 from videollava_jax.training.model import TrainingModel
 from videollava_jax.training.optimizer import Optimizer, Rates
 from videollava_jax.training.parameters import Parameters, placed, stack, unstack
@@ -50,9 +52,21 @@ def model_of(config: VideoLlavaConfig, **changes: Any) -> TrainingModel:
     return TrainingModel(config, mean=(0, 0, 0), std=(1, 1, 1), **{"loss_chunk": 24, **changes})
 
 
-def gradients(model: TrainingModel, parameters: Parameters, rates: Rates, *batches: Any) -> tuple[float, Parameters]:
+@functools.cache
+def trainer_of(config: VideoLlavaConfig, rates: Rates, **changes: Any) -> Trainer:
+    """One for each model and what is trained of it: a trainer keeps its compiled functions, and compiling is what takes
+    time here."""
+    return Trainer(model_of(config, **changes), Optimizer().build(rates, 10))
+
+
+def batch_of(config: VideoLlavaConfig, *rows: list[Drawn]) -> TrainingBatch:
+    """A micro-batch with as many rows as there are samples, some of them empty, so that one program serves however few
+    rows the samples are packed in."""
+    return packed(config, [*rows, *[[]] * (len(MEDIA) - len(rows))], 80)
+
+
+def gradients(trainer: Trainer, parameters: Parameters, rates: Rates, *batches: Any) -> tuple[float, Parameters]:
     """The mean loss of micro-batches together, and its gradients by the model's names."""
-    trainer = Trainer(model, Optimizer().build(rates, 10))
     trained = {name: value for name, value in parameters.items() if rates.trains(name)}
     frozen = {name: value for name, value in parameters.items() if name not in trained}
     sums = trainer.no_sums(trained)
@@ -100,9 +114,8 @@ def test_loss_and_every_gradient_are_transformers(torch, name):
     expected.backward()
     theirs = torch_gradients(model)
 
-    training = model_of(config)
-    batch = packed(config, [samples[:2], samples[2:]], 80)
-    loss, mine = gradients(training, parameters_of(weights_of(model)), EVERYTHING, batch)
+    batch = batch_of(config, samples[:2], samples[2:])
+    loss, mine = gradients(trainer_of(config, EVERYTHING), parameters_of(weights_of(model)), EVERYTHING, batch)
     assert_close(loss, expected.item(), GRADIENT)
     for key, value in mine.items():
         # What no token passes through (the layers behind the selected one) has no gradient there and zeros here.
@@ -113,12 +126,11 @@ def test_loss_and_every_gradient_are_transformers(torch, name):
 
 def test_a_trained_part_has_the_gradients_it_has_among_all(whole):
     _, config, weights, samples = whole
-    batch = packed(config, [samples[:3], samples[3:]], 80)
-    training, parameters = model_of(config), parameters_of(weights)
-    everything = gradients(training, parameters, EVERYTHING, batch)[1]
+    batch, parameters = batch_of(config, samples[:3], samples[3:]), parameters_of(weights)
+    everything = gradients(trainer_of(config, EVERYTHING), parameters, EVERYTHING, batch)[1]
     for group in ("projector", "decoder", "video_tower"):
         rates = Rates(**{group: 1.0})
-        mine = gradients(training, parameters, rates, batch)[1]
+        mine = gradients(trainer_of(config, rates), parameters, rates, batch)[1]
         assert mine.keys() == {name for name in everything if rates.trains(name)}
         for name, value in mine.items():
             assert_close(value, everything[name], GRADIENT)
@@ -151,9 +163,9 @@ def test_lora_is_pefts(torch, whole):
     expected = torch_loss(torch, base, samples)
     expected.backward()
 
-    parameters = parameters_of(weights) | narrow
-    batch = packed(config, [samples[:3], samples[3:]], 80)
-    loss, mine = gradients(training, parameters, Rates(lora=1.0), batch)
+    parameters, rates = parameters_of(weights) | narrow, Rates(lora=1.0)
+    batch = batch_of(config, samples[:3], samples[3:])
+    loss, mine = gradients(trainer_of(config, rates, lora=lora), parameters, rates, batch)
     assert_close(loss, expected.item(), GRADIENT)
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
@@ -186,13 +198,14 @@ def test_dropout_is_of_the_narrow_path_alone_and_by_its_key(whole):
     assert len({without, one, other}) == 3
 
 
-@pytest.mark.parametrize("remat", ["full", "dots", "none"])
-def test_what_is_kept_for_the_gradient_changes_nothing(whole, remat):
+@pytest.mark.parametrize(("remat", "loss_chunk"), [("full", 7), ("dots", 20), ("none", 80)])
+def test_what_is_kept_for_the_gradient_changes_nothing(whole, remat, loss_chunk):
+    """Layers computed again or kept, and the loss in chunks that divide a row, that do not, and in one."""
     _, config, weights, samples = whole
-    batch = packed(config, [samples[:3], samples[3:]], 80)
-    parameters = parameters_of(weights)
-    expected = gradients(model_of(config, remat="none", loss_chunk=80), parameters, EVERYTHING, batch)
-    loss, mine = gradients(model_of(config, remat=remat, loss_chunk=7), parameters, EVERYTHING, batch)
+    batch, parameters = batch_of(config, samples[:3], samples[3:]), parameters_of(weights)
+    expected = gradients(trainer_of(config, EVERYTHING), parameters, EVERYTHING, batch)
+    trainer = trainer_of(config, EVERYTHING, remat=remat, loss_chunk=loss_chunk)
+    loss, mine = gradients(trainer, parameters, EVERYTHING, batch)
     assert_close(loss, expected[0], GRADIENT)
     for name, value in mine.items():
         assert_close(value, expected[1][name], GRADIENT)
@@ -201,14 +214,14 @@ def test_what_is_kept_for_the_gradient_changes_nothing(whole, remat):
 def test_packed_padded_and_accumulated_are_one(whole):
     """Rows of several samples, rows of one, and micro-batches with other numbers of targets: one gradient."""
     _, config, weights, samples = whole
-    training, parameters = model_of(config), parameters_of(weights)
+    trainer, parameters = trainer_of(config, EVERYTHING), parameters_of(weights)
     layouts = {
-        "packed": [packed(config, [samples[:3], samples[3:]], 80)],
-        "padded": [packed(config, [[sample] for sample in samples], 48)],
-        "accumulated": [packed(config, [[sample], []], 48) for sample in samples],
-        "accumulated, packed": [packed(config, [samples[:1], []], 80), packed(config, [samples[1:4], samples[4:]], 80)],
+        "packed": [batch_of(config, samples[:3], samples[3:])],
+        "padded": [batch_of(config, *([sample] for sample in samples))],
+        "accumulated": [batch_of(config, [sample]) for sample in samples],
+        "accumulated, packed": [batch_of(config, samples[:1]), batch_of(config, samples[1:4], samples[4:])],
     }
-    results = [gradients(training, parameters, EVERYTHING, *batches) for batches in layouts.values()]
+    results = [gradients(trainer, parameters, EVERYTHING, *batches) for batches in layouts.values()]
     for loss, mine in results:
         assert_close(loss, results[0][0], GRADIENT)
         for name, value in mine.items():
@@ -231,13 +244,14 @@ def test_meshes_agree(whole, lora):
     found = []
     meshes = (make_mesh(*shape) for shape in ((1, 1), (8, 1), (2, 4)))
     for placement in (None, *(Placement(config, mesh) for mesh in meshes)):
-        training = model_of(config, placement=placement, lora=adapter)
+        trainer = trainer_of(config, rates, placement=placement, lora=adapter)
         parameters = parameters_of(weights, placement)
         if lora:
-            narrow = initial_lora({name: s for name, s in training.shapes.items() if is_lora(name)}, jax.random.key(0))
+            shapes = {name: shape for name, shape in trainer.model.shapes.items() if is_lora(name)}
+            narrow = initial_lora(shapes, jax.random.key(0))
             narrow = {name: value + 0.1 for name, value in narrow.items()}
             parameters |= placed(narrow, placement)
-        found.append(gradients(training, parameters, rates, packed(config, rows, 80, placement=placement)))
+        found.append(gradients(trainer, parameters, rates, packed(config, rows, 80, placement=placement)))
     for loss, mine in found:
         assert_close(loss, found[0][0], GRADIENT)
         for name, value in mine.items():

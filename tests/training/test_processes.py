@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.compiling import ENVIRONMENT
 from tests.faults.training import consumed
 from tests.tolerances import SELF
 from tests.training.conftest import ROOT, program
@@ -55,14 +56,12 @@ class Pair:
         self._output, self._errors = output, [output.with_suffix(f".{i}") for i in range(2)]
         self.children = []
         for i in range(2):
-            surroundings = {
+            surroundings = ENVIRONMENT | {
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                 "JAX_NUM_PROCESSES": "2",
                 "JAX_PROCESS_ID": str(i),
                 "JAX_NUM_CPU_DEVICES": "4",
                 "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-                "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
             }
             with open(self._errors[i], "w") as errors:
                 child = subprocess.Popen(

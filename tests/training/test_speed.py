@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from videollava_jax.arithmetic import train_flops
+from videollava_jax.arithmetic import tower_flops, train_flops
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.hardware import CHIPS, chip_of
 from videollava_jax.training.data import HostBatch
@@ -30,6 +30,9 @@ def test_sequences_and_media_of_packed_rows():
     assert 1 < flops / (6 * 6.6e9 * 2440) < 1.1
     assert work.utilisation(5e14, 1.0) == 0.5
     assert Work(config, frozenset(), 0, None).utilisation(5e14, 1.0) is None
+    # Towers whose features are on disk do not run; the projector does.
+    without = Work(config, work.trained, 0, None, towers=False).flops(HostBatch(0, 0, True, arrays, ()))
+    assert flops - without == tower_flops(config, 1, video=False) + tower_flops(config, 8, video=True)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,6 @@ class Drawn:
         return alpha / rank**0.5 if self.rslora else alpha / rank
 
 
-shapes_of = cache(parameter_shapes)
-
-
 def draw(
     config: VideoLlavaConfig,
     names: Any = (Q_PROJ, UP_PROJ),
@@ -61,7 +57,7 @@ def draw(
 ) -> Drawn:
     """A random adapter; of small whole numbers, whose products and sums are exact in any order, if `integers`."""
     rng = np.random.default_rng(seed)
-    shapes = shapes_of(config)
+    shapes = parameter_shapes(config)
 
     def array(*shape: int) -> np.ndarray:
         drawn = rng.integers(-3, 4, shape) if integers else rng.standard_normal(shape)

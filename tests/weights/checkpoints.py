@@ -45,8 +45,7 @@ def small_config(variant: str = "hf", **changes: Any) -> VideoLlavaConfig:
 def random_parameters(config: VideoLlavaConfig, seed: int, dtype: str = "float32") -> dict[str, np.ndarray]:
     """Arrays by our names."""
     rng = np.random.default_rng(seed)
-    shapes = parameter_shapes(config)
-    return {name: rng.standard_normal(shape).astype(DTYPES[dtype]) for name, shape in shapes.items()}
+    return {name: rng.standard_normal(shape).astype(DTYPES[dtype]) for name, shape in parameter_shapes(config).items()}
 
 
 def theirs(name: str, layout: str) -> str:

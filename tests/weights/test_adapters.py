@@ -27,7 +27,6 @@ from tests.weights.adapters_helper import (
     module,
     named,
     save_bin,
-    shapes_of,
     to_torch,
     write_adapter,
     write_files,
@@ -42,6 +41,7 @@ from tests.weights.checkpoints import (
     write_checkpoint,
 )
 from videollava_jax.cli import main
+from videollava_jax.model import parameter_shapes
 from videollava_jax.weights import Options, WeightsError, convert_to_orbax, open_checkpoint, verify_checkpoint
 from videollava_jax.weights.adapters import is_adapter, merge_adapter, open_adapter, write_peft
 from videollava_jax.weights.convert import nonfinite
@@ -133,7 +133,7 @@ def test_merging_is_pefts_formula_in_torch(torch, tmp_path, of_base, of_adapter)
     """`weight.data += (B @ A) * scaling` with A and B in float32, as PEFT casts them; float64 stays float64."""
     rng = np.random.default_rng(0)
     dtype = np.float64 if of_base == "float64" else DTYPES[of_base]
-    parameters = {n: rng.standard_normal(s).astype(dtype) for n, s in shapes_of(CONFIG).items()}
+    parameters = {n: rng.standard_normal(s).astype(dtype) for n, s in parameter_shapes(CONFIG).items()}
     write_checkpoint(tmp_path / "base", CONFIG, parameters, "hub")
     for integers in (True, False):
         drawn = draw(CONFIG, dtype=of_adapter, integers=integers, rank=4, alpha=2)
@@ -321,7 +321,7 @@ def adapters(draw_from):
     """(layout, adapter)"""
     layout = draw_from(st.sampled_from(LAYOUTS))
     config = small_config("original" if layout == "pku" else "hf")
-    layers = [n for n, s in shapes_of(config).items() if len(s) == 2]
+    layers = [n for n, s in parameter_shapes(config).items() if len(s) == 2]
     matrices = [n for n in layers if "_proj." in n or ".fc" in n]
     if layout != "pku":
         matrices += ["lm_head.weight"]

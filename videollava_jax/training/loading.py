@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy.typing as npt
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -18,7 +20,7 @@ from videollava_jax.processor_files import local_directory
 from videollava_jax.sharding import Placement, make_mesh
 from videollava_jax.training.lora import initial_lora, is_lora
 from videollava_jax.training.model import TrainingModel
-from videollava_jax.training.parameters import Parameters, placed, stack
+from videollava_jax.training.parameters import Parameters, group_of, placed, stack
 from videollava_jax.training.recipe import Compute, Recipe
 from videollava_jax.weights.loading import load_checkpoint
 
@@ -37,6 +39,15 @@ class Loaded:
     model: TrainingModel
     trained: Parameters
     frozen: Parameters
+
+    def without_towers(self) -> Loaded:
+        """The same without the towers' parameters, for a run that reads features."""
+        return replace(self, frozen={name: value for name, value in self.frozen.items() if not is_tower(name)})
+
+
+def is_tower(name: str) -> bool:
+    """Whether a parameter is of one of the towers."""
+    return group_of(name) in ("image_tower", "video_tower")
 
 
 def model_directory(name: str) -> Path:
@@ -101,6 +112,13 @@ def load(directory: Path, recipe: Recipe, mesh: Mesh, processor: VideoLlavaProce
         {name: value for name, value in stacked.items() if recipe.rates.trains(name)},
         {name: value for name, value in stacked.items() if not recipe.rates.trains(name)},
     )
+
+
+def rows_on_devices(x: npt.NDArray[Any], placement: Placement, rows: int) -> jax.Array:
+    """An array of `rows` rows, of which this process has its share `x`, over all devices."""
+    shape, sharding = (rows, *x.shape[1:]), placement.batch(rows)
+    array: jax.Array = jax.make_array_from_process_local_data(sharding, x, shape)  # type: ignore[no-untyped-call]
+    return array
 
 
 @partial(jax.jit, static_argnums=1)

@@ -21,6 +21,7 @@ from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.decoder import Context, LlamaLayer
 from videollava_jax.layers import Quantization
 from videollava_jax.model import abstract_model, named_parameters, with_parameters
+from videollava_jax.segments import MediaKind
 from videollava_jax.sharding import STACKED, Placement, like, resharded, spec_of, spread
 from videollava_jax.training.lora import Lora, adapt, set_dropout
 from videollava_jax.training.loss import LossSums, cross_entropy_sums
@@ -48,8 +49,9 @@ class Batch:
     Attributes:
       input_ids, positions, segments, targets, media_index: int32 [R, T]. `media_index` counts through the feature
         vectors of the row: those of its image slots, one after the other, then those of its video slots.
-      images: uint8 [R, image slots, S, S, 3], RGB; what an empty slot holds is never read.
-      videos: uint8 [R, video slots, F, S, S, 3].
+      images: uint8 [R, image slots, S, S, 3], RGB; what an empty slot holds is never read. Or what the frozen tower
+        made of them before: floats [R, image slots, tokens, width].
+      videos: uint8 [R, video slots, F, S, S, 3]; or floats [R, video slots, tokens, width].
     """
 
     input_ids: jax.Array
@@ -157,22 +159,34 @@ class TrainingModel:
         return normed
 
     def features(self, parameters: Parameters, images: jax.Array, videos: jax.Array) -> jax.Array | None:
-        """What the decoder sees of the media of each row [R, vectors, D], images first; None where there are none."""
-        R, found = images.shape[0], []
-        if images.shape[1]:
-            hidden = self._tower("image_tower", parameters, images)
-            if self.config.vision_feature_select_strategy == "default":
-                hidden = hidden[:, 1:]
-            found.append(hidden)
-        if videos.shape[1]:
-            found.append(self._tower("video_tower", parameters, videos))
+        """What the decoder sees of the media of each row [R, vectors, D], images first; None where there are none.
+
+        Args:
+          parameters: those of a tower are not needed where its features are given.
+          images, videos: of a `Batch`.
+        """
+        media: tuple[tuple[MediaKind, jax.Array], ...] = (("image", images), ("video", videos))
+        found = [self._selected(kind, parameters, slots) for kind, slots in media if slots.shape[1]]
         project = self._part("multi_modal_projector", parameters)
+        return jnp.concatenate([_by_row(project(hidden), images) for hidden in found], axis=1) if found else None
 
-        def by_row(hidden: jax.Array) -> jax.Array:
-            features = resharded(project(hidden), like(images, *spec_of(images)[:1]))
-            return features.reshape(R, -1, features.shape[-1], out_sharding=like(images, *spec_of(images)[:1]))
+    def encoded(self, kind: MediaKind, parameters: Parameters, pixels: jax.Array) -> jax.Array:
+        """What a `Batch` takes in the place of pixels: [n, tokens, width], in the dtype of compute.
 
-        return jnp.concatenate([by_row(hidden) for hidden in found], axis=1) if found else None
+        Args:
+          pixels: uint8 [n, S, S, 3] of images, [n, F, S, S, 3] of videos.
+        """
+        return _by_row(self._selected(kind, parameters, pixels[:, None]), pixels)
+
+    def _selected(self, kind: MediaKind, parameters: Parameters, slots: jax.Array) -> jax.Array:
+        """What the projector takes of all frames of all slots [frames, positions, width], spread over all devices."""
+        if slots.dtype != jnp.uint8:
+            positions = self.config.tokens_per_image if kind == "image" else self.config.tokens_per_frame
+            rows = like(slots, *spec_of(slots)[:1])
+            return spread(slots.reshape(-1, positions, slots.shape[-1], out_sharding=rows))
+        hidden = self._tower(f"{kind}_tower", parameters, slots)
+        drops_class = kind == "image" and self.config.vision_feature_select_strategy == "default"
+        return hidden[:, 1:] if drops_class else hidden
 
     def _tower(self, name: str, parameters: Parameters, pixels: jax.Array) -> jax.Array:
         """The selected hidden states of all frames of all slots [frames, positions, width], spread over all devices."""
@@ -251,3 +265,9 @@ class TrainingModel:
             return value
         single = name.replace(STACKED, ".0.")
         return resharded(value, self.placement.parameter(single, value.shape))
+
+
+def _by_row(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """[R, vectors, width] of [frames, positions, width]: those of each row together, split as an array of R rows is."""
+    split = like(rows, *spec_of(rows)[:1])
+    return resharded(x, split).reshape(rows.shape[0], -1, x.shape[-1], out_sharding=split)

@@ -30,6 +30,8 @@ class Data:
       layout: packed puts several samples into a row; padded gives each its own, cut to the buckets.
       buckets: lengths of padded rows; the last one is row_tokens.
       frames: of a video.
+      features: a directory for what frozen towers make of media: a medium is encoded once, before the first step, and
+        then read from there, by later runs too. null encodes it anew in each step.
       template: of prompts; null for the model's own. Conversations of the template hf never end in </s>, so a model
         trained with it does not learn to stop; vicuna_v1_no_system is the same with it.
       workers: processes that read media ahead, on each host; 0 reads when a batch is asked for.
@@ -50,6 +52,7 @@ class Data:
     layout: Literal["packed", "padded"] = "packed"
     buckets: list[int] = field(default_factory=list)
     frames: int = 8
+    features: str | None = None
     template: str | None = None
     workers: int = 4
     ahead: int = 2
@@ -158,6 +161,11 @@ class Recipe:
             raise ValueError("lora and rates.lora: expected both or neither: what adapters are like and how they learn")
         if self.compute.int8 and self.rates.decoder is not None:
             raise ValueError("compute.int8: int8 weights are not trained; expected rates.decoder null (QLoRA: lora)")
+        if self.data.features is not None and (self.rates.image_tower, self.rates.video_tower) != (None, None):
+            raise ValueError(
+                "data.features: towers that are trained make other features after each step; expected "
+                "rates.image_tower and rates.video_tower null, or data.features null"
+            )
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -168,7 +176,7 @@ class Recipe:
         whole = dataclasses.asdict(self)
         for name in ("output", "model", "keeping", "stall_seconds", "max_skipped"):
             del whole[name]
-        for name in ("train", "held_out", "media_root", "workers", "ahead", "max_bad"):
+        for name in ("train", "held_out", "media_root", "features", "workers", "ahead", "max_bad"):
             del whole["data"][name]
         for name in ("data", "tensor", "remat", "loss_chunk"):
             del whole["compute"][name]

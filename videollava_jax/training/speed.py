@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import Mesh
 
-from videollava_jax.arithmetic import train_flops
+from videollava_jax.arithmetic import tower_flops, train_flops
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.hardware import chip_of
 from videollava_jax.training.data import HostBatch
@@ -25,21 +25,23 @@ class Work:
       trained: the groups that are trained.
       adapters: parameters of low-rank projections.
       peak: operations a second of all devices together, by their makers' figures; None where there are none.
+      towers: whether they run; not where their features are read from disk.
     """
 
     config: VideoLlavaConfig
     trained: frozenset[Group]
     adapters: int
     peak: float | None
+    towers: bool = True
 
     @classmethod
-    def of(cls, config: VideoLlavaConfig, trained: Parameters, mesh: Mesh) -> Work:
+    def of(cls, config: VideoLlavaConfig, trained: Parameters, mesh: Mesh, *, towers: bool = True) -> Work:
         """Of these trained parameters on the devices of a mesh."""
         chip = chip_of(mesh.devices.flat[0].device_kind)
         adapters = sum(value.size for name, value in trained.items() if is_lora(name))
         groups = frozenset(group_of(name) for name in trained)
         peak = None if chip is None else chip.bf16_flops / chip.devices * mesh.size
-        return cls(config, groups, adapters, peak)
+        return cls(config, groups, adapters, peak, towers)
 
     def flops(self, batch: HostBatch) -> float:
         """Operations that a micro-batch cannot do without, of this process's rows."""
@@ -53,7 +55,10 @@ class Work:
                 (config.video_token_id, config.tokens_per_frame),
             )
         )
-        return train_flops(config, self.trained, lengths, images=images, frames=frames, adapters=self.adapters)
+        flops = train_flops(config, self.trained, lengths, images=images, frames=frames, adapters=self.adapters)
+        if self.towers:
+            return flops
+        return flops - tower_flops(config, images, video=False) - tower_flops(config, frames, video=True)
 
     def utilisation(self, flops: float, seconds: float) -> float | None:
         """The share of the peak, 0 to 1, that so many operations in so many seconds are."""

@@ -1,0 +1,116 @@
+"""The 7B model on one GPU: every phase and whole jobs, beside what the device cannot exceed and beside transformers.
+
+    python benchmarks/gpu.py --out out/gpu.json       # one GPU, under nine minutes; Markdown on standard output
+    python benchmarks/gpu.py --sections caption int8  # some of it: where two runs are to share what compiles
+    python benchmarks/gpu.py --small                  # all of it with tiny sizes, to try the program on a CPU
+
+Weights are random and drawn on the device, in bfloat16, so no checkpoint is needed. Both sides do the same work on the
+same device in one run, JAX in one process and torch in the next; each measures its sections in order, and what it has
+no more time or memory for is named. A figure is the median of some rounds with its range, after a round that compiles
+or warms up.
+
+    section   ours                                          transformers
+    ceilings  a copy, a product of matrices                 -
+    encode    8 frames to features: 1 and 8 videos a call   the same
+    decode    prefill of a video's prompt; steps of         the same; its `generate` with one row, with many (SDPA),
+              decoding with one row and with many           and with one row and a static cache, which it compiles
+    one       the engine: one question a video, 10 tokens   `generate`: batch 1, batched, static cache
+    ten       the engine: ten questions a video             as with one: each is a prompt of its own
+    caption   the engine: 256 tokens a video                as one
+    int8      steps with many rows and captions, with       -
+              int8 weights and prefixes
+
+Videos are frames in memory: decoding of files is not in it, the host's preprocessing is, on both sides. As many rows
+are taken as the work says, or as fit the memory; a cell says so. Limits are the roofline's (`arithmetic.py`) by the
+figures of `hardware.py`: those that were measured on such a chip where there are some, else its maker's. *ceilings*
+stands beside its maker's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sides import OURS, Results, Section, parser_of, publish, run_both
+
+SECTIONS = ("ceilings", "encode", "decode", "one", "ten", "caption", "int8")
+OUR_SHARE = 0.62
+"""Of the time: ours has more sections, and compiles whole programs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is measured.
+
+    Attributes:
+      small: the shape of the bundled model in the place of the 7B's.
+      chip: by whose figures limits are reckoned; None for the device's.
+      rounds: that count.
+      question_tokens, answer_tokens, caption_tokens: of each question, of each answer to it, and of each caption.
+      questions: about each video, where there are several.
+      videos: of the jobs with questions; captions are written of as many as there are rows.
+      rows, int8_rows: at most, of a batch of ours, and with int8 weights and prefixes.
+      batch: of transformers' batched jobs.
+      steps: of decoding in a round with many rows; four times as many with one.
+      matrix: side of the matrices of the ceilings.
+    """
+
+    small: bool = False
+    chip: str | None = None
+    rounds: int = 3
+    question_tokens: int = 50
+    answer_tokens: int = 10
+    caption_tokens: int = 256
+    questions: int = 10
+    videos: int = 64
+    rows: int = 64
+    int8_rows: int = 200
+    batch: int = 32
+    steps: int = 16
+    matrix: int = 8192
+
+    @classmethod
+    def tiny(cls) -> Work:
+        """For a CPU."""
+        return cls(
+            small=True,
+            question_tokens=20,
+            answer_tokens=3,
+            caption_tokens=6,
+            questions=2,
+            videos=3,
+            rows=3,
+            int8_rows=3,
+            batch=2,
+            steps=4,
+            matrix=256,
+        )
+
+
+def main() -> int:
+    parser = parser_of(__doc__, SECTIONS)
+    arguments = parser.parse_args()
+    work = Work.tiny() if arguments.small else Work()
+    work = dataclasses.replace(work, rounds=arguments.rounds, chip=arguments.chip)
+    if arguments.side is None:
+        return publish(run_both(__file__, arguments, share=OUR_SHARE), arguments.out)
+
+    def begin() -> tuple[dict[str, Any], Mapping[str, Section]]:
+        # Imported by the side that it is: JAX would take the memory that torch needs.
+        if arguments.side == OURS:
+            from gpu_ours import Ours
+
+            return Ours(work).begun()
+        from gpu_theirs import Theirs
+
+        return Theirs(work).begun()
+
+    Results(arguments.results).run(begin, arguments.sections)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,364 @@
+"""Our side of `gpu.py`: the engine, and the compiled functions that it calls, on its own caches."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from questions import FRAMES, question_words, random_videos, requests_of
+from random_models import Figures, jax_device, our_model, shape_of, versions
+from sides import OURS, Measured, Section, rate
+
+from videollava_jax import compilation_cache
+from videollava_jax import generate as compiled
+from videollava_jax import grid as on_device
+from videollava_jax.arithmetic import (
+    Job,
+    Storage,
+    best_possible,
+    decode_step,
+    encode_flops,
+    extend_flops,
+    weight_bytes,
+)
+from videollava_jax.cache import TailCache
+from videollava_jax.engine import Engine
+from videollava_jax.engine.board import sampling_of
+from videollava_jax.engine.media import encode_prefixes
+from videollava_jax.engine.preparation import Preparer, ReadPrefix
+from videollava_jax.engine.sizes import HOST_MEMORY, Demand, choose_shape
+from videollava_jax.generate import Answers, Vocabulary
+from videollava_jax.grid import Grid, GridShape
+from videollava_jax.hardware import roofline
+
+if TYPE_CHECKING:
+    from gpu import Work
+
+CACHE_SHARE = 0.85
+"""Of the memory that weights leave free: what programs need beside caches is known here, and is little."""
+FOR_EVER = 1 << 30
+"""Tokens of an answer that no measurement comes to the end of."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a video as the engine prepares it: the prefix with its pixels, and the ids after it [T]."""
+
+    read: ReadPrefix
+    ids: np.ndarray
+
+
+class Ours:
+    """The sections, in the order of `gpu.SECTIONS`.
+
+    Args:
+      work: what is measured.
+
+    Raises:
+      CannotRun: there is no accelerator.
+    """
+
+    def __init__(self, work: Work):
+        self.work = work
+        self.device = jax_device(small=work.small)
+        self.figures = Figures.of(self.device.device_kind, work.chip)
+        self.chip = self.figures.limits
+        compilation_cache.enable()
+        self.config, self.processor = shape_of(small=work.small)
+        self.model = our_model(self.config, jnp.bfloat16)
+        self.storage = Storage()
+        # Once for all sections: a grid that has a row less than the last would be compiled for anew.
+        self.memory = self._memory()
+
+        rng = np.random.default_rng(0)
+        self.words = question_words(self.processor, rng, work.questions, work.question_tokens)
+        count = max(work.videos, work.rows, work.int8_rows)
+        self.videos = random_videos(rng, count, self.config.vision_config.image_size)
+        self.asked = self._asked()
+
+    def begun(self) -> tuple[dict[str, Any], Mapping[str, Section]]:
+        """Facts about the device, and the sections by name."""
+        facts = {"device": self.device.device_kind, **versions("jax", "flax")}
+        if self.chip is not None:
+            facts["limits by"] = self.chip.name
+        sections: dict[str, Section] = {
+            "ceilings": self.ceilings,
+            "encode": self.encode,
+            "decode": self.decode,
+            "one": self.one,
+            "ten": self.ten,
+            "caption": self.caption,
+            "int8": self.int8,
+        }
+        return facts, sections
+
+    # ── phases ──
+
+    def ceilings(self) -> Iterator[Measured]:
+        """What a copy and a product of matrices reach: what the device gives on this day, beside its maker's word."""
+        maker, side = self.figures.maker, self.work.matrix
+        many = jnp.ones((16, side, side), jnp.bfloat16)
+        add = jax.jit(lambda x: x + 1, donate_argnums=0)
+
+        def copy() -> None:
+            nonlocal many
+            for _ in range(8):
+                many = add(many)
+            jax.block_until_ready(many)
+
+        rates = self._rounds(copy, 8 * 2 * many.nbytes / 1e9)
+        yield Measured(work="copy, GB/s", way=OURS, rates=rates, limit=maker and maker.hbm_bytes_per_second / 1e9)
+        del many
+        a, b = jax.random.normal(jax.random.key(0), (2, side, side), jnp.bfloat16)
+        multiply = jax.jit(jnp.matmul)
+
+        def product() -> None:
+            jax.block_until_ready([multiply(a, b) for _ in range(8)])
+
+        rates = self._rounds(product, 8 * 2 * side**3 / 1e12)
+        yield Measured(work="product, TFLOP/s", way=OURS, rates=rates, limit=maker and maker.bf16_flops / 1e12)
+
+    def encode(self) -> Iterator[Measured]:
+        """Pixels on the device to features, in the calls that the engine makes, and with eight videos in one."""
+        preprocess = self.processor.video_processor
+        mean, std = ((np.array(numbers, np.float32),) for numbers in (preprocess.mean, preprocess.std))
+        for videos in (1, 8):
+            pixels = (jnp.asarray(np.stack([self.asked.read.pixels[0]] * videos)),)
+
+            def calls(pixels: tuple[jax.Array, ...] = pixels) -> None:
+                model = self.model
+                jax.block_until_ready(
+                    [on_device.encode(model.graph, model.state, ("video",), 1, pixels, mean, std) for _ in range(8)]
+                )
+
+            limit = self.chip and 1 / roofline(encode_flops(self.config, frames=FRAMES), 0, self.chip).seconds
+            rates = self._rounds(calls, 8 * videos)
+            yield Measured(work=f"encode, {videos} at a time, videos/s", way=OURS, rates=rates, limit=limit)
+
+    def decode(self) -> Iterator[Measured]:
+        """Prefill into the places of a grid, and steps of decoding with one row and with all of them."""
+        shape = self._shape(self.work.rows, self.work.answer_tokens)
+        rates, grid = self._filled(shape)
+        tokens = len(self.asked.read.ids)
+        limit = None
+        if self.chip is not None:
+            flops, weights = extend_flops(self.config, tokens, logits=0), weight_bytes(self.config, self.storage)
+            limit = tokens / roofline(flops, weights, self.chip).seconds
+        yield Measured(work="prefill, tokens/s", way=OURS, rates=rates, limit=limit, note=f"{tokens} tokens")
+        grid = self._with_questions(shape, grid)
+        yield self._decode_rates("decode, one row, tokens/s", _first_row(grid), 4 * self.work.steps)
+        yield self._decode_rates("decode, many rows, tokens/s", grid, self.work.steps)
+
+    # ── jobs ──
+
+    def one(self) -> Iterator[Measured]:
+        """One question about each video."""
+        yield self._job(
+            "one question a video, answers/s", self.work.videos, self.work.answer_tokens, max_rows=self.work.rows
+        )
+
+    def ten(self) -> Iterator[Measured]:
+        """Several questions about each video."""
+        questions = self.work.questions
+        name = f"{questions} questions a video, answers/s"
+        yield self._job(name, self.work.videos, self.work.answer_tokens, questions=questions)
+
+    def caption(self) -> Iterator[Measured]:
+        """A long answer about each video."""
+        rows = self.work.rows
+        yield self._job("captions, videos/s", rows, self.work.caption_tokens, max_rows=rows)
+
+    def int8(self) -> Iterator[Measured]:
+        """Steps of decoding and captions with int8 weights and prefixes; the last section, as the weights change."""
+        del self.model
+        gc.collect()
+        self.storage = Storage(int8_weights=True, int8_kv=True)
+        self.model = our_model(self.config, jnp.bfloat16, int8=True)
+        self.memory = self._memory()
+        shape = self._shape(self.work.int8_rows, self.work.caption_tokens)
+        grid = self._with_questions(shape, self._filled(shape)[1])
+        yield self._decode_rates("decode, int8, many rows, tokens/s", grid, self.work.steps)
+        del grid
+        rows = shape.columns
+        yield self._job("captions, int8, videos/s", rows, self.work.caption_tokens, max_rows=rows)
+
+    # ── parts ──
+
+    def _rounds(self, run: Callable[[], None], amount: float) -> tuple[float, ...]:
+        """Rates of the rounds that count, after one that compiles."""
+        run()
+        return tuple(rate(run, amount) for _ in range(self.work.rounds))
+
+    def _memory(self) -> int:
+        """Bytes for caches, beside the weights."""
+        stats = self.device.memory_stats()
+        return int(CACHE_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"])) if stats else HOST_MEMORY
+
+    def _asked(self) -> Asked:
+        model = self.model
+        preparer = Preparer(self.processor, model.config, model.generation_config, longest=512)
+        (request,) = requests_of(self.videos[:1], self.words[:1], self.work.answer_tokens)
+        question = preparer.question(request)
+        return Asked(preparer.read(question.prefix), question.ids)
+
+    def _shape(self, rows: int, answer_tokens: int) -> GridShape:
+        """The grid that the engine would take for a question about each of so many videos: what compiles is shared."""
+        demand = Demand(len(self.asked.read.ids), [1] * rows, len(self.asked.ids), answer_tokens)
+        text, dtype, int8 = self.config.text_config, self.model.dtype, self.storage.int8_kv
+        return choose_shape(demand, text, dtype, parts=1, max_rows=rows, memory=self.memory, int8=int8)
+
+    def _filled(self, shape: GridShape) -> tuple[tuple[float, ...], Grid]:
+        """Rates of prefill in tokens a second, and a grid with the video in all its places."""
+        model, read = self.model, self.asked.read
+        ids = np.zeros((1, shape.prefix), np.int32)
+        ids[0, shape.prefix - len(read.ids) :] = read.ids
+        mask = np.arange(shape.prefix)[None] >= shape.prefix - len(read.ids)
+        ids_device, mask_device = model.on_devices(ids), model.on_devices(mask)
+        features = encode_prefixes(model, self.processor, [read], 1)
+        text, int8 = self.config.text_config, self.storage.int8_kv
+        grid = on_device.new_grid(text, shape, model.dtype, None, int8=int8, sampling=sampling_of([], False, False))
+        prefix = grid.prefix
+
+        def fill(columns: int) -> None:
+            nonlocal prefix
+            for column in range(columns):
+                prefix = on_device.fill_places(
+                    model.graph, model.state, ids_device, mask_device, features, prefix, np.int32(column)
+                )
+            jax.block_until_ready(prefix)
+
+        fill(shape.columns)
+        some = min(shape.columns, 8)
+        rates = tuple(rate(lambda: fill(some), some * len(read.ids)) for _ in range(self.work.rounds))
+        return rates, dataclasses.replace(grid, prefix=prefix)
+
+    def _with_questions(self, shape: GridShape, grid: Grid) -> Grid:
+        """The grid with the question in all its rows, whose answers never end. Takes the grid over."""
+        model, question = self.model, self.asked.ids
+        T = compiled.bucket(len(question), 32)
+        ids, mask = np.zeros((1, T), np.int32), np.arange(T)[None] >= T - len(question)
+        ids[0, T - len(question) :] = question
+        nobody = on_device.unwritten(1, shape.answer, self.config.text_config.vocab_size, sampling_of([], False, False))
+        fresh = dataclasses.replace(nobody, limit_B=np.full(1, FOR_EVER, np.int32), done_B=np.zeros(1, bool))
+        tail, answers = grid.tail, grid.answers
+        for column in range(shape.columns):
+            tail, answers = on_device.begin(
+                model.graph,
+                model.state,
+                model.on_devices(ids),
+                model.on_devices(mask),
+                model.on_devices(fresh),
+                grid.prefix,
+                tail,
+                answers,
+                self._vocabulary(),
+                np.int32(column),
+            )
+        return Grid(grid.prefix, tail, answers)
+
+    def _decode_rates(self, work: str, grid: Grid, steps: int) -> Measured:
+        """Steps of decoding with a full ring, so that every round does the same. Takes the grid over.
+
+        Raises:
+          RuntimeError: a row ended: its logits were not finite.
+        """
+        rows, ring = grid.answers.count_B.shape[0], grid.tail.slots - grid.tail.question
+        tail, answers, vocabulary = grid.tail, grid.answers, self._vocabulary()
+
+        def step(times: int) -> None:
+            nonlocal tail, answers
+            model = self.model
+            tail, answers = compiled.decode(
+                model.graph, model.state, grid.prefix, tail, answers, vocabulary, np.int32(times), np.int32(rows + 1)
+            )
+            jax.block_until_ready(answers)
+
+        step(ring)
+        rates = tuple(rate(lambda: step(steps), rows * steps) for _ in range(self.work.rounds))
+        if (written := int(answers.count_B.min())) != 1 + ring + self.work.rounds * steps:
+            raise RuntimeError(f"a row ended after {written} tokens: logits of random weights were not finite")
+        limit = None
+        if self.chip is not None:
+            prefix, own = len(self.asked.read.ids), len(self.asked.ids) + ring
+            least = decode_step(
+                self.config, self.chip, prefixes=rows, rows=rows, prefix=prefix, tail=own, storage=self.storage
+            )
+            limit = rows / least.seconds
+        return Measured(work=work, way=OURS, rates=rates, limit=limit, note=f"{rows} rows" if rows > 1 else "")
+
+    def _job(
+        self, work: str, videos: int, new_tokens: int, *, questions: int = 1, max_rows: int | None = None
+    ) -> Measured:
+        """The engine answers so many questions about each of so many videos, and again.
+
+        Args:
+          max_rows: of the engine's batch; None for what it takes by itself.
+
+        Raises:
+          RuntimeError: a request came back with an error.
+        """
+        requests = requests_of(self.videos[:videos], self.words[:questions], new_tokens)
+        sizes: set[str] = set()
+        engine = Engine(
+            self.model,
+            self.processor,
+            suppress_tokens=self.config.eos_token_ids,
+            max_rows=max_rows,
+            memory=self.memory,
+            int8_cache=self.storage.int8_kv,
+            window=len(requests),
+            on_sizes=sizes.add,
+        )
+
+        def answer() -> None:
+            for result in engine.run(requests):
+                if result.error is not None or len(result.token_ids) != new_tokens:
+                    raise RuntimeError(f"{result.id}: expected {new_tokens} tokens: {result.error or result.token_ids}")
+
+        rates = self._rounds(answer, len(requests))
+        for line in sizes:
+            print(f"  {line}", file=sys.stderr)
+        limit = None
+        if self.chip is not None:
+            job = Job(
+                prompt_tokens=len(self.asked.read.ids) - FRAMES * self.config.tokens_per_frame,
+                questions=questions,
+                question_tokens=len(self.asked.ids),
+                answer_tokens=new_tokens,
+            )
+            limit = best_possible(job, self.config, self.chip, storage=self.storage).answers_per_second
+        return Measured(work=work, way=OURS, rates=rates, limit=limit)
+
+    def _vocabulary(self) -> Vocabulary:
+        """No token ends an answer."""
+        suppressed = np.zeros(self.config.text_config.vocab_size, bool)
+        suppressed[list(self.config.eos_token_ids)] = True
+        return Vocabulary(
+            eos_E=jnp.asarray(self.config.eos_token_ids, jnp.int32),
+            suppressed_V=jnp.asarray(suppressed),
+            pad=jnp.int32(self.processor.tokenizer.pad_token_id),
+        )
+
+
+def _first_row(grid: Grid) -> Grid:
+    """A copy of the first place and the first row, as a grid of their own: what is donated of it is in no other."""
+
+    def first(x: jax.Array) -> jax.Array:
+        return jnp.array(x[:1])
+
+    tail: TailCache = dataclasses.replace(
+        grid.tail,
+        layers=jax.tree.map(lambda x: jnp.array(x[:, :1]), grid.tail.layers),
+        valid_BS=first(grid.tail.valid_BS),
+        next_slot=jnp.array(grid.tail.next_slot),
+        next_position_B=first(grid.tail.next_position_B),
+    )
+    answers: Answers = jax.tree.map(first, grid.answers)
+    return Grid(jax.tree.map(first, grid.prefix), tail, answers)

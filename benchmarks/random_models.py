@@ -1,0 +1,159 @@
+"""Random models of the real size, drawn where they are used: ours on JAX's device, transformers' on torch's.
+
+Nothing of 15 GB is written, read or sent to a device. Matrices are drawn from N(0, 0.02²), as transformers initialises
+them; norms are 1, biases 0. The two sides draw different numbers: their rates are compared, not their answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from questions import processor_for_224_pixels
+from sides import CannotRun
+
+from videollava_jax import VideoLlavaForConditionalGeneration
+from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.demo import TINY
+from videollava_jax.hardware import CHIPS, Chip, chip_of
+from videollava_jax.layers import quantized
+from videollava_jax.model import parameter_shapes
+from videollava_jax.processor import VideoLlavaProcessor
+from videollava_jax.sharding import STACKED, resharded
+from videollava_jax.weights.quantize import SCALE, is_quantizable
+
+
+def shape_of(*, small: bool) -> tuple[VideoLlavaConfig, VideoLlavaProcessor]:
+    """The 7B model with the ids of the bundled tokenizer, or the bundled model's shape; and a processor for it."""
+    if small:
+        return VideoLlavaConfig.from_hf(TINY), VideoLlavaProcessor.from_pretrained(TINY)
+    processor = processor_for_224_pixels()
+    ids = processor.encoder.media_ids
+    config = dataclasses.replace(VideoLlavaConfig(), image_token_id=ids["image"], video_token_id=ids["video"])
+    return config, processor
+
+
+def with_layers(config: VideoLlavaConfig, layers: int) -> VideoLlavaConfig:
+    """The same with so many layers in its decoder."""
+    return dataclasses.replace(config, text_config=dataclasses.replace(config.text_config, num_hidden_layers=layers))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """By what a device is judged; None where nobody has stated or measured it.
+
+    Attributes:
+      maker: its maker's figures.
+      limits: what programs were seen to reach on such a chip, or its maker's.
+    """
+
+    maker: Chip | None
+    limits: Chip | None
+
+    @classmethod
+    def of(cls, device_kind: str, named: str | None) -> Figures:
+        """Those of a device, as JAX or torch calls it, or of another chip of `hardware.CHIPS`, by its name."""
+        chip = chip_of(device_kind) if named is None else CHIPS[named]
+        return cls(chip, chip and CHIPS.get(f"{chip.name}-measured", chip))
+
+
+# ── JAX ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def jax_device(*, small: bool) -> Any:
+    """JAX's first device.
+
+    Raises:
+      CannotRun: it is no accelerator, and the model is of the real size.
+    """
+    device = jax.devices()[0]
+    if device.platform == "cpu" and not small:
+        raise CannotRun(
+            "JAX found no accelerator here (pip install 'jax[cuda12]'?); --small tries the program on a CPU"
+        )
+    return device
+
+
+def drawn(
+    seed: int, name: str, shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding | None = None
+) -> jax.Array:
+    """A parameter of this name, of a model or with layers stacked, on the device."""
+    if len(shape) > 1 + (STACKED in name) or "class_embedding" in name:
+        return _normal(seed, shape, jnp.dtype(dtype), sharding)
+    return jnp.full(shape, 0 if name.endswith("bias") else 1, dtype, device=sharding)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _normal(seed: int, shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
+    # Threefry, JAX's default, would take as long as all the rest of the preparations.
+    values = 0.02 * jax.random.normal(jax.random.key(seed, impl="rbg"), shape, dtype)
+    return resharded(values, sharding)
+
+
+def our_model(config: VideoLlavaConfig, dtype: Any, *, int8: bool = False) -> VideoLlavaForConditionalGeneration:
+    """Our model with its weights drawn; `int8`: its decoder's projections, each as soon as it is drawn."""
+    parameters: dict[str, jax.Array] = {}
+    for seed, (name, shape) in enumerate(parameter_shapes(config).items()):
+        parameters[name] = drawn(seed, name, shape, dtype)
+        if int8 and is_quantizable(name):
+            parameters[name], parameters[name + SCALE] = _quantized(parameters[name])
+    return VideoLlavaForConditionalGeneration(config, parameters)
+
+
+_quantized = jax.jit(quantized)
+
+
+# ── torch ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def torch_device(*, small: bool) -> Any:
+    """Where torch computes.
+
+    Raises:
+      CannotRun: torch or transformers is not there, or it finds no GPU and the model is of the real size.
+    """
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise CannotRun(f"transformers' side needs torch and transformers here: {error}") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if small:
+        return torch.device("cpu")
+    raise CannotRun(f"torch {torch.__version__} finds no GPU here: expected a build with CUDA, and a GPU that it knows")
+
+
+def their_model(config: VideoLlavaConfig, device: Any, dtype: Any) -> Any:
+    """transformers' model of the same shape, drawn by its own initialisation on the device."""
+    import torch
+    import transformers
+
+    with torch.device(device), _default_dtype(dtype):
+        theirs = transformers.VideoLlavaConfig.from_dict(config.to_hf())
+        return transformers.VideoLlavaForConditionalGeneration(theirs).eval()
+
+
+@contextmanager
+def _default_dtype(dtype: Any) -> Iterator[None]:
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def versions(*names: str) -> dict[str, str]:
+    """The versions of installed packages."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in names}

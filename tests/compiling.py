@@ -1,0 +1,21 @@
+"""How programs for the CPU are compiled in tests, which compile much and compute little: quickly, and once."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+XLA_FLAGS = "--xla_backend_optimization_level=0"
+"""Machine code that is not optimised is ready in a third of the time, and in half of that where XLA emits it in its
+older way, in one piece. What XLA does to a program before is as ever."""
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know these, and refuse them
+    XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+CACHE = str(Path(__file__).parents[1] / ".cache" / "jax")
+CACHED_FROM = 0.1
+"""Seconds of compiling from which a program is kept."""
+ENVIRONMENT = {
+    "XLA_FLAGS": XLA_FLAGS,
+    "JAX_COMPILATION_CACHE_DIR": CACHE,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(CACHED_FROM),
+}
+"""Of a process that starts JAX by itself. Not of one that compiles for chips which are not here: those programs can be
+written to a cache and not be read again."""
