@@ -54,11 +54,15 @@ def cross_entropy_sums(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: ja
         losses_BC = jax.nn.logsumexp(logits_BCV, axis=-1) - jnp.where(is_target, logits_BCV, 0).sum(axis=-1)
         return jnp.where(targets_BC != IGNORED_LABEL, losses_BC, 0).sum()
 
-    def step(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
-        x_BCD = jax.lax.dynamic_slice_in_dim(hidden_BTD, start, size, axis=1)
-        targets_BC = jax.lax.dynamic_slice_in_dim(targets_BT, start, size, axis=1)
-        return total + of_chunk(head_VD, x_BCD, targets_BC), None
+    def in_chunks(x: jax.Array) -> jax.Array:
+        """[chunks, B, C, ...] of [B, T, ...]."""
+        return jnp.moveaxis(
+            x.reshape(x.shape[0], chunks, size, *x.shape[2:], out_sharding=like(x, *spec_of(x)[:1])), 1, 0
+        )
+
+    def step(total: jax.Array, one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + of_chunk(head_VD, *one), None
 
     zero = resharded(jnp.zeros((), jnp.float32), like(hidden_BTD))
-    loss, _ = jax.lax.scan(step, zero, jnp.arange(chunks) * size)
+    loss, _ = jax.lax.scan(step, zero, (in_chunks(hidden_BTD), in_chunks(targets_BT)))
     return LossSums(loss, (targets_BT != IGNORED_LABEL).sum(dtype=jnp.int32))
