@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +184,28 @@ def _unwritten(
         seen_BV=_marks(seen, V) if penalise else None,
         sampling=sampling,
     )
+
+
+class Streamer(Protocol):
+    """What transformers calls a streamer: `TextStreamer`, `TextIteratorStreamer` and what is made like them."""
+
+    def put(self, value: npt.NDArray[Any]) -> None:
+        """Takes a prompt [B, T], then the tokens [B] of one step after the other."""
+
+    def end(self) -> None:
+        """The answers are whole."""
+
+
+def to_streamer(streamer: Streamer, on_tokens: OnTokens | None = None) -> OnTokens:
+    """An `on_tokens` that hands each step's tokens to a streamer, and whole chunks to another `on_tokens`."""
+
+    def hand_on(tokens: npt.NDArray[np.int64]) -> None:
+        for step_B in tokens.T:
+            streamer.put(step_B)
+        if on_tokens is not None:
+            on_tokens(tokens)
+
+    return hand_on
 
 
 class TextStream:

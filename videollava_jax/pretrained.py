@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex, get_args
@@ -21,7 +21,7 @@ from videollava_jax import compilation_cache
 from videollava_jax import generate as compiled
 from videollava_jax.cache import Cache
 from videollava_jax.config import VideoLlavaConfig, checked_pooling, poolings, require_whole_windows
-from videollava_jax.decoding import DecodeOptions, decode, row_keys
+from videollava_jax.decoding import DecodeOptions, OnTokens, Streamer, decode, row_keys, to_streamer
 from videollava_jax.generate import PROMPT_BUCKET, bucket
 from videollava_jax.layers import Quantization
 from videollava_jax.model import abstract_model, named_parameters, with_parameters
@@ -219,7 +219,8 @@ class VideoLlavaForConditionalGeneration:
         suppress_tokens: Sequence[int] = (),
         stop_strings: str | Sequence[str] = (),
         tokenizer: Any = None,
-        on_tokens: Callable[[npt.NDArray[np.int64]], None] | None = None,
+        on_tokens: OnTokens | None = None,
+        streamer: Streamer | None = None,
     ) -> npt.NDArray[np.int64]:
         """Prompts and what follows them, as transformers returns it.
 
@@ -231,6 +232,8 @@ class VideoLlavaForConditionalGeneration:
             prompts with equal seeds get equal answers; `num_return_sequences` gives different ones.
           stop_strings: a row ends with the token that completes one of these; needs `tokenizer`.
           on_tokens: called with the new tokens [B, n] of every chunk of 8 steps, for streaming.
+          streamer: transformers' `TextStreamer` and its like: is given the prompt, then each step's tokens, 8 steps at
+            a time.
 
         Returns:
           int64 [B × num_return_sequences, T + new]; rows that ended early are padded.
@@ -264,12 +267,14 @@ class VideoLlavaForConditionalGeneration:
             suppress_tokens=suppress_tokens,
             stop_strings=stop_strings,
             tokenizer=tokenizer,
-            on_tokens=on_tokens,
+            on_tokens=on_tokens if streamer is None else to_streamer(streamer, on_tokens),
         )
         keys = row_keys(seed, B, num_return_sequences)
         if num_return_sequences > 1 and not options.do_sample:
             raise ValueError("num_return_sequences above 1 needs do_sample=True: greedy answers would all be the same")
         images = _either(pixel_values_images, pixel_values)
+        if streamer is not None:
+            streamer.put(np.repeat(ids, num_return_sequences, axis=0).astype(np.int64))
         logits, cache = self.prefill(
             ids, mask, images, pixel_values_videos, video_pooling=video_pooling, room=options.room
         )
@@ -277,6 +282,8 @@ class VideoLlavaForConditionalGeneration:
             logits, cache = jnp.repeat(logits, num_return_sequences, axis=0), cache.repeat(num_return_sequences)
         prompts = [ids[row][mask[row]] for row in range(B) for _ in range(num_return_sequences)]
         answers, _ = self.decode(logits, cache, keys, prompts, options)
+        if streamer is not None:
+            streamer.end()
         return np.concatenate([np.repeat(ids, num_return_sequences, axis=0), answers], axis=1).astype(np.int64)
 
     def prefill(

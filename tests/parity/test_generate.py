@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers import TextIteratorStreamer
 
 from tests.parity.reference import IMAGE, VIDEO, array, assert_close, hf_config, hf_model
 from tests.tolerances import MODEL
@@ -92,6 +93,39 @@ def test_samples_and_chunks(model, inputs):
     np.testing.assert_array_equal(streamed, model.generate(ids, max_new_tokens=16, pad_token_id=0))
     banned = int(streamed[0, 6])
     assert banned not in model.generate(ids, max_new_tokens=16, suppress_tokens=[banned], pad_token_id=0)[0, 6:]
+
+
+class Recorder:
+    """A streamer that keeps what it is given."""
+
+    def __init__(self):
+        self.given = []
+
+    def put(self, value):
+        self.given.append(value.tolist())
+
+    def end(self):
+        self.given.append("the end")
+
+
+def test_streamers_are_given_what_transformers_gives_them(torch, reference, model, inputs):
+    expected, got, arguments = Recorder(), Recorder(), dict(max_new_tokens=24, do_sample=False, pad_token_id=0)
+    reference[0].generate(**for_torch(torch, inputs), **arguments, streamer=expected)
+    parts = []
+    model.generate(**inputs, **arguments, streamer=got, on_tokens=parts.append)
+    assert got.given == expected.given
+    assert np.concatenate(parts, axis=1).T.tolist() == got.given[1:-1]
+
+    streamer = TextIteratorStreamer(Words(), skip_prompt=True)
+    answer = model.generate(inputs["input_ids"][2:3, -6:], **arguments, streamer=streamer)[0, 6:]
+    assert "".join(streamer) == Words().decode(answer)
+
+
+class Words:
+    """A tokenizer with a word for each token."""
+
+    def decode(self, tokens):
+        return "".join(f"w{token} " for token in tokens)
 
 
 @pytest.mark.parametrize("layout", ["hub", "hf5", "memory"])
