@@ -31,7 +31,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_work import KINDS, Work
-from sides import OURS, Results, Section, parser_of, publish, run_both
+from sides import OURS, THEIRS, Section, compare, parser_of
 
 OUR_SHARE = 0.5
 
@@ -43,20 +43,18 @@ def main() -> int:
     work = Work(rounds=arguments.rounds, layers=arguments.layers, chip=arguments.chip)
     if arguments.small:
         work = dataclasses.replace(work, small=True, row_tokens=192, micro_batches=2, rank=4)
-    if arguments.side is None:
-        return publish(run_both(__file__, arguments, share=OUR_SHARE), arguments.out)
 
-    def begin() -> tuple[dict[str, Any], Mapping[str, Section]]:
-        if arguments.side == OURS:
-            from finetune_ours import Ours
+    def ours() -> tuple[dict[str, Any], Mapping[str, Section]]:
+        from finetune_ours import Ours
 
-            return Ours(work).begun()
+        return Ours(work).begun()
+
+    def theirs() -> tuple[dict[str, Any], Mapping[str, Section]]:
         from finetune_theirs import Theirs
 
         return Theirs(work).begun()
 
-    Results(arguments.results).run(begin, arguments.sections)
-    return 0
+    return compare(__file__, arguments, {OURS: ours, THEIRS: theirs}, share=OUR_SHARE)
 
 
 if __name__ == "__main__":

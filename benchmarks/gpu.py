@@ -34,7 +34,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sides import OURS, Results, Section, parser_of, publish, run_both
+from sides import OURS, THEIRS, Section, compare, parser_of
 
 SECTIONS = ("ceilings", "encode", "decode", "one", "ten", "caption", "int8")
 OUR_SHARE = 0.62
@@ -95,21 +95,18 @@ def main() -> int:
     arguments = parser.parse_args()
     work = Work.tiny() if arguments.small else Work()
     work = dataclasses.replace(work, rounds=arguments.rounds, chip=arguments.chip)
-    if arguments.side is None:
-        return publish(run_both(__file__, arguments, share=OUR_SHARE), arguments.out)
 
-    def begin() -> tuple[dict[str, Any], Mapping[str, Section]]:
-        # Imported by the side that it is: JAX would take the memory that torch needs.
-        if arguments.side == OURS:
-            from gpu_ours import Ours
+    def ours() -> tuple[dict[str, Any], Mapping[str, Section]]:
+        from gpu_ours import Ours
 
-            return Ours(work).begun()
+        return Ours(work).begun()
+
+    def theirs() -> tuple[dict[str, Any], Mapping[str, Section]]:
         from gpu_theirs import Theirs
 
         return Theirs(work).begun()
 
-    Results(arguments.results).run(begin, arguments.sections)
-    return 0
+    return compare(__file__, arguments, {OURS: ours, THEIRS: theirs}, share=OUR_SHARE)
 
 
 if __name__ == "__main__":

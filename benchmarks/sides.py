@@ -75,6 +75,8 @@ class Report:
 # ── in the process of a side ────────────────────────────────────────────────────────────────────────────────
 
 Section = Callable[[], Iterator[Measured]]
+Begin = Callable[[], tuple[dict[str, Any], Mapping[str, Section]]]
+"""Facts about the device, and the sections by name; raises `CannotRun` where there are none."""
 
 
 class CannotRun(Exception):
@@ -91,13 +93,8 @@ class Results:
         with open(self._path, "a") as file:
             file.write(json.dumps({kind: value}) + "\n")
 
-    def run(self, begin: Callable[[], tuple[dict[str, Any], Mapping[str, Section]]], wanted: Sequence[str]) -> None:
-        """Runs sections one after the other, those that fail beside the others.
-
-        Args:
-          begin: gives facts about the device, and the sections by name; raises `CannotRun` where there are none.
-          wanted: names of sections.
-        """
+    def run(self, begin: Begin, wanted: Sequence[str]) -> None:
+        """Runs the sections of these names one after the other, those that fail beside the others."""
         try:
             facts, sections = begin()
         except CannotRun as error:
@@ -133,6 +130,22 @@ def parser_of(description: str | None, sections: Sequence[str]) -> argparse.Argu
     parser.add_argument("--side", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
     parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)
     return parser
+
+
+def compare(program: str, arguments: argparse.Namespace, sides: Mapping[str, Begin], *, share: float) -> int:
+    """What a program does with its arguments: it has both sides run and publishes what they found, or is one of them.
+
+    Args:
+      program, share: as in `run_both`.
+      sides: how each begins. What it needs it imports there: JAX would take the memory that torch needs.
+
+    Returns:
+      The exit status.
+    """
+    if arguments.side is None:
+        return publish(run_both(program, arguments, share=share), arguments.out)
+    Results(arguments.results).run(sides[arguments.side], arguments.sections)
+    return 0
 
 
 def run_both(program: str, arguments: argparse.Namespace, *, share: float) -> dict[str, Report]:

@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from tests.faults.children import Child, Died
 from tests.faults.tables import Tally, said, table
@@ -93,10 +94,20 @@ def latest(run: Path) -> int:
     return max((int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal()), default=0)
 
 
+def ended_well(child: Child, seconds: float, tally: Tally) -> None:
+    """Counts a violation where a run that nobody disturbed ends otherwise than with status 0."""
+    try:
+        ended = f"status {child.result(seconds)}"
+    except (Died, RuntimeError) as error:
+        ended = str(error)
+    if ended != "status 0":
+        tally.add("violation", f"a run that nobody disturbed did not end well: {ended}")
+
+
 def interrupted(
     place: Path, data: Path, mesh: tuple[int, int], rng: random.Random, tally: Tally, too_late: Tally, left: int
 ) -> int:
-    """One run, interrupted until it is done or so many interruptions were made; how many."""
+    """One run, interrupted until it is done or `left` interruptions were made; how many were."""
     made = kept = 0
     while True:
         if latest(place) < kept:
@@ -104,8 +115,7 @@ def interrupted(
         kept, log = latest(place), log_of(place)
         child = Child(fine_tune, str(place), str(data), mesh)
         if made == left:
-            if child.result(300) != 0:
-                tally.add("violation", "a run that nobody disturbed did not end well")
+            ended_well(child, 300, tally)
             return made
         number = rng.choice((signal.SIGKILL, signal.SIGTERM))
         if starting := rng.random() < BEFORE_ITS_STEPS:
@@ -119,15 +129,14 @@ def interrupted(
                 time.sleep(0.005)
             time.sleep(rng.uniform(0, 0.05))
         if not child.running:
-            if child.result(10) != 0:
-                tally.add("violation", "a run that nobody disturbed did not end well")
+            ended_well(child, 10, tally)
             return made
         os.kill(child.pid, number)
         made += 1
         name = f"{signal.Signals(number).name} {'at the start' if starting else 'in its steps'}"
         try:
             status = child.result(120)
-        except Died as error:
+        except (Died, RuntimeError) as error:
             # Until the steps begin there is nothing to save, and SIGTERM ends the process as it ends any.
             expected = f"status {-number}" in str(error) and (starting or number == signal.SIGKILL)
             tally.add(*((name,) if expected else ("violation", f"{name}: {error}")))
@@ -142,8 +151,21 @@ def interrupted(
             tally.add("violation", f"{name}: step {last_logged(place)} was done, and {latest(place)} saved")
 
 
+def compared(run: Path, expected: dict[str, np.ndarray], order: list[list[int]]) -> tuple[str, ...]:
+    """How the result of a finished run stands to that of the undisturbed one, as `Tally.add` takes it."""
+    found = parameters(run)
+    if found.keys() != expected.keys():
+        return "violation", f"parameters {sorted(found.keys() ^ expected.keys())[:3]} are in one of the runs only"
+    differing = [name for name in expected if not np.array_equal(found[name], expected[name])]
+    if differing:
+        return "violation", f"{len(differing)} of {len(expected)} parameters differ: {differing[:3]}"
+    if consumed(run) != order:
+        return "violation", f"samples {consumed(run)}, expected {order}"
+    return ("equal to the bit",)
+
+
 def trial(interruptions: int, seed: int, mesh: tuple[int, int]) -> list[Tally]:
-    """So many interruptions of as many runs as that takes."""
+    """So many interruptions of as many runs as that takes; fewer where a run does not come to its end."""
     rng, results = random.Random(seed), Tally("runs")
     tally, too_late = Tally("interruptions"), Tally("signals after the last step")
     with tempfile.TemporaryDirectory() as directory:
@@ -152,18 +174,14 @@ def trial(interruptions: int, seed: int, mesh: tuple[int, int]) -> list[Tally]:
         if Child(fine_tune, str(whole), str(data), mesh).result(300) != 0:
             raise RuntimeError("the run that nobody disturbs did not end well")
         expected, order = parameters(whole), consumed(whole)
-        made = 0
-        while made < interruptions:
-            place = Path(directory) / f"run-{results.outcomes.total()}"
-            made += interrupted(place, data, mesh, rng, tally, too_late, interruptions - made)
-            found = parameters(place)
-            differing = [name for name in expected if not np.array_equal(found[name], expected[name])]
-            if differing or found.keys() != expected.keys():
-                results.add("violation", f"{len(differing)} of {len(expected)} parameters differ: {differing[:3]}")
-            elif consumed(place) != order:
-                results.add("violation", f"samples {consumed(place)}, expected {order}")
-            else:
-                results.add("equal to the bit")
+        with tqdm(total=interruptions, unit="interruption") as bar:
+            while bar.n < interruptions:
+                place = Path(directory) / f"run-{results.outcomes.total()}"
+                bar.update(interrupted(place, data, mesh, rng, tally, too_late, interruptions - bar.n))
+                if latest(place) != STEPS:
+                    results.add("violation", f"a run has checkpoint {latest(place)} and not {STEPS}")
+                    break
+                results.add(*compared(place, expected, order))
     return [tally, too_late, results]
 
 
