@@ -1,7 +1,7 @@
 """Measures two claims of the Video-LLaVA paper on the tiny model: alignment before projection, and joint training.
 
-    python train/ablation.py --out out/ablation           # five seeds, a process a CPU core
-    python train/ablation.py --out out/ablation --table   # the tables, from the results there are
+    python train/ablation.py --out out/ablation       # five seeds, a process a CPU core
+    python train/ablation_results.py out/ablation     # the tables, from the results there are
 
 Each seed draws scenes of its own (`videollava_jax.shapes`) and trains, in the stages of `tiny.py`,
 
@@ -26,7 +26,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -40,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tiny
+from ablation_results import DATA, KINDS, TOWERS, append, read, read_all, results_of, right, tables
 from safetensors.numpy import load_file, save_file
 from tiny import Media, Parameters, Tiny
 from tqdm import tqdm
@@ -48,19 +48,13 @@ from videollava_jax import compilation_cache
 from videollava_jax.demo import TINY
 from videollava_jax.model import named_parameters
 from videollava_jax.processor import VideoLlavaProcessor
-from videollava_jax.shapes import CLIP_KINDS, EVAL_SEEDS, IMAGE_KINDS, TRAIN_SEEDS
+from videollava_jax.shapes import EVAL_SEEDS, TRAIN_SEEDS
 from videollava_jax.training.run_directory import run_directory
 
-TOWERS = ("aligned", "unaligned")
-DATA = {"images": ("images",), "clips": ("clips",), "both": ("images", "clips")}
-"""What a condition is trained on."""
-KINDS = {"images": IMAGE_KINDS, "clips": CLIP_KINDS}
 SCENES_OF_A_SEED = 100_000
 """Of the training seeds of scenes, so many belong to each seed of the ablation."""
 FIRST_UNSEEN = 20_000
 """The first evaluation seed, beyond those that the shipped model was chosen by."""
-Found = dict[tuple[str, str], dict[int, dict[str, Any]]]
-"""Lines of results by towers and data, and there by seed."""
 WARM_UP = 50
 """Steps in which the rate of projector and decoder rises."""
 MEMORY = 0.98
@@ -122,11 +116,10 @@ QUICK = Settings(
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parse_arguments(arguments)
     settings = QUICK if given.quick else Settings()
-    if not given.table:
-        facts = dataclasses.asdict(settings)
-        with run_directory(given.out, facts, json.dumps(facts, indent=2) + "\n"):
-            measure(given.out, settings, given.seeds, given.processes)
-    print(tables([line for file in sorted(given.out.glob("results/*.jsonl")) for line in read(file)]))
+    facts = dataclasses.asdict(settings)
+    with run_directory(given.out, facts, json.dumps(facts, indent=2) + "\n"):
+        measure(given.out, settings, given.seeds, given.processes)
+    print(tables(read_all(given.out)))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -135,7 +128,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (%(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="seeds at a time (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few scenes: does it run?")
-    parser.add_argument("--table", action="store_true", help="print the tables of the results there are, and end")
     given = parser.parse_args(arguments)
     most = len(TRAIN_SEEDS) // SCENES_OF_A_SEED
     if not 1 <= given.seeds <= most:
@@ -180,10 +172,6 @@ def conditions_left(out: Path, seed: int) -> list[tuple[str, str]]:
     """(towers, data) that have no line yet."""
     done = {(line["towers"], line["data"]) for line in read(results_of(out, seed))}
     return [condition for condition in itertools.product(TOWERS, DATA) if condition not in done]
-
-
-def results_of(out: Path, seed: int) -> Path:
-    return out / "results" / f"{seed}.jsonl"
 
 
 def measure_seed(out: Path, settings: Settings, seed: int) -> None:
@@ -388,138 +376,6 @@ def train_and_ask(
 @jax.jit
 def mixed(mean: Parameters, new: Parameters, memory: float) -> Parameters:
     return jax.tree.map(lambda x, y: memory * x + (1 - memory) * y, mean, new)
-
-
-# ── 4. Results ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def append(results: Path, line: dict[str, Any]) -> None:
-    """One more line, whole or not at all."""
-    results.parent.mkdir(exist_ok=True)
-    unfinished = results.with_suffix(".new")
-    with unfinished.open("w") as file:
-        file.write("".join(json.dumps(each) + "\n" for each in [*read(results), line]))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, results)
-
-
-def read(results: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-
-
-def right(counts: dict[str, list[int]]) -> float:
-    """Percent of all questions."""
-    got, asked = tiny.total(counts)
-    return 100 * got / asked
-
-
-def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean ± standard deviation; the mean alone where there is one value, a dash where there is none."""
-    if not values:
-        return "–"
-    mean = format(statistics.mean(values), f"{sign}.1f")
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
-
-
-def as_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def tables(lines: Sequence[dict[str, Any]]) -> str:
-    """What was measured, in Markdown: answers, differences, curves, kinds, towers."""
-    if not lines:
-        return "no condition is finished yet"
-    found: Found = {(towers, data): {} for towers in TOWERS for data in DATA}
-    for line in lines:
-        found[line["towers"], line["data"]][line["seed"]] = line
-    return "\n\n".join(
-        [
-            "Right answers about unseen media, % (in brackets: about a medium that it was not trained on)",
-            answers_table(found),
-            "Differences in points, each seed with itself",
-            differences_table(found),
-            "On the way: means after so many steps, and what the last stretch still changed",
-            curves_table(found),
-            "By kind of question, %",
-            kinds_table(found),
-            "The video towers: patches of unseen clips that are named right, %",
-            towers_table(lines),
-        ]
-    )
-
-
-def final(lines: dict[int, dict[str, Any]], medium: str) -> dict[int, float]:
-    """By seed, the percent right about a medium at the last point."""
-    return {seed: right(line["curve"][-1][medium]) for seed, line in lines.items()}
-
-
-def bracketed(text: str, data: str, medium: str) -> str:
-    return text if medium in DATA[data] else f"({text})"
-
-
-def answers_table(found: Found) -> str:
-    rows = []
-    for (towers, data), lines in found.items():
-        shares = {medium: spread(list(final(lines, medium).values())) for medium in KINDS}
-        told = [bracketed(share, data, medium) for medium, share in shares.items()]
-        rows.append([towers, data, *told, str(len(lines))])
-    return as_markdown(("towers", "trained on", *KINDS, "seeds"), rows)
-
-
-def differences_table(found: Found) -> str:
-    rows = []
-    for what, medium, (plus, minus) in comparisons():
-        a, b = final(found[plus], medium), final(found[minus], medium)
-        pairs = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-        rows.append([what, medium, spread(pairs, "+"), f"{sum(pair > 0 for pair in pairs)} of {len(pairs)}"])
-    return as_markdown(("difference", "asked about", "points", "seeds above zero"), rows)
-
-
-def curves_table(found: Found) -> str:
-    points = next(line["curve"] for lines in found.values() for line in lines.values())
-    steps = [str(point["step"]) for point in points]
-    rows = []
-    for (towers, data), lines in found.items():
-        for medium in DATA[data] if lines else ():
-            curves = [[right(point[medium]) for point in line["curve"]] for line in lines.values()]
-            means = [f"{statistics.mean(values):.1f}" for values in zip(*curves, strict=True)]
-            rows.append([towers, data, medium, *means, spread([curve[-1] - curve[-2] for curve in curves], "+")])
-    return as_markdown(("towers", "trained on", "asked about", *steps, "last change"), rows)
-
-
-def kinds_table(found: Found) -> str:
-    rows = []
-    for ((towers, data), lines), medium in itertools.product(found.items(), KINDS):
-        ends = [line["curve"][-1][medium] for line in lines.values()]
-        shares = [spread([right({kind: end[kind]}) for end in ends if kind in end]) for kind in CLIP_KINDS]
-        rows.append([towers, data, medium, *(bracketed(share, data, medium) for share in shares)])
-    return as_markdown(("towers", "trained on", "asked about", *CLIP_KINDS), rows)
-
-
-def towers_table(lines: Sequence[dict[str, Any]]) -> str:
-    rows = []
-    for towers in TOWERS:
-        readings = {line["seed"]: line["patches"] for line in lines if line["towers"] == towers}.values()
-        shares = [spread([100 * reading[heads] for reading in readings]) for heads in ("own", "image")]
-        rows.append([towers, *shares, str(len(readings))])
-    return as_markdown(("video tower", "by its own heads", "by the image tower's heads", "seeds"), rows)
-
-
-def comparisons() -> list[tuple[str, str, tuple[tuple[str, str], tuple[str, str]]]]:
-    """What is compared: its name, the medium asked about, and the two conditions."""
-    alignment = [
-        (f"aligned − unaligned, trained on {data}", medium, (("aligned", data), ("unaligned", data)))
-        for data, medium in itertools.product(reversed(DATA), KINDS)
-        if (data, medium) != ("images", "images")  # the video tower has no part in it
-    ]
-    together = [
-        (f"both − {medium} alone, {towers}", medium, ((towers, "both"), (towers, medium)))
-        for towers in TOWERS
-        for medium in KINDS
-    ]
-    return alignment + together
 
 
 if __name__ == "__main__":

@@ -37,6 +37,12 @@ def ablation():
 
 
 @pytest.fixture(scope="module")
+def results(ablation):
+    """The program for what it has found."""
+    return importlib.import_module("ablation_results")
+
+
+@pytest.fixture(scope="module")
 def quick(ablation, tmp_path_factory) -> Path:
     """The directory of a quick run of one seed."""
     out = tmp_path_factory.mktemp("ablation") / "run"
@@ -247,6 +253,24 @@ def test_tables_of_given_results(ablation):
     assert "| unaligned | 90.0 ± 0.0 | 20.0 ± 0.0 | 2 |" in rows
 
 
-def test_tables_of_nothing(ablation, tmp_path, capsys):
-    ablation.main(["--out", str(tmp_path), "--table"])
+def test_tables_of_nothing(results, tmp_path, capsys):
+    results.main([str(tmp_path)])
     assert capsys.readouterr().out == "no condition is finished yet\n"
+
+
+def test_curves_are_drawn(results, tmp_path):
+    lines = [line("aligned", "both", seed, 9, 8, before=seed) for seed in range(3)] + [
+        line("unaligned", "clips", 0, 1, 2)
+    ]
+    for each in lines:
+        results.append(results.results_of(tmp_path, each["seed"]), each)
+    results.main([str(tmp_path), "--picture", str(tmp_path / "pictures" / "curves.svg")])
+    picture = (tmp_path / "pictures" / "curves.svg").read_text()
+    for text in (
+        "Questions about images",
+        "Questions about clips",
+        "aligned towers, both media",
+        "unaligned towers, this medium alone",
+    ):
+        assert f"<!-- {text} -->" in picture
+    assert "unaligned towers, both media" not in picture  # nothing is known of it
