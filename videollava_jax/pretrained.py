@@ -26,10 +26,12 @@ from videollava_jax.generate import PROMPT_BUCKET, bucket
 from videollava_jax.layers import Quantization
 from videollava_jax.model import abstract_model, named_parameters, with_parameters
 from videollava_jax.sharding import Placement, put
-from videollava_jax.weights import load_checkpoint
+from videollava_jax.weights import Options, checkpoint_of, convert_to_orbax, export, load_checkpoint
+from videollava_jax.weights.checkpoint import ORBAX
 from videollava_jax.weights.manifest import Verify
 from videollava_jax.weights.quantize import SCALE
 
+GENERATION_CONFIG = "generation_config.json"
 CACHE_GROWTH = 256  # slots that a full cache grows by
 
 
@@ -131,7 +133,7 @@ class VideoLlavaForConditionalGeneration:
         config, parameters = load_checkpoint(
             directory, dtype, placement=placement, verify=verify, int8=quantization is not None
         )
-        file = directory / "generation_config.json"
+        file = directory / GENERATION_CONFIG
         return cls(
             config,
             parameters,
@@ -139,6 +141,32 @@ class VideoLlavaForConditionalGeneration:
             mesh=mesh,
             quantization=quantization,
         )
+
+    def save_pretrained(self, directory: str | os.PathLike[str], *, layout: str | None = None) -> None:
+        """Writes what `from_pretrained` reads, here and in transformers; `processor.save_pretrained` adds its files.
+
+        Args:
+          directory: must not exist, or hold exactly this already.
+          layout: "hub", "hf5", "memory" (transformers'), "pku" (the authors') or "orbax"; None for "hub", and for
+            "orbax" where the video tower attends over time, which transformers' cannot hold. Weights in int8 are
+            written as those that they stand for.
+
+        Raises:
+          WeightsError: the layout cannot hold the model, values are not finite, or the disk does not take it.
+          ValueError: parts of the model are with other processes.
+        """
+        parameters = self.parameters
+        if not all(value.is_fully_addressable for value in parameters.values()):
+            raise ValueError("parts of the model are with other processes: load it in one process to save it")
+        if layout is None:
+            layout = ORBAX if self.config.variant == "original" else "hub"
+        written = (json.dumps(self.generation_config, indent=2) + "\n").encode()
+        options = Options(files={GENERATION_CONFIG: written} if self.generation_config else {})
+        checkpoint = checkpoint_of(self.config, parameters)
+        if layout == ORBAX:
+            convert_to_orbax(checkpoint, Path(directory), options)
+        else:
+            export(checkpoint, Path(directory), layout, options)
 
     @property
     def parameters(self) -> dict[str, jax.Array]:

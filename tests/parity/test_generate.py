@@ -182,3 +182,11 @@ def test_what_does_not_fit_is_listed_at_once(reference, tmp_path):
 def test_bad_arguments(model, inputs, change, message):
     with pytest.raises(ValueError, match=message):
         model.generate(**({"max_new_tokens": 4} | inputs | change))
+
+
+def test_what_is_saved_is_what_transformers_loads(torch, reference, model, inputs, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    again = type(reference[0]).from_pretrained(tmp_path / "saved")
+    for name, value in reference[0].state_dict().items():
+        np.testing.assert_array_equal(array(again.state_dict()[name]), array(value), err_msg=name)
+    assert again.generation_config.eos_token_id == reference[0].generation_config.eos_token_id

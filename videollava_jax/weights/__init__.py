@@ -1,7 +1,7 @@
 """Checkpoints: every layout's names in one table, streams of tensors, Orbax, conversion both ways, proof by hashes."""
 
 from videollava_jax.weights.adapters import Adapter, merge_adapter, open_adapter, write_peft
-from videollava_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from videollava_jax.weights.checkpoint import Checkpoint, checkpoint_of, open_checkpoint
 from videollava_jax.weights.convert import Conversion, Options, convert_to_orbax, export
 from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.layouts import LAYOUTS, Layout, recognise
@@ -18,6 +18,7 @@ __all__ = [
     "Layout",
     "Options",
     "WeightsError",
+    "checkpoint_of",
     "compare_checkpoints",
     "convert_to_orbax",
     "export",

@@ -6,7 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.model import parameter_shapes
@@ -25,7 +29,7 @@ ORBAX = "orbax"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk.
+    """A checkpoint on disk, or in memory.
 
     Attributes:
       directory: where it lies.
@@ -83,6 +87,22 @@ def open_checkpoint(directory: Path, tower_config: Path | None = None) -> Checkp
     _require_fit(directory, config, by_ours, {ours: tensor.name for ours, tensor in by_ours.items()})
     named = {ours: dataclasses.replace(tensor, name=ours) for ours, tensor in by_ours.items()}
     return Checkpoint(directory, layout.name, config, named)
+
+
+def checkpoint_of(config: VideoLlavaConfig, parameters: Mapping[str, Any]) -> Checkpoint:
+    """Parameters in memory, by our names, as a checkpoint; those in int8 as the weights that they stand for."""
+    nowhere = Path("<in memory>")
+    return Checkpoint(
+        nowhere,
+        ORBAX,
+        config,
+        dequantized(
+            {
+                name: StoredTensor(name, value.shape, np.dtype(value.dtype), nowhere, partial(np.array, value))
+                for name, value in parameters.items()
+            }
+        ),
+    )
 
 
 def _read_config(directory: Path, tensors: Mapping[str, StoredTensor], tower_config: Path | None) -> VideoLlavaConfig:

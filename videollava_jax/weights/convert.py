@@ -94,7 +94,7 @@ class Options:
 
 
 def convert_to_orbax(
-    source: Path | Adapter,
+    source: Path | Checkpoint | Adapter,
     target: Path,
     options: Options = Options(),
     *,
@@ -104,7 +104,7 @@ def convert_to_orbax(
     """Converts a checkpoint in any known layout to an Orbax directory with its manifest.
 
     Args:
-      source: the checkpoint, or with `base` an adapter, opened or where it lies.
+      source: the checkpoint, or with `base` an adapter; opened or where it lies.
       tower_config: LanguageBind's config.json, for a checkpoint of the authors'.
       base: the checkpoint that the adapter in `source` is merged into.
 
@@ -120,7 +120,7 @@ def convert_to_orbax(
 
 
 def export(
-    source: Path,
+    source: Path | Checkpoint,
     target: Path,
     layout: str,
     options: Options = Options(),
@@ -181,13 +181,18 @@ class _Opened:
         return {name: self.manifest.tensors[self.manifested[read].name] for name, read in as_they_are.items()}
 
 
-def _open(source: Path, tower_config: Path | None = None, *, adapter: Path | Adapter | None = None) -> _Opened:
-    if is_adapter(source):
-        raise WeightsError(f"{source}: an adapter, not a model: --base says which checkpoint it is merged into")
-    require_intact(source, "fast")
-    manifest = read_manifest(source)
-    stored = {} if manifest is None else stored_tensors(source)
-    checkpoint = open_checkpoint(source, tower_config)
+def _open(
+    source: Path | Checkpoint, tower_config: Path | None = None, *, adapter: Path | Adapter | None = None
+) -> _Opened:
+    if isinstance(source, Checkpoint):
+        checkpoint, stored, manifest = source, {}, None
+    else:
+        if is_adapter(source):
+            raise WeightsError(f"{source}: an adapter, not a model: --base says which checkpoint it is merged into")
+        require_intact(source, "fast")
+        manifest = read_manifest(source)
+        stored = {} if manifest is None else stored_tensors(source)
+        checkpoint = open_checkpoint(source, tower_config)
     if adapter is not None:
         checkpoint = merge_adapter(checkpoint, open_adapter(adapter) if isinstance(adapter, Path) else adapter)
     return _Opened(checkpoint, {tensor.read: tensor for tensor in stored.values()}, manifest or Manifest({}, {}))

@@ -1,0 +1,83 @@
+"""`save_pretrained`: a model in memory to a directory, and back to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.engine.jobs import random_model
+from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
+from videollava_jax.weights import WeightsError, open_checkpoint, verify_checkpoint
+
+
+@pytest.fixture(scope="module")
+def original(tiny_model):
+    """A model whose video tower attends over time."""
+    return random_model(tiny_model, variant="original")
+
+
+def load(directory):
+    return VideoLlavaForConditionalGeneration.from_pretrained(directory, verify="full")
+
+
+def assert_same(model, other):
+    assert other.config == model.config
+    assert other.parameters.keys() == model.parameters.keys()
+    for name, value in model.parameters.items():
+        np.testing.assert_array_equal(other.parameters[name], value, err_msg=name, strict=True)
+
+
+@pytest.mark.parametrize("layout", [None, "hub", "hf5", "memory", "orbax"])
+def test_it_comes_back_as_it_was(tiny_model, tmp_path, layout):
+    target = tmp_path / "saved"
+    tiny_model.save_pretrained(target, layout=layout)
+    assert open_checkpoint(target).layout == (layout or "hub")
+    again = load(target)
+    assert_same(tiny_model, again)
+    assert again.generation_config == tiny_model.generation_config != {}
+
+
+@pytest.mark.parametrize("layout", [None, "orbax"])
+def test_attention_over_time_is_kept(original, tmp_path, layout):
+    original.save_pretrained(tmp_path / "saved", layout=layout)
+    assert open_checkpoint(tmp_path / "saved").layout == "orbax"
+    assert_same(original, load(tmp_path / "saved"))
+
+
+def test_what_a_layout_cannot_hold_is_refused(original, tmp_path):
+    with pytest.raises(WeightsError, match="cannot hold the video tower's attention over time"):
+        original.save_pretrained(tmp_path / "saved", layout="hub")
+    with pytest.raises(WeightsError, match="expected one of"):
+        original.save_pretrained(tmp_path / "saved", layout="onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_beside_its_processor(tiny_model, tiny_processor, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "saved")
+    tiny_processor.save_pretrained(tmp_path / "saved")
+    assert verify_checkpoint(tmp_path / "saved") == []
+    ids = VideoLlavaProcessor.from_pretrained(tmp_path / "saved")("USER: What is it? ASSISTANT:")["input_ids"]
+    np.testing.assert_array_equal(ids, tiny_processor("USER: What is it? ASSISTANT:")["input_ids"])
+
+
+def test_other_directories_are_left_alone(tiny_model, original, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "saved")
+    tiny_model.save_pretrained(tmp_path / "saved")  # the same again
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    for name in ("saved", "other"):
+        with pytest.raises(WeightsError, match="holds something else"):
+            original.save_pretrained(tmp_path / name, layout="orbax")
+    assert (tmp_path / "other" / "notes.txt").read_text() == "mine"
+    assert_same(tiny_model, load(tmp_path / "saved"))
+
+
+def test_weights_in_int8_are_written_as_what_they_stand_for(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "floats")
+    narrow = VideoLlavaForConditionalGeneration.from_pretrained(tmp_path / "floats", quantization="int8")
+    narrow.save_pretrained(tmp_path / "narrow")
+    found = load(tmp_path / "narrow").parameters
+    assert found.keys() == tiny_model.parameters.keys()
+    some = "language_model.layers.0.mlp.up_proj.weight"
+    expected = np.asarray(narrow.parameters[some], np.float32) * np.asarray(narrow.parameters[f"{some}_scale"])[:, None]
+    np.testing.assert_array_equal(found[some], expected)
