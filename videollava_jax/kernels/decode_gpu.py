@@ -49,17 +49,18 @@ def decode(
     Source: Dao et al. 2023, FlashDecoding.
     """
     q_GKQH = queries_by_key_head(operands)
-    G, K, Q, H = q_GKQH.shape
+    G, K, queries, H = q_GKQH.shape
     S = operands.size("S")
-    tile = max(QUERY_TILE, pl.next_power_of_2(Q))
+    Q = max(QUERY_TILE, pl.next_power_of_2(queries))
+    q_GKQH = jnp.pad(q_GKQH, ((0, 0), (0, 0), (0, Q - queries), (0, 0)))
     blocks = pl.cdiv(S, block)
     wanted = pl.cdiv(PROGRAMS, G * K) if splits is None else splits
     blocks_each = pl.cdiv(blocks, min(wanted, blocks))
     splits = pl.cdiv(blocks, blocks_each)
     float32: Any = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    row, head, queries = (lambda g, k, p: (g, 0)), (lambda g, k, p: (g, k, 0)), (lambda g, k, p: (g, k, 0, 0))
-    inputs: list[tuple[jax.Array | None, pl.BlockSpec | None]] = [(q_GKQH, pl.BlockSpec((None, None, Q, H), queries))]
-    inputs += [(x, pl.BlockSpec((None, None, S, H), queries)) for x in (operands.keys, operands.values)]
+    row, head, whole = (lambda g, k, p: (g, 0)), (lambda g, k, p: (g, k, 0)), (lambda g, k, p: (g, k, 0, 0))
+    inputs: list[tuple[jax.Array | None, pl.BlockSpec | None]] = [(q_GKQH, pl.BlockSpec((None, None, Q, H), whole))]
+    inputs += [(x, pl.BlockSpec((None, None, S, H), whole)) for x in (operands.keys, operands.values)]
     inputs += [
         (None, None) if scale is None else (scale, pl.BlockSpec((None, None, S), head))
         for scale in (operands.key_scale, operands.value_scale)
@@ -67,7 +68,7 @@ def decode(
     mask_GS = operands.mask_GS
     inputs += [(None, None) if mask_GS is None else (mask_GS.astype(jnp.int8), pl.BlockSpec((None, S), row))]
     out_PGKQH, lse_PGKQ = pl.pallas_call(
-        functools.partial(_kernel, tile=tile, block=block, blocks_each=blocks_each),
+        functools.partial(_kernel, block=block, blocks_each=blocks_each),
         grid=(G, K, splits),
         in_specs=[spec for _, spec in inputs],
         out_specs=[
@@ -79,7 +80,7 @@ def decode(
         interpret=interpret,
         name="decode_attention",
     )(*(x for x, _ in inputs))
-    out_GKQH, lse_GKQ = _merged(out_PGKQH, lse_PGKQ)
+    out_GKQH, lse_GKQ = _merged(out_PGKQH[..., :queries, :], lse_PGKQ[..., :queries])
     return rows_again(out_GKQH, operands.q_BTNH), rows_again(lse_GKQ, operands.q_BTNH)
 
 
@@ -92,12 +93,11 @@ def _merged(out_PGKQH: jax.Array, lse_PGKQ: jax.Array) -> tuple[jax.Array, jax.A
     return out_GKQH, top_GKQ + jnp.log(total_GKQ)
 
 
-def _kernel(*refs: Any, tile: int, block: int, blocks_each: int) -> None:
+def _kernel(*refs: Any, block: int, blocks_each: int) -> None:
     q_ref, k_ref, v_ref, k_scale_ref, v_scale_ref, mask_ref, out_ref, lse_ref = refs
     slots, H = k_ref.shape
-    queries = q_ref.shape[0]
-    is_query = jnp.arange(tile) < queries
-    q = plgpu.load(q_ref.at[pl.ds(0, tile), :], mask=is_query[:, None], other=0)
+    q = q_ref[...]
+    Q = q.shape[0]
     # exp2 is the instruction there is: log2(e) is multiplied into the scores once.
     scale, masked = H**-0.5 * math.log2(math.e), MASKED * math.log2(math.e)
     first = pl.program_id(2) * blocks_each
@@ -123,8 +123,8 @@ def _kernel(*refs: Any, tile: int, block: int, blocks_each: int) -> None:
         return higher, total, acc
 
     # Every block holds a slot at least, so that the greatest score is finite from the first block on.
-    start = jnp.full((tile,), -jnp.inf), jnp.zeros((tile,)), jnp.zeros((tile, H))
+    start = jnp.full((Q,), -jnp.inf), jnp.zeros((Q,)), jnp.zeros((Q, H))
     last = jnp.minimum(blocks_each, pl.cdiv(slots, block) - first)
     top, total, acc = jax.lax.fori_loop(0, last, body, start)
-    plgpu.store(out_ref.at[pl.ds(0, tile), :], acc / total[:, None], mask=is_query[:, None])
-    plgpu.store(lse_ref.at[pl.ds(0, tile)], top * math.log(2) + jnp.log(total), mask=is_query)
+    out_ref[...] = acc / total[:, None]
+    lse_ref[...] = top * math.log(2) + jnp.log(total)
