@@ -1,5 +1,6 @@
 """What every test shares: float32 products in full precision, a compilation cache, tolerances."""
 
+import dataclasses
 import gc
 import os
 import sys
@@ -12,6 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 # The TPU compiler, which the Makefile puts beside the environment: for the processes that compile with it.
@@ -61,3 +64,17 @@ def tiny_model():
     from videollava_jax.demo import TINY
 
     return VideoLlavaForConditionalGeneration.from_pretrained(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_original(tiny_model):
+    """The tiny model as an "original" one: its own weights, and attention over 8 frames drawn at random."""
+    from videollava_jax import VideoLlavaForConditionalGeneration
+    from videollava_jax.model import parameter_shapes
+
+    config = dataclasses.replace(tiny_model.config, variant="original")
+    rng, weights = np.random.default_rng(0), dict(tiny_model.parameters)
+    for name, shape in parameter_shapes(config).items():
+        if ".temporal_" in name:
+            weights[name] = jnp.asarray(shape[-1] ** -0.5 * rng.standard_normal(shape), jnp.float32)
+    return VideoLlavaForConditionalGeneration(config, weights)

@@ -1,6 +1,5 @@
 """More than 8 frames: windows of the original video tower, and pooled frames, from the command to the features."""
 
-import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -11,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tolerances import LAYER, MODEL
-from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
+from videollava_jax import VideoLlavaProcessor
 from videollava_jax import generate as compiled
 from videollava_jax.chat import Chat
 from videollava_jax.cli import main
 from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig, poolings
 from videollava_jax.demo import MEDIA, TINY
 from videollava_jax.media import Fps, FramePreprocessor, Indices, Uniform
-from videollava_jax.model import abstract_model, named_parameters, pool_patches
+from videollava_jax.model import abstract_model, pool_patches
 
 CLIP = MEDIA / "rising-triangle.mp4"
 PROMPT = "USER: <video>\nWhich way does it move? ASSISTANT:"
@@ -181,18 +180,6 @@ def test_a_prompt_that_is_too_long_points_to_pooling(tiny_processor):
 # ── windows of the original tower ──
 
 
-@pytest.fixture(scope="module")
-def original(tiny_model):
-    """The tiny model as an "original" one: its own weights, and attention over 8 frames drawn at random."""
-    config = dataclasses.replace(tiny_model.config, variant="original")
-    rng, weights = np.random.default_rng(0), dict(tiny_model.parameters)
-    for name, value in named_parameters(nnx.state(abstract_model(config))).items():
-        if ".temporal_" in name:
-            std = value.shape[-1] ** -0.5
-            weights[name] = jnp.asarray(std * rng.standard_normal(value.shape), jnp.float32)
-    return VideoLlavaForConditionalGeneration(config, weights)
-
-
 @pytest.fixture
 def windowed(tmp_path):
     """The processor of such a model, told by its config.json."""
@@ -203,11 +190,11 @@ def windowed(tmp_path):
 
 
 @pytest.mark.parametrize("pooling", [1, 2])
-def test_sixteen_frames_are_two_windows_of_eight(original, windowed, pooling):
+def test_sixteen_frames_are_two_windows_of_eight(tiny_original, windowed, pooling):
     pixels = windowed(videos=CLIP, sampling=Uniform(16))["pixel_values_videos"]
 
     def encode(clips):
-        return np.asarray(compiled.encode_videos(original.graph, original.state, jnp.asarray(clips), pooling))
+        return np.asarray(compiled.encode_videos(tiny_original.graph, tiny_original.state, jnp.asarray(clips), pooling))
 
     whole = encode(pixels)
     halves = np.concatenate([encode(pixels[:, :8]), encode(pixels[:, 8:])], axis=1)
@@ -236,7 +223,7 @@ def test_a_count_that_only_the_file_decides_is_refused_too(windowed):
     assert windowed(text=PROMPT, videos=CLIP, sampling=Fps(2, multiple_of=8))["pixel_values_videos"].shape[1] == 8
 
 
-def test_the_model_refuses_them_before_computing(original, tiny_processor, monkeypatch):
+def test_the_model_refuses_them_before_computing(tiny_original, tiny_processor, monkeypatch):
     monkeypatch.setattr(compiled, "encode_images", None)
     monkeypatch.setattr(compiled, "encode_videos", None)
     image = np.zeros((56, 56, 3), np.uint8)
@@ -244,10 +231,10 @@ def test_the_model_refuses_them_before_computing(original, tiny_processor, monke
     # Two videos of 4 frames are 8 frames in all, which the tower alone would take for one clip.
     inputs = tiny_processor(text="<image><video><video>", images=image, videos=[frames, frames])
     message = "pixel_values_videos: .* multiple of 8 frames, got 4: take 8"
-    for call in (original, original.generate):
+    for call in (tiny_original, tiny_original.generate):
         with pytest.raises(ValueError, match=message):
             call(**inputs)
-    model = nnx.merge(original.graph, original.state)
+    model = nnx.merge(tiny_original.graph, tiny_original.state)
     with pytest.raises(ValueError, match="multiple of 8 frames, got 4"):
         model.encode_videos(jnp.zeros((2, 4, 56, 56, 3)))
 

@@ -116,10 +116,12 @@ class VisionLayer(nnx.Module):
         N, P, D = x_NPD.shape
         F = self.temporal_frames
         V = N // F
-        x_VFPD = x_NPD.reshape(V, F, P, D) + self.temporal_embedding[...][:, :, None, :]
-        x_WFD = x_VFPD.swapaxes(1, 2).reshape(V * P, F, D)
+        # Clips stay whole: JAX might spread a clip's frames, or positions, over the devices.
+        clips = like(x_NPD, *spec_of(x_NPD)[:1])
+        x_VFPD = x_NPD.reshape(V, F, P, D, out_sharding=clips) + self.temporal_embedding[...][:, :, None, :]
+        x_WFD = x_VFPD.swapaxes(1, 2).reshape(V * P, F, D, out_sharding=clips)
         x_WFD = x_WFD + self.temporal_attn(self.temporal_layer_norm1(x_WFD))
-        return x_WFD.reshape(V, P, F, D).swapaxes(1, 2).reshape(N, P, D)
+        return x_WFD.reshape(V, P, F, D, out_sharding=clips).swapaxes(1, 2).reshape(N, P, D, out_sharding=clips)
 
 
 class VisionEncoder(nnx.Module):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from tests.engine.jobs import generated, mixed_job, on_mesh, random_model
+from tests.tolerances import SELF
 from videollava_jax.engine import Engine
+from videollava_jax.generate import encode_videos
 from videollava_jax.sharding import make_mesh
 
 JOB = [request for request in mixed_job() if not request.images]
@@ -40,6 +42,16 @@ def test_other_models_on_a_mesh(tiny_model, tiny_processor, name):
     job = JOB[:4]
     results = {result.id: result.token_ids for result in Engine(spread, tiny_processor, max_rows=8).run(job)}
     assert results == {request.id: generated(alone, tiny_processor, request) for request in job}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4), (8, 1)])
+def test_a_clip_a_part_is_attended_over_time_on_a_mesh(tiny_model, shape):
+    """As many clips as the mesh has parts: their frames stay together."""
+    alone = random_model(tiny_model, variant="original")
+    spread = on_mesh(alone, make_mesh(*shape))
+    clips = np.random.default_rng(0).standard_normal((shape[0], 8, 3, 56, 56)).astype(np.float32)
+    features, expected = (encode_videos(m.graph, m.state, m.on_devices(clips)) for m in (spread, alone))
+    np.testing.assert_allclose(features, expected, rtol=0, atol=SELF)
 
 
 def test_scores_on_a_mesh(model, tiny_processor):

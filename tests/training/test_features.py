@@ -59,8 +59,8 @@ def recipe_of(rates: Rates, dtype: Literal["bfloat16", "float32"] = "float32", f
     )
 
 
-def loaded_on(mesh: tuple[int, int], processor: Any, recipe: Recipe) -> Loaded:
-    return load(TINY, recipe, make_mesh(*mesh), processor)
+def loaded_on(mesh: tuple[int, int], processor: Any, recipe: Recipe, directory: Path = TINY) -> Loaded:
+    return load(directory, recipe, make_mesh(*mesh), processor)
 
 
 @pytest.fixture(scope="module")
@@ -146,20 +146,14 @@ def gradients(loaded: Loaded, rates: Rates, batch: HostBatch) -> tuple[float, Pa
 # ── what is learnt ──
 
 
-@pytest.mark.parametrize(("mesh", "rates"), [((1, 1), WITH_LORA), ((4, 2), ALL_BUT_TOWERS)])
-def test_losses_and_gradients_are_those_of_pixels(corpus, tiny_processor, tmp_path, mesh, rates):
-    loaded = loaded_on(mesh, tiny_processor, recipe_of(rates))
-    start = Start(tiny_processor, loaded)
-    store = start.store(tmp_path, corpus)
+def of_pixels_and_of_features(
+    loaded: Loaded, rates: Rates, corpus: Corpus, processor: Any, root: Path, checkpoint: Path = TINY
+) -> tuple[HostBatch, HostBatch]:
+    """A micro-batch of each, of which the losses and gradients are found to be the same."""
+    start = Start(processor, loaded)
+    store = start.store(root / "features", corpus, checkpoint)
     assert start.encode(store, corpus) == Encoded(MEDIA, 0)
-    pixels, features = (batches(corpus, tiny_processor, found)[0] for found in (None, store))
-    assert pixels.arrays["videos"].shape == (4, 2, 8, 56, 56, 3)
-    assert features.arrays["videos"].shape == (4, 2, 8 * 17, 64)
-    assert features.arrays["images"].shape == (4, 2, 16, 64)
-    assert features.arrays["images"].any()
-    assert features.arrays["videos"].any()
-    for name in features.arrays.keys() - {"images", "videos"}:
-        np.testing.assert_array_equal(features.arrays[name], pixels.arrays[name], err_msg=name)
+    pixels, features = (batches(corpus, processor, found)[0] for found in (None, store))
     loss, expected = gradients(loaded, rates, pixels)
     # The towers are not there, and not missed.
     found, mine = gradients(loaded.without_towers(), rates, features)
@@ -167,6 +161,27 @@ def test_losses_and_gradients_are_those_of_pixels(corpus, tiny_processor, tmp_pa
     assert max(float(jnp.abs(value).max()) for value in expected.values()) > 100 * SAME
     for name, value in expected.items():
         assert_close(mine[name], value, SAME)
+    return pixels, features
+
+
+@pytest.mark.parametrize(("mesh", "rates"), [((1, 1), WITH_LORA), ((4, 2), ALL_BUT_TOWERS)])
+def test_losses_and_gradients_are_those_of_pixels(corpus, tiny_processor, tmp_path, mesh, rates):
+    loaded = loaded_on(mesh, tiny_processor, recipe_of(rates))
+    pixels, features = of_pixels_and_of_features(loaded, rates, corpus, tiny_processor, tmp_path)
+    assert pixels.arrays["videos"].shape == (4, 2, 8, 56, 56, 3)
+    assert features.arrays["videos"].shape == (4, 2, 8 * 17, 64)
+    assert features.arrays["images"].shape == (4, 2, 16, 64)
+    assert features.arrays["images"].any()
+    assert features.arrays["videos"].any()
+    for name in features.arrays.keys() - {"images", "videos"}:
+        np.testing.assert_array_equal(features.arrays[name], pixels.arrays[name], err_msg=name)
+
+
+def test_attention_over_time_is_in_the_features(corpus, tiny_original, tiny_processor, tmp_path):
+    tiny_original.save_pretrained(tmp_path / "model")
+    loaded = loaded_on((1, 1), tiny_processor, recipe_of(WITH_LORA), tmp_path / "model")
+    assert any("temporal" in name for name in loaded.frozen)
+    of_pixels_and_of_features(loaded, WITH_LORA, corpus, tiny_processor, tmp_path, tmp_path / "model")
 
 
 def test_bfloat16_goes_through_files_and_workers(corpus, tiny_processor, tmp_path):
