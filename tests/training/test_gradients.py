@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.parity.reference import (
@@ -17,7 +19,6 @@ from tests.parity.reference import (
     assert_close,
     hf_config,
     logits,
-    ours,
     sharp_hf_model,
     weights_of,
     with_weights,
@@ -77,12 +78,18 @@ def gradients(trainer: Trainer, parameters: Parameters, rates: Rates, *batches: 
 
 
 @pytest.fixture(scope="module")
-def whole(torch):
-    """A random model of transformers, our configuration, its weights by our names, and drawn samples."""
-    model = sharp_hf_model(torch, hf_config())
-    config = VideoLlavaConfig.from_hf(model.config)
+def whole():
+    """A random model's configuration and weights, in which every part matters as in `sharp_hf_model`; and samples."""
+    config = VideoLlavaConfig.from_hf(hf_config())
     rng = np.random.default_rng(0)
-    return model, config, weights_of(model), [drawn(config, rng, media) for media in MEDIA]
+    weights = {}
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) > 1:
+            weights[name] = rng.normal(0, math.prod(shape[1:]) ** -0.5, shape)
+        else:
+            weights[name] = rng.normal("norm" in name and name.endswith("weight"), 0.1, shape)
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
+    return config, weights, [drawn(config, rng, media) for media in MEDIA]
 
 
 def parameters_of(weights: dict[str, np.ndarray], placement: Placement | None = None) -> Parameters:
@@ -125,7 +132,7 @@ def test_loss_and_every_gradient_are_transformers(torch, name):
 
 
 def test_a_trained_part_has_the_gradients_it_has_among_all(whole):
-    _, config, weights, samples = whole
+    config, weights, samples = whole
     batch, parameters = batch_of(config, samples[:3], samples[3:]), parameters_of(weights)
     everything = gradients(trainer_of(config, EVERYTHING), parameters, EVERYTHING, batch)[1]
     for group in ("projector", "decoder", "video_tower"):
@@ -136,21 +143,28 @@ def test_a_trained_part_has_the_gradients_it_has_among_all(whole):
             assert_close(value, everything[name], GRADIENT)
 
 
+def learnt_lora(shapes: dict[str, tuple[int, ...]]) -> Parameters:
+    """Narrow projections of which the second ones are no longer 0."""
+    narrow = initial_lora(shapes, jax.random.key(0))
+    for name in narrow:
+        if ".lora_B." in name:
+            narrow[name] = jax.random.normal(jax.random.key(len(name)), narrow[name].shape) / 10
+    return narrow
+
+
 def test_lora_is_pefts(torch, whole):
     peft = pytest.importorskip("peft", reason="the comparison with live PEFT needs peft (extra `test`, Python 3.11)")
-    _, config, weights, samples = whole
+    config, _, samples = whole
     lora = Lora(rank=3, alpha=5, dropout=0.0)
     base = sharp_hf_model(torch, hf_config())
+    weights = weights_of(base)
     settings = peft.LoraConfig(r=3, lora_alpha=5, lora_dropout=0.0, target_modules=list(lora.targets), bias="none")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of transformers' own names
         adapted = peft.get_peft_model(base.model.language_model, settings)
     training = model_of(config, lora=lora)
     shapes = {name: shape for name, shape in training.shapes.items() if is_lora(name)}
-    narrow = initial_lora(shapes, jax.random.key(0))
-    for name in narrow:
-        if ".lora_B." in name:
-            narrow[name] = jax.random.normal(jax.random.key(len(name)), narrow[name].shape) / 10
+    narrow = learnt_lora(shapes)
     theirs = {
         f"language_model.{name.removeprefix('base_model.model.')}".replace(".default", ""): value
         for name, value in adapted.named_parameters()
@@ -183,7 +197,7 @@ def test_lora_begins_as_peft_begins():
 
 
 def test_dropout_is_of_the_narrow_path_alone_and_by_its_key(whole):
-    _, config, weights, samples = whole
+    config, weights, samples = whole
     batch = packed(config, [samples[:3], samples[3:]], 80)
     training = model_of(config, lora=Lora(rank=4, alpha=4, dropout=0.5))
     narrow = initial_lora({name: s for name, s in training.shapes.items() if is_lora(name)}, jax.random.key(0))
@@ -201,7 +215,7 @@ def test_dropout_is_of_the_narrow_path_alone_and_by_its_key(whole):
 @pytest.mark.parametrize(("remat", "loss_chunk"), [("full", 7), ("dots", 20), ("none", 80)])
 def test_what_is_kept_for_the_gradient_changes_nothing(whole, remat, loss_chunk):
     """Layers computed again or kept, and the loss in chunks that divide a row, that do not, and in one."""
-    _, config, weights, samples = whole
+    config, weights, samples = whole
     batch, parameters = batch_of(config, samples[:3], samples[3:]), parameters_of(weights)
     expected = gradients(trainer_of(config, EVERYTHING), parameters, EVERYTHING, batch)
     trainer = trainer_of(config, EVERYTHING, remat=remat, loss_chunk=loss_chunk)
@@ -213,7 +227,7 @@ def test_what_is_kept_for_the_gradient_changes_nothing(whole, remat, loss_chunk)
 
 def test_packed_padded_and_accumulated_are_one(whole):
     """Rows of several samples, rows of one, and micro-batches with other numbers of targets: one gradient."""
-    _, config, weights, samples = whole
+    config, weights, samples = whole
     trainer, parameters = trainer_of(config, EVERYTHING), parameters_of(weights)
     layouts = {
         "packed": [batch_of(config, samples[:3], samples[3:])],
@@ -228,16 +242,20 @@ def test_packed_padded_and_accumulated_are_one(whole):
             assert_close(value, results[0][1][name], GRADIENT)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_meshes_agree(whole, lora):
-    _, config, weights, samples = whole
-    # Widths that split over 8 devices and heads that split over 4.
+def splittable(config, weights):
+    """The same model with as many heads as split over 4 devices; what has another shape then is drawn."""
     config = dataclasses.replace(config, text_config=dataclasses.replace(config.text_config, num_key_value_heads=4))
     rng = np.random.default_rng(3)
     shapes = parameter_shapes(config)
-    weights = {name: weights.get(name) for name in shapes} | {
+    return config, {name: weights.get(name) for name in shapes} | {
         name: rng.normal(0, 0.1, shape) for name, shape in shapes.items() if weights[name].shape != shape
     }
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_meshes_agree(whole, lora):
+    config, weights, samples = whole
+    config, weights = splittable(config, weights)
     rows = [[sample] for sample in samples] + [samples[:2], samples[3:5]]
     rates = Rates(lora=1.0, projector=1.0) if lora else EVERYTHING
     adapter = Lora(rank=8, alpha=8, dropout=0.0) if lora else None
@@ -248,9 +266,7 @@ def test_meshes_agree(whole, lora):
         parameters = parameters_of(weights, placement)
         if lora:
             shapes = {name: shape for name, shape in trainer.model.shapes.items() if is_lora(name)}
-            narrow = initial_lora(shapes, jax.random.key(0))
-            narrow = {name: value + 0.1 for name, value in narrow.items()}
-            parameters |= placed(narrow, placement)
+            parameters |= placed(learnt_lora(shapes), placement)
         found.append(gradients(trainer, parameters, rates, packed(config, rows, 80, placement=placement)))
     for loss, mine in found:
         assert_close(loss, found[0][0], GRADIENT)
@@ -258,12 +274,31 @@ def test_meshes_agree(whole, lora):
             assert_close(value, found[0][1][name], GRADIENT)
 
 
+def test_steps_leave_everything_where_it_was(whole):
+    """Moments and sums are beside their parameters, from the first step to the last, and nothing compiles twice."""
+    config, weights, samples = whole
+    config, weights = splittable(config, weights)
+    placement = Placement(config, make_mesh(2, 4))
+    trainer = trainer_of(config, EVERYTHING, placement=placement)
+    trained = parameters_of(weights, placement)
+    state, sums = trainer.begin(trained), trainer.no_sums(trained)
+    where = {name: value.sharding for name, value in trained.items()}
+    assert not all(sharding.is_fully_replicated for sharding in where.values())
+    batch = packed(config, [[sample] for sample in samples[:2]], 80, placement=placement)
+    for step in range(3):
+        sums = trainer.accumulate(sums, state.trained, {}, batch, state.step, jnp.int32(0))
+        state, sums, _ = trainer.update(state, sums)
+        moments = next(part for part in state.optimizer if isinstance(part, optax.ScaleByAdamState))
+        for found in (state.trained, moments.mu, moments.nu, sums.gradients):
+            assert {name: value.sharding for name, value in found.items()} == where, step
+    assert trainer.accumulate._cache_size() == trainer.update._cache_size() == 1
+
+
 def test_logits_are_the_models_own(whole):
     """Stacked and scanned layers are the layers that answer."""
-    model, config, _, samples = whole
-    batch = packed(config, [[sample] for sample in samples], 48)
-    weights = {name: jnp.asarray(value) for name, value in weights_of(model).items()}
-    got = jax.jit(model_of(config).logits)(stack(dict(weights)), batch)
+    config, weights, samples = whole
+    batch, model = packed(config, [[sample] for sample in samples], 48), with_weights(config, weights)
+    got = jax.jit(model_of(config).logits)(parameters_of(weights), batch)
     for row, sample in enumerate(samples):
         images, videos = (np.moveaxis(x, -1, -3) / np.float32(255) for x in (sample.images, sample.videos))
         alone = Batch(
@@ -272,12 +307,12 @@ def test_logits_are_the_models_own(whole):
             images=images if len(images) else None,
             videos=videos if len(videos) else None,
         )
-        assert_close(got[row, : len(sample.ids)], logits(ours(model), alone)[0], SELF)
+        assert_close(got[row, : len(sample.ids)], logits(model, alone)[0], SELF)
 
 
 def test_attention_over_time_is_in_it(whole):
     """The original video tower: clips of 2 frames are what it attends over, slot by slot."""
-    _, config, weights, _ = whole
+    config, weights, _ = whole
     config = dataclasses.replace(config, variant="original", temporal_frames=FRAMES)
     rng = np.random.default_rng(7)
     weights = {
@@ -298,8 +333,9 @@ def test_attention_over_time_is_in_it(whole):
 def test_twenty_steps_follow_torch(torch, whole):
     """AdamW, its warm-up and cosine, clipping and rates by group, as transformers' Trainer has them."""
     transformers = pytest.importorskip("transformers")
-    _, config, weights, samples = whole
+    config, _, samples = whole
     model = sharp_hf_model(torch, hf_config())
+    weights = {name: value.copy() for name, value in weights_of(model).items()}  # from torch's memory
     rates, steps = Rates(projector=2e-3, decoder=1e-3), 20
     chosen = Optimizer(clip=1.0, weight_decay=0.01, warmup=0.12)
     groups: dict[tuple[float, float], list[Any]] = {}
@@ -341,7 +377,7 @@ def test_twenty_steps_follow_torch(torch, whole):
 
 
 def test_gradients_that_are_not_finite_change_nothing(whole):
-    _, config, weights, samples = whole
+    config, weights, samples = whole
     rates = Rates(projector=1e-3)
     parameters = parameters_of(weights)
     trainer = Trainer(model_of(config), Optimizer(warmup=0.0).build(rates, 10))

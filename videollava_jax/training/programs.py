@@ -125,9 +125,8 @@ def abstract_parameters(model: TrainingModel, rates: Rates, *, trained: DTypeLik
 
 def abstract_state(trainer: Trainer, placement: Placement, trained: dict[str, Any]) -> TrainState:
     """A state as `Trainer.begin` makes it."""
-    optimizer = jax.tree.map(
-        lambda x: _array(x.shape, x.dtype, trainer.sharding_of(x)), jax.eval_shape(trainer.optimizer.init, trained)
-    )
+    shapes, shardings = jax.eval_shape(trainer.optimizer.init, trained), trainer.optimizer_shardings(trained)
+    optimizer = jax.tree.map(lambda x, sharding: _array(x.shape, x.dtype, sharding), shapes, shardings)
     number = _array((), jnp.int32, placement.replicated)
     return TrainState(trained, optimizer, number, number)
 

@@ -15,9 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
 
-from videollava_jax.sharding import put
+from videollava_jax.sharding import like, put, resharded, spec_of
 from videollava_jax.training.loss import LossSums
 from videollava_jax.training.model import Batch, TrainingModel
 from videollava_jax.training.parameters import Parameters
@@ -90,8 +89,7 @@ class Trainer:
     def begin(self, trained: Parameters) -> TrainState:
         """The state before the first step; moments are split over devices as their parameters are."""
         # Nothing in a state of zeros says where it is to be.
-        shardings = jax.tree.map(self.sharding_of, jax.eval_shape(self.optimizer.init, trained))
-        state = jax.jit(self.optimizer.init, out_shardings=shardings)(trained)
+        state = jax.jit(self.optimizer.init, out_shardings=self.optimizer_shardings(trained))(trained)
         return TrainState(trained, state, self._scalar(0), self._scalar(0))
 
     def no_sums(self, trained: Parameters) -> Sums:
@@ -102,12 +100,25 @@ class Trainer:
 
         return Sums(jax.tree.map(zeros, trained), LossSums(self._scalar(0.0), self._scalar(0)))
 
-    def sharding_of(self, x: Any) -> NamedSharding | None:
-        """Where a part of the optimiser's state is kept, from its type: as its parameter, and counts everywhere."""
+    def optimizer_shardings(self, trained: Parameters) -> Any:
+        """Where the optimiser's state is kept: what it has of a parameter beside it, and counts on all devices.
+
+        Args:
+          trained: parameters, or their shapes, on the placement's mesh.
+
+        Returns:
+          A sharding for each part of the state; None where the model has no placement.
+        """
         placement = self.model.placement
         if placement is None:
             return None
-        return placement.replicated if x.sharding is None else NamedSharding(placement.mesh, x.sharding.spec)
+        return optax.tree.map_params(
+            self.optimizer,
+            lambda _, parameter: parameter.sharding,
+            jax.eval_shape(self.optimizer.init, trained),
+            trained,
+            transform_non_params=lambda _: placement.replicated,
+        )
 
     def _accumulate(
         self, sums: Sums, trained: Parameters, frozen: Parameters, batch: Batch, step: jax.Array, index: jax.Array
@@ -145,10 +156,15 @@ class Trainer:
             state.skipped + 1 - done,
         )
         report = StepReport(sums.loss.loss / tokens, sums.loss.tokens, norm, finite)
-        return after, jax.tree.map(jnp.zeros_like, sums), report
+        return after, jax.tree.map(_zeros, sums), report
 
     def _scalar(self, value: int | float) -> jax.Array:
         """The same number on all devices."""
         number = jnp.asarray(value, jnp.int32 if isinstance(value, int) else jnp.float32)
         placement = self.model.placement
         return number if placement is None else put(number, placement.replicated)
+
+
+def _zeros(x: jax.Array) -> jax.Array:
+    """Zeros that are where `x` is."""
+    return resharded(jnp.zeros_like(x), like(x, *spec_of(x)))
