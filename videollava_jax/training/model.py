@@ -134,9 +134,7 @@ class TrainingModel:
         """float32 [R, T, V], all at once: for evaluation and tests."""
         hidden_BTD, head_VD = self.hidden(parameters, batch), self._head(parameters)
         out = like(hidden_BTD, *spec_of(hidden_BTD)[:-1], spec_of(head_VD)[0])
-        return jnp.einsum(
-            "BTD,VD->BTV", hidden_BTD, head_VD.astype(self.dtype), preferred_element_type=jnp.float32, out_sharding=out
-        )
+        return jnp.einsum("BTD,VD->BTV", hidden_BTD, head_VD, preferred_element_type=jnp.float32, out_sharding=out)
 
     def hidden(self, parameters: Parameters, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """The decoder's last hidden states [R, T, D]."""
@@ -252,10 +250,10 @@ class TrainingModel:
         return embedded.astype(self.dtype)
 
     def _head(self, parameters: Parameters) -> jax.Array:
-        """The head's weight [V, D], gathered; float32, so that the gradients of all chunks are summed in it."""
+        """The head's weight [V, D], gathered."""
         tied = "language_model.embed_tokens.weight"
         name = tied if self.config.tie_word_embeddings else "lm_head.weight"
-        return self._used(name, parameters[name]).astype(jnp.float32)
+        return self._used(name, parameters[name])
 
     def _used(self, name: str, value: jax.Array) -> jax.Array:
         """A parameter as it is computed with: in the dtype of compute, whole over `data`."""
