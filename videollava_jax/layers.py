@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from videollava_jax.sharding import like, resharded, spec_of
+from videollava_jax.sharding import beside_parts, like, resharded, spec_of
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -70,22 +70,26 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         weight = self.weight[...]
-        out = like(weight, *spec_of(x)[:-1], spec_of(weight)[0])
+        rows, (outputs, inputs) = spec_of(x)[:-1], spec_of(weight)
+        out = like(weight, *rows, outputs)
         if self.bias is None and self.weight_scale is None:
             return jnp.einsum("...i,oi->...o", x, weight, out_sharding=out)
-        # Scale and bias come before the product is rounded to the dtype of the weights, as PyTorch adds its bias.
+        # Scale and bias come before the product is rounded to the dtype of the weights, as PyTorch adds its bias. Where
+        # devices have parts of the sum, each scales and rounds its own, which is half as much to send.
+        parts = None if self.bias is not None else inputs
+        product = like(weight, *rows, outputs, summed_over=parts)
         if self.quantization == "w8a8" and x.shape[-2] > 1:
             x8, scale = quantized(x)
-            product = jnp.einsum("...i,oi->...o", x8, weight, preferred_element_type=jnp.int32, out_sharding=out)
-            y = product.astype(jnp.float32) * scale[..., None]
+            y = jnp.einsum("...i,oi->...o", x8, weight, preferred_element_type=jnp.int32, out_sharding=product)
+            y = y.astype(jnp.float32) * beside_parts(scale[..., None], parts)
         else:
             weight = weight if self.weight_scale is None else weight.astype(x.dtype)
-            y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32, out_sharding=out)
+            y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32, out_sharding=product)
         if self.weight_scale is not None:
-            y = y * self.weight_scale[...]
+            y = y * beside_parts(self.weight_scale[...], parts)
         if self.bias is not None:
             y = y + self.bias[...]
-        return y.astype(jnp.result_type(x, weight))
+        return resharded(y.astype(jnp.result_type(x, weight)), out)
 
 
 class Embedding(nnx.Module):

@@ -173,10 +173,27 @@ def spec_of(x: jax.Array) -> tuple[Any, ...]:
     return tuple(jax.typeof(x).sharding.spec)
 
 
-def like(x: jax.Array, *spec: Any) -> NamedSharding | None:
-    """A sharding on the mesh of `x`, for `out_sharding=`; None for an array that is on no mesh."""
+def like(x: jax.Array, *spec: Any, summed_over: Any = None) -> NamedSharding | None:
+    """A sharding on the mesh of `x`, for `out_sharding=`; None for an array that is on no mesh.
+
+    Args:
+      summed_over: axes over which devices hold parts of a sum, which is made when the array is `resharded`.
+    """
     mesh = jax.typeof(x).sharding.mesh
-    return None if mesh.empty else _named(mesh, *spec)
+    return None if mesh.empty else _named(mesh, *spec, unreduced=_axes(summed_over))
+
+
+def beside_parts(x: jax.Array, summed_over: Any) -> jax.Array:
+    """The same array as a factor of one of which devices hold parts of a sum."""
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty or summed_over is None:
+        return x
+    return resharded(x, _named(mesh, *spec_of(x), reduced=_axes(summed_over)))
+
+
+def _axes(names: Any) -> frozenset[str]:
+    """The names in an entry of a spec."""
+    return frozenset(() if names is None else (names,) if isinstance(names, str) else names)
 
 
 def whole(x: jax.Array, axis: int | None = None) -> jax.Array:
@@ -198,5 +215,5 @@ def resharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     return x if sharding is None else jax.sharding.reshard(x, sharding)  # type: ignore[no-untyped-call]
 
 
-def _named(mesh: Any, *spec: Any) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(*spec))  # type: ignore[no-untyped-call]
+def _named(mesh: Any, *spec: Any, **sums: frozenset[str]) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*spec, **sums))  # type: ignore[no-untyped-call]

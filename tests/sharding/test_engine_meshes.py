@@ -5,6 +5,8 @@ import pytest
 
 from tests.engine.jobs import generated, mixed_job, on_mesh, random_model
 from tests.tolerances import SELF
+from videollava_jax import VideoLlavaForConditionalGeneration
+from videollava_jax.demo import TINY
 from videollava_jax.engine import Engine
 from videollava_jax.generate import encode_videos
 from videollava_jax.sharding import make_mesh
@@ -52,6 +54,21 @@ def test_a_clip_a_part_is_attended_over_time_on_a_mesh(tiny_model, shape):
     clips = np.random.default_rng(0).standard_normal((shape[0], 8, 3, 56, 56)).astype(np.float32)
     features, expected = (encode_videos(m.graph, m.state, m.on_devices(clips)) for m in (spread, alone))
     np.testing.assert_allclose(features, expected, rtol=0, atol=SELF)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "w8a8"])
+def test_int8_weights_on_a_mesh(quantization):
+    """Where devices have parts of a sum, each scales its own before they are added."""
+    ids = np.random.default_rng(0).integers(3, 60, (2, 24))
+
+    def logits(mesh):
+        model = VideoLlavaForConditionalGeneration.from_pretrained(TINY, mesh=mesh, quantization=quantization)
+        return np.asarray(model(model.on_devices(ids)).logits)
+
+    expected = logits(None)
+    assert np.abs(expected).max() > 1
+    for shape in ((1, 1), (2, 4), (1, 8)):
+        np.testing.assert_allclose(logits(make_mesh(*shape)), expected, rtol=0, atol=SELF * np.abs(expected).max())
 
 
 def test_scores_on_a_mesh(model, tiny_processor):
