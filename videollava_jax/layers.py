@@ -8,7 +8,8 @@ activations and rotary embedding run in float32 inside.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -77,19 +78,46 @@ class Linear(nnx.Module):
         # Scale and bias come before the product is rounded to the dtype of the weights, as PyTorch adds its bias. Where
         # devices have parts of the sum, each scales and rounds its own, which is half as much to send.
         parts = None if self.bias is not None else inputs
-        product = like(weight, *rows, outputs, summed_over=parts)
-        if self.quantization == "w8a8" and x.shape[-2] > 1:
+        if self.weight_scale is None:
+            y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32, out_sharding=out)
+        elif self.quantization == "w8a8" and x.shape[-2] > 1:
             x8, scale = quantized(x)
+            product = like(weight, *rows, outputs, summed_over=parts)
             y = jnp.einsum("...i,oi->...o", x8, weight, preferred_element_type=jnp.int32, out_sharding=product)
             y = y.astype(jnp.float32) * beside_parts(scale[..., None], parts)
         else:
-            weight = weight if self.weight_scale is None else weight.astype(x.dtype)
-            y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32, out_sharding=product)
+            y = _with_int8(x, weight, parts, x.dtype)
         if self.weight_scale is not None:
             y = y * beside_parts(self.weight_scale[...], parts)
         if self.bias is not None:
             y = y + self.bias[...]
         return resharded(y.astype(jnp.result_type(x, weight)), out)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _with_int8(x: jax.Array, weight: jax.Array, summed_over: Any, dtype: DTypeLike) -> jax.Array:
+    """float32 `x Wᵀ` with int8 `W`. Its gradient is in `dtype`, that of `x`: JAX's own would be a float32 product.
+
+    Args:
+      summed_over: axes over which devices keep parts of the sum.
+    """
+    out = like(weight, *spec_of(x)[:-1], spec_of(weight)[0], summed_over=summed_over)
+    return jnp.einsum("...i,oi->...o", x, weight.astype(dtype), preferred_element_type=jnp.float32, out_sharding=out)
+
+
+def _with_int8_forward(
+    x: jax.Array, weight: jax.Array, summed_over: Any, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array]:
+    return _with_int8(x, weight, summed_over, dtype), weight
+
+
+def _with_int8_backward(summed_over: Any, dtype: DTypeLike, weight: jax.Array, y: jax.Array) -> tuple[jax.Array, None]:
+    y = resharded(y.astype(dtype), like(y, *spec_of(y)))
+    out = like(weight, *spec_of(y)[:-1], spec_of(weight)[1])
+    return jnp.einsum("...o,oi->...i", y, weight.astype(dtype), out_sharding=out), None
+
+
+_with_int8.defvjp(_with_int8_forward, _with_int8_backward)
 
 
 class Embedding(nnx.Module):

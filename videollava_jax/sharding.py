@@ -170,7 +170,7 @@ def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
 
 def spec_of(x: jax.Array) -> tuple[Any, ...]:
     """How each axis of an array is split, from its type: None for an axis that is whole."""
-    return tuple(jax.typeof(x).sharding.spec)
+    return tuple(jax.typeof(x).sharding.spec.partitions)
 
 
 def like(x: jax.Array, *spec: Any, summed_over: Any = None) -> NamedSharding | None:
