@@ -222,7 +222,8 @@ class TrainingModel:
     ) -> tuple[jax.Array, jax.Array | None]:
         """The first `layers` layers, one after the other; with `keep`, what each of them gives too."""
         prefix = name + STACKED
-        stacked = {key: value[:layers] for key, value in parameters.items() if key.startswith(prefix)}
+        # Cast here and not in the loop: the gradients that it stacks are then as narrow as what is computed.
+        stacked = {k: self._cast(k, value[:layers]) for k, value in parameters.items() if k.startswith(prefix)}
 
         def step(x: jax.Array, one: tuple[Parameters, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
             y = layer(x, self._module(prefix.removesuffix("."), one[0]), one[1])
@@ -257,12 +258,16 @@ class TrainingModel:
 
     def _used(self, name: str, value: jax.Array) -> jax.Array:
         """A parameter as it is computed with: in the dtype of compute, whole over `data`."""
-        if not (name.endswith(".weight_scale") or value.dtype == jnp.int8):
-            value = value.astype(self.dtype)
+        value = self._cast(name, value)
         if self.placement is None:
             return value
         single = name.replace(STACKED, ".0.")
         return resharded(value, self.placement.parameter(single, value.shape))
+
+    def _cast(self, name: str, value: jax.Array) -> jax.Array:
+        """A parameter in the dtype of compute; int8 weights and their scales keep theirs."""
+        keeps = name.endswith(".weight_scale") or value.dtype == jnp.int8
+        return value if keeps else value.astype(self.dtype)
 
 
 def _by_row(x: jax.Array, rows: jax.Array) -> jax.Array:
