@@ -178,6 +178,8 @@ TEMPORARIES = {"v5p:2x2x4": 5.0, "v5e:16x16": 2.0, "v6e:4x4": 5.0}
 """GiB a chip: hidden states before each layer, a second set of gradients, the vocabulary's gradients in float32."""
 HIDDEN = ROW.tokens * CONFIG.text_config.hidden_size * 2
 """What tensor parallelism sums: the hidden states of a row, in bfloat16."""
+PADDING = 5 * MIB
+"""What tiles add to a layer's matrices where their parts are narrow."""
 TOWER_LAYERS = max(CONFIG.feature_layers)
 
 
@@ -195,9 +197,9 @@ def test_the_7b_step(case: Case):
     assert accumulate["kernels"] == 4
 
     forward, backward = (part["collectives"] for part in layers(one))
-    # A layer is gathered where it is used, forward and backward, and not kept in between. Tiles pad narrow parts.
+    # A layer is gathered where it is used, forward and backward, and not kept in between.
     for part in (forward, backward):
-        assert part["all-gather"]["bytes"] == pytest.approx(one["layer"]["all"], rel=0.05)
+        assert 0 <= part["all-gather"]["bytes"] - one["layer"]["all"] < PADDING
     # Its gradients are scattered as they are summed; hidden states alone are summed whole, or with what is narrow.
     assert "reduce-scatter" not in forward
     assert forward["all-reduce"]["bytes"] < 2.1 * HIDDEN
