@@ -1,7 +1,11 @@
 """The engine on meshes of 8 virtual devices: the answers are those of one device, token for token."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.engine.jobs import generated, mixed_job, on_mesh, random_model
 from tests.tolerances import SELF
@@ -9,7 +13,9 @@ from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.demo import TINY
 from videollava_jax.engine import Engine
 from videollava_jax.generate import encode_videos
+from videollava_jax.layers import Linear
 from videollava_jax.sharding import make_mesh
+from videollava_jax.weights.quantize import quantize
 
 JOB = [request for request in mixed_job() if not request.images]
 MODELS = {
@@ -103,3 +109,28 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused():
         make_mesh(3, 4)
     with pytest.raises(ValueError, match="at least 1 × 1"):
         make_mesh(0)
+
+
+@pytest.mark.parametrize("split", [("tensor", None), (None, "tensor"), None])
+def test_gradients_through_int8_weights_are_those_of_what_they_stand_for(split):
+    """Split over outputs, as the first projections are, or over inputs, as the last ones; and on no mesh."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 6, 16)).astype(np.float32), rng.standard_normal((2, 6, 32)).astype(np.float32)
+    weight, scale = quantize(rng.standard_normal((32, 16)).astype(np.float32))
+    linear = Linear(16, 32, bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0), quantization="int8")
+    graph, state = nnx.split(linear)
+    place = lambda value, *spec: jnp.asarray(value)  # noqa: E731
+    if split is not None:
+        mesh = make_mesh(2, 4)
+        place = lambda value, *spec: jax.device_put(value, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+    outputs, inputs = split or (None, None)
+    state["weight"].set_value(place(weight, outputs, inputs))
+    state["weight_scale"].set_value(place(scale, outputs))
+
+    def product(x):
+        return (nnx.merge(graph, state)(x) * place(y, "data", None, outputs)).sum()
+
+    found, gradient = jax.jit(jax.value_and_grad(product))(place(x, "data", None, inputs))
+    exact = weight.astype(np.float32) * scale[:, None]
+    np.testing.assert_allclose(found, (x @ exact.T * y).sum(), rtol=SELF)
+    np.testing.assert_allclose(gradient, y @ exact, rtol=0, atol=SELF * np.abs(y @ exact).max())
