@@ -178,7 +178,7 @@ TEMPORARIES = {"v5p:2x2x4": 5.0, "v5e:16x16": 2.0, "v6e:4x4": 5.0}
 """GiB a chip: hidden states before each layer, a second set of gradients, the vocabulary's gradients in float32."""
 HIDDEN = ROW.tokens * CONFIG.text_config.hidden_size * 2
 """What tensor parallelism sums: the hidden states of a row, in bfloat16."""
-PADDING = 5 * MIB
+PADDING = 4.75 * MIB
 """What tiles add to a layer's matrices where their parts are narrow."""
 TOWER_LAYERS = max(CONFIG.feature_layers)
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.engine.jobs import random_model
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
 from videollava_jax.weights import WeightsError, open_checkpoint, verify_checkpoint
-
-
-@pytest.fixture(scope="module")
-def original(tiny_model):
-    """A model whose video tower attends over time."""
-    return random_model(tiny_model, variant="original")
 
 
 def load(directory):
@@ -38,17 +31,17 @@ def test_it_comes_back_as_it_was(tiny_model, tmp_path, layout):
 
 
 @pytest.mark.parametrize("layout", [None, "orbax"])
-def test_attention_over_time_is_kept(original, tmp_path, layout):
-    original.save_pretrained(tmp_path / "saved", layout=layout)
+def test_attention_over_time_is_kept(tiny_original, tmp_path, layout):
+    tiny_original.save_pretrained(tmp_path / "saved", layout=layout)
     assert open_checkpoint(tmp_path / "saved").layout == "orbax"
-    assert_same(original, load(tmp_path / "saved"))
+    assert_same(tiny_original, load(tmp_path / "saved"))
 
 
-def test_what_a_layout_cannot_hold_is_refused(original, tmp_path):
+def test_what_a_layout_cannot_hold_is_refused(tiny_original, tmp_path):
     with pytest.raises(WeightsError, match="cannot hold the video tower's attention over time"):
-        original.save_pretrained(tmp_path / "saved", layout="hub")
+        tiny_original.save_pretrained(tmp_path / "saved", layout="hub")
     with pytest.raises(WeightsError, match="expected one of"):
-        original.save_pretrained(tmp_path / "saved", layout="onnx")
+        tiny_original.save_pretrained(tmp_path / "saved", layout="onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -60,14 +53,14 @@ def test_beside_its_processor(tiny_model, tiny_processor, tmp_path):
     np.testing.assert_array_equal(ids, tiny_processor("USER: What is it? ASSISTANT:")["input_ids"])
 
 
-def test_other_directories_are_left_alone(tiny_model, original, tmp_path):
+def test_other_directories_are_left_alone(tiny_model, tiny_original, tmp_path):
     tiny_model.save_pretrained(tmp_path / "saved")
     tiny_model.save_pretrained(tmp_path / "saved")  # the same again
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     for name in ("saved", "other"):
         with pytest.raises(WeightsError, match="holds something else"):
-            original.save_pretrained(tmp_path / name, layout="orbax")
+            tiny_original.save_pretrained(tmp_path / name, layout="orbax")
     assert (tmp_path / "other" / "notes.txt").read_text() == "mine"
     assert_same(tiny_model, load(tmp_path / "saved"))
 
