@@ -24,8 +24,8 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 
-from videollava_jax import kernels
-from videollava_jax.attention import QUERY_BLOCK, Implementation, KeysValues, attention, partial_attention
+from videollava_jax.model import kernels
+from videollava_jax.model.attention import QUERY_BLOCK, Implementation, KeysValues, attention, partial_attention
 
 KEYS_BYTES = 256 << 20
 """Of keys and values that one pass reads: more than any cache of a GPU or the fast memory of a TPU."""

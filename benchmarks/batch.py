@@ -32,13 +32,13 @@ import jax
 
 import videollava_jax.engine.run as engine_run
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
+from videollava_jax.assets.world import CLIP_KINDS, EVAL_SEEDS, Question, encode_mp4, sample_clip
 from videollava_jax.batch.formats import Defaults, with_sources
-from videollava_jax.batch.isolation import IsolatedReader
+from videollava_jax.batch.media.isolation import IsolatedReader
 from videollava_jax.batch.runner import BatchOptions, run_batch
 from videollava_jax.batch.together import left_lines
-from videollava_jax.demo import TINY
+from videollava_jax.cli.demo import TINY
 from videollava_jax.engine import Engine, Request
-from videollava_jax.shapes import CLIP_KINDS, EVAL_SEEDS, Question, encode_mp4, sample_clip
 
 NEW_TOKENS = 6
 CARD = 300

@@ -14,12 +14,12 @@ from sides import OURS, Measured, Section
 
 from videollava_jax import compilation_cache
 from videollava_jax.media.preprocess import CLIP_MEAN, CLIP_STD
-from videollava_jax.sharding import Placement, make_mesh, put
-from videollava_jax.training.lora import Lora, initial_lora, is_lora
-from videollava_jax.training.model import Batch, TrainingModel
-from videollava_jax.training.optimizer import Optimizer
-from videollava_jax.training.parameters import placed
-from videollava_jax.training.step import Trainer
+from videollava_jax.model.sharding import Placement, make_mesh, put
+from videollava_jax.training.update.lora import Lora, initial_lora, is_lora
+from videollava_jax.training.update.model import Batch, TrainingModel
+from videollava_jax.training.update.optimizer import Optimizer
+from videollava_jax.training.update.parameters import placed
+from videollava_jax.training.update.step import Trainer
 
 
 class Ours:

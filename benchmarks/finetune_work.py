@@ -12,10 +12,10 @@ from questions import FRAMES, TEXT_IDS
 from random_models import Figures, with_layers
 from sides import CannotRun, Measured
 
-from videollava_jax.arithmetic import parameters, train_flops
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.training.optimizer import Rates
-from videollava_jax.training.parameters import GROUPS
+from videollava_jax.costs.work import parameters, train_flops
+from videollava_jax.training.update.optimizer import Rates
+from videollava_jax.training.update.parameters import GROUPS
 
 MEMORY_SHARE = 0.9
 """Of the device's memory, that weights, gradients and activations may take together."""

@@ -17,9 +17,8 @@ from random_models import Figures, jax_device, our_model, shape_of, versions
 from sides import OURS, Measured, Section, rate
 
 from videollava_jax import compilation_cache
-from videollava_jax import generate as compiled
-from videollava_jax import grid as on_device
-from videollava_jax.arithmetic import (
+from videollava_jax.costs.chips import roofline
+from videollava_jax.costs.work import (
     Job,
     Storage,
     best_possible,
@@ -28,15 +27,16 @@ from videollava_jax.arithmetic import (
     extend_flops,
     weight_bytes,
 )
-from videollava_jax.cache import TailCache
 from videollava_jax.engine import Engine
+from videollava_jax.engine import grid as on_device
 from videollava_jax.engine.board import sampling_of
+from videollava_jax.engine.grid import Grid, GridShape
 from videollava_jax.engine.media import encode_prefixes
 from videollava_jax.engine.preparation import Preparer, ReadPrefix
 from videollava_jax.engine.sizes import HOST_MEMORY, Demand, choose_shape
-from videollava_jax.generate import Answers, Vocabulary
-from videollava_jax.grid import Grid, GridShape
-from videollava_jax.hardware import roofline
+from videollava_jax.generation import steps as compiled
+from videollava_jax.generation.steps import Answers, Vocabulary
+from videollava_jax.model.cache import TailCache
 
 if TYPE_CHECKING:
     from gpu import Work

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from videollava_jax.comparing import fixed_inputs
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.generation.comparing import fixed_inputs
 from videollava_jax.weights import Checkpoint, open_checkpoint
 from videollava_jax.weights.files import open_directory
 
@@ -51,8 +51,8 @@ def our_logits(checkpoint: Checkpoint, inputs: dict[str, Any]) -> np.ndarray:
     import jax.numpy as jnp
     from flax import nnx
 
-    from videollava_jax.decoder import LlamaLayer, positions_of
-    from videollava_jax.model import abstract_model, named_parameters, with_parameters
+    from videollava_jax.model.decoder import LlamaLayer, positions_of
+    from videollava_jax.model.video_llava import abstract_model, named_parameters, with_parameters
 
     jax.config.update("jax_default_matmul_precision", "highest")
     config = checkpoint.config

@@ -3,7 +3,7 @@
     python benchmarks/pooling.py                    # prints the table of docs/more_frames.md, in some minutes
     python benchmarks/pooling.py --clips 70 --json  # fewer clips, one JSON object a row
 
-Questions about drawn clips that the model never saw (`videollava_jax/shapes.py`), through real H.264: the first
+Questions about drawn clips that the model never saw (`videollava_jax/assets/world.py`), through real H.264: the first
 question of each clip, an equal number of every kind. A clip has 16 frames, so that 32 show each of them twice.
 """
 
@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
+from videollava_jax.assets.world import CLIP_KINDS, EVAL_SEEDS, decode_mp4, encode_mp4, sample_clip
+from videollava_jax.cli.demo import TINY
 from videollava_jax.config import poolings
-from videollava_jax.demo import TINY
 from videollava_jax.media import Uniform
-from videollava_jax.shapes import CLIP_KINDS, EVAL_SEEDS, decode_mp4, encode_mp4, sample_clip
 
 FRAMES = (8, 16, 32)
 FIRST_SEED = 10_000  # of EVAL_SEEDS: beyond those that the tests ask about

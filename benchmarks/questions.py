@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from videollava_jax.demo import TINY
+from videollava_jax.cli.demo import TINY
 from videollava_jax.engine import Request
 from videollava_jax.media import FramePreprocessor
-from videollava_jax.processor import VideoLlavaProcessor
+from videollava_jax.processing.processor import VideoLlavaProcessor
 
 FRAMES = 8
 TEXT_IDS = (3, 600)

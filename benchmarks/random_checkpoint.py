@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.model import parameter_shapes
+from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.weights.files import StoredTensor, write_safetensors_directory
 from videollava_jax.weights.layouts import LAYOUTS
 

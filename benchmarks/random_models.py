@@ -19,13 +19,13 @@ from questions import processor_for_224_pixels
 from sides import CannotRun
 
 from videollava_jax import VideoLlavaForConditionalGeneration
+from videollava_jax.cli.demo import TINY
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.demo import TINY
-from videollava_jax.hardware import CHIPS, Chip, chip_of
-from videollava_jax.layers import quantized
-from videollava_jax.model import parameter_shapes
-from videollava_jax.processor import VideoLlavaProcessor
-from videollava_jax.sharding import STACKED, resharded
+from videollava_jax.costs.chips import CHIPS, Chip, chip_of
+from videollava_jax.model.layers import quantized
+from videollava_jax.model.sharding import STACKED, resharded
+from videollava_jax.model.video_llava import parameter_shapes
+from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.weights.quantize import SCALE, is_quantizable
 
 

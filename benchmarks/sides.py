@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from videollava_jax.hardware import CHIPS
+from videollava_jax.costs.chips import CHIPS
 
 OURS, THEIRS = "ours", "transformers"
 ONE, MANY, STATIC = "transformers, batch 1", "batched", "static cache"

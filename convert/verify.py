@@ -10,7 +10,7 @@ fixed clip; printed is how far their logits are apart. `videollava verify` does 
 import argparse
 from pathlib import Path
 
-from videollava_jax.comparing import compare_logits
+from videollava_jax.generation.comparing import compare_logits
 from videollava_jax.weights import compare_checkpoints, open_checkpoint
 
 

@@ -52,7 +52,7 @@ def torch():
 def tiny_processor():
     """The shipped tiny model's processor."""
     from videollava_jax import VideoLlavaProcessor
-    from videollava_jax.demo import TINY
+    from videollava_jax.cli.demo import TINY
 
     return VideoLlavaProcessor.from_pretrained(TINY)
 
@@ -61,7 +61,7 @@ def tiny_processor():
 def tiny_model():
     """The shipped tiny model."""
     from videollava_jax import VideoLlavaForConditionalGeneration
-    from videollava_jax.demo import TINY
+    from videollava_jax.cli.demo import TINY
 
     return VideoLlavaForConditionalGeneration.from_pretrained(TINY)
 
@@ -70,7 +70,7 @@ def tiny_model():
 def tiny_original(tiny_model):
     """The tiny model as an "original" one: its own weights, and attention over 8 frames drawn at random."""
     from videollava_jax import VideoLlavaForConditionalGeneration
-    from videollava_jax.model import parameter_shapes
+    from videollava_jax.model.video_llava import parameter_shapes
 
     config = dataclasses.replace(tiny_model.config, variant="original")
     rng, weights = np.random.default_rng(0), dict(tiny_model.parameters)

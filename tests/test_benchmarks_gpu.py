@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.hardware import CHIPS
+from videollava_jax.costs.chips import CHIPS
 
 ROOT = Path(__file__).parents[1]
 HAS_TORCH = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("peft") is not None
@@ -144,9 +144,9 @@ def test_the_limit_of_full_fine_tuning(programs):
 
 
 def test_adapters_are_counted_as_the_model_has_them(programs):
-    from videollava_jax.demo import TINY
-    from videollava_jax.training.lora import Lora, is_lora
-    from videollava_jax.training.model import TrainingModel
+    from videollava_jax.cli.demo import TINY
+    from videollava_jax.training.update.lora import Lora, is_lora
+    from videollava_jax.training.update.model import TrainingModel
 
     config = VideoLlavaConfig.from_hf(TINY)
     model = TrainingModel(config, mean=(0, 0, 0), std=(1, 1, 1), lora=Lora(rank=3))

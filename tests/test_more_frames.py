@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from tests.tolerances import LAYER, MODEL
 from videollava_jax import VideoLlavaProcessor
-from videollava_jax import generate as compiled
-from videollava_jax.chat import Chat
 from videollava_jax.cli import main
+from videollava_jax.cli.demo import MEDIA, TINY
 from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig, poolings
-from videollava_jax.demo import MEDIA, TINY
+from videollava_jax.generation import steps as compiled
+from videollava_jax.generation.chat import Chat
 from videollava_jax.media import Fps, FramePreprocessor, Indices, Uniform
-from videollava_jax.model import abstract_model, pool_patches
+from videollava_jax.model.video_llava import abstract_model, pool_patches
 
 CLIP = MEDIA / "rising-triangle.mp4"
 PROMPT = "USER: <video>\nWhich way does it move? ASSISTANT:"

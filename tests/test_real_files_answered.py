@@ -3,7 +3,7 @@
 import pytest
 
 from tests.real_media import real_files
-from videollava_jax.chat import Chat
+from videollava_jax.generation.chat import Chat
 from videollava_jax.media import MediaError, open_medium
 
 pytestmark = pytest.mark.network

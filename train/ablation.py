@@ -3,7 +3,7 @@
     python train/ablation.py --out out/ablation       # five seeds, a process a CPU core
     python train/ablation_results.py out/ablation     # the tables, from the results there are
 
-Each seed draws scenes of its own (`videollava_jax.shapes`) and trains, in the stages of `tiny.py`,
+Each seed draws scenes of its own (`videollava_jax.assets.world`) and trains, in the stages of `tiny.py`,
 
     towers     the image tower, and two video towers that see the same frames for as many steps:
                  aligned    starts from the image tower, and is read by its heads
@@ -45,11 +45,11 @@ from tiny import Media, Parameters, Tiny
 from tqdm import tqdm
 
 from videollava_jax import compilation_cache
-from videollava_jax.demo import TINY
-from videollava_jax.model import named_parameters
-from videollava_jax.processor import VideoLlavaProcessor
-from videollava_jax.shapes import EVAL_SEEDS, TRAIN_SEEDS
-from videollava_jax.training.run_directory import run_directory
+from videollava_jax.assets.world import EVAL_SEEDS, TRAIN_SEEDS
+from videollava_jax.cli.demo import TINY
+from videollava_jax.model.video_llava import named_parameters
+from videollava_jax.processing.processor import VideoLlavaProcessor
+from videollava_jax.training.run.run_directory import run_directory
 
 SCENES_OF_A_SEED = 100_000
 """Of the training seeds of scenes, so many belong to each seed of the ablation."""

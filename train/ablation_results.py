@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from videollava_jax.shapes import CLIP_KINDS, IMAGE_KINDS
+from videollava_jax.assets.world import CLIP_KINDS, IMAGE_KINDS
 
 TOWERS = ("aligned", "unaligned")
 DATA = {"images": ("images",), "clips": ("clips",), "both": ("images", "clips")}

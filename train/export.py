@@ -15,11 +15,11 @@ import json
 import sys
 from pathlib import Path
 
-from videollava_jax.prompt import get_template
-from videollava_jax.tokenizer import read_json
-from videollava_jax.training.export import learnt
-from videollava_jax.training.loading import model_directory
-from videollava_jax.training.run_directory import recipe_of
+from videollava_jax.processing.prompt import get_template
+from videollava_jax.processing.tokenizer import read_json
+from videollava_jax.training.run.base_model import model_directory
+from videollava_jax.training.run.export import learnt
+from videollava_jax.training.run.run_directory import recipe_of
 from videollava_jax.weights import Options, convert_to_orbax, export
 from videollava_jax.weights.adapters import write_peft
 

@@ -26,27 +26,27 @@ from jax.sharding import Mesh
 
 from videollava_jax import compilation_cache
 from videollava_jax.media import Uniform
-from videollava_jax.processor import DEFAULT_LIMITS, VideoLlavaProcessor
-from videollava_jax.sharding import Placement
-from videollava_jax.training.checkpoints import Checkpoints
-from videollava_jax.training.corpus import Corpus, build_corpus
-from videollava_jax.training.data import HostBatch, Loader, PixelReader, loader
-from videollava_jax.training.encoding import Encoder, open_features
-from videollava_jax.training.evaluation import Evaluator
-from videollava_jax.training.features import FeatureStore
-from videollava_jax.training.guards import StopSignals, Watchdog
-from videollava_jax.training.loading import Loaded, load, mesh_of, model_directory, rows_on_devices
-from videollava_jax.training.metrics import Metrics, StepCounts
-from videollava_jax.training.model import Batch
-from videollava_jax.training.packing import BatchShape, Plan, RowShape, make_plan, steps_of
-from videollava_jax.training.parameters import Parameters
-from videollava_jax.training.processes import ended_at_once, join_processes, require_agreement, summed
-from videollava_jax.training.recipe import Recipe, read_recipe
-from videollava_jax.training.run_directory import CHECKPOINTS, run_directory
-from videollava_jax.training.samples import read_samples
-from videollava_jax.training.skips import SkipCounter
-from videollava_jax.training.speed import Work
-from videollava_jax.training.step import StepReport, Trainer
+from videollava_jax.model.sharding import Placement
+from videollava_jax.processing.processor import DEFAULT_LIMITS, VideoLlavaProcessor
+from videollava_jax.training.data.corpus import Corpus, build_corpus
+from videollava_jax.training.data.features import FeatureStore
+from videollava_jax.training.data.loader import HostBatch, Loader, PixelReader, loader
+from videollava_jax.training.data.packing import BatchShape, Plan, RowShape, make_plan, steps_of
+from videollava_jax.training.data.samples import read_samples
+from videollava_jax.training.data.skips import SkipCounter
+from videollava_jax.training.run.base_model import Loaded, load, mesh_of, model_directory, rows_on_devices
+from videollava_jax.training.run.checkpoints import Checkpoints
+from videollava_jax.training.run.encoding import Encoder, open_features
+from videollava_jax.training.run.guards import StopSignals, Watchdog
+from videollava_jax.training.run.metrics import Metrics, StepCounts
+from videollava_jax.training.run.processes import ended_at_once, join_processes, require_agreement, summed
+from videollava_jax.training.run.recipe import Recipe, read_recipe
+from videollava_jax.training.run.run_directory import CHECKPOINTS, run_directory
+from videollava_jax.training.run.speed import Work
+from videollava_jax.training.update.evaluation import Evaluator
+from videollava_jax.training.update.model import Batch
+from videollava_jax.training.update.parameters import Parameters
+from videollava_jax.training.update.step import StepReport, Trainer
 from videollava_jax.weights.fingerprint import model_fingerprint
 
 GOING_ON = "The same command goes on from the last checkpoint."

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from videollava_jax import shapes
+from videollava_jax.assets import world as shapes
 
 QUESTION = "What happens?"
 TRAIN = shapes.TRAIN_SEEDS[500_000:]

@@ -2,7 +2,7 @@
 
     python train/tiny.py --out out/tiny
 
-It makes its own data (`videollava_jax.shapes`: coloured shapes in images and in real H.264 clips, with questions
+It makes its own data (`videollava_jax.assets.world`: coloured shapes in images and in real H.264 clips, with questions
 whose answers are known), its own tokenizer, and then trains in the stages of the real recipe:
 
     1  align      the image tower learns to name what its patches show; the video tower starts from it
@@ -39,13 +39,13 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from videollava_jax import shapes
+from videollava_jax.assets import world as shapes
+from videollava_jax.assets.world import CLIP_KINDS, EVAL_SEEDS, IMAGE_KINDS, TRAIN_SEEDS, Question, Scene
 from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
 from videollava_jax.media import FramePreprocessor, Uniform
-from videollava_jax.model import VideoLlava, named_parameters, with_parameters
-from videollava_jax.processor import VideoLlavaProcessor
-from videollava_jax.shapes import CLIP_KINDS, EVAL_SEEDS, IMAGE_KINDS, TRAIN_SEEDS, Question, Scene
-from videollava_jax.tokenizer import load_tokenizer
+from videollava_jax.model.video_llava import VideoLlava, named_parameters, with_parameters
+from videollava_jax.processing.processor import VideoLlavaProcessor
+from videollava_jax.processing.tokenizer import load_tokenizer
 
 Parameters = dict[str, Any]
 
@@ -690,7 +690,7 @@ def write_card(
 CARD = """# A tiny Video-LLaVA that answers
 
 {size:,} parameters, trained from nothing by `train/tiny.py` on procedurally made images and H.264 clips of
-coloured shapes (`videollava_jax.shapes`). It knows that world and nothing else: what is there (colour, shape),
+coloured shapes (`videollava_jax.assets.world`). It knows that world and nothing else: what is there (colour, shape),
 where, how many, which way it moves, what came first or last, and whether it changed colour. It is here so that the
 whole pipeline can be tried and tested without a download.
 

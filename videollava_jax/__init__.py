@@ -8,8 +8,8 @@ from videollava_jax.version import __version__
 if TYPE_CHECKING:
     from videollava_jax.config import VideoLlavaConfig
     from videollava_jax.engine import Engine, Request, Result
-    from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
-    from videollava_jax.processor import VideoLlavaProcessor
+    from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+    from videollava_jax.processing.processor import VideoLlavaProcessor
 
 __all__ = [
     "Engine",
@@ -26,8 +26,8 @@ _HOMES = {
     "Request": "videollava_jax.engine",
     "Result": "videollava_jax.engine",
     "VideoLlavaConfig": "videollava_jax.config",
-    "VideoLlavaForConditionalGeneration": "videollava_jax.pretrained",
-    "VideoLlavaProcessor": "videollava_jax.processor",
+    "VideoLlavaForConditionalGeneration": "videollava_jax.generation.pretrained",
+    "VideoLlavaProcessor": "videollava_jax.processing.processor",
 }
 
 

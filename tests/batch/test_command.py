@@ -11,7 +11,7 @@ import pytest
 from tests.faults.batch import await_no_process, committed, start_command, write_model_job
 from videollava_jax.cli import main
 from videollava_jax.cli.batch import _size
-from videollava_jax.demo import MEDIA
+from videollava_jax.cli.demo import MEDIA
 
 
 def read(path):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.faults.batch import MARK, await_no_process, marked_processes
-from videollava_jax.batch import worker
-from videollava_jax.batch.isolation import IsolatedReader, WorkerError, WorkerLimits
-from videollava_jax.demo import MEDIA
+from videollava_jax.batch.media import worker
+from videollava_jax.batch.media.isolation import IsolatedReader, WorkerError, WorkerLimits
+from videollava_jax.cli.demo import MEDIA
 from videollava_jax.media import Linspace, Uniform
-from videollava_jax.segments import Media
+from videollava_jax.processing.segments import Media
 
 CLIP, IMAGE = Media("video", str(MEDIA / "rising-triangle.mp4")), Media("image", str(MEDIA / "three-triangles.png"))
 FAULTS = {
@@ -41,7 +41,7 @@ def faulty(tmp_path, monkeypatch):
     code = "\n".join(
         [
             "import os, time",
-            "import videollava_jax.processor_inputs as inputs",
+            "import videollava_jax.processing.given_media as inputs",
             "real = inputs.read_image",
             "def faulty(source, **options):",
             "    name = os.path.basename(os.fspath(source))",
@@ -170,7 +170,7 @@ def test_a_worker_ends_itself_when_its_parent_cannot(tiny_processor, faulty, mon
 
     raw = pickle.dumps(task)
     done = subprocess.run(
-        [sys.executable, "-m", "videollava_jax.batch.worker", str(2**32)],
+        [sys.executable, "-m", "videollava_jax.batch.media.worker", str(2**32)],
         input=worker.LENGTH.pack(len(raw)) + raw, capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == -14
@@ -180,5 +180,7 @@ def test_a_worker_imports_no_jax():
     import subprocess
     import sys
 
-    code = "import sys, videollava_jax.batch.worker; assert not {'jax', 'transformers', 'torch'} & set(sys.modules)"
+    code = (
+        "import sys, videollava_jax.batch.media.worker; assert not {'jax', 'transformers', 'torch'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

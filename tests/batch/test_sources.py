@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videollava_jax.batch.remote import Fetcher, is_public
-from videollava_jax.batch.spool import FrameFile, Resolver, SourceError, Spool, read_frames
+from videollava_jax.batch.media.remote import Fetcher, is_public
+from videollava_jax.batch.media.spool import FrameFile, Resolver, SourceError, Spool, read_frames
 from videollava_jax.media import MediaError, MediaLimits
 
 

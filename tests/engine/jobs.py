@@ -8,8 +8,8 @@ from flax import nnx
 
 from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.engine import Request
-from videollava_jax.model import VideoLlava, named_parameters
-from videollava_jax.sharding import Placement, put
+from videollava_jax.model.sharding import Placement, put
+from videollava_jax.model.video_llava import VideoLlava, named_parameters
 
 QUESTIONS = (
     "what colour is it?",

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine.jobs import QUESTIONS, clip, generated, mixed_job, question, random_model
-from videollava_jax import VideoLlavaForConditionalGeneration, grid
-from videollava_jax import generate as compiled
-from videollava_jax.demo import MEDIA, TINY
-from videollava_jax.demo import QUESTIONS as DEMO_QUESTIONS
-from videollava_jax.engine import Engine, Request
+from videollava_jax import VideoLlavaForConditionalGeneration
+from videollava_jax.cli.demo import MEDIA, TINY
+from videollava_jax.cli.demo import QUESTIONS as DEMO_QUESTIONS
+from videollava_jax.engine import Engine, Request, grid
+from videollava_jax.generation import steps as compiled
 
 JOB = mixed_job()
 
@@ -145,7 +145,7 @@ def test_stop_strings_end_a_row(tiny_model, tiny_processor):
 
 def test_a_conversation_is_a_question_about_its_media(tiny_model, tiny_processor):
     """Turns share the prefix of their media; each answers as the whole conversation sent anew."""
-    from videollava_jax.chat import Chat
+    from videollava_jax.generation.chat import Chat
 
     video = clip(4)
     chat = Chat(tiny_model, tiny_processor, videos=[video])

@@ -6,10 +6,10 @@ import pytest
 
 from tests.engine.jobs import clip, question, random_model
 from videollava_jax import VideoLlavaForConditionalGeneration
-from videollava_jax.attention import KeysValues, attention
-from videollava_jax.cache import as_prefix
 from videollava_jax.engine import Engine
-from videollava_jax.layers import quantized
+from videollava_jax.model.attention import KeysValues, attention
+from videollava_jax.model.cache import as_prefix
+from videollava_jax.model.layers import quantized
 from videollava_jax.weights.quantize import is_quantizable
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.media import test_hostile as hostile
 from tests.media.clips import KINDS, write
-from videollava_jax.shapes import EVAL_SEEDS, encode_mp4, sample_clip, sample_image
+from videollava_jax.assets.world import EVAL_SEEDS, encode_mp4, sample_clip, sample_image
 
 CONTAINERS = (
     "h264_b_frames.mp4", "h264.mkv", "mpeg4.avi", "vp8.webm", "h264.mov", "h264.ts", "animation.gif", "fragmented.mp4",

@@ -40,11 +40,11 @@ MORE = 200
 READERS = 4
 MOST_FILES = 100
 """More of them open at a time than at the end."""
-WORKER = b"videollava_jax.batch.worker"
+WORKER = b"videollava_jax.batch.media.worker"
 QUESTIONS = ("What shape is it?", "What colour is it?", "Where is it?", "How many shapes are there?")
 FAULTY = """
 import os, time
-import videollava_jax.processor_inputs as inputs
+import videollava_jax.processing.given_media as inputs
 kept = []
 def faulty(read):
     def faulty_read(source, **options):
@@ -149,7 +149,7 @@ def run_media_job(place: Path, name: str, media: list[Medium], model: Any, proce
       name: of its files.
       seconds: that a medium may take.
     """
-    from videollava_jax.batch.isolation import IsolatedReader, WorkerLimits
+    from videollava_jax.batch.media.isolation import IsolatedReader, WorkerLimits
     from videollava_jax.batch.runner import BatchOptions, run_batch
     from videollava_jax.engine import Engine
 
@@ -254,7 +254,7 @@ def tiny() -> tuple[Any, Any]:
     import jax
 
     from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
-    from videollava_jax.demo import TINY
+    from videollava_jax.cli.demo import TINY
 
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
     return VideoLlavaForConditionalGeneration.from_pretrained(TINY), VideoLlavaProcessor.from_pretrained(TINY)

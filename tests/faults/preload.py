@@ -15,13 +15,6 @@ import jsonargparse  # noqa: F401
 import pytest  # noqa: F401  the children of a test import its main module anew
 from tqdm import tqdm
 
-import videollava_jax.batch.runner
-import videollava_jax.cli
-import videollava_jax.training.checkpoints
-import videollava_jax.training.evaluation
-import videollava_jax.training.loading
-import videollava_jax.training.metrics
-import videollava_jax.training.run_directory  # noqa: F401
 from tests.weights.checkpoints import random_parameters, small_config, write_checkpoint
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.weights import open_checkpoint

@@ -62,7 +62,7 @@ def fine_tune(output: str, data: str, mesh: tuple[int, int]) -> int:
 
 def parameters(run: Path) -> dict[str, np.ndarray]:
     """What a finished run has learnt."""
-    from videollava_jax.sharding import STACKED
+    from videollava_jax.model.sharding import STACKED
     from videollava_jax.weights.orbax import open_layers
 
     tensors = open_layers(run / "checkpoints" / str(STEPS), "trained", STACKED)
@@ -71,14 +71,14 @@ def parameters(run: Path) -> dict[str, np.ndarray]:
 
 def consumed(run: Path) -> list[list[int]]:
     """The samples of every step."""
-    from videollava_jax.training.metrics import read_metrics
+    from videollava_jax.training.run.metrics import read_metrics
 
     return [line["samples"] for line in read_metrics(run) if "samples" in line]
 
 
 def last_logged(run: Path) -> int:
     """The last step in the log, which may be of a start before."""
-    from videollava_jax.training.metrics import read_metrics
+    from videollava_jax.training.run.metrics import read_metrics
 
     return max((line["step"] for line in read_metrics(run)), default=0)
 

@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.model import VideoLlava, abstract_model, with_parameters
-from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.model.video_llava import VideoLlava, abstract_model, with_parameters
 
 IMAGE, VIDEO, VOCABULARY = 90, 91, 99
 TEXT = 80  # ids from 3 to here are text in the tests' prompts

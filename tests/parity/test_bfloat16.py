@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from tests.parity.reference import batch, hf_config, hf_logits, hf_model, logits, ours, sharp_hf_model
-from videollava_jax.attention import KeysValues, attention
-from videollava_jax.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, rotary
+from videollava_jax.model.attention import KeysValues, attention
+from videollava_jax.model.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, rotary
 
 SEEDS = 8
 # Half the distance between neighbours of 8 significant bits, relative, and what float32 itself may be off.

@@ -9,7 +9,7 @@ from transformers import TextIteratorStreamer
 
 from tests.parity.reference import IMAGE, VIDEO, array, assert_close, hf_config, hf_model
 from tests.tolerances import MODEL
-from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
 from videollava_jax.weights import convert_to_orbax, recognise
 
 

@@ -21,10 +21,10 @@ from tests.parity.reference import (
     sharp_hf_model,
 )
 from tests.tolerances import LAYER, MODEL, SELF
-from videollava_jax.attention import KeysValues, attention
-from videollava_jax.cache import Cache
-from videollava_jax.generate import extend, prefill
-from videollava_jax.layers import ACTIVATIONS, rotary
+from videollava_jax.generation.steps import extend, prefill
+from videollava_jax.model.attention import KeysValues, attention
+from videollava_jax.model.cache import Cache
+from videollava_jax.model.layers import ACTIVATIONS, rotary
 
 RNG = np.random.default_rng(0)
 
@@ -91,7 +91,7 @@ def test_attention(torch, order):
 @pytest.mark.parametrize("offset", [None, 0, 5, "traced"])
 def test_attention_in_blocks(monkeypatch, offset):
     """11 queries in blocks of 4 against all at once: no causal rule, from the first key, and behind a cache."""
-    monkeypatch.setattr("videollava_jax.attention.QUERY_BLOCK", 4)
+    monkeypatch.setattr("videollava_jax.model.attention.QUERY_BLOCK", 4)
     q, k, v = normal(2, 11, 4, 8), normal(2, 2, 16, 8), normal(2, 2, 16, 8)
     mask = np.arange(16)[None] >= np.array([[0], [3]])
     offset = jnp.asarray(5) if offset == "traced" else offset

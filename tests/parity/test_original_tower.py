@@ -24,9 +24,9 @@ from tests.parity.reference import (
 )
 from tests.tolerances import LAYER, MODEL
 from videollava_jax.config import VideoLlavaConfig, VisionConfig
-from videollava_jax.model import abstract_model, named_parameters, with_parameters
-from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
-from videollava_jax.vision import VisionTower
+from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.model.video_llava import abstract_model, named_parameters, with_parameters
+from videollava_jax.model.vision import VisionTower
 
 CONFIG = VisionConfig(
     hidden_size=32,

@@ -10,11 +10,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.engine.jobs import generated, mixed_job, on_mesh, random_model
 from tests.tolerances import SELF
 from videollava_jax import VideoLlavaForConditionalGeneration
-from videollava_jax.demo import TINY
+from videollava_jax.cli.demo import TINY
 from videollava_jax.engine import Engine
-from videollava_jax.generate import encode_videos
-from videollava_jax.layers import Linear
-from videollava_jax.sharding import make_mesh
+from videollava_jax.generation.steps import encode_videos
+from videollava_jax.model.layers import Linear
+from videollava_jax.model.sharding import make_mesh
 from videollava_jax.weights.quantize import quantize
 
 JOB = [request for request in mixed_job() if not request.images]
@@ -89,7 +89,7 @@ def test_scores_on_a_mesh(model, tiny_processor):
 
 def test_parameters_and_caches_are_split(tiny_model):
     """Heads, MLP and vocabulary over the tensor axis: nothing of these is held whole by every device."""
-    from videollava_jax import grid
+    from videollava_jax.engine import grid
     from videollava_jax.engine.board import sampling_of
 
     model = on_mesh(random_model(tiny_model), make_mesh(2, 4))

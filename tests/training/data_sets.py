@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from videollava_jax import shapes
+from videollava_jax.assets import world as shapes
 
 
 def write_data(directory: Path, samples: int, *, first: int = 700_000, media: str = "civ") -> Path:

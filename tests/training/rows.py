@@ -12,8 +12,8 @@ import numpy as np
 
 from tests.parity.reference import TEXT
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.sharding import Placement, put
-from videollava_jax.training.model import Batch
+from videollava_jax.model.sharding import Placement, put
+from videollava_jax.training.update.model import Batch
 
 FRAMES = 2
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.tolerances import SELF
-from videollava_jax.model import named_parameters
+from videollava_jax.model.video_llava import named_parameters
 
 QUICK = ("--quick", "--seeds", "1")
 CONDITIONS = [(towers, data) for towers in ("aligned", "unaligned") for data in ("images", "clips", "both")]

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videollava_jax.segments import IGNORED_LABEL
-from videollava_jax.shapes import encode_mp4, sample_clip, sample_image
-from videollava_jax.training import corpus as module
-from videollava_jax.training.corpus import Corpus, build_corpus
-from videollava_jax.training.data import HostBatch, Loader, loader
-from videollava_jax.training.packing import BatchShape, Plan, RowShape, make_plan
-from videollava_jax.training.samples import Sample, read_samples, tokenise
-from videollava_jax.training.skips import SkipCounter, TooManyBadSamples
+from videollava_jax.assets.world import encode_mp4, sample_clip, sample_image
+from videollava_jax.processing.segments import IGNORED_LABEL
+from videollava_jax.training.data import corpus as module
+from videollava_jax.training.data.corpus import Corpus, build_corpus
+from videollava_jax.training.data.loader import HostBatch, Loader, loader
+from videollava_jax.training.data.packing import BatchShape, Plan, RowShape, make_plan
+from videollava_jax.training.data.samples import Sample, read_samples, tokenise
+from videollava_jax.training.data.skips import SkipCounter, TooManyBadSamples
 
 IMAGE, VIDEO = 16, 8 * 17  # tokens, of the tiny model
 ROW = RowShape(tokens=340, images=3, videos=2, samples=4)
@@ -261,7 +261,7 @@ def test_a_mistake_of_ours_is_no_bad_sample(corpus, plan, tiny_processor, monkey
     def broken(*_: Any) -> None:
         raise RuntimeError("ours")
 
-    monkeypatch.setattr("videollava_jax.training.data.image_pixels", broken)
+    monkeypatch.setattr("videollava_jax.training.data.loader.image_pixels", broken)
     with pytest.raises(RuntimeError, match="ours"):
         list(loader(plan, corpus, tiny_processor))
 

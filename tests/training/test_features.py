@@ -17,27 +17,27 @@ from safetensors.numpy import load_file, save_file
 
 from tests.parity.reference import assert_close
 from tests.training.data_sets import write_data
-from videollava_jax.demo import TINY
+from videollava_jax.cli.demo import TINY
 from videollava_jax.media import Uniform
-from videollava_jax.processor import DEFAULT_LIMITS
-from videollava_jax.sharding import make_mesh
-from videollava_jax.training import encoding
-from videollava_jax.training.corpus import Corpus, build_corpus
-from videollava_jax.training.data import HostBatch, PixelReader, loader
-from videollava_jax.training.encoding import Encoded, Encoder, open_features
-from videollava_jax.training.features import FACTS, FeatureStore
-from videollava_jax.training.loading import Loaded, load, rows_on_devices
-from videollava_jax.training.lora import Lora
-from videollava_jax.training.metrics import read_metrics
-from videollava_jax.training.model import Batch
-from videollava_jax.training.optimizer import Optimizer, Rates
-from videollava_jax.training.packing import BatchShape, RowShape, make_plan
-from videollava_jax.training.parameters import Parameters
-from videollava_jax.training.recipe import Compute, Data, Recipe
-from videollava_jax.training.samples import read_samples
-from videollava_jax.training.skips import BadSample, SkipCounter
-from videollava_jax.training.speed import Work
-from videollava_jax.training.step import Trainer
+from videollava_jax.model.sharding import make_mesh
+from videollava_jax.processing.processor import DEFAULT_LIMITS
+from videollava_jax.training.data.corpus import Corpus, build_corpus
+from videollava_jax.training.data.features import FACTS, FeatureStore
+from videollava_jax.training.data.loader import HostBatch, PixelReader, loader
+from videollava_jax.training.data.packing import BatchShape, RowShape, make_plan
+from videollava_jax.training.data.samples import read_samples
+from videollava_jax.training.data.skips import BadSample, SkipCounter
+from videollava_jax.training.run import encoding
+from videollava_jax.training.run.base_model import Loaded, load, rows_on_devices
+from videollava_jax.training.run.encoding import Encoded, Encoder, open_features
+from videollava_jax.training.run.metrics import read_metrics
+from videollava_jax.training.run.recipe import Compute, Data, Recipe
+from videollava_jax.training.run.speed import Work
+from videollava_jax.training.update.lora import Lora
+from videollava_jax.training.update.model import Batch
+from videollava_jax.training.update.optimizer import Optimizer, Rates
+from videollava_jax.training.update.parameters import Parameters
+from videollava_jax.training.update.step import Trainer
 
 SAME = 1e-6
 """float32, from features and from pixels: absolute, on losses, gradients of a mean loss and features near 1."""

@@ -14,12 +14,12 @@ from tests.parity.reference import assert_close
 from tests.tolerances import MODEL
 from tests.training.conftest import program
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
-from videollava_jax.demo import TINY
-from videollava_jax.hardware import CHIPS
-from videollava_jax.training import speed
-from videollava_jax.training.checkpoints import Checkpoints
-from videollava_jax.training.metrics import read_metrics
-from videollava_jax.training.recipe import read_recipe
+from videollava_jax.cli.demo import TINY
+from videollava_jax.costs.chips import CHIPS
+from videollava_jax.training.run import speed
+from videollava_jax.training.run.checkpoints import Checkpoints
+from videollava_jax.training.run.metrics import read_metrics
+from videollava_jax.training.run.recipe import read_recipe
 from videollava_jax.weights import open_checkpoint
 
 LORA = ("--rates.lora", "1e-2", "--rates.projector", "1e-3", "--lora.rank", "4", "--lora.dropout", "0.1")

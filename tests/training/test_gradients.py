@@ -26,14 +26,14 @@ from tests.parity.reference import (
 from tests.tolerances import SELF
 from tests.training.rows import FRAMES, Drawn, drawn, packed
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.model import parameter_shapes
-from videollava_jax.sharding import Placement, make_mesh
-from videollava_jax.training.lora import Lora, initial_lora, is_lora
-from videollava_jax.training.model import Batch as TrainingBatch
-from videollava_jax.training.model import TrainingModel
-from videollava_jax.training.optimizer import Optimizer, Rates
-from videollava_jax.training.parameters import Parameters, placed, stack, unstack
-from videollava_jax.training.step import Trainer
+from videollava_jax.model.sharding import Placement, make_mesh
+from videollava_jax.model.video_llava import parameter_shapes
+from videollava_jax.training.update.lora import Lora, initial_lora, is_lora
+from videollava_jax.training.update.model import Batch as TrainingBatch
+from videollava_jax.training.update.model import TrainingModel
+from videollava_jax.training.update.optimizer import Optimizer, Rates
+from videollava_jax.training.update.parameters import Parameters, placed, stack, unstack
+from videollava_jax.training.update.step import Trainer
 
 GRADIENT = 1e-6
 """float32: absolute, on gradients of a mean loss, whose largest are near 1."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videollava_jax.training.packing import (
+from videollava_jax.training.data.packing import (
     BatchShape,
     Plan,
     RowShape,

@@ -23,12 +23,13 @@ from tests.faults.training import consumed
 from tests.tolerances import SELF
 from tests.training.conftest import ROOT, program
 from tests.training.data_sets import write_data
-from videollava_jax.sharding import STACKED
-from videollava_jax.training import loading, processes
-from videollava_jax.training.guards import STALLED
-from videollava_jax.training.metrics import read_metrics
-from videollava_jax.training.recipe import Compute
-from videollava_jax.training.run_directory import run_directory
+from videollava_jax.model.sharding import STACKED
+from videollava_jax.training.run import base_model as loading
+from videollava_jax.training.run import processes
+from videollava_jax.training.run.guards import STALLED
+from videollava_jax.training.run.metrics import read_metrics
+from videollava_jax.training.run.recipe import Compute
+from videollava_jax.training.run.run_directory import run_directory
 from videollava_jax.weights.orbax import open_layers
 
 STEPS = 6

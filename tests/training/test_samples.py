@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from videollava_jax.media import Fps, Indices, Linspace
-from videollava_jax.prompt import Turn
-from videollava_jax.segments import IGNORED_LABEL, Media
-from videollava_jax.training import samples as module
-from videollava_jax.training.samples import MediaTokens, Sample, read_samples, tokenise
-from videollava_jax.training.skips import BadSample, SampleError, SkipCounter, TooManyBadSamples
+from videollava_jax.processing.prompt import Turn
+from videollava_jax.processing.segments import IGNORED_LABEL, Media
+from videollava_jax.training.data import samples as module
+from videollava_jax.training.data.samples import MediaTokens, Sample, read_samples, tokenise
+from videollava_jax.training.data.skips import BadSample, SampleError, SkipCounter, TooManyBadSamples
 
 IMAGE, VIDEO = 16, 8 * 17  # tokens, of the tiny model
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from videollava_jax.arithmetic import tower_flops, train_flops
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.hardware import CHIPS, chip_of
-from videollava_jax.training.data import HostBatch
-from videollava_jax.training.speed import Work, sequence_lengths
+from videollava_jax.costs.chips import CHIPS, chip_of
+from videollava_jax.costs.work import tower_flops, train_flops
+from videollava_jax.training.data.loader import HostBatch
+from videollava_jax.training.run.speed import Work, sequence_lengths
 
 
 def test_sequences_and_media_of_packed_rows():

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from tests.weights.checkpoints import DTYPES, theirs
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.model import parameter_shapes
+from videollava_jax.model.video_llava import parameter_shapes
 
 LAYOUTS = ("hub", "hf5", "memory", "memory4", "pku")
 Q_PROJ = "language_model.layers.0.self_attn.q_proj.weight"

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
-from videollava_jax.model import parameter_shapes
+from videollava_jax.model.video_llava import parameter_shapes
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 ROWS = 40

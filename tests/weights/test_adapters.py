@@ -41,7 +41,7 @@ from tests.weights.checkpoints import (
     write_checkpoint,
 )
 from videollava_jax.cli import main
-from videollava_jax.model import parameter_shapes
+from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.weights import Options, WeightsError, convert_to_orbax, open_checkpoint, verify_checkpoint
 from videollava_jax.weights.adapters import is_adapter, merge_adapter, open_adapter, write_peft
 from videollava_jax.weights.convert import nonfinite

@@ -12,7 +12,7 @@ from typing import Any
 from videollava_jax.batch.lines import ID_KEYS, Form, Line, line_id
 from videollava_jax.engine import Request
 from videollava_jax.media import Uniform
-from videollava_jax.segments import MEDIA_TOKENS, MediaKind
+from videollava_jax.processing.segments import MEDIA_TOKENS, MediaKind
 
 Source = tuple[MediaKind, Any]
 

@@ -20,12 +20,12 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from videollava_jax.batch.fingerprint import fingerprint_digest, job_fingerprint
 from videollava_jax.batch.formats import Defaults, with_sources
+from videollava_jax.batch.identity import fingerprint_digest, job_fingerprint
 from videollava_jax.batch.ledger import Ledger, Paths, finished, locked, remove
 from videollava_jax.batch.lines import Form, count_lines, read_lines, recognise
+from videollava_jax.batch.media.spool import Fetch, Resolver, Spool, short_name
 from videollava_jax.batch.records import JobFacts, record
-from videollava_jax.batch.spool import Fetch, Resolver, Spool, short_name
 from videollava_jax.batch.summary import Step, Summary
 from videollava_jax.batch.together import Left, left_lines, together
 from videollava_jax.engine import Request, Result

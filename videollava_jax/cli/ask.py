@@ -21,7 +21,7 @@ from videollava_jax.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from videollava_jax.chat import Chat, Turn
+    from videollava_jax.generation.chat import Chat, Turn
     from videollava_jax.media import Medium
 
 
@@ -37,8 +37,8 @@ def add_demo(commands: Commands) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    from videollava_jax.demo import run_demo
-    from videollava_jax.picture import require_picture_name, save_picture
+    from videollava_jax.cli.demo import run_demo
+    from videollava_jax.cli.picture import require_picture_name, save_picture
 
     require_picture_name(arguments.picture)
     started = time.perf_counter()
@@ -71,7 +71,7 @@ def add_ask(commands: Commands) -> None:
 
 
 def ask(arguments: argparse.Namespace) -> None:
-    from videollava_jax.picture import require_picture_name, save_picture
+    from videollava_jax.cli.picture import require_picture_name, save_picture
 
     if arguments.picture is not None:
         require_picture_name(arguments.picture)
@@ -140,10 +140,10 @@ def chat(arguments: argparse.Namespace) -> None:
 
 def _open(arguments: argparse.Namespace) -> tuple[list[Medium], Chat]:
     """The media before the weights: a bad file, or frames that the model does not take, are told at once."""
-    from videollava_jax.chat import Chat
     from videollava_jax.config import require_whole_windows
+    from videollava_jax.generation.chat import Chat
+    from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
     from videollava_jax.media import open_medium
-    from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
 
     path, processor = open_processor(arguments)
     sampling = frame_sampling(arguments, processor.frame_window)

@@ -23,11 +23,11 @@ from videollava_jax.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from videollava_jax.batch.isolation import IsolatedReader, WorkerLimits
-    from videollava_jax.batch.ray_data import RayRunner
+    from videollava_jax.batch.media.isolation import IsolatedReader, WorkerLimits
+    from videollava_jax.batch.ray.cluster import RayRunner
     from videollava_jax.batch.runner import Runner
     from videollava_jax.engine import Engine
-    from videollava_jax.processor import VideoLlavaProcessor
+    from videollava_jax.processing.processor import VideoLlavaProcessor
 
 DETAILS = """\
 INPUT holds a question a line, and OUTPUT appears whole, in the same order, when all have a record:
@@ -127,8 +127,8 @@ def add_batch(commands: Commands) -> None:
 
 def batch(arguments: argparse.Namespace) -> None:
     from videollava_jax.batch.formats import Defaults
-    from videollava_jax.batch.isolation import IsolatedReader
-    from videollava_jax.batch.remote import Fetcher
+    from videollava_jax.batch.media.isolation import IsolatedReader
+    from videollava_jax.batch.media.remote import Fetcher
     from videollava_jax.batch.runner import BatchOptions, Stopped, run_batch
     from videollava_jax.config import require_whole_windows
 
@@ -208,7 +208,7 @@ def _job_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def _worker_limits(arguments: argparse.Namespace) -> WorkerLimits:
-    from videollava_jax.batch.isolation import WorkerLimits
+    from videollava_jax.batch.media.isolation import WorkerLimits
 
     return WorkerLimits(
         seconds=arguments.limit_seconds,
@@ -220,7 +220,7 @@ def _worker_limits(arguments: argparse.Namespace) -> WorkerLimits:
 
 def _facts(arguments: argparse.Namespace, path: str | Path, template: str) -> dict[str, str]:
     """What makes it this job: the model by content, or by its revision on the hub, and how it computes."""
-    from videollava_jax.processor_files import local_directory
+    from videollava_jax.processing.files import local_directory
     from videollava_jax.weights.fingerprint import model_fingerprint
 
     directory = local_directory(path, None, None)
@@ -239,8 +239,8 @@ def _engine(
     arguments: argparse.Namespace, path: str | Path, processor: VideoLlavaProcessor, reader: IsolatedReader
 ) -> Engine:
     from videollava_jax.engine import Engine
-    from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
-    from videollava_jax.sharding import make_mesh
+    from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+    from videollava_jax.model.sharding import make_mesh
 
     model = VideoLlavaForConditionalGeneration.from_pretrained(
         path,
@@ -262,7 +262,7 @@ def _engine(
 def _ray_runner(arguments: argparse.Namespace, source: Path, output: Path) -> RayRunner:
     from videollava_jax.batch.ledger import Paths
     from videollava_jax.batch.lines import read_lines, recognise
-    from videollava_jax.batch.ray_data import RayOptions, RayRunner
+    from videollava_jax.batch.ray.cluster import RayOptions, RayRunner
 
     options: dict[str, Any] = {"replicas": arguments.replicas, "resources": arguments.replica_resources or {}}
     if arguments.mesh is not None:
@@ -279,7 +279,7 @@ def _ray_runner(arguments: argparse.Namespace, source: Path, output: Path) -> Ra
 
 def _replica_engine(arguments: argparse.Namespace) -> Engine:
     """The engine of `batch`, in a replica."""
-    from videollava_jax.batch.isolation import IsolatedReader
+    from videollava_jax.batch.media.isolation import IsolatedReader
 
     path, processor = open_processor(arguments)
     return _engine(arguments, path, processor, IsolatedReader(processor, _worker_limits(arguments)))

@@ -148,7 +148,7 @@ def verify(arguments: argparse.Namespace) -> None:
     record = {"equal": compared.equal, "differences": [dataclasses.asdict(d) for d in compared.differences]}
     said = [f"{compared.equal} tensors are equal to the bit, {len(lines)} are not"]
     if arguments.logits:
-        from videollava_jax.comparing import compare_logits
+        from videollava_jax.generation.comparing import compare_logits
 
         apart = compare_logits(arguments.checkpoint, arguments.other, dtype=arguments.dtype)
         record["logits"] = dataclasses.asdict(apart)

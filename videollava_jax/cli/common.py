@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from videollava_jax.prompt import TEMPLATES
+from videollava_jax.processing.prompt import TEMPLATES
 
 if TYPE_CHECKING:
     from videollava_jax.media import Sampling
-    from videollava_jax.processor import VideoLlavaProcessor
+    from videollava_jax.processing.processor import VideoLlavaProcessor
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -95,8 +95,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlavaProcessor]:
     """The checkpoint that `--model` names, and its processor with the template and pooling that were asked for."""
-    from videollava_jax.demo import TINY
-    from videollava_jax.processor import VideoLlavaProcessor
+    from videollava_jax.cli.demo import TINY
+    from videollava_jax.processing.processor import VideoLlavaProcessor
 
     path = TINY if arguments.model == "tiny" else arguments.model
     return path, VideoLlavaProcessor.from_pretrained(path, template=arguments.template, video_pooling=arguments.pool)

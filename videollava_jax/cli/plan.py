@@ -49,10 +49,10 @@ def add_plan(commands: Commands) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from videollava_jax.arithmetic import Job, Storage
     from videollava_jax.config import VideoLlavaConfig, require_whole_windows
-    from videollava_jax.plan import PROGRAMS, Wish, make_plan
-    from videollava_jax.plan_report import record, text
+    from videollava_jax.costs.work import Job, Storage
+    from videollava_jax.planning.plan import PROGRAMS, Wish, make_plan
+    from videollava_jax.planning.report import record, text
 
     config = VideoLlavaConfig() if arguments.model is None else VideoLlavaConfig.from_hf(arguments.model)
     if arguments.variant is not None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from videollava_jax.decoding import row_keys
+from videollava_jax.engine.grid import Grid, GridShape
 from videollava_jax.engine.groups import Group
 from videollava_jax.engine.preparation import Question
-from videollava_jax.generate import Answers
-from videollava_jax.grid import Grid, GridShape
-from videollava_jax.sampling import Sampling
+from videollava_jax.generation.decoding import row_keys
+from videollava_jax.generation.next_token import Sampling
+from videollava_jax.generation.steps import Answers
 
 
 @dataclass

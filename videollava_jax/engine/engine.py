@@ -12,8 +12,8 @@ from videollava_jax.engine.request import Request, Result, Scored
 from videollava_jax.engine.run import Run
 from videollava_jax.engine.scoring import score_requests
 from videollava_jax.engine.sizes import ROWS, free_memory
-from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
-from videollava_jax.processor import VideoLlavaProcessor
+from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.processing.processor import VideoLlavaProcessor
 
 
 class Engine:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from videollava_jax import grid as on_device
+from videollava_jax.engine import grid as on_device
 from videollava_jax.engine.preparation import ReadPrefix
-from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
-from videollava_jax.processor import VideoLlavaProcessor
+from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.processing.processor import VideoLlavaProcessor
 
 
 def encode_prefixes(

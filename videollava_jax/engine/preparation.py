@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.decoding import DecodeOptions
 from videollava_jax.engine.request import Request
+from videollava_jax.generation.decoding import DecodeOptions
 from videollava_jax.media import Uniform
-from videollava_jax.processor import VideoLlavaProcessor
-from videollava_jax.processor_inputs import require_sources, with_media
-from videollava_jax.prompt import parse_conversation, render
-from videollava_jax.segments import Media, Segments, TextIds
+from videollava_jax.processing.given_media import require_sources, with_media
+from videollava_jax.processing.processor import VideoLlavaProcessor
+from videollava_jax.processing.prompt import parse_conversation, render
+from videollava_jax.processing.segments import Media, Segments, TextIds
 
 Ids = npt.NDArray[np.int32]
 Reader = Callable[[Media, Any], npt.NDArray[np.uint8]]

@@ -19,20 +19,20 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax import generate as compiled
-from videollava_jax import grid as on_device
-from videollava_jax.decoding import answer_text, ended
+from videollava_jax.engine import grid as on_device
 from videollava_jax.engine.board import Board, Place, Row, sampling_of, unwritten_answers
+from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.groups import Group, Pending
 from videollava_jax.engine.media import encode_prefixes
 from videollava_jax.engine.options import EngineOptions
 from videollava_jax.engine.preparation import Preparer, Question, in_the_names_of
 from videollava_jax.engine.request import Request, Result
 from videollava_jax.engine.sizes import PREFIX_BUCKET, TEXT_BUCKET, Demand, choose_shape, described
-from videollava_jax.generate import Vocabulary, bucket
-from videollava_jax.grid import Grid
-from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
-from videollava_jax.processor import VideoLlavaProcessor
+from videollava_jax.generation import steps as compiled
+from videollava_jax.generation.decoding import answer_text, ended
+from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.generation.steps import Vocabulary, bucket
+from videollava_jax.processing.processor import VideoLlavaProcessor
 
 STOP_STRING_STEPS = 8
 """Steps between two looks at the answers, where stop strings may end them."""

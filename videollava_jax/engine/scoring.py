@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from videollava_jax import grid as on_device
-from videollava_jax.cache import PrefixCache
+from videollava_jax.engine import grid as on_device
 from videollava_jax.engine.media import encode_prefixes
 from videollava_jax.engine.options import EngineOptions
 from videollava_jax.engine.preparation import Preparer, Question
 from videollava_jax.engine.request import Request, Scored
 from videollava_jax.engine.sizes import PREFIX_BUCKET, TEXT_BUCKET
-from videollava_jax.generate import bucket
-from videollava_jax.pretrained import VideoLlavaForConditionalGeneration
-from videollava_jax.processor import VideoLlavaProcessor
+from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.generation.steps import bucket
+from videollava_jax.model.cache import PrefixCache
+from videollava_jax.processing.processor import VideoLlavaProcessor
 
 
 def score_requests(

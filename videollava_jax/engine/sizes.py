@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from videollava_jax.config import TextConfig
-from videollava_jax.generate import bucket
-from videollava_jax.grid import GridShape
-from videollava_jax.sharding import Placement
+from videollava_jax.engine.grid import GridShape
+from videollava_jax.generation.steps import bucket
+from videollava_jax.model.sharding import Placement
 
 PREFIX_BUCKET = 64
 TEXT_BUCKET = 32

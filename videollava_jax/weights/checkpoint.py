@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.model import parameter_shapes
+from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor, open_directory
 from videollava_jax.weights.layouts import EMBEDDING, HEAD, TEMPORAL, VOCABULARY, Layout, Rows, learnt, recognise

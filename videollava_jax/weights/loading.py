@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.layers import quantized
-from videollava_jax.sharding import put
+from videollava_jax.model.layers import quantized
+from videollava_jax.model.sharding import put
 from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, open_checkpoint, stored_tensors
 from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.manifest import Verify

@@ -1,0 +1,179 @@
+"""The `videollava` command as a user types it: answers, JSON, pictures, errors of one line, exit status."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from videollava_jax.cli import main
+from videollava_jax.cli.demo import MEDIA, QUESTIONS, TINY
+
+CLIP = str(MEDIA / "rising-triangle.mp4")
+IMAGE = str(MEDIA / "three-triangles.png")
+ANSWERS = {
+    "Which way does it move?": "up",
+    "What shape is it?": "triangle",
+    "Does it change colour?": "yes",
+    "Which shape comes first?": "circle",
+    "Which colour comes last?": "blue",
+    "What colour are they?": "red",
+}
+
+
+def records(output):
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_the_demo_converts_asks_and_draws(tmp_path, capsys):
+    picture = tmp_path / "new" / "demo.png"
+    assert main(["demo", "--picture", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert "layout hf5) to Orbax" in printed
+    for name, questions in QUESTIONS.items():
+        assert name in printed
+        for question in questions:
+            line = next(line for line in printed.splitlines() if question in line)
+            assert line.endswith(" s")
+            if question in ANSWERS:
+                assert ANSWERS[question] in line
+    with Image.open(picture) as image:
+        assert image.width > 1000  # eight frames beside each other
+        assert len(image.getcolors(2**24)) > 1000
+
+
+def test_ask_prints_the_answer_alone(capsys):
+    assert main(["ask", CLIP, "Which way does it move?"]) == 0
+    assert capsys.readouterr().out == "up\n"
+
+
+def test_ask_as_json_with_a_picture(tmp_path, capsys):
+    picture = tmp_path / "answers.jpg"
+    arguments = ["ask", CLIP, "Which way does it move?", "What shape is it?", "--json", "--picture", str(picture)]
+    assert main(arguments) == 0
+    first, second = records(capsys.readouterr().out)
+    assert (first["question"], first["answer"]) == ("Which way does it move?", "up")
+    assert second["answer"] == "triangle"
+    assert first["media"] == [{"path": CLIP, "kind": "video", "frames": [*range(0, 16, 2)], "total_frames": 16}]
+    assert first["cached_tokens"] == 0 < second["cached_tokens"] < second["prompt_tokens"]
+    assert first["seconds"] > 0
+    with Image.open(picture) as image:
+        assert image.format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    ("options", "frames"),
+    [
+        ([], [0, 2, 4, 6, 8, 10, 12, 14]),
+        (["--linspace"], [0, 2, 4, 6, 8, 10, 12, 15]),
+        (["--frames", "4"], [0, 4, 8, 12]),
+        (["--fps", "2"], [0, 4, 8, 12]),
+        (["--indices", "1,3,5"], [1, 3, 5]),
+    ],
+)
+def test_frames_are_chosen_by_every_rule(capsys, options, frames):
+    assert main(["ask", CLIP, "What shape is it?", "--json", *options]) == 0
+    assert records(capsys.readouterr().out)[0]["media"][0]["frames"] == frames
+
+
+def test_seeds_decide_what_is_drawn(capsys):
+    def said(seed):
+        options = ["--temperature", "5", "--seed", str(seed), "--max-new-tokens", "6"]
+        assert main(["ask", IMAGE, "Where is it?", "--json", *options]) == 0
+        return records(capsys.readouterr().out)[0]["token_ids"]
+
+    assert said(1) == said(1)
+    assert len({tuple(said(seed)) for seed in range(4)}) > 1
+
+
+def test_chat_reads_questions_from_standard_input(capsys, monkeypatch):
+    import io
+
+    lines = "What shape is it?\n\nWhich way does it move?\n/new\nDoes it change colour?\n/quit\nnever asked\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert main(["chat", CLIP, "--json"]) == 0
+    turns = records(capsys.readouterr().out)
+    assert [turn["answer"] for turn in turns] == ["triangle", "up", "yes"]
+    assert turns[1]["cached_tokens"] >= turns[0]["prompt_tokens"]  # the conversation goes on
+    assert turns[2]["cached_tokens"] < turns[0]["prompt_tokens"]  # a new one, about the same media
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What shape is it?\n"))
+    assert main(["chat", CLIP]) == 0
+    assert capsys.readouterr().out == "triangle\n"
+
+
+def test_convert_then_ask_the_converted(tmp_path, capsys):
+    target = tmp_path / "orbax"
+    assert main(["convert", str(TINY), str(target), "--json"]) == 0
+    summary = records(capsys.readouterr().out)[0]
+    card = json.loads((TINY / "card.json").read_text())
+    assert (summary["from"], summary["variant"], summary["parameters"]) == ("hf5", "hf", card["parameters"])
+    assert summary["bytes"] == 4 * summary["parameters"]
+    assert main(["ask", "--model", str(target), CLIP, "Which way does it move?"]) == 0
+    assert capsys.readouterr().out == "up\n"
+    assert main(["convert", str(TINY), str(target), "--json"]) == 0
+    assert records(capsys.readouterr().out)[0]["already_there"]
+    assert main(["convert", str(TINY), str(target), "--dtype", "bfloat16"]) == 1
+    assert f"{target} exists and holds something else" in capsys.readouterr().err
+    assert main(["convert", str(TINY), str(tmp_path / "half"), "--dtype", "bfloat16", "--json"]) == 0
+    assert records(capsys.readouterr().out)[0]["bytes"] == 2 * summary["parameters"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "orbax"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ask", "none.mp4", "What?"], "none.mp4: no such file"),
+        (["ask", __file__, "What?"], "test_cli.py: expected a video"),
+        (["ask", CLIP, "What?", "--model", "./none"], "none"),
+        (["ask", CLIP, "What?", "--indices", "3,99"], "has 16 frames"),
+        (["ask", CLIP, "What?", "--frames", "0"], "num_frames: expected at least 1"),
+        (["ask", CLIP, "What?", "--picture", "answers.txt"], "expected the name of a picture"),
+        (["ask", CLIP, "What?", "--frames", "40"], "fewer frames"),
+        (["ask", CLIP, "What?", "--max-new-tokens", "0"], "max_new_tokens"),
+        (["convert", "none", "target"], "none: no such directory"),
+    ],
+)
+def test_what_went_wrong_is_one_line(arguments, message, capsys):
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("videollava: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["ask"], ["ask", CLIP], ["ask", CLIP, "?", "--indices", "a"], ["fly"]])
+def test_wrong_arguments_are_told_with_the_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: videollava" in capsys.readouterr().err
+
+
+COMMANDS = ["demo", "ask", "chat", "batch", "convert", "export", "verify", "plan"]
+HELPS = """
+import contextlib, io, json, sys
+from videollava_jax.cli import main
+shown = {}
+for command in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    shown[command] = said.getvalue()
+    assert "jax" not in sys.modules, command
+print(json.dumps(shown))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps():
+    """What each command's --help prints, in a process where none of them loads JAX."""
+    done = subprocess.run([sys.executable, "-c", HELPS, *COMMANDS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_without_loading_jax(helps, command):
+    assert f"usage: videollava {command}" in helps[command]
+    assert len(helps[command].splitlines()) > 8

@@ -1,0 +1,398 @@
+"""Plans: arguments as the engine has them, hand arithmetic, the command; and what the 7B model's programs must satisfy.
+
+python -m pytest -m slow tests/planning/test_plan.py      the whole model on four topologies, by the real TPU compiler
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.planning.plan_programs import GIB, GRIDS, MESHES, planned, required, traffic_ratio
+from videollava_jax import VideoLlavaConfig, VideoLlavaForConditionalGeneration
+from videollava_jax.cli import main
+from videollava_jax.cli.demo import TINY
+from videollava_jax.config import TextConfig, VisionConfig
+from videollava_jax.costs.chips import CHIPS, Chip
+from videollava_jax.costs.work import Job, Storage, best_possible
+from videollava_jax.engine.grid import GridShape, new_grid
+from videollava_jax.model.sharding import Placement, make_mesh
+from videollava_jax.planning import engine_programs as programs
+from videollava_jax.planning import plan
+from videollava_jax.planning.engine_programs import (
+    Program,
+    Setting,
+    abstract_grid,
+    abstract_parameters,
+    compile_program,
+    shard_bytes,
+)
+from videollava_jax.planning.plan import PROGRAMS, Wish, choose_mesh, make_plan, rates
+
+CONFIG = VideoLlavaConfig()
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler (extra `tpu`)"
+)
+
+
+def tiny_setting(data: int, tensor: int, **options: Any) -> Setting:
+    config = VideoLlavaConfig.from_hf(TINY)
+    shape = GridShape(parts=data, columns=2, rows=3, prefix=192, question=32, answer=32)
+    return Setting(config=config, mesh=make_mesh(data, tensor), shape=shape, **options)
+
+
+def described(tree: Any) -> list[tuple[Any, ...]]:
+    """Shape, dtype and the shape of one device's share of every array."""
+    leaves = jax.tree.leaves(tree)
+    return [
+        (x.shape, x.dtype, tuple(x.shape if x.sharding is None else x.sharding.shard_shape(x.shape))) for x in leaves
+    ]
+
+
+# ── the arguments are the engine's ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("mesh", [(1, 8), (2, 4), (8, 1)])
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_grid_is_the_one_that_the_engine_makes(mesh: tuple[int, int], int8: bool):
+    setting = tiny_setting(*mesh)
+    made = new_grid(
+        setting.config.text_config,
+        setting.shape,
+        jnp.bfloat16,
+        setting.placement,
+        int8=int8,
+        sampling=programs.greedy_sampling(),
+    )
+    abstract = abstract_grid(setting.placement, setting.shape, int8=int8)
+    assert jax.tree.structure(abstract) == jax.tree.structure(made)
+    assert described(abstract) == described(made)
+
+
+@pytest.mark.parametrize("mesh", [(2, 4), (8, 1)])
+def test_the_parameters_are_those_that_are_loaded(mesh: tuple[int, int]):
+    loaded = VideoLlavaForConditionalGeneration.from_pretrained(TINY, dtype="bfloat16", mesh=make_mesh(*mesh))
+    graph, state = abstract_parameters(Placement(loaded.config, make_mesh(*mesh)), int8=False)
+    assert graph == loaded.graph
+    assert described(state) == described(loaded.state)
+
+
+def test_int8_weights_have_scales():
+    plain, int8 = (tiny_setting(1, 2, int8_weights=of).resident_bytes["weights"] for of in (False, True))
+    assert 0.5 * plain < int8 < plain
+
+
+@pytest.mark.parametrize("mesh", [(1, 4), (2, 4)])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_take_what_is_counted(mesh: tuple[int, int], name: Any):
+    """Compiled for the CPU: the arguments fit the functions, and what is donated comes back in its place."""
+    setting = tiny_setting(*mesh)
+    program = compile_program(name, setting, CHIPS["v5e"])
+    function, arguments = programs.program_with_arguments(name, setting)
+    memory = function.lower(*arguments).compile().memory_analysis()
+    # Parameters that a program does not use are dropped, and what comes from the host is small.
+    assert memory.argument_size_in_bytes <= sum(program.resident.values()) + program.inputs + 4096
+    written = {"prefill": ("prefix",), "extend": ("tails", "answers"), "decode": ("tails", "answers")}.get(name, ())
+    assert memory.alias_size_in_bytes == sum(program.resident[kind] for kind in written)
+    if name == "encode":
+        video = setting.frames * setting.config.tokens_per_frame * setting.config.text_config.hidden_size * 2
+        assert program.outputs == video
+    else:
+        assert program.outputs < 4096
+    assert program.total == sum(program.resident.values()) + program.extra
+    assert program.flops > 0
+    assert program.roofline.seconds > 0
+
+
+def test_bytes_of_the_whole_model_by_hand():
+    """7B in bfloat16 over 8 chips: decoder and head split, towers and projector whole; 64 KiB a token and chip."""
+    shape = GridShape(parts=1, columns=8, rows=8, prefix=2112, question=64, answer=128)
+    setting = Setting(config=CONFIG, mesh=make_mesh(1, 8), shape=shape)
+    held = setting.resident_bytes
+    decoder, whole = 6_607_605_760 + 131_334_144, 2 * 303_179_776 + 20_979_712
+    assert held["weights"] == pytest.approx(2 * (decoder / 8 + whole), rel=1e-3)
+    assert held["prefix"] == pytest.approx(8 * 2112 * 2**16, rel=1e-3)
+    assert held["tails"] == pytest.approx(64 * 192 * 2**16, rel=1e-3)
+    read = 2 * (decoder - 131_334_144) / 8 + held["prefix"] + held["tails"]
+    assert setting.read_once_bytes == pytest.approx(read, rel=1e-3)
+    assert setting.smallest_buffer == 4096 * 512 * 2  # a chip's part of a projection of queries
+
+
+def test_shares_are_those_of_the_shardings():
+    placement = Placement(CONFIG, make_mesh(2, 4))
+    x = jax.ShapeDtypeStruct((2, 32, 5, 128), jnp.bfloat16, sharding=placement.cache(2))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 3))
+    assert shard_bytes([x, keys, None]) == 1 * 8 * 5 * 128 * 2 + 3 * 8
+
+
+# ── mesh, grid, rates ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def wish(topology: str = "v5e:2x4", **options: Any) -> Wish:
+    return Wish(topology=topology, config=CONFIG, job=options.pop("job", Job(questions=25)), **options)
+
+
+@pytest.mark.parametrize(
+    ("chip", "int8", "expected"),
+    [("v5e", False, (2, 4)), ("v5e", True, (4, 2)), ("v6e", False, (4, 2)), ("v5p", False, (8, 1))],
+)
+def test_a_copy_takes_the_fewest_chips_that_leave_caches_room(chip: str, int8: bool, expected: tuple[int, int]):
+    device = programs.device_of(CHIPS[chip])
+    assert choose_mesh(wish(storage=Storage(int8_weights=int8)), device, 8) == expected
+
+
+def test_a_model_that_leaves_no_room_takes_the_most_chips():
+    small = dataclasses.replace(programs.device_of(CHIPS["v5e"]), hbm_bytes=2**30)
+    assert choose_mesh(wish(), small, 4) == (1, 4)
+
+
+def test_devices_of_a_chip_share_it():
+    v7x = programs.device_of(CHIPS["v7x"])
+    assert v7x.hbm_bytes < CHIPS["v7x"].hbm_bytes / 2
+    assert v7x.bf16_flops == CHIPS["v7x"].bf16_flops / 2
+    assert programs.device_of(CHIPS["v5e"]).hbm_bytes == 15.75 * GIB
+
+
+def test_rates_by_hand():
+    """2 × 3 places with 5 rows: 12 questions a video take three rounds, in each 3 columns and 9 steps."""
+    shape = GridShape(parts=2, columns=3, rows=5, prefix=2112, question=64, answer=32)
+    seconds = {"encode": 0.1, "prefill": 0.2, "extend": 0.05, "decode": 0.01}
+    found = rates(Job(questions=12, answer_tokens=10), shape, seconds)
+    assert dict(found.phases) == pytest.approx({"encode": 0.3, "prefill": 0.6, "extend": 0.45, "decode": 0.27})
+    assert found.videos_per_second == pytest.approx(6 / 1.62)
+    assert found.answers_per_second == pytest.approx(12 * 6 / 1.62)
+    assert found.tokens_per_second == pytest.approx(120 * 6 / 1.62)
+
+
+@pytest.fixture
+def compiler_of(monkeypatch: pytest.MonkeyPatch):
+    """Stands in for the compiler: programs with known needs. Gives what was compiled, and for how many columns."""
+    seen: list[tuple[str, int]] = []
+
+    def install(temporaries: Any) -> list[tuple[str, int]]:
+        def compiled(name: Any, setting: Setting, chip: Chip) -> Program:
+            seen.append((name, setting.shape.columns))
+            needed = temporaries(name, setting.shape.columns)
+            if needed is None:
+                raise MemoryError("Ran out of memory on HBM")
+            loop = programs.Traffic(hbm_read_bytes=819_000_000)
+            return Program(
+                name=name,
+                resident=setting.resident_bytes,
+                inputs=0,
+                outputs=0,
+                temporaries=needed,
+                code=0,
+                flops=0.0,
+                text=programs.CompiledProgram(entry=loop, loops={"body": loop}),
+                moves=(),
+                kernels=0,
+                chip=chip,
+                tensor=8,
+                compile_seconds=1.0,
+            )
+
+        monkeypatch.setattr(programs, "compile_program", compiled)
+        monkeypatch.setattr(programs, "tpu_devices", lambda name: jax.devices())
+        return seen
+
+    monkeypatch.setattr(plan, "COMPILER_ENVIRONMENT", {})
+    return install
+
+
+def test_the_largest_batch_fits_and_the_next_does_not(compiler_of: Any):
+    seen = compiler_of(lambda name, columns: GIB)
+    made = make_plan(wish(mesh=(1, 8)))
+    assert made.batch is not None
+    assert made.largest is not None
+    assert [name for name, _ in seen] == [*PROGRAMS, "decode"]
+    decode = made.largest.programs["decode"]
+    column = sum(size for kind, size in decode.resident.items() if kind != "weights") / made.largest.shape.columns
+    assert decode.total <= made.chip.hbm_bytes < decode.total + column
+    assert made.largest.shape.columns > made.batch.shape.columns
+    # 1 ms each; what a column takes stays the same, and steps are shared by more.
+    assert made.largest.rates is not None
+    assert made.batch.rates is not None
+    assert made.largest.rates.videos_per_second > made.batch.rates.videos_per_second
+
+
+def test_the_largest_batch_shrinks_until_it_fits(compiler_of: Any):
+    """Temporaries that grow with the batch: the first guess, from those of the engine's grid, is too large."""
+    seen = compiler_of(lambda name, columns: columns * 20 * 2**20 if name == "decode" else 0)
+    made = make_plan(wish(mesh=(1, 8)))
+    tried = [columns for name, columns in seen if name == "decode"][1:]
+    assert 1 < len(tried) <= plan.TRIES
+    assert tried == sorted(set(tried), reverse=True)
+    assert made.largest is not None
+    assert made.largest.shape.columns == tried[-1]
+    assert made.largest.programs["decode"].total <= made.chip.hbm_bytes
+
+
+def test_a_largest_batch_that_does_not_compile_is_made_smaller(compiler_of: Any):
+    seen = compiler_of(lambda name, columns: 0)
+    make_plan(wish(mesh=(1, 8)))
+    most = max(columns for _, columns in seen)
+    compiler_of(lambda name, columns: None if columns == most else 0)
+    made = make_plan(wish(mesh=(1, 8)))
+    assert made.largest is not None
+    assert made.largest.shape.columns == most - 1
+
+
+def test_a_program_that_does_not_fit_is_told(compiler_of: Any):
+    compiler_of(lambda name, columns: None if name == "extend" else 0)
+    made = make_plan(wish(mesh=(1, 8)))
+    assert made.batch is not None
+    assert made.batch.too_large == {"extend": "Ran out of memory on HBM"}
+    assert not made.batch.fits("extend")
+    assert made.batch.fits("decode")
+    assert (made.batch.rates, made.largest) == (None, None)
+
+
+def test_a_grid_that_is_given_is_the_grid(compiler_of: Any):
+    seen = compiler_of(lambda name, columns: 0)
+    made = make_plan(wish(mesh=(2, 4), grid=(8, 5), programs=("decode",)))
+    assert made.batch is not None
+    assert made.batch.shape == GridShape(parts=2, columns=4, rows=5, prefix=2112, question=64, answer=32)
+    assert seen == [("decode", 4)]
+    assert (made.batch.rates, made.largest) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mesh": (3, 2)}, "mesh 3x2: expected data × tensor to be the 8 devices"),
+        ({"mesh": (2, 4), "grid": (3, 1)}, "grid 3x1: .* a multiple of 2"),
+        ({"topology": "v9:2x2"}, "no figures for a chip 'v9'"),
+    ],
+)
+def test_what_does_not_fit_the_chips_is_refused(compiler_of: Any, options: dict[str, Any], message: str):
+    compiler_of(lambda name, columns: 0)
+    with pytest.raises(ValueError, match=message):
+        make_plan(wish(**options))
+
+
+# ── the command ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_gpus_are_planned_by_arithmetic(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "--topology", "h100:8", "--questions", "10", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    limit = best_possible(Job(questions=10), CONFIG, CHIPS["h100"], 8)
+    assert record["compiled"] is False
+    assert record["batch"] is None
+    assert record["limit"]["answers_per_second"] == limit.answers_per_second
+
+    assert main(["plan", "--topology", "h200", "--job", "caption"]) == 0
+    printed = capsys.readouterr().out
+    assert "by arithmetic, not compiled" in printed
+    limit = best_possible(Job(questions=1, answer_tokens=256), CONFIG, CHIPS["h200"])
+    assert f"{limit.videos_per_second:.2f}" in printed
+
+
+def test_pooling_and_more_frames_change_the_prefix(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "--topology", "h100", "--frames", "32", "--pool", "2"]) == 0
+    assert f"{32 * 65} tokens" in capsys.readouterr().out
+
+
+def test_a_model_that_no_chip_holds_is_told(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "--topology", "l4", "--frames", "240"]) == 0
+    assert "the weights and one video take" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--topology", "v5e:2x"), "expected sizes such as v5e:2x4"),
+        (("--topology", "h100", "--variant", "original", "--frames", "9"), "--frames"),
+        (("--topology", "h100:8", "--mesh", "2x2"), "the 8 devices"),
+        (("--topology", "h100", "--questions", "0"), "Job.questions"),
+        (("--topology", "h100", "--model", "/no/such"), "/no/such"),
+    ],
+)
+def test_wrong_wishes_are_one_line(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("pair", ["8", "2x", "0x8", "2x4x1", "axb"])
+def test_a_mesh_is_two_numbers(pair: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["plan", "--topology", "v5e:2x4", "--mesh", pair])
+    assert "expected two numbers such as 2x4" in capsys.readouterr().err
+
+
+def test_without_the_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(plan, "COMPILER_ENVIRONMENT", {})
+    assert main(["plan", "--topology", "v5e:2x4"]) == 1
+    assert "pip install 'videollava-jax[tpu]'" in capsys.readouterr().err
+
+
+# ── the real compiler ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def check(record: dict[str, Any]) -> None:
+    """What the engine's programs must satisfy on any TPU, at 64 rows a copy of 2304 positions."""
+    found = record["batch"]["programs"]
+    assert record["batch"]["too_large"] == {}
+    for name in set(found) & {"prefill", "extend", "decode"}:
+        assert found[name]["fits"], f"{name}: {found[name]['total']} of {record['hbm_bytes']} bytes"
+        assert found[name]["big_moves"] == [], name
+    assert found["decode"]["temporaries"] < 0.5 * GIB
+    assert 0.99 < traffic_ratio(record) < 1.5
+
+
+@needs_compiler
+@pytest.mark.tpu_compiler
+class TestLive:
+    def test_four_layers_of_the_7b_model(self, tmp_path: Any):
+        config = VideoLlavaConfig(
+            text_config=TextConfig(num_hidden_layers=4), vision_config=VisionConfig(num_hidden_layers=2)
+        )
+        (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+        record = required("v5e:2x4", "8 × 8", "--model", str(tmp_path), "--programs", "prefill", "extend", "decode")
+        check(record)
+        assert record["mesh"] == [1, 8]
+        assert record["batch"]["grid"]["batch"] == 64
+        decode = record["batch"]["programs"]["decode"]
+        sums = {c["kind"]: c["count"] for c in decode["collectives"]}
+        assert sums == {"all-reduce": 2 * 4 + 1, "all-gather": 1}  # a layer's two, the embedding's, the logits
+
+    def test_what_the_compiler_does_not_know_is_refused(self):
+        with pytest.raises(RuntimeError, match="topology 'v5e:3x3': the TPU compiler refuses it"):
+            planned("v5e:3x3")
+
+
+@needs_compiler
+@pytest.mark.tpu_compiler
+@pytest.mark.slow
+class TestTheWholeModel:
+    """7B, 32 layers. Minutes for each."""
+
+    @pytest.mark.parametrize("topology", MESHES)
+    @pytest.mark.parametrize("grid", GRIDS)
+    def test_programs(self, topology: str, grid: str):
+        check(required(topology, grid, "--programs", "prefill", "extend", "decode"))
+
+    @pytest.mark.parametrize("options", [("--int8-cache",), ("--int8-weights", "--int8-cache")])
+    def test_int8(self, options: tuple[str, ...]):
+        check(required("v5e:2x4", "8 × 8", "--programs", "prefill", "extend", "decode", *options))
+
+    def test_the_chosen_mesh_and_the_largest_batch(self):
+        record = planned("v5e:2x4", "--questions", "25")
+        assert record["mesh"] == [2, 4]
+        largest = record["largest"]
+        assert all(program["fits"] for program in record["batch"]["programs"].values())
+        assert largest["grid"]["batch"] > record["batch"]["grid"]["batch"]
+        assert largest["programs"]["decode"]["total"] <= record["hbm_bytes"]
+        assert record["batch"]["rates"]["answers_per_second"] < record["limit"]["answers_per_second"]
+        assert np.isfinite(largest["rates"]["answers_per_second"])

@@ -1,0 +1,221 @@
+"""Media of a line to files: paths within a root, data: URLs and what is fetched, in a directory of the job. No JAX.
+
+A file is there for as long as some question needs it. Frames that come one by one (vLLM's `data:video/jpeg;base64,
+<frame>,<frame>`) are one file too, which `read_frames` takes apart.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import threading
+import urllib.parse
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from videollava_jax.media import Cause, MediaError, MediaLimits, read_image
+from videollava_jax.processing.segments import MediaKind
+
+Fetch = Callable[[str, BinaryIO, int], None]
+"""(URL, file, most bytes): fetches the one into the other."""
+
+
+class SourceError(ValueError):
+    """A medium that a line may not name, or that cannot be had.
+
+    Attributes:
+      cause: for programs to count by.
+    """
+
+    def __init__(self, cause: str, message: str):
+        super().__init__(message)
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class FrameFile(os.PathLike[str]):
+    """A video as a file of encoded frames: a line with their sizes in JSON, then the frames, one after the other."""
+
+    path: str
+
+    def __fspath__(self) -> str:
+        return self.path
+
+
+def read_frames(path: str, limits: MediaLimits) -> list[npt.NDArray[np.uint8]]:
+    """The frames of a `FrameFile`: uint8 [H, W, 3] each."""
+    with open(path, "rb") as file:
+        sizes = json.loads(file.readline())
+        return [read_image(file.read(size), limits) for size in sizes]
+
+
+class Spool:
+    """Files by the content of what they hold, each for as long as it is in use.
+
+    Args:
+      directory: of the job alone; emptied now and when closed.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._users: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+
+    def take(self, write: Callable[[BinaryIO], None]) -> str:
+        """The path of a file with what `write` writes; `release` gives it back. Any thread may call."""
+        descriptor, temporary = tempfile.mkstemp(dir=self._directory, suffix=".new")
+        try:
+            with os.fdopen(descriptor, "w+b") as file:
+                write(file)
+                file.seek(0)
+                name = hashlib.file_digest(file, "blake2b").hexdigest()[:40]
+            path = str(self._directory / name)
+            with self._lock:
+                if not self._users[path]:
+                    os.replace(temporary, path)
+                self._users[path] += 1
+            return path
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def release(self, source: Any) -> None:
+        """One user fewer of a file; what is not of this spool is left alone."""
+        if not isinstance(source, (str, os.PathLike)):
+            return
+        path = os.fspath(source)
+        with self._lock:
+            if not self._users[path]:
+                return
+            self._users[path] -= 1
+            if not self._users[path]:
+                os.unlink(path)
+
+    def close(self) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class Resolver:
+    """Turns what lines name into files that may be read.
+
+    Args:
+      spool: holds what is not a file yet.
+      root: paths are relative to it and may not leave it; None for any path.
+      fetch: for http and https; None refuses them.
+      max_bytes: of one medium.
+    """
+
+    def __init__(self, spool: Spool, *, root: Path | None, fetch: Fetch | None, max_bytes: int):
+        self._spool, self._fetch, self._max_bytes = spool, fetch, max_bytes
+        self._root = None if root is None else Path(os.path.realpath(root))
+
+    def __call__(self, kind: MediaKind, source: Any) -> Any:
+        """A path, or a `FrameFile`.
+
+        Raises:
+          SourceError: refused, or not to be had.
+          MediaError: no such file, or not a regular one.
+        """
+        if not isinstance(source, str):
+            raise SourceError("invalid_request", f"expected a path or a URL, got a {type(source).__name__}")
+        scheme = source.partition(":")[0].lower() if ":" in source else ""
+        if scheme == "data":
+            return self._data(kind, source)
+        if scheme in ("http", "https"):
+            return self._remote(source)
+        if scheme == "file":
+            source = urllib.parse.unquote(urllib.parse.urlsplit(source).path)
+        elif "://" in source:
+            raise SourceError(
+                "forbidden_source", f"{short_name(source)}: expected a path, a data:, http: or https: URL"
+            )
+        return self._file(source)
+
+    def _file(self, name: str) -> str:
+        if "\0" in name:
+            raise SourceError("forbidden_source", f"{short_name(name)}: expected a path without NUL")
+        path = Path(name)
+        if self._root is not None:
+            if path.is_absolute() or ".." in path.parts:
+                raise SourceError("forbidden_source", f"{short_name(name)}: expected a path relative to --media-root")
+            path = Path(os.path.realpath(self._root / path))
+            if not path.is_relative_to(self._root):
+                raise SourceError("forbidden_source", f"{short_name(name)}: a link that leaves --media-root")
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            cause = Cause.NOT_FOUND if missing else Cause.UNREADABLE
+            raise MediaError(short_name(name), cause, os.strerror(error.errno or 0).lower()) from None
+        if not stat.S_ISREG(found.st_mode):  # the engine will hash it: a pipe would never end
+            raise MediaError(short_name(name), Cause.NOT_A_FILE, "expected a file, got a directory, a pipe or a device")
+        if found.st_size > self._max_bytes:
+            raise self._too_large(short_name(name), found.st_size)
+        return str(path)
+
+    def _data(self, kind: MediaKind, url: str) -> str | FrameFile:
+        head, comma, content = url[5:].partition(",")
+        mime, *parameters = head.lower().split(";")
+        if not comma or not mime.startswith(("image/", "video/")) or "base64" not in parameters:
+            raise SourceError(
+                "bad_data_url", f"{short_name(url)}: expected data:image/…;base64,… or data:video/…;base64,…"
+            )
+        if len(content) // 4 * 3 > self._max_bytes:
+            raise self._too_large("a data: URL", len(content) // 4 * 3)
+        if kind == "video" and mime == "video/jpeg":
+            return FrameFile(self._spool.take(_frame_writer([_decoded(part) for part in content.split(",")])))
+        return self._spool.take(_write_all([_decoded(content)]))
+
+    def _remote(self, url: str) -> str:
+        if self._fetch is None:
+            raise SourceError(
+                "forbidden_source", f"{short_name(url)}: nothing is fetched unless --allow-host names the host"
+            )
+        fetch = self._fetch
+        return self._spool.take(lambda file: fetch(url, file, self._max_bytes))
+
+    def _too_large(self, name: str, size: int) -> SourceError:
+        return SourceError(
+            str(Cause.TOO_LARGE), f"{name}: {size} bytes, over the limit of {self._max_bytes}; --limit-bytes raises it"
+        )
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise SourceError("bad_data_url", "a data: URL whose base64 is damaged") from None
+
+
+def _frame_writer(frames: Sequence[bytes]) -> Callable[[BinaryIO], None]:
+    return _write_all([json.dumps([len(frame) for frame in frames]).encode() + b"\n", *frames])
+
+
+def _write_all(parts: Sequence[bytes]) -> Callable[[BinaryIO], None]:
+    def write(file: BinaryIO) -> None:
+        for part in parts:
+            file.write(part)
+
+    return write
+
+
+def short_name(name: str) -> str:
+    """A source in a message: on one line, and not at the length of a data: URL."""
+    most = 40 if name.startswith("data:") else 200
+    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:most])
+    return printable if len(name) <= most else f"{printable}… ({len(name)} characters)"

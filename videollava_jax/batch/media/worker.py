@@ -1,0 +1,127 @@
+"""A worker process: reads media within limits, so that a file that crashes or hangs it takes nothing else with it.
+
+Tasks come pickled from the parent, which is trusted; answers go back as a line of JSON and raw pixels, since what has
+decoded a hostile file is not. Each is preceded by its length in 8 bytes. No JAX in here.
+
+    python -m videollava_jax.batch.media.worker BYTES-OF-MEMORY
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import resource
+import signal
+import struct
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from videollava_jax.batch.media.spool import FrameFile, read_frames
+from videollava_jax.media import FramePreprocessor, MediaError, MediaLimits
+from videollava_jax.processing.given_media import image_pixels, video_pixels
+from videollava_jax.processing.segments import MediaKind
+
+LENGTH = struct.Struct("<Q")
+CPU_SHARE = 4
+"""Seconds of all processors together, for each second that a task may take."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A medium to read.
+
+    Attributes:
+      source: a path or a `FrameFile`.
+      sampling: which frames of a video.
+      preprocess: how it becomes pixels.
+      seconds: that it may take.
+    """
+
+    kind: MediaKind
+    source: Any
+    sampling: Any
+    preprocess: FramePreprocessor
+    limits: MediaLimits
+    seconds: float
+
+
+def read_task(task: Task) -> npt.NDArray[np.uint8]:
+    """The pixels of a task's medium: uint8 [F, S, S, 3], RGB, 0-255."""
+    source = task.source
+    if isinstance(source, FrameFile):
+        source = read_frames(source.path, task.limits)
+    if task.kind == "image":
+        return image_pixels(source, task.preprocess, task.limits)[None]
+    return video_pixels(source, task.preprocess, task.sampling, task.limits)
+
+
+def main() -> None:
+    tasks = sys.stdin.buffer
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what a library prints is no answer
+    _limit_memory(int(sys.argv[1]))
+    _send(answers, {"ready": os.getpid()})
+    while len(head := tasks.read(LENGTH.size)) == LENGTH.size:
+        task = pickle.loads(tasks.read(LENGTH.unpack(head)[0]))
+        _limit_time(task.seconds)
+        said, pixels = _answer(task)
+        signal.alarm(0)
+        _send(answers, said, pixels)
+
+
+def _answer(task: Task) -> tuple[dict[str, Any], bytes]:
+    try:
+        pixels = read_task(task)
+        return {"shape": pixels.shape}, pixels.tobytes()
+    except MediaError as error:
+        return {"error": str(error), "cause": error.cause}, b""
+    except MemoryError:
+        return {"error": f"{_name(task)}: takes more memory than a worker has", "cause": "too_large"}, b""
+    except (ValueError, OSError) as error:
+        return {"error": " ".join(str(error).split())[:500], "cause": "invalid_request"}, b""
+    except Exception as error:  # a library's own kind: its text may hold memory addresses
+        return {"error": f"{_name(task)}: cannot be decoded ({type(error).__name__})", "cause": "decode_failed"}, b""
+
+
+def _name(task: Task) -> str:
+    return str(os.fspath(task.source))
+
+
+def _send(file: BinaryIO, said: dict[str, Any], content: bytes = b"") -> None:
+    line = json.dumps(said).encode() + b"\n"
+    file.write(LENGTH.pack(len(line) + len(content)) + line)
+    file.write(content)
+    file.flush()
+
+
+def _limit_memory(beyond: int) -> None:
+    """Address space beyond what the imports took; no core dumps, no written files, few open ones."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
+    for what, limit in (
+        (resource.RLIMIT_AS, taken + beyond),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, 256),
+    ):
+        hard = resource.getrlimit(what)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(what, (limit, limit))
+
+
+def _limit_time(seconds: float) -> None:
+    """The kernel ends this process when a task takes too long, even where its parent was killed and cannot."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used.ru_utime + used.ru_stime + CPU_SHARE * seconds), hard))
+    signal.alarm(math.ceil(seconds) + 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Jobs on a Ray cluster: requests in blocks, engines as replicas."""

@@ -1,0 +1,67 @@
+"""The demonstration: from the bundled checkpoint and files to answers, with nothing to fetch."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+from videollava_jax.generation.chat import Chat, Turn
+from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.media import Medium, open_medium
+from videollava_jax.processing.processor import VideoLlavaProcessor
+from videollava_jax.weights import convert_to_orbax
+
+_ASSETS = Path(str(files("videollava_jax"))) / "assets"
+TINY = _ASSETS / "tiny"
+"""The tiny model's checkpoint, in transformers' layout."""
+MEDIA = _ASSETS / "media"
+"""The bundled image and clips."""
+
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "rising-triangle.mp4": (
+        "Which way does it move?",
+        "What shape is it?",
+        "Does it change colour?",
+        "How many shapes are there?",
+    ),
+    "circle-then-square.mp4": ("Which shape comes first?", "Which colour comes last?"),
+    "three-triangles.png": ("How many shapes are there?", "What colour are they?"),
+}
+
+Panel = tuple[list[Medium], list[Turn]]
+
+
+def run_demo(report: Callable[[str], None]) -> list[Panel]:
+    """Converts the tiny model to Orbax, loads it from there, and asks about every bundled file.
+
+    Args:
+      report: called with each line that tells what is going on.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        orbax = Path(directory) / "tiny"
+        started = time.perf_counter()
+        converted = convert_to_orbax(TINY, orbax)
+        report(
+            f"converted the tiny model ({converted.size:,} parameters, layout {converted.source.layout}) to Orbax in "
+            f"{time.perf_counter() - started:.1f} s"
+        )
+        started = time.perf_counter()
+        model = VideoLlavaForConditionalGeneration.from_pretrained(orbax)
+        processor = VideoLlavaProcessor.from_pretrained(orbax)
+        report(f"loaded it from there in {time.perf_counter() - started:.1f} s")
+    panels: list[Panel] = []
+    for name, questions in QUESTIONS.items():
+        started = time.perf_counter()
+        medium = open_medium(MEDIA / name)
+        report(f"\n{medium.description}, read in {time.perf_counter() - started:.3f} s")
+        chat = Chat.about(model, processor, [medium])
+        turns = []
+        for question in questions:
+            chat.restart()
+            turns.append(turn := chat.ask(question))
+            report(f"  {turn.question:28} {turn.answer:10} {turn.seconds:6.3f} s")
+        panels.append(([medium], turns))
+    return panels

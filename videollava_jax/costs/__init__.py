@@ -1,0 +1,1 @@
+"""What the model costs and what chips give: parameters, operations, bytes, rooflines."""

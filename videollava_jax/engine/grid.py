@@ -1,0 +1,326 @@
+"""A grid on the device: prefixes in its places, questions in its rows, and the compiled functions that fill them.
+
+    column       0          1                places stand in columns of W, one for each part that the data axis of the
+    part 0   [ place 0 ] [ place 1 ]         mesh splits the batch into: a column is filled and emptied together, and
+    part 1   [ place 2 ] [ place 3 ]         no device sends another its part of a cache.
+                 │
+                 └─ R rows, each with a question about the place's prefix
+
+Filling one column leaves the others as they are. Every function takes its buffers back: nothing of a cache is copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from videollava_jax.config import TextConfig
+from videollava_jax.generation.next_token import Sampling
+from videollava_jax.generation.steps import Answers, Graph, Vocabulary, with_next_token
+from videollava_jax.model.attention import KeysValues
+from videollava_jax.model.cache import PrefixCache, TailCache, empty_tail
+from videollava_jax.model.sharding import Placement, like, put, resharded, spec_of, whole
+from videollava_jax.model.video_llava import VideoLlava
+
+
+@dataclass(frozen=True)
+class GridShape:
+    """How large a grid is; every number is a dimension of what is compiled.
+
+    Attributes:
+      parts: W, what the data axis splits a batch into.
+      columns: P; there are W × P places.
+      rows: R, questions of one place at a time.
+      prefix: slots of a place.
+      question: slots of a row for its question.
+      answer: slots of a row for its answer.
+    """
+
+    parts: int
+    columns: int
+    rows: int
+    prefix: int
+    question: int
+    answer: int
+
+    @property
+    def places(self) -> int:
+        """Prefixes that are held at a time."""
+        return self.parts * self.columns
+
+    @property
+    def batch(self) -> int:
+        """Rows in all: B."""
+        return self.places * self.rows
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Grid:
+    """The state of all places and rows.
+
+    Attributes:
+      prefix: a place each.
+      tail, answers: a row each; the rows of a place are neighbours.
+    """
+
+    prefix: PrefixCache
+    tail: TailCache
+    answers: Answers
+
+
+def new_grid(
+    text: TextConfig,
+    shape: GridShape,
+    dtype: DTypeLike,
+    placement: Placement | None,
+    *,
+    int8: bool,
+    sampling: Sampling,
+) -> Grid:
+    """An empty grid, its buffers where the mesh wants them.
+
+    Args:
+      dtype: of compute, and of keys and values.
+      int8: those of prefixes in int8 with a scale for each vector.
+      sampling: one row of it tells which of its parts are compiled.
+    """
+    G, K, H = shape.places, text.num_key_value_heads, text.head_dim
+    key_shape = (G, K, shape.prefix, H)
+
+    def zeros(of: tuple[int, ...], kind: DTypeLike, place: Any) -> jax.Array:
+        return jnp.zeros(of, kind, device=place)
+
+    cache = None if placement is None else placement.cache(G)
+    scale = None if placement is None else placement.cache_scale(G)
+    batch = None if placement is None else placement.batch(G)
+
+    def layer() -> KeysValues:
+        keys, values = (zeros(key_shape, jnp.int8 if int8 else dtype, cache) for _ in range(2))
+        scales = [zeros(key_shape[:3], jnp.float32, scale) if int8 else None for _ in range(2)]
+        return KeysValues(keys, values, scales[0], scales[1], "GKSH")
+
+    prefix = PrefixCache(
+        layers=tuple(layer() for _ in range(text.num_hidden_layers)),
+        valid_GS=zeros((G, shape.prefix), bool, batch),
+        length_G=zeros((G,), jnp.int32, batch),
+    )
+    rows = None if placement is None else placement.batch(shape.batch)
+    tail = _new_tail(prefix, shape.batch, shape.question + shape.answer, jnp.dtype(dtype), shape.question)
+    nobody = unwritten(shape.batch, shape.answer, text.vocab_size, sampling)
+    return Grid(prefix, tail, nobody if rows is None else jax.tree.map(lambda x: put(x, rows), nobody))
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _new_tail(prefix: PrefixCache, rows: int, slots: int, dtype: np.dtype[Any], question: int) -> TailCache:
+    return empty_tail(prefix, rows, slots, dtype, question=question)
+
+
+def unwritten(rows: int, width: int, V: int, sampling: Sampling) -> Answers:
+    """Answers of rows that nobody asked anything: all have ended. `sampling` is one row, repeated."""
+    return Answers(
+        token_B=np.zeros((rows,), np.int32),  # type: ignore[arg-type]
+        tokens_BN=np.zeros((rows, width), np.int32),  # type: ignore[arg-type]
+        count_B=np.zeros((rows,), np.int32),  # type: ignore[arg-type]
+        limit_B=np.zeros((rows,), np.int32),  # type: ignore[arg-type]
+        done_B=np.ones((rows,), bool),  # type: ignore[arg-type]
+        finite_B=np.ones((rows,), bool),  # type: ignore[arg-type]
+        seen_BV=np.zeros((rows, V), bool) if sampling.penalise else None,  # type: ignore[arg-type]
+        sampling=jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), sampling),
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def encode(
+    graph: Graph,
+    state: Any,
+    kinds: tuple[str, ...],
+    pooling: int,
+    pixels: tuple[jax.Array, ...],
+    mean: tuple[jax.Array, ...],
+    std: tuple[jax.Array, ...],
+) -> jax.Array:
+    """The features of the media of W prefixes, one after the other: [W, M, D].
+
+    Args:
+      kinds: "image" or "video", for each medium of a prefix in order.
+      pooling: `video_pooling` of its videos.
+      pixels: for each medium uint8 [W, F, S, S, 3], RGB, 0-255; F is 1 for an image.
+      mean, std: for each medium float32 [3], on the scale 0-1.
+    """
+    model: VideoLlava = nnx.merge(graph, state)
+    features = []
+    for kind, frames, m, s in zip(kinds, pixels, mean, std, strict=True):
+        normalised = (frames.astype(jnp.float32) * jnp.float32(1 / 255) - m) / s
+        features.append(
+            model.encode_images(normalised[:, 0]) if kind == "image" else model.encode_videos(normalised, pooling)
+        )
+    return jnp.concatenate(features, axis=1)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames=("prefix",))
+def fill_places(
+    graph: Graph,
+    state: Any,
+    ids_WS: jax.Array,
+    mask_WS: jax.Array,
+    features_WMD: jax.Array | None,
+    prefix: PrefixCache,
+    column: jax.Array,
+) -> PrefixCache:
+    """Puts prefixes, padded on the left to the slots of a place, into the places of a column."""
+    model: VideoLlava = nnx.merge(graph, state)
+    int8 = prefix.layers[0].key_scale is not None
+    x_WSD = model.embed_prefix(ids_WS, features_WMD)
+    _, new = model.prefill(x_WSD, mask_WS, int8=int8)
+    W = ids_WS.shape[0]
+    filled: PrefixCache = jax.tree.map(lambda old, x: _put(old, x.astype(old.dtype)[:, None], W, column), prefix, new)
+    return filled
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def new_prefix(
+    graph: Graph, state: Any, ids_WS: jax.Array, mask_WS: jax.Array, features_WMD: jax.Array | None, int8: bool
+) -> PrefixCache:
+    """Prefixes, padded on the left, in a cache of their own."""
+    model: VideoLlava = nnx.merge(graph, state)
+    return model.prefill(model.embed_prefix(ids_WS, features_WMD), mask_WS, int8=int8)[1]
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames=("tail", "answers"))
+def begin(
+    graph: Graph,
+    state: Any,
+    ids_ET: jax.Array,
+    mask_ET: jax.Array,
+    fresh: Answers,
+    prefix: PrefixCache,
+    tail: TailCache,
+    answers: Answers,
+    vocabulary: Vocabulary,
+    column: jax.Array,
+) -> tuple[TailCache, Answers]:
+    """Puts questions into rows of a column, and chooses the first token of each answer.
+
+    Args:
+      ids_ET, mask_ET: the questions of all W × R rows of the column, padded on the left, T at most `tail.question`.
+      fresh: answers without a token; those that are done are of rows that keep what they have.
+      column: int32 scalar.
+    """
+    model: VideoLlava = nnx.merge(graph, state)
+    E, T = ids_ET.shape
+    W = prefix.places // (answers.done_B.shape[0] // E)
+    R = E // W
+    part = PrefixCache(
+        layers=tuple(jax.tree.map(lambda x: _take(x, W, column), kv) for kv in prefix.layers),
+        valid_GS=_take(prefix.valid_GS, W, column),
+        length_G=_take(prefix.length_G, W, column),
+    )
+    x_ETD, layers = model.begin_tails(ids_ET, mask_ET, part)
+    first = with_next_token(model.next_logits(x_ETD), fresh, vocabulary)
+
+    filled_E = ~fresh.done_B
+    padded = ((0, 0), (tail.question - T, tail.slots - tail.question))
+
+    def into_rows(old: jax.Array, new: jax.Array) -> jax.Array:
+        """Whole rows, free slots as zeros: whatever a row that went wrong has left would be multiplied by nothing."""
+        new = jnp.pad(new, [padded[1], (0, 0)] + [(0, 0)] * (new.ndim - 2)).astype(old.dtype)
+        return _put_rows(old, new, filled_E, W, R, column, axis=1)
+
+    def rows(old: jax.Array, new: jax.Array) -> jax.Array:
+        return _put_rows(old, new, filled_E, W, R, column, axis=0)
+
+    positions_E = jnp.repeat(part.length_G, R, out_sharding=like(part.length_G, *spec_of(part.length_G)))
+    kept = [kv.reordered("SGKH") for kv in layers]
+    tail = dataclasses.replace(
+        tail,
+        layers=tuple(jax.tree.map(into_rows, old, new) for old, new in zip(tail.layers, kept, strict=True)),
+        valid_BS=rows(tail.valid_BS, jnp.pad(mask_ET, padded)),
+        next_position_B=rows(tail.next_position_B, positions_E + mask_ET.sum(axis=1, dtype=jnp.int32)),
+    )
+    return tail, jax.tree.map(rows, answers, first)
+
+
+@partial(jax.jit, donate_argnames=("answers",))
+def end_rows(answers: Answers, rows_B: jax.Array) -> Answers:
+    """The answers with these rows ended, where the host has found a stop string."""
+    return dataclasses.replace(answers, done_B=answers.done_B | rows_B)
+
+
+@jax.jit
+def report(answers: Answers) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(tokens_BN, count_B, done_B, finite_B), whole on every device and so on every host."""
+    return whole(answers.tokens_BN), whole(answers.count_B), whole(answers.done_B), whole(answers.finite_B)
+
+
+@partial(jax.jit, static_argnums=0)
+def score(
+    graph: Graph, state: Any, ids_ET: jax.Array, mask_ET: jax.Array, scored_ET: jax.Array, prefix: PrefixCache
+) -> tuple[jax.Array, jax.Array]:
+    """Log-likelihoods of given tokens after prefixes.
+
+    Args:
+      ids_ET, mask_ET: text after the prefixes, padded on the left, E / G rows for each.
+      scored_ET: bool, the tokens whose likelihood is wanted: never a row's first.
+
+    Returns:
+      float32 [E], the sum of their log-probabilities, and bool [E], whether each was the likeliest.
+    """
+    model: VideoLlava = nnx.merge(graph, state)
+    x_ETD, _ = model.begin_tails(ids_ET, mask_ET, prefix)
+    logits_ETV = whole(model.logits(x_ETD[:, :-1]), axis=-1).astype(jnp.float32)
+    targets_ET1 = ids_ET[:, 1:, None]
+    picked_ET = jnp.take_along_axis(jax.nn.log_softmax(logits_ETV, axis=-1), targets_ET1, axis=-1)[..., 0]
+    wanted_ET = scored_ET[:, 1:]
+    likeliest_ET = logits_ETV.argmax(axis=-1) == targets_ET1[..., 0]
+    total_E = jnp.where(wanted_ET, picked_ET, 0).sum(axis=-1)
+    return whole(total_E), whole((likeliest_ET | ~wanted_ET).all(axis=-1))
+
+
+def _by_column(x: jax.Array, parts: int, axis: int = 0, *within: int) -> jax.Array:
+    """The places on an axis as parts × columns, with `within` more axes; the parts take over how the axis is split."""
+    before, split, after = spec_of(x)[:axis], spec_of(x)[axis], spec_of(x)[axis + 1 :]
+    columns = x.shape[axis] // (parts * math.prod(within))
+    shape = (*x.shape[:axis], parts, columns, *within, *x.shape[axis + 1 :])
+    return x.reshape(shape, out_sharding=like(x, *before, split, None, *(None for _ in within), *after))
+
+
+def _take(x: jax.Array, parts: int, column: jax.Array) -> jax.Array:
+    """[G, …] to [W, …]: the places of a column. G is parts × columns."""
+    columns = _by_column(x, parts)
+    taken: jax.Array = jax.lax.dynamic_index_in_dim(columns, column, axis=1, keepdims=False)
+    return taken
+
+
+def _put(x: jax.Array, new: jax.Array, parts: int, column: jax.Array) -> jax.Array:
+    """[G, …] with [W, 1, …] in the places of a column."""
+    columns = _by_column(x, parts)
+    new = resharded(new, like(columns, *spec_of(columns)))
+    return jax.lax.dynamic_update_slice_in_dim(columns, new, column, axis=1).reshape(
+        x.shape, out_sharding=like(x, *spec_of(x))
+    )
+
+
+def _put_rows(
+    x: jax.Array, new: jax.Array, filled_E: jax.Array, parts: int, rows: int, column: jax.Array, *, axis: int
+) -> jax.Array:
+    """An array with B rows on `axis`, with new ones in the rows of a column that are to be filled."""
+    split = _by_column(x, parts, axis, rows)
+    old = jax.lax.dynamic_index_in_dim(split, column, axis=axis + 1, keepdims=False)
+    sharding = like(old, *spec_of(old))
+    new = new.reshape(old.shape, out_sharding=sharding)
+    filled = filled_E.reshape(parts, rows, out_sharding=like(old, *spec_of(old)[axis : axis + 2]))
+    filled = filled.reshape(*(1,) * axis, parts, rows, *(1,) * (old.ndim - axis - 2))
+    mixed = jnp.where(filled, new, old)
+    mixed = resharded(jnp.expand_dims(mixed, axis + 1), like(split, *spec_of(split)))
+    updated: jax.Array = jax.lax.dynamic_update_slice_in_dim(split, mixed, column, axis=axis + 1)
+    return updated.reshape(x.shape, out_sharding=like(x, *spec_of(x)))

@@ -1,0 +1,193 @@
+"""A conversation about media whose keys and values stay on the device: each turn computes only what is new."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from videollava_jax.generation.decoding import DecodeOptions, TextStream, answer_text, row_keys
+from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.media import Medium
+from videollava_jax.model.cache import Cache
+from videollava_jax.processing.processor import VideoLlavaProcessor
+from videollava_jax.processing.prompt import PromptTemplate
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer.
+
+    Attributes:
+      token_ids: the answer's tokens, the end of the answer included where it was reached.
+      prompt_tokens: length of the whole prompt, media included.
+      cached_tokens: how many of them were in the cache already.
+      seconds: from the question to the whole answer. The first of its lengths compiles.
+    """
+
+    question: str
+    answer: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    cached_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What the last turn left on the device: a cache and the tokens in it, prompt and answer."""
+
+    cache: Cache
+    ids: Ids
+
+
+class Chat:
+    """A conversation with a model about images and videos.
+
+    The media are encoded once, in the first turn. The cache of each turn is kept for the next: its prompt is
+    compared with what the cache holds, token by token, and only what follows the common part is computed.
+    Answers are those that the whole conversation, sent anew, would get.
+
+        turn 1   USER: ▒▒▒▒▒▒▒▒▒ What is it? ASSISTANT:            computed
+                                                      A cat.</s>   decoded
+        turn 2   USER: ▒▒▒▒▒▒▒▒▒ What is it? ASSISTANT: A cat.</s>USER: What colour? ASSISTANT:
+                 └───────────── in the cache ────────────────────┘└────── computed ───────────┘
+    """
+
+    def __init__(
+        self,
+        model: VideoLlavaForConditionalGeneration,
+        processor: VideoLlavaProcessor,
+        *,
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        template: str | PromptTemplate | None = None,
+        **read: Any,
+    ):
+        """
+        Args:
+          images, videos: shown in the first turn, in any form that the processor takes. Videos have the same
+            number of frames.
+          template: how the conversation is written, when not the processor's own way.
+          read: `sampling`, `limits` and `video_pooling` of `VideoLlavaProcessor.apply_chat_template`.
+        """
+        self._model = model
+        self._processor = processor
+        self._template = template
+        self._read = read
+        self._media = [{"type": "image", "image": source} for source in images]
+        self._media += [{"type": "video", "video": source} for source in videos]
+        self._media_lengths: list[int] = []
+        self._messages: list[dict[str, Any]] = []
+        self._held: _Held | None = None
+
+    @classmethod
+    def about(
+        cls,
+        model: VideoLlavaForConditionalGeneration,
+        processor: VideoLlavaProcessor,
+        media: Sequence[Medium],
+        *,
+        template: str | PromptTemplate | None = None,
+    ) -> Chat:
+        """A conversation about media that `media.open_medium` has read."""
+        return cls(
+            model,
+            processor,
+            images=[medium.frames[0] for medium in media if medium.kind == "image"],
+            videos=[medium.frames for medium in media if medium.kind == "video"],
+            template=template,
+        )
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation so far, as the processor takes it."""
+        return list(self._messages)
+
+    def restart(self) -> None:
+        """Forgets the turns. The media stay in the cache: the next question about them is as cheap as a turn."""
+        self._messages = []
+
+    def ask(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = 128,
+        seed: int = 0,
+        on_text: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> Turn:
+        """Asks, and waits for the answer. A turn that fails or is interrupted is not kept.
+
+        Args:
+          question: text; a literal `<video>` or `</s>` in it is only text.
+          max_new_tokens: the answer is cut there.
+          seed: of the draws, with `do_sample=True`.
+          on_text: called with each new piece of the answer's text as it is decoded.
+          options: `do_sample`, `temperature`, `top_p`, … of `VideoLlavaForConditionalGeneration.generate`.
+
+        Raises:
+          ValueError: bad options, a medium that cannot be read, or a conversation longer than the model's positions.
+        """
+        started = time.perf_counter()
+        model, tokenizer = self._model, self._processor.tokenizer
+        content = [*([] if self._messages else self._media), {"type": "text", "text": question}]
+        messages = [*self._messages, {"role": "user", "content": content}]
+        decoding = DecodeOptions.resolve(
+            model.generation_config,
+            model.config,
+            max_new_tokens=max_new_tokens,
+            on_tokens=None if on_text is None else TextStream(tokenizer, on_text),
+            tokenizer=tokenizer,
+            **options,
+        )
+        held, self._held = self._held, None  # its cache is donated: until the turn has succeeded there is none
+        if held is None:
+            ids, logits, cache = self._begin(messages, decoding)
+            cached = 0
+        else:
+            ids = self._ids(messages)
+            try:
+                model.require_positions(len(ids), max_new_tokens)
+            except ValueError:
+                self._held = held
+                raise
+            logits, cache, cached = self._continue(held, ids, decoding)
+        answers, cache = model.decode(logits, cache, row_keys(seed, 1), [ids], decoding)
+        answer = answers[0].astype(np.int32)
+        text = answer_text(tokenizer, answer.tolist()).rstrip()
+        self._held = _Held(cache, np.concatenate([ids, answer[:-1]]))  # the last token was never fed back
+        self._messages = [*messages, {"role": "assistant", "content": text}]
+        return Turn(question, text, tuple(answer.tolist()), len(ids), cached, time.perf_counter() - started)
+
+    def _begin(self, messages: list[dict[str, Any]], decoding: DecodeOptions) -> tuple[Ids, jax.Array, Cache]:
+        """Reads the media and computes the whole prompt."""
+        inputs = self._processor.apply_chat_template(
+            messages, template=self._template, tokenize=True, max_new_tokens=decoding.max_new_tokens, **self._read
+        )
+        processor = self._processor
+        self._media_lengths = [processor.tokens_per_image for _ in inputs.get("pixel_values_images", ())]
+        tokens_per_frame = processor.pooled_tokens_per_frame(inputs.get("video_pooling", 1))
+        self._media_lengths += [len(frames) * tokens_per_frame for frames in inputs.get("pixel_values_videos", ())]
+        logits, cache = self._model.prefill(**inputs, room=decoding.room)
+        return np.asarray(inputs["input_ids"][0], np.int32), logits, cache
+
+    def _ids(self, messages: list[dict[str, Any]]) -> Ids:
+        """The prompt's tokens, without another look at the media."""
+        segments = self._processor.encode(messages, template=self._template)
+        return segments.expand(self._media_lengths, self._processor.encoder.media_ids).input_ids.astype(np.int32)
+
+    def _continue(self, held: _Held, ids: Ids, decoding: DecodeOptions) -> tuple[jax.Array, Cache, int]:
+        """Computes what the prompt has beyond the cache: at least its last token, for the logits after it."""
+        shorter = min(len(held.ids), len(ids) - 1)
+        different = np.flatnonzero(held.ids[:shorter] != ids[:shorter])
+        cached = int(different[0]) if len(different) else shorter
+        logits, cache = self._model.extend(ids[None, cached:], held.cache.keep(cached), room=decoding.room)
+        return logits, cache, cached

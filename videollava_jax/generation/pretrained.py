@@ -1,0 +1,476 @@
+"""`VideoLlavaForConditionalGeneration`: the model as transformers' users call it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, SupportsIndex, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import ArrayLike, DTypeLike
+
+from videollava_jax import compilation_cache
+from videollava_jax.config import VideoLlavaConfig, checked_pooling, poolings, require_whole_windows
+from videollava_jax.generation import steps as compiled
+from videollava_jax.generation.decoding import DecodeOptions, OnTokens, Streamer, decode, row_keys, to_streamer
+from videollava_jax.generation.steps import PROMPT_BUCKET, bucket
+from videollava_jax.model.cache import Cache
+from videollava_jax.model.layers import Quantization
+from videollava_jax.model.sharding import Placement, put
+from videollava_jax.model.video_llava import abstract_model, named_parameters, with_parameters
+from videollava_jax.weights import Options, checkpoint_of, convert_to_orbax, export, load_checkpoint
+from videollava_jax.weights.checkpoint import ORBAX
+from videollava_jax.weights.manifest import Verify
+from videollava_jax.weights.quantize import SCALE
+
+GENERATION_CONFIG = "generation_config.json"
+CACHE_GROWTH = 256  # slots that a full cache grows by
+
+
+@dataclass(frozen=True)
+class VideoLlavaOutput:
+    """What a forward pass returns, under transformers' names.
+
+    Attributes:
+      logits: [B, T, V].
+      loss: float32 scalar, the mean cross-entropy of the next token over labels that are not -100; None without.
+      image_hidden_states: [N, tokens_per_image, D], None without images.
+      video_hidden_states: [V × F, tokens_per_frame, D], fewer tokens with pooling; None without videos.
+    """
+
+    logits: jax.Array
+    loss: jax.Array | None = None
+    image_hidden_states: jax.Array | None = None
+    video_hidden_states: jax.Array | None = None
+
+
+@dataclass(frozen=True)
+class _Features:
+    image: jax.Array | None
+    video: jax.Array | None
+
+
+class VideoLlavaForConditionalGeneration:
+    """Video-LLaVA with its weights, ready to run.
+
+    Attributes:
+      config: the shape of the model.
+      generation_config: defaults of `generate`, from the checkpoint's generation_config.json.
+      graph, state: the module's structure and its parameters, which the compiled functions take.
+      placement: where its parameters are, and inputs go, on a mesh; None for one device.
+    """
+
+    def __init__(
+        self,
+        config: VideoLlavaConfig,
+        parameters: dict[str, jax.Array],
+        generation_config: dict[str, Any] | None = None,
+        *,
+        mesh: Mesh | None = None,
+        quantization: Quantization | None = None,
+    ):
+        """
+        Args:
+          parameters: by name; int8 weights come with their scales.
+          quantization: of the projections; None for what the parameters show.
+          mesh: that the parameters are on; None for one device.
+        """
+        self.config = config
+        self.generation_config = generation_config or {}
+        self.placement = None if mesh is None else Placement(config, mesh)
+        if quantization is None and any(name.endswith(SCALE) for name in parameters):
+            quantization = "int8"
+        self.graph, state = nnx.split(abstract_model(config, quantization=quantization))
+        self.state = with_parameters(state, parameters)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        dtype: DTypeLike | None = None,
+        device_map: Literal["auto"] | None = None,
+        mesh: Mesh | None = None,
+        quantization: Quantization | None = None,
+        verify: Verify = "fast",
+    ) -> VideoLlavaForConditionalGeneration:
+        """Loads a checkpoint; what is compiled from here on is kept for the next run (`compilation_cache`).
+
+        Args:
+          path: a directory in transformers' layouts (hub, 5.x, in memory) or an Orbax directory of ours, or a hub
+            name.
+          dtype: of parameters and compute, such as "bfloat16"; None keeps the checkpoint's.
+          verify: how a directory is checked against its manifest, if it has one: "full" hashes every tensor, in one
+            more pass over the bytes, "fast" looks at files, names, shapes and dtypes, "off" at nothing.
+          device_map: "auto", as transformers' users write it, or None: both mean JAX's default device.
+          mesh: devices to spread the model over (`make_mesh`).
+          quantization: "int8" keeps the decoder's projections in int8 with a scale for each output channel: half the
+            memory of bfloat16, at a small error. "w8a8" quantizes the inputs of prefill too, for devices that multiply
+            int8 faster; its error is larger.
+
+        Raises:
+          ValueError: no such checkpoint, or tensors that do not fit its configuration (all are listed).
+        """
+        if quantization not in (None, *get_args(Quantization)):
+            raise ValueError(
+                f"quantization: expected one of {', '.join(get_args(Quantization))}, or None; got {quantization!r}"
+            )
+        if device_map not in (None, "auto"):
+            raise ValueError(
+                f"device_map: expected 'auto' or None, got {device_map!r}; choose the platform with JAX_PLATFORMS"
+            )
+        compilation_cache.enable()
+        directory = _directory(path)
+        placement = None if mesh is None else lambda config: Placement(config, mesh).parameter
+        config, parameters = load_checkpoint(
+            directory, dtype, placement=placement, verify=verify, int8=quantization is not None
+        )
+        file = directory / GENERATION_CONFIG
+        return cls(
+            config,
+            parameters,
+            json.loads(file.read_text()) if file.exists() else None,
+            mesh=mesh,
+            quantization=quantization,
+        )
+
+    def save_pretrained(self, directory: str | os.PathLike[str], *, layout: str | None = None) -> None:
+        """Writes what `from_pretrained` reads, here and in transformers; `processor.save_pretrained` adds its files.
+
+        Args:
+          directory: must not exist, or hold exactly this already.
+          layout: "hub", "hf5", "memory" (transformers'), "pku" (the authors') or "orbax"; None for "hub", and for
+            "orbax" where the video tower attends over time, which transformers' cannot hold. Weights in int8 are
+            written as those that they stand for.
+
+        Raises:
+          WeightsError: the layout cannot hold the model, values are not finite, or the disk does not take it.
+          ValueError: parts of the model are with other processes.
+        """
+        parameters = self.parameters
+        if not all(value.is_fully_addressable for value in parameters.values()):
+            raise ValueError("parts of the model are with other processes: load it in one process to save it")
+        if layout is None:
+            layout = ORBAX if self.config.variant == "original" else "hub"
+        written = (json.dumps(self.generation_config, indent=2) + "\n").encode()
+        options = Options(files={GENERATION_CONFIG: written} if self.generation_config else {})
+        checkpoint = checkpoint_of(self.config, parameters)
+        if layout == ORBAX:
+            convert_to_orbax(checkpoint, Path(directory), options)
+        else:
+            export(checkpoint, Path(directory), layout, options)
+
+    @property
+    def parameters(self) -> dict[str, jax.Array]:
+        """Every parameter by its name."""
+        return named_parameters(self.state)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of compute, and of caches that are not in int8."""
+        return np.dtype(self.parameters["language_model.embed_tokens.weight"].dtype)
+
+    def on_devices(self, batch: Any) -> Any:
+        """Arrays whose first axis is a batch, split over the devices as the batch is; several, in a tree, alike."""
+        if self.placement is None:
+            return jax.tree.map(jnp.asarray, batch)
+        placement = self.placement
+        return jax.tree.map(lambda x: put(x, placement.batch(len(x))), batch)
+
+    def __call__(
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        pixel_values_images: ArrayLike | None = None,
+        pixel_values_videos: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        *,
+        pixel_values: ArrayLike | None = None,
+        video_pooling: SupportsIndex = 1,
+    ) -> VideoLlavaOutput:
+        """Logits of whole sequences, and their loss.
+
+        Args:
+          input_ids: int [B, T], a placeholder token for each feature vector of the media.
+          attention_mask: int or bool [B, T], 0 on padding; None for no padding.
+          pixel_values_images: float32 [N, 3, S, S] (`pixel_values` is its newer name).
+          pixel_values_videos: float32 [V, F, 3, S, S].
+          labels: int [B, T], -100 where nothing is learnt.
+          video_pooling: side of the windows of patches whose features are averaged, as the processor was told and
+            as its output says; 1 for none. No checkpoint was trained with another (docs/more_frames.md).
+        """
+        ids, mask = self._checked_text(input_ids, attention_mask)
+        images = _either(pixel_values_images, pixel_values)
+        features = self._encode(ids, images, pixel_values_videos, video_pooling)
+        logits = compiled.forward(self.graph, self.state, ids, mask, features.image, features.video)
+        loss = None
+        if labels is not None:
+            targets = jnp.asarray(labels)[:, 1:]
+            log_probabilities = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32), axis=-1)
+            picked = jnp.take_along_axis(log_probabilities, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+            learnt = targets != -100
+            loss = -jnp.where(learnt, picked, 0).sum() / learnt.sum()
+        video = features.video
+        if video is not None:
+            frames = np.shape(pixel_values_videos)[1]  # type: ignore[arg-type]
+            video = video.reshape(-1, video.shape[1] // frames, video.shape[-1])
+        return VideoLlavaOutput(logits, loss, features.image, video)
+
+    def generate(
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        pixel_values_images: ArrayLike | None = None,
+        pixel_values_videos: ArrayLike | None = None,
+        *,
+        pixel_values: ArrayLike | None = None,
+        video_pooling: SupportsIndex = 1,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        num_return_sequences: int = 1,
+        seed: int | Sequence[int] = 0,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        suppress_tokens: Sequence[int] = (),
+        stop_strings: str | Sequence[str] = (),
+        tokenizer: Any = None,
+        on_tokens: OnTokens | None = None,
+        streamer: Streamer | None = None,
+    ) -> npt.NDArray[np.int64]:
+        """Prompts and what follows them, as transformers returns it.
+
+        Arguments have transformers' names, meanings and defaults (`generation_config.json` comes first). Beyond it:
+
+        Args:
+          video_pooling: as in a call; the processor's output carries it.
+          seed: of the draws, one for all rows or one a row. A row's draws depend on its seed alone, so equal
+            prompts with equal seeds get equal answers; `num_return_sequences` gives different ones.
+          stop_strings: a row ends with the token that completes one of these; needs `tokenizer`.
+          on_tokens: called with the new tokens [B, n] of every chunk of 8 steps, for streaming.
+          streamer: transformers' `TextStreamer` and its like: is given the prompt, then each step's tokens, 8 steps at
+            a time.
+
+        Returns:
+          int64 [B × num_return_sequences, T + new]; rows that ended early are padded.
+
+        Raises:
+          ValueError: arguments or media that do not fit together, or a prompt that with its answer is longer than
+            the model's positions; before anything is computed.
+          FloatingPointError: logits that are not finite, naming the rows.
+        """
+        ids, mask = self._checked_text(input_ids, attention_mask)
+        defaults = self.generation_config
+        B, T = ids.shape
+        lengths = np.asarray(mask).sum(axis=1)
+        if max_new_tokens is None:
+            max_length = max_length or defaults.get("max_length")
+            max_new_tokens = max_length - T if max_length is not None else defaults.get("max_new_tokens", 20)
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens} (the prompt has {T} tokens)")
+        self.require_positions(int(lengths.max()), max_new_tokens)
+        options = DecodeOptions.resolve(
+            defaults,
+            self.config,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            suppress_tokens=suppress_tokens,
+            stop_strings=stop_strings,
+            tokenizer=tokenizer,
+            on_tokens=on_tokens if streamer is None else to_streamer(streamer, on_tokens),
+        )
+        keys = row_keys(seed, B, num_return_sequences)
+        if num_return_sequences > 1 and not options.do_sample:
+            raise ValueError("num_return_sequences above 1 needs do_sample=True: greedy answers would all be the same")
+        images = _either(pixel_values_images, pixel_values)
+        if streamer is not None:
+            streamer.put(np.repeat(ids, num_return_sequences, axis=0).astype(np.int64))
+        logits, cache = self.prefill(
+            ids, mask, images, pixel_values_videos, video_pooling=video_pooling, room=options.room
+        )
+        if num_return_sequences > 1:
+            logits, cache = jnp.repeat(logits, num_return_sequences, axis=0), cache.repeat(num_return_sequences)
+        prompts = [ids[row][mask[row]] for row in range(B) for _ in range(num_return_sequences)]
+        answers, _ = self.decode(logits, cache, keys, prompts, options)
+        if streamer is not None:
+            streamer.end()
+        return np.concatenate([np.repeat(ids, num_return_sequences, axis=0), answers], axis=1).astype(np.int64)
+
+    def prefill(
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        pixel_values_images: ArrayLike | None = None,
+        pixel_values_videos: ArrayLike | None = None,
+        *,
+        video_pooling: SupportsIndex = 1,
+        room: int,
+    ) -> tuple[jax.Array, Cache]:
+        """Logits [B, V] after prompts that are padded on the left, and a cache of them with `room` free slots.
+
+        Arguments and errors are those of a call; what follows is computed by `extend` and `decode`.
+        """
+        ids, mask = self._checked_text(input_ids, attention_mask)
+        if not mask[:, -1].all():
+            raise ValueError(
+                f"attention_mask: row {int(np.argmin(mask[:, -1]))} ends in padding, and an answer follows the end of "
+                "its prompt: pad on the left (processor.tokenizer.padding_side = 'left')"
+            )
+        features = self._encode(ids, pixel_values_images, pixel_values_videos, video_pooling)
+        ids, mask = _pad_to_bucket(ids, mask)
+        filled: tuple[jax.Array, Cache] = compiled.prefill(
+            self.graph, self.state, ids, mask, features.image, features.video, room=room
+        )
+        return filled
+
+    def extend(self, input_ids: ArrayLike, cache: Cache, *, room: int) -> tuple[jax.Array, Cache]:
+        """Logits [B, V] after more text for every row, and the longer cache with at least `room` free slots.
+
+        Args:
+          input_ids: int [B, T], text alone.
+          cache: donated; a full one is grown.
+        """
+        ids, mask = self._checked_text(input_ids, None)
+        self._encode(ids, None, None)  # refuses the tokens of media
+        ids, mask = _pad_to_bucket(ids, mask)
+        needed = ids.shape[1] + room
+        if needed > cache.free:
+            cache = cache.grow(bucket(cache.tail.slots - cache.free + needed, CACHE_GROWTH))
+        logits, tail = compiled.extend(self.graph, self.state, ids, mask, cache.prefix, cache.tail)
+        return logits, Cache(cache.prefix, tail)
+
+    def decode(
+        self,
+        logits_BV: jax.Array,
+        cache: Cache,
+        keys_B: jax.Array,
+        prompts: Sequence[npt.NDArray[np.int32]],
+        options: DecodeOptions,
+    ) -> tuple[npt.NDArray[np.int64], Cache]:
+        """Answers after what the cache holds: `decoding.decode` with this model."""
+        return decode(self.graph, self.state, logits_BV, cache, keys_B, prompts, options)
+
+    def require_positions(self, prompt: int, max_new_tokens: int) -> None:
+        """Raises a ValueError where a prompt of so many tokens and its answer are longer than the positions."""
+        limit = self.config.text_config.max_position_embeddings
+        if prompt + max_new_tokens > limit:
+            raise ValueError(
+                f"a prompt of {prompt} tokens and an answer of up to {max_new_tokens} do not fit the model's "
+                f"{limit} positions: shorten the prompt, take fewer frames or pool them (video_pooling), or lower "
+                "max_new_tokens"
+            )
+
+    def _checked_text(
+        self, input_ids: ArrayLike, attention_mask: ArrayLike | None
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        ids = np.asarray(input_ids)
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
+            raise ValueError(f"input_ids: expected integers [batch, tokens], got {ids.dtype} {list(ids.shape)}")
+        V = self.config.text_config.vocab_size
+        if ids.min() < 0 or ids.max() >= V:
+            raise ValueError(f"input_ids: expected ids in 0..{V - 1}, got {ids.min()}..{ids.max()}")
+        mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+        if mask.shape != ids.shape:
+            raise ValueError(
+                f"attention_mask: expected the shape of input_ids {list(ids.shape)}, got {list(mask.shape)}"
+            )
+        if not mask.any(axis=1).all():
+            raise ValueError(f"attention_mask: row {int(np.argmin(mask.any(axis=1)))} holds no tokens")
+        return ids.astype(np.int32), mask
+
+    def _encode(
+        self,
+        ids: npt.NDArray[np.int32],
+        images: ArrayLike | None,
+        videos: ArrayLike | None,
+        video_pooling: SupportsIndex = 1,
+    ) -> _Features:
+        """Features of the media, once both kinds have been found to fit the ids."""
+        config = self.config
+        side = config.vision_config.image_size
+        pooling = checked_pooling(video_pooling, config.vision_config.patches_per_side)
+        given: list[ArrayLike | None] = []
+        for kind, pixels, token, rank in (
+            ("images", images, config.image_token_id, 4),
+            ("videos", videos, config.video_token_id, 5),
+        ):
+            placeholders = int((ids == token).sum())
+            expected = 0
+            shape: tuple[int, ...] = ()
+            if pixels is not None:
+                shape = np.shape(pixels)
+                if len(shape) != rank or shape[-3:] != (config.vision_config.num_channels, side, side):
+                    form = f"[{'N' if rank == 4 else 'V, F'}, {config.vision_config.num_channels}, {side}, {side}]"
+                    raise ValueError(f"pixel_values_{kind}: expected {form}, got {list(shape)}")
+                if rank == 5:
+                    require_whole_windows("pixel_values_videos", shape[1], config.frame_window)
+                each = config.tokens_per_image if rank == 4 else shape[1] * config.pooled_tokens_per_frame(pooling)
+                expected = shape[0] * each
+            if placeholders != expected:
+                frames = shape[0] * shape[1] if len(shape) == 5 else 0
+                raise ValueError(
+                    f"input_ids hold {placeholders} tokens for {kind}, the given {kind} make {expected} "
+                    f"({list(shape) or 'none given'}{f' with video_pooling={pooling}' if frames else ''}): "
+                    f"{self._mismatch_remedy(placeholders, frames)}"
+                )
+            given.append(pixels if expected else None)
+        image, video = given
+        return _Features(
+            None if image is None else compiled.encode_images(self.graph, self.state, jnp.asarray(image)),
+            None if video is None else compiled.encode_videos(self.graph, self.state, jnp.asarray(video), pooling),
+        )
+
+    def _mismatch_remedy(self, placeholders: int, frames: int) -> str:
+        """What to do about tokens that are not as many as the features of these many frames of videos."""
+        for pooling in poolings(self.config.vision_config.patches_per_side):
+            if frames and frames * self.config.pooled_tokens_per_frame(pooling) == placeholders:
+                return (
+                    f"the prompt was made for video_pooling={pooling}, which the model has to be told too: pass it "
+                    "everything that the processor returned, as in model.generate(**inputs)"
+                )
+        return "give the media of every placeholder, and no others"
+
+
+def _pad_to_bucket(
+    ids: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """Padded on the left, so that prompts of similar lengths share what was compiled."""
+    T = ids.shape[1]
+    width = ((0, 0), (bucket(T, PROMPT_BUCKET) - T, 0))
+    return np.pad(ids, width), np.pad(mask, width)
+
+
+def _directory(path: str | os.PathLike[str]) -> Path:
+    directory = Path(path)
+    if directory.is_dir():
+        return directory
+    name = os.fspath(path)
+    if directory.exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        raise ValueError(f"{name}: expected a checkpoint directory or a hub name such as owner/model, found neither")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+
+
+def _either(images: ArrayLike | None, pixel_values: ArrayLike | None) -> ArrayLike | None:
+    if images is not None and pixel_values is not None:
+        raise ValueError("pixel_values and pixel_values_images are two names of one thing: give one of them")
+    return images if images is not None else pixel_values

@@ -1,0 +1,197 @@
+"""The decoder: Llama, one path for whole sequences, for text after a prefix, and for one more token of every row.
+
+Module and parameter names are those of transformers' `LlamaModel`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from videollava_jax.config import TextConfig
+from videollava_jax.model.attention import KeysValues, attention, merged, partial_attention
+from videollava_jax.model.cache import Cache, PrefixCache, TailCache, written
+from videollava_jax.model.layers import ACTIVATIONS, Embedding, Linear, Quantization, RMSNorm, rotary
+from videollava_jax.model.sharding import like, spec_of
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the tokens of a layer see, beside themselves.
+
+    Attributes:
+      mask_BS: bool, which of the row's own keys hold a token; None for all.
+      past: where the row's own keys and values are kept, and the new ones are written; None: there are only new ones.
+      slot: of the first new token.
+      causal: False where the mask alone says what is seen: the slots of a ring are in no order.
+      prefix: keys and values of G rows before all of these, each shared by B / G neighbouring rows.
+      prefix_mask_GS: bool, which of them hold a token.
+      segments_BT: int32, of sequences packed into rows: tokens see those of their own segment. None for one a row.
+    """
+
+    mask_BS: jax.Array | None = None
+    past: KeysValues | None = None
+    slot: int | jax.Array = 0
+    causal: bool = True
+    prefix: KeysValues | None = None
+    prefix_mask_GS: jax.Array | None = None
+    segments_BT: jax.Array | None = None
+
+
+ALONE = Context()
+"""Tokens that see only each other, causally."""
+
+
+class LlamaAttention(nnx.Module):
+    """Causal self-attention with rotary positions and grouped key-value heads (`LlamaAttention`)."""
+
+    def __init__(
+        self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, quantization: Quantization | None = None
+    ):
+        D, H = config.hidden_size, config.head_dim
+        N, K, bias = config.num_attention_heads, config.num_key_value_heads, config.attention_bias
+        self.q_proj = Linear(D, N * H, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.k_proj = Linear(D, K * H, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.v_proj = Linear(D, K * H, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.o_proj = Linear(N * H, D, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.num_heads, self.num_kv_heads, self.head_dim = N, K, H
+        self.rope_theta = config.rope_theta
+
+    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, context: Context) -> tuple[jax.Array, KeysValues]:
+        B, T, _ = x_BTD.shape
+        q_BTNH = self.q_proj(x_BTD).reshape(B, T, self.num_heads, self.head_dim)
+        k_BTKH = self.k_proj(x_BTD).reshape(B, T, self.num_kv_heads, self.head_dim)
+        v_BTKH = self.v_proj(x_BTD).reshape(B, T, self.num_kv_heads, self.head_dim)
+        q_BTNH = rotary(q_BTNH, positions_BT, theta=self.rope_theta)
+        k_BTKH = rotary(k_BTKH, positions_BT, theta=self.rope_theta)
+        new = KeysValues(k_BTKH, v_BTKH)
+        own = new if context.past is None else written(context.past, new, context.slot)
+        offset = context.slot if context.causal else None
+        if context.prefix is None:
+            out_BTNH = attention(
+                q_BTNH, own, key_mask_GS=context.mask_BS, causal_offset=offset, segments_GS=context.segments_BT
+            )
+        else:
+            out_BTNH = merged(
+                partial_attention(q_BTNH, context.prefix, key_mask_GS=context.prefix_mask_GS),
+                partial_attention(q_BTNH, own, key_mask_GS=context.mask_BS, causal_offset=offset),
+            ).astype(q_BTNH.dtype)
+        return self.o_proj(out_BTNH.reshape(B, T, -1)), own
+
+
+class LlamaMLP(nnx.Module):
+    """The gated MLP (`LlamaMLP`)."""
+
+    def __init__(
+        self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, quantization: Quantization | None = None
+    ):
+        D, M, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Linear(D, M, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.up_proj = Linear(D, M, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.down_proj = Linear(M, D, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.hidden_act = config.hidden_act
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down_proj(ACTIVATIONS[self.hidden_act](self.gate_proj(x)) * self.up_proj(x))
+
+
+class LlamaLayer(nnx.Module):
+    """One pre-norm block (`LlamaDecoderLayer`)."""
+
+    def __init__(
+        self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, quantization: Quantization | None = None
+    ):
+        self.self_attn = LlamaAttention(config, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.mlp = LlamaMLP(config, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+
+    def __call__(
+        self, x_BTD: jax.Array, positions_BT: jax.Array, context: Context = ALONE
+    ) -> tuple[jax.Array, KeysValues]:
+        attended, keys_values = self.self_attn(self.input_layernorm(x_BTD), positions_BT, context)
+        x_BTD = x_BTD + attended
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)), keys_values
+
+
+class Llama(nnx.Module):
+    """The decoder without its head (`LlamaModel`); `quantization`: of its projections' weights."""
+
+    def __init__(
+        self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, quantization: Quantization | None = None
+    ):
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List(
+            [
+                LlamaLayer(config, dtype=dtype, rngs=rngs, quantization=quantization)
+                for _ in range(config.num_hidden_layers)
+            ]
+        )
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+
+    def __call__(self, x_BTD: jax.Array, token_mask_BT: jax.Array) -> jax.Array:
+        """Hidden states of whole sequences, [B, T, D]. `token_mask_BT`: bool, False on padding."""
+        return self.prefill(x_BTD, token_mask_BT)[0]
+
+    def prefill(self, x_BTD: jax.Array, token_mask_BT: jax.Array) -> tuple[jax.Array, tuple[KeysValues, ...]]:
+        """Hidden states [B, T, D] of sequences that begin here, and the keys and values of every layer."""
+        return self._run(x_BTD, positions_of(token_mask_BT), [Context(token_mask_BT)] * len(self.layers))
+
+    def begin_tails(
+        self, x_BTD: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache
+    ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
+        """Hidden states [B, T, D] of the first tokens after prefixes, padded on the left; B / G rows for each of G.
+
+        Returns:
+          The hidden states, and the keys and values of these tokens in every layer.
+        """
+        start_B = jnp.repeat(
+            prefix.length_G, x_BTD.shape[0] // prefix.places, out_sharding=like(prefix.length_G, *spec_of(x_BTD)[:1])
+        )
+        positions_BT = start_B[:, None] + positions_of(token_mask_BT)
+        contexts = [Context(token_mask_BT, prefix=kv, prefix_mask_GS=prefix.valid_GS) for kv in prefix.layers]
+        return self._run(x_BTD, positions_BT, contexts)
+
+    def extend(self, x_BTD: jax.Array, token_mask_BT: jax.Array, cache: Cache) -> tuple[jax.Array, TailCache]:
+        """Hidden states [B, T, D] of T more tokens a row, padded on the left, and the tails that hold them too.
+
+        With one token this is a decode step, and may go round the ring: then the masks alone say what is seen. The
+        caller has checked that more tokens find free slots.
+        """
+        prefix, tail = cache.prefix, cache.tail
+        T = x_BTD.shape[1]
+        valid_BS = jax.lax.dynamic_update_slice_in_dim(tail.valid_BS, token_mask_BT, tail.next_slot, axis=1)
+        positions_BT = tail.next_position_B[:, None] + positions_of(token_mask_BT)
+        contexts = [
+            Context(valid_BS, past, tail.next_slot, T > 1, before, prefix.valid_GS)
+            for past, before in zip(tail.layers, prefix.layers, strict=True)
+        ]
+        x_BTD, layers = self._run(x_BTD, positions_BT, contexts)
+        tail = dataclasses.replace(
+            tail,
+            layers=layers,
+            valid_BS=valid_BS,
+            next_position_B=tail.next_position_B + token_mask_BT.sum(axis=1, dtype=jnp.int32),
+            next_slot=tail.slot_after() if T == 1 else tail.next_slot + T,
+        )
+        return x_BTD, tail
+
+    def _run(
+        self, x_BTD: jax.Array, positions_BT: jax.Array, contexts: list[Context]
+    ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
+        """Every layer with its context, and the last norm."""
+        kept = []
+        for layer, context in zip(self.layers, contexts, strict=True):
+            x_BTD, keys_values = layer(x_BTD, positions_BT, context)
+            kept.append(keys_values)
+        return self.norm(x_BTD), tuple(kept)
+
+
+def positions_of(token_mask_BT: jax.Array) -> jax.Array:
+    """int32 [B, T]: how many tokens stand before each one in its row; padding counts for nothing."""
+    return jnp.maximum(jnp.cumsum(token_mask_BT, axis=1, dtype=jnp.int32) - 1, 0)

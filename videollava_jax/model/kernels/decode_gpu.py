@@ -1,0 +1,130 @@
+"""A GPU kernel for few queries and many keys: the slots are split over programs, and their results are merged.
+
+One row of keys and one head would keep one of a hundred processors busy. So each takes a part of the slots,
+
+    keys   [ split 0 ][ split 1 ][ split 2 ]        int8 or float, as they lie in memory; scaled in here
+    gives    out, lse   out, lse   out, lse         merged afterwards, each by its share of the exponentials
+
+and walks over its part in blocks, with the online softmax.
+
+It is written for Pallas' Triton backend, which JAX 0.11 still has and calls deprecated: one reason more why it runs
+only where it is named.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from videollava_jax.model.kernels.operands import MASKED, Operands, queries_by_key_head, rows_again
+
+BLOCK = 64
+"""Slots that a program reads at a time."""
+PROGRAMS = 512
+"""How many programs fill a GPU: some for each of its 100 to 150 processors."""
+QUERY_TILE = 16
+"""The least number of queries in a product of the matrix units: fewer are filled up."""
+
+
+def decode(
+    operands: Operands, *, interpret: bool = False, block: int = BLOCK, splits: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of few queries in both directions over keys in order "GKSH".
+
+    Args:
+      operands: without a causal rule; float or int8 keys and values; H a power of two.
+      interpret: runs on any device, slowly, to check the numbers.
+      block: slots at a time, a power of two and at least 16.
+      splits: programs for each head of each row; None takes as many as fill a GPU.
+
+    Returns:
+      float32 [B, T, N, H], and the log of the sum of exponentials, float32 [B, T, N].
+
+    Source: Dao et al. 2023, FlashDecoding.
+    """
+    q_GKQH = queries_by_key_head(operands)
+    G, K, queries, H = q_GKQH.shape
+    S = operands.size("S")
+    Q = max(QUERY_TILE, pl.next_power_of_2(queries))
+    q_GKQH = jnp.pad(q_GKQH, ((0, 0), (0, 0), (0, Q - queries), (0, 0)))
+    blocks = pl.cdiv(S, block)
+    wanted = pl.cdiv(PROGRAMS, G * K) if splits is None else splits
+    blocks_each = pl.cdiv(blocks, min(wanted, blocks))
+    splits = pl.cdiv(blocks, blocks_each)
+    float32: Any = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    row, head, whole = (lambda g, k, p: (g, 0)), (lambda g, k, p: (g, k, 0)), (lambda g, k, p: (g, k, 0, 0))
+    inputs: list[tuple[jax.Array | None, pl.BlockSpec | None]] = [(q_GKQH, pl.BlockSpec((None, None, Q, H), whole))]
+    inputs += [(x, pl.BlockSpec((None, None, S, H), whole)) for x in (operands.keys, operands.values)]
+    inputs += [
+        (None, None) if scale is None else (scale, pl.BlockSpec((None, None, S), head))
+        for scale in (operands.key_scale, operands.value_scale)
+    ]
+    mask_GS = operands.mask_GS
+    inputs += [(None, None) if mask_GS is None else (mask_GS.astype(jnp.int8), pl.BlockSpec((None, S), row))]
+    out_PGKQH, lse_PGKQ = pl.pallas_call(
+        functools.partial(_kernel, block=block, blocks_each=blocks_each),
+        grid=(G, K, splits),
+        in_specs=[spec for _, spec in inputs],
+        out_specs=[
+            pl.BlockSpec((None, None, None, Q, H), lambda g, k, p: (p, g, k, 0, 0)),
+            pl.BlockSpec((None, None, None, Q), lambda g, k, p: (p, g, k, 0)),
+        ],
+        out_shape=[float32((splits, G, K, Q, H)), float32((splits, G, K, Q))],
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=3),
+        interpret=interpret,
+        name="decode_attention",
+    )(*(x for x, _ in inputs))
+    out_GKQH, lse_GKQ = _merged(out_PGKQH[..., :queries, :], lse_PGKQ[..., :queries])
+    return rows_again(out_GKQH, operands.q_BTNH), rows_again(lse_GKQ, operands.q_BTNH)
+
+
+def _merged(out_PGKQH: jax.Array, lse_PGKQ: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The parts of all splits as one: the rule of `attention.merged`, for any number."""
+    top_GKQ = lse_PGKQ.max(axis=0)
+    share_PGKQ = jnp.exp(lse_PGKQ - top_GKQ)
+    total_GKQ = share_PGKQ.sum(axis=0)
+    out_GKQH = (share_PGKQ[..., None] * out_PGKQH).sum(axis=0) / total_GKQ[..., None]
+    return out_GKQH, top_GKQ + jnp.log(total_GKQ)
+
+
+def _kernel(*refs: Any, block: int, blocks_each: int) -> None:
+    q_ref, k_ref, v_ref, k_scale_ref, v_scale_ref, mask_ref, out_ref, lse_ref = refs
+    slots, H = k_ref.shape
+    q = q_ref[...]
+    Q = q.shape[0]
+    # exp2 is the instruction there is: log2(e) is multiplied into the scores once.
+    scale, masked = H**-0.5 * math.log2(math.e), MASKED * math.log2(math.e)
+    first = pl.program_id(2) * blocks_each
+
+    def body(i: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        top, total, acc = state
+        at = pl.ds((first + i) * block, block)
+        is_slot = (first + i) * block + jnp.arange(block) < slots
+        keys = plgpu.load(k_ref.at[at, :], mask=is_slot[:, None], other=0)
+        scores = plgpu.dot(q, keys.astype(q.dtype).T) * scale
+        if k_scale_ref is not None:
+            scores *= plgpu.load(k_scale_ref.at[at], mask=is_slot, other=0)[None, :]
+        if mask_ref is not None:
+            scores = jnp.where(plgpu.load(mask_ref.at[at], mask=is_slot, other=0)[None, :] != 0, scores, masked)
+        scores = jnp.where(is_slot[None, :], scores, -jnp.inf)
+        higher = jnp.maximum(top, scores.max(axis=-1))
+        weights, shrunk = jnp.exp2(scores - higher[:, None]), jnp.exp2(top - higher)
+        total = shrunk * total + weights.sum(axis=-1)
+        if v_scale_ref is not None:
+            weights *= plgpu.load(v_scale_ref.at[at], mask=is_slot, other=0)[None, :]
+        values = plgpu.load(v_ref.at[at, :], mask=is_slot[:, None], other=0)
+        acc = shrunk[:, None] * acc + plgpu.dot(weights.astype(q.dtype), values.astype(q.dtype))
+        return higher, total, acc
+
+    # Every block holds a slot at least, so that the greatest score is finite from the first block on.
+    start = jnp.full((Q,), -jnp.inf), jnp.zeros((Q,)), jnp.zeros((Q, H))
+    last = jnp.minimum(blocks_each, pl.cdiv(slots, block) - first)
+    top, total, acc = jax.lax.fori_loop(0, last, body, start)
+    out_ref[...] = acc / total[:, None]
+    lse_ref[...] = top * math.log(2) + jnp.log(total)

@@ -1,0 +1,99 @@
+"""Splash attention, JAX's TPU kernel for many queries: scores are made and used in fast memory, block by block.
+
+It wants whole blocks: queries and keys are filled up at the end, and the filled keys belong to no query.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.typing import DTypeLike
+
+from videollava_jax.model.kernels.operands import Operands
+
+LANES = 128
+LARGEST_BLOCK = {2: 1024, 4: 512}
+"""By the bytes of a number: scores of 1024 × 1024 are 4 MiB in float32, and a kernel may use 16 MiB in all. In
+float32 at full precision the gradient needs more beside them, and the compiler refuses blocks of 896."""
+
+
+def attend(operands: Operands, *, lse: bool, interpret: bool = False) -> tuple[jax.Array, jax.Array | None]:
+    """Attention of many queries; with a static causal offset each row of keys has one row of queries.
+
+    The scale is multiplied into the queries before the kernel: in bfloat16 with H = 128 that rounds them once more.
+
+    Args:
+      operands: of one float dtype.
+      lse: whether the log of the sum of exponentials is wanted. Only without it has the kernel a gradient.
+      interpret: runs on any device, slowly, to check the numbers.
+
+    Returns:
+      [B, T, N, H] in the dtype of the queries, and float32 [B, T, N] or None.
+    """
+    q_BTNH, order = operands.q_BTNH, operands.order
+    B, T, N, H = q_BTNH.shape
+    G, S, Q = operands.size("G"), operands.size("S"), operands.queries
+    block_q, block_s = block_of(Q, q_BTNH.dtype), block_of(S, q_BTNH.dtype)
+    # Rows that share keys stand side by side, as in the reference.
+    q_GNQH = _filled(jnp.einsum("GQNH->GNQH", (q_BTNH * H**-0.5).reshape(G, Q, N, H)), 2, block_q)
+    keys, values = (_filled(jnp.einsum(f"{order}->GKSH", x), 2, block_s) for x in (operands.keys, operands.values))
+    segments = _segments(operands, q_GNQH.shape[2], keys.shape[2])
+    shape = q_GNQH.shape[2], keys.shape[2]
+    seen = masks.FullMask(shape) if operands.causal_offset is None else masks.CausalMask(shape, operands.causal_offset)
+    kernel = splash.make_splash_mha(
+        mask=masks.MultiHeadMask([seen] * N),
+        block_sizes=_blocks(block_q, block_s),
+        head_shards=1,
+        q_seq_shards=1,
+        save_residuals=lse,
+        interpret=interpret,
+    )
+    found = jax.vmap(kernel)(q_GNQH, keys, values, segments)
+    out_GNQH, lse_GNQ = (found[0], found[1][0]) if lse else (found, None)
+    out_BTNH = jnp.einsum("GNQH->GQNH", out_GNQH[:, :, :Q]).reshape(B, T, N, H)
+    if lse_GNQ is None:
+        return out_BTNH, None
+    return out_BTNH, jnp.einsum("GNQ->GQN", lse_GNQ[:, :, :Q]).reshape(B, T, N)
+
+
+def _segments(operands: Operands, Q: int, S: int) -> splash.SegmentIds | None:
+    """Which keys the queries see, both filled up to Q and S; None for all. A mask is two segments: 1 is seen."""
+    G, held = operands.size("G"), operands.size("S")
+    if operands.segments_GS is not None:
+        keys_GS = operands.segments_GS
+        queries_GQ = jnp.pad(keys_GS, ((0, 0), (0, Q - held)), constant_values=-1)
+    elif operands.mask_GS is None and held == S:
+        return None
+    else:
+        keys_GS = jnp.ones((G, held), jnp.int32) if operands.mask_GS is None else operands.mask_GS.astype(jnp.int32)
+        queries_GQ = jnp.ones((G, Q), jnp.int32)
+    # What is filled is a segment of its own, which no token is in.
+    return splash.SegmentIds(queries_GQ, jnp.pad(keys_GS, ((0, 0), (0, S - held)), constant_values=-1))
+
+
+def block_of(length: int, dtype: DTypeLike) -> int:
+    """The block that fills up the least, and of these the largest: a multiple of 128 up to `LARGEST_BLOCK`."""
+    whole, largest = -(-length // LANES) * LANES, LARGEST_BLOCK[jnp.dtype(dtype).itemsize]
+    # Small blocks keep the matrix units waiting: they are for what is short itself.
+    blocks = range(min(largest // 2, whole), largest + 1, LANES)
+    return min(blocks, key=lambda block: (-(-length // block) * block, -block))
+
+
+def _blocks(block_q: int, block_s: int) -> splash.BlockSizes:
+    return splash.BlockSizes(
+        block_q=block_q,
+        block_kv=block_s,
+        block_kv_compute=block_s,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_s,
+        block_kv_dkv_compute=block_s,
+        block_q_dq=block_q,
+        block_kv_dq=block_s,
+    )
+
+
+def _filled(x: jax.Array, axis: int, block: int) -> jax.Array:
+    missing = -x.shape[axis] % block
+    return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])

@@ -1,0 +1,191 @@
+"""The small parts that towers and decoder share: projections, norms, activations, rotary embedding.
+
+Weights keep PyTorch's orientation, `[out, in]`, and are contracted on their last axis: a checkpoint loads
+without a transpose, and the compiler picks the layout. Compute runs in the dtype of the weights; norms, softmax,
+activations and rotary embedding run in float32 inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from videollava_jax.model.sharding import beside_parts, like, resharded, spec_of
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """OpenAI CLIP's sigmoid approximation of GELU (transformers' `QuickGELUActivation`)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+Quantization = Literal["int8", "w8a8"]
+Activation: TypeAlias = Callable[[jax.Array], jax.Array]
+
+
+def _rounded_once(activation: Activation) -> Activation:
+    """In float32 inside, as PyTorch's kernels are: in bfloat16 every step of the formula would round."""
+    return lambda x: activation(x.astype(jnp.float32)).astype(x.dtype)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "quick_gelu": _rounded_once(quick_gelu),
+    "gelu": _rounded_once(lambda x: jax.nn.gelu(x, approximate=False)),
+    "gelu_pytorch_tanh": _rounded_once(lambda x: jax.nn.gelu(x, approximate=True)),
+    "gelu_new": _rounded_once(lambda x: jax.nn.gelu(x, approximate=True)),
+    "relu": jax.nn.relu,
+    "silu": _rounded_once(jax.nn.silu),
+}
+
+
+class Linear(nnx.Module):
+    """`y = x Wᵀ + b`, mirroring `torch.nn.Linear`: `weight` [out, in], `bias` [out] or none.
+
+    With `quantization`, `weight` is int8 and `weight_scale` float32 [out] multiplies the product (`weights.quantize`).
+    "int8" multiplies it with floats; "w8a8" quantizes the inputs of many tokens too, each token with its own scale, and
+    multiplies int8 with int8 into int32: for prefill on devices with units for that.
+    A weight that is split over its inputs gives one all-reduce, one that is split over its outputs gives split outputs.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        std: float = 0.02,
+        quantization: Quantization | None = None,
+    ):
+        shape = (out_features, in_features)
+        self.weight = nnx.Param(jnp.zeros(shape, jnp.int8) if quantization else normal(rngs, shape, std, dtype))
+        self.weight_scale = nnx.Param(jnp.ones((out_features,), jnp.float32)) if quantization else None
+        self.quantization = quantization
+        self.bias = nnx.Param(jnp.zeros((out_features,), dtype)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        weight = self.weight[...]
+        rows, (outputs, inputs) = spec_of(x)[:-1], spec_of(weight)
+        out = like(weight, *rows, outputs)
+        if self.bias is None and self.weight_scale is None:
+            return jnp.einsum("...i,oi->...o", x, weight, out_sharding=out)
+        # Scale and bias come before the product is rounded to the dtype of the weights, as PyTorch adds its bias. Where
+        # devices have parts of the sum, each scales and rounds its own, which is half as much to send.
+        parts = None if self.bias is not None else inputs
+        if self.weight_scale is None:
+            y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32, out_sharding=out)
+        elif self.quantization == "w8a8" and x.shape[-2] > 1:
+            x8, scale = quantized(x)
+            product = like(weight, *rows, outputs, summed_over=parts)
+            y = jnp.einsum("...i,oi->...o", x8, weight, preferred_element_type=jnp.int32, out_sharding=product)
+            y = y.astype(jnp.float32) * beside_parts(scale[..., None], parts)
+        else:
+            y = _with_int8(x, weight, parts, x.dtype)
+        if self.weight_scale is not None:
+            y = y * beside_parts(self.weight_scale[...], parts)
+        if self.bias is not None:
+            y = y + self.bias[...]
+        return resharded(y.astype(jnp.result_type(x, weight)), out)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _with_int8(x: jax.Array, weight: jax.Array, summed_over: Any, dtype: DTypeLike) -> jax.Array:
+    """float32 `x Wᵀ` with int8 `W`. Its gradient is in `dtype`, that of `x`: JAX's own would be a float32 product.
+
+    Args:
+      summed_over: axes over which devices keep parts of the sum.
+    """
+    out = like(weight, *spec_of(x)[:-1], spec_of(weight)[0], summed_over=summed_over)
+    return jnp.einsum("...i,oi->...o", x, weight.astype(dtype), preferred_element_type=jnp.float32, out_sharding=out)
+
+
+def _with_int8_forward(
+    x: jax.Array, weight: jax.Array, summed_over: Any, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array]:
+    return _with_int8(x, weight, summed_over, dtype), weight
+
+
+def _with_int8_backward(summed_over: Any, dtype: DTypeLike, weight: jax.Array, y: jax.Array) -> tuple[jax.Array, None]:
+    y = resharded(y.astype(dtype), like(y, *spec_of(y)))
+    out = like(weight, *spec_of(y)[:-1], spec_of(weight)[1])
+    return jnp.einsum("...o,oi->...i", y, weight.astype(dtype), out_sharding=out), None
+
+
+_with_int8.defvjp(_with_int8_forward, _with_int8_backward)
+
+
+class Embedding(nnx.Module):
+    """A table of vectors, `weight` [rows, features]. Ids must be in range: others give NaN."""
+
+    def __init__(self, rows: int, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs, std: float = 0.02):
+        self.weight = nnx.Param(normal(rngs, (rows, features), std, dtype))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        weight = self.weight[...]
+        out = like(weight, *spec_of(ids), None)
+        return weight.at[resharded(ids, like(weight, *spec_of(ids)))].get(mode="fill", out_sharding=out)
+
+
+class LayerNorm(nnx.Module):
+    """Mirrors `torch.nn.LayerNorm`: mean and variance in two passes, in float32 whatever the input."""
+
+    def __init__(self, features: int, *, eps: float, dtype: DTypeLike):
+        self.weight = nnx.Param(jnp.ones((features,), dtype))
+        self.bias = nnx.Param(jnp.zeros((features,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
+        return (normed * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Mirrors transformers' `LlamaRMSNorm`: normalised in float32, cast back, then scaled."""
+
+    def __init__(self, features: int, *, eps: float, dtype: DTypeLike):
+        self.weight = nnx.Param(jnp.ones((features,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
+        return self.weight[...] * normed.astype(x.dtype)
+
+
+def quantized(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float [..., H] to int8 [..., H] and float32 [...]: the scale is the largest magnitude / 127."""
+    x32 = x.astype(jnp.float32)
+    scale = jnp.abs(x32).max(axis=-1) / 127
+    return jnp.rint(x32 / jnp.where(scale > 0, scale, 1)[..., None]).astype(jnp.int8), scale
+
+
+def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, *, theta: float) -> jax.Array:
+    """Rotates queries or keys by their positions, halves paired as Llama pairs them (`rotate_half`).
+
+    Args:
+      x_BTNH: queries or keys, any float dtype; rotated in float32, returned in the input's dtype.
+      positions_BT: int32, the position of each token in its sequence.
+      theta: the base of the frequencies, 10000 for Vicuna.
+
+    Source: transformers' `LlamaRotaryEmbedding` and `apply_rotary_pos_emb`; Su et al. 2021, equation 34.
+    """
+    head_dim = x_BTNH.shape[-1]
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> jax.Array:
+    """Initial values, drawn from N(0, std²)."""
+    return std * jax.random.normal(rngs.params(), shape, dtype)

@@ -1,0 +1,266 @@
+"""The whole model: media to features, features into the text, text to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from math import isqrt
+from types import MappingProxyType
+from typing import Any, TypeAlias, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from videollava_jax.config import VideoLlavaConfig, checked_pooling, require_whole_windows
+from videollava_jax.model.attention import KeysValues
+from videollava_jax.model.cache import Cache, PrefixCache, TailCache, as_prefix
+from videollava_jax.model.decoder import Llama
+from videollava_jax.model.layers import ACTIVATIONS, Linear, Quantization
+from videollava_jax.model.sharding import like, resharded, spec_of, spread, whole
+from videollava_jax.model.vision import VisionTower
+
+State: TypeAlias = "nnx.State[Any, Any]"
+
+
+class Projector(nnx.Module):
+    """Tower features to decoder width (`VideoLlavaMultiModalProjector`); one projector for both media."""
+
+    def __init__(self, config: VideoLlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        width = config.vision_config.hidden_size * len(config.feature_layers)
+        D, bias = config.text_config.hidden_size, config.multimodal_projector_bias
+        self.linear_1 = Linear(width, D, bias=bias, dtype=dtype, rngs=rngs)
+        self.linear_2 = Linear(D, D, bias=bias, dtype=dtype, rngs=rngs)
+        self.act = config.projector_hidden_act
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        return self.linear_2(ACTIVATIONS[self.act](self.linear_1(features)))
+
+
+class VideoLlava(nnx.Module):
+    """Video-LLaVA, mirroring transformers' `VideoLlavaForConditionalGeneration`, both variants.
+
+    The names in this tree are transformers' (without the leading `model.`), so `named_parameters` and a
+    checkpoint agree. The module is used as an immutable tree: split once, merged inside the compiled functions.
+    """
+
+    def __init__(
+        self,
+        config: VideoLlavaConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+        quantization: Quantization | None = None,
+    ):
+        text, vision = config.text_config, config.vision_config
+        frames = config.temporal_frames if config.variant == "original" else None
+        self.image_tower = VisionTower(vision, dtype=dtype, rngs=rngs)
+        self.video_tower = VisionTower(vision, temporal_frames=frames, dtype=dtype, rngs=rngs)
+        self.multi_modal_projector = Projector(config, dtype=dtype, rngs=rngs)
+        self.language_model = Llama(text, dtype=dtype, rngs=rngs, quantization=quantization)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else Linear(text.hidden_size, text.vocab_size, bias=False, dtype=dtype, rngs=rngs)
+        )
+        self.config = config
+
+    def encode_images(self, pixels: jax.Array) -> jax.Array:
+        """Images to decoder features.
+
+        Args:
+          pixels: float [N, S, S, 3], normalised.
+
+        Returns:
+          [N, tokens_per_image, D]: without the class token unless the select strategy is "full".
+        """
+        hidden = self.image_tower(spread(pixels), self.config.feature_layers)
+        if self.config.vision_feature_select_strategy == "default":
+            hidden = hidden[:, 1:]
+        return resharded(self.multi_modal_projector(hidden), like(pixels, *spec_of(pixels)[:1]))
+
+    def encode_videos(self, pixels: jax.Array, pooling: int = 1) -> jax.Array:
+        """Videos to decoder features.
+
+        Args:
+          pixels: float [V, F, S, S, 3], normalised. A tower with attention over time takes each run of
+            `temporal_frames` frames as a clip of its own.
+          pooling: static; side of the windows of patches that are averaged (`pool_patches`), 1 for none.
+
+        Returns:
+          [V, F × pooled_tokens_per_frame(pooling), D], frame after frame, each with its class token first.
+        """
+        V, F = pixels.shape[:2]
+        # The tower sees V × F frames: without this, two videos of 4 would pass for one clip of 8.
+        require_whole_windows("pixels", F, self.config.frame_window)
+        frames = spread(pixels.reshape(V * F, *pixels.shape[2:]), self.config.frame_window)
+        hidden = self.video_tower(frames, self.config.feature_layers)
+        features = pool_patches(self.multi_modal_projector(hidden), pooling)
+        features = resharded(features, like(pixels, *spec_of(pixels)[:1]))
+        _, tokens, D = features.shape
+        return features.reshape(V, F * tokens, D, out_sharding=like(pixels, *spec_of(pixels)[:1]))
+
+    def embed(
+        self,
+        ids_BT: jax.Array,
+        image_features: jax.Array | None = None,
+        video_features: jax.Array | None = None,
+    ) -> jax.Array:
+        """Token embeddings, with features in the places of the media tokens, in order.
+
+        Args:
+          ids_BT: int32; as many image (video) tokens in all as there are image (video) feature vectors, which
+            the caller has checked.
+          image_features, video_features: [media, tokens, D], or None where a batch has none.
+        """
+        x_BTD = self.language_model.embed_tokens(ids_BT)
+        for token_id, features in (
+            (self.config.image_token_id, image_features),
+            (self.config.video_token_id, video_features),
+        ):
+            if features is not None:
+                # The batch as one long row: any row may have any number of media.
+                flat_1X = whole(ids_BT).reshape(1, -1)
+                flat_1MD = whole(features).reshape(1, -1, features.shape[-1])
+                placed = _placed(whole(x_BTD).reshape(1, -1, x_BTD.shape[-1]), flat_1X == token_id, flat_1MD)
+                x_BTD = resharded(placed.reshape(x_BTD.shape), like(x_BTD, *spec_of(x_BTD)))
+        return x_BTD
+
+    def embed_prefix(self, ids_BT: jax.Array, features_BMD: jax.Array | None) -> jax.Array:
+        """Token embeddings, with each row's features in the places of its media tokens, images and videos in order.
+
+        Args:
+          ids_BT: int32, with M media tokens in every row.
+          features_BMD: the features of all the media of a row, one after the other; None for text alone.
+        """
+        x_BTD = self.language_model.embed_tokens(ids_BT)
+        if features_BMD is None:
+            return x_BTD
+        is_media_BT = (ids_BT == self.config.image_token_id) | (ids_BT == self.config.video_token_id)
+        return _placed(x_BTD, is_media_BT, features_BMD)
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Decoder states to logits over the vocabulary, in the dtype of the weights."""
+        if self.lm_head is None:
+            weight_VD = self.language_model.embed_tokens.weight[...]
+            out = like(weight_VD, *spec_of(x_BTD)[:-1], spec_of(weight_VD)[0])
+            return jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, out_sharding=out)
+        return self.lm_head(x_BTD)
+
+    def next_logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Logits [B, V] after the last token of each row, the vocabulary whole on every device."""
+        return whole(self.logits(x_BTD[:, -1:])[:, 0], axis=-1)
+
+    def __call__(
+        self,
+        ids_BT: jax.Array,
+        token_mask_BT: jax.Array | None = None,
+        image_features: jax.Array | None = None,
+        video_features: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits [B, T, V] of whole sequences; `token_mask_BT` is False on padding, None for no padding."""
+        mask_BT = jnp.ones(ids_BT.shape, bool) if token_mask_BT is None else token_mask_BT.astype(bool)
+        return self.logits(self.language_model(self.embed(ids_BT, image_features, video_features), mask_BT))
+
+    def prefill(
+        self, x_BTD: jax.Array, token_mask_BT: jax.Array, *, int8: bool = False
+    ) -> tuple[jax.Array, PrefixCache]:
+        """Prompts or prefixes, embedded and padded on the left.
+
+        Args:
+          int8: keep keys and values in int8.
+
+        Returns:
+          Hidden states [B, T, D], and the cache that holds them: a place for each row.
+        """
+        x_BTD, layers = self.language_model.prefill(x_BTD, token_mask_BT)
+        cache = PrefixCache(
+            layers=tuple(as_prefix(kv, int8=int8) for kv in layers),
+            valid_GS=token_mask_BT,
+            length_G=token_mask_BT.sum(axis=1, dtype=jnp.int32),
+        )
+        return x_BTD, cache
+
+    def begin_tails(
+        self, ids_BT: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache
+    ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
+        """Text after prefixes, B / G rows for each of G: hidden states [B, T, D], and its keys and values."""
+        return self.language_model.begin_tails(self.language_model.embed_tokens(ids_BT), token_mask_BT, prefix)
+
+    def extend(self, ids_BT: jax.Array, token_mask_BT: jax.Array, cache: Cache) -> tuple[jax.Array, TailCache]:
+        """Logits [B, V] after T more tokens a row, text padded on the left, and the longer tails."""
+        x_BTD, tail = self.language_model.extend(self.language_model.embed_tokens(ids_BT), token_mask_BT, cache)
+        return self.next_logits(x_BTD), tail
+
+
+def pool_patches(features_NPD: jax.Array, pooling: int) -> jax.Array:
+    """Averages the patches of each frame over windows of pooling × pooling; the class token stays as it is.
+
+        C  a b c d     with 2    C  mean(a b e f)  mean(c d g h)
+           e f g h
+
+    The features are the projected ones and the mean is taken in float32: mode "average" of LLaVA-NeXT-Video and
+    LLaVA-OneVision (`get_2dPool` in LLaVA-NeXT), whose frames have no class token.
+
+    Args:
+      features_NPD: [N, 1 + patches, D], the class token first, the patches row by row of a square.
+      pooling: the windows' side, which divides the square's; 1 changes nothing.
+
+    Returns:
+      [N, 1 + patches / pooling², D], of the same dtype.
+    """
+    N, P, D = features_NPD.shape
+    side = isqrt(P - 1)
+    windows = side // checked_pooling(pooling, side)
+    if pooling == 1:
+        return features_NPD
+    grid = features_NPD[:, 1:].reshape(N, windows, pooling, windows, pooling, D)
+    pooled_NPD = grid.mean(axis=(2, 4), dtype=jnp.float32).astype(features_NPD.dtype).reshape(N, windows**2, D)
+    return jnp.concatenate([features_NPD[:, :1], pooled_NPD], axis=1)
+
+
+def _placed(x_BTD: jax.Array, is_media_BT: jax.Array, features_BMD: jax.Array) -> jax.Array:
+    """Embeddings with the feature vectors of each row in the places of its media tokens, in order."""
+    index_BT = jnp.maximum(jnp.cumsum(is_media_BT, axis=1) - 1, 0)
+    placed_BTD = jnp.take_along_axis(features_BMD.astype(x_BTD.dtype), index_BT[:, :, None], axis=1, mode="clip")
+    return jnp.where(is_media_BT[:, :, None], placed_BTD, x_BTD)
+
+
+def abstract_model(
+    config: VideoLlavaConfig, *, dtype: DTypeLike = jnp.float32, quantization: Quantization | None = None
+) -> VideoLlava:
+    """The model with shapes and dtypes for parameters: nothing is drawn or allocated.
+
+    Args:
+      quantization: the decoder's projections have int8 weights with scales (`layers.Linear`).
+    """
+    return nnx.eval_shape(
+        lambda: VideoLlava(config, dtype=dtype, rngs=cast(nnx.Rngs, _OneKey()), quantization=quantization)
+    )
+
+
+class _OneKey:
+    """In the place of `nnx.Rngs` where nothing is drawn: for the 7B shape, counting draws takes five seconds."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+def named_parameters(state: State) -> dict[str, jax.Array]:
+    """Parameters by name, as transformers names them: `language_model.layers.0.mlp.up_proj.weight`."""
+    return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+
+
+@lru_cache
+def parameter_shapes(config: VideoLlavaConfig) -> Mapping[str, tuple[int, ...]]:
+    """The shape of every parameter of a model, by name."""
+    parameters = named_parameters(nnx.state(abstract_model(config)))
+    return MappingProxyType({name: tuple(value.shape) for name, value in parameters.items()})
+
+
+def with_parameters(state: State, parameters: dict[str, jax.Array]) -> State:
+    """The state with its values replaced, by name; the names must be exactly those of `named_parameters`."""
+    return nnx.from_flat_state(
+        [(path, variable.replace(parameters[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
+    )

@@ -1,0 +1,381 @@
+"""The engine's four programs with abstract arguments, compiled for a mesh whose chips need not be here.
+
+    encode    one video a data part           ┐
+    prefill   a column of prefixes            ├ what `engine/run.py` calls, with the same shapes, shardings and donation
+    extend    the questions of a column       │
+    decode    all rows, a step of the loop    ┘
+
+Nothing is allocated: arguments are shapes with shardings, and what is read is what the compiler says and writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, Sharding
+
+from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.costs.chips import Chip, Roofline, roofline
+from videollava_jax.engine import grid
+from videollava_jax.engine.grid import Grid, GridShape
+from videollava_jax.generation import steps as generate
+from videollava_jax.generation.decoding import row_keys
+from videollava_jax.generation.next_token import Sampling
+from videollava_jax.generation.steps import Answers, Vocabulary
+from videollava_jax.model.cache import TailCache, empty_tail
+from videollava_jax.model.sharding import Placement
+from videollava_jax.model.video_llava import State, abstract_model, named_parameters, with_parameters
+from videollava_jax.planning.hlo.moves import moved_arguments
+from videollava_jax.planning.hlo.traffic import CompiledProgram, Move, Traffic, read_program
+
+ProgramName = Literal["encode", "prefill", "extend", "decode"]
+COMPUTE = jnp.bfloat16
+_NAMES = {"v7x": "tpu7x"}
+"""What libtpu calls a chip where that is another name than ours."""
+_OPTIONS: Mapping[str, Mapping[str, str]] = {"v4": {"chip_config_name": "megacore"}}
+_AVAILABLE_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25, "v7x": 94.75}
+"""What a device has for programs, as the compiler says when one is too large (libtpu 0.0.42)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the programs are compiled for.
+
+    Attributes:
+      config: of the model; it computes in bfloat16.
+      mesh: data × tensor.
+      shape: of the grid; its parts are those of the mesh.
+      frames, pooling: of each video.
+      int8_weights: the decoder's projections in int8.
+      int8_cache: keys and values of prefixes in int8.
+    """
+
+    config: VideoLlavaConfig
+    mesh: Mesh
+    shape: GridShape
+    frames: int = 8
+    pooling: int = 1
+    int8_weights: bool = False
+    int8_cache: bool = False
+
+    @cached_property
+    def placement(self) -> Placement:
+        return Placement(self.config, self.mesh)
+
+    @cached_property
+    def model(self) -> tuple[Any, State]:
+        """The module's structure, and its parameters as shapes with shardings."""
+        return abstract_parameters(self.placement, int8=self.int8_weights)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The grid as shapes with shardings."""
+        return abstract_grid(self.placement, self.shape, int8=self.int8_cache)
+
+    @property
+    def resident_bytes(self) -> dict[str, int]:
+        """Bytes that every device holds all the time, whichever program runs."""
+        return {
+            "weights": shard_bytes(self.model[1]),
+            "prefix": shard_bytes(self.grid.prefix),
+            "tails": shard_bytes(self.grid.tail),
+            "answers": shard_bytes(self.grid.answers),
+        }
+
+    @property
+    def read_once_bytes(self) -> int:
+        """What a step of decoding cannot but read, on a device: the decoder's weights and the cache."""
+        weights = {
+            name: value
+            for name, value in named_parameters(self.model[1]).items()
+            if name.startswith(("language_model.layers.", "language_model.norm.", "lm_head."))
+            or (self.config.tie_word_embeddings and name == "language_model.embed_tokens.weight")
+        }
+        return shard_bytes((weights, self.grid.prefix, self.grid.tail))
+
+    @property
+    def smallest_buffer(self) -> int:
+        """Bytes of the smallest array, on a device, that keeps a layer's keys or a weight of its projections."""
+        projections = [
+            value
+            for name, value in named_parameters(self.model[1]).items()
+            if name.startswith("language_model.layers.0.") and name.endswith("_proj.weight")
+        ]
+        caches = [kv.keys for kv in (self.grid.prefix.layers[0], self.grid.tail.layers[0])]
+        return min(shard_bytes(x) for x in (*projections, *caches))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A compiled program, on one device.
+
+    Attributes:
+      name: which.
+      resident: bytes that are held all the time, by kind: weights, prefix, tails, answers.
+      inputs: bytes of its other arguments.
+      outputs: bytes of results that take no argument's place.
+      temporaries, code: bytes, as the compiler says.
+      flops: operations: what the compiler counts, and in kernels, which it does not look into, those of attention.
+      text: what its text says of traffic and collectives.
+      moves: of weights and caches, or of buffers as large that stem from them, in high-bandwidth memory.
+      kernels: custom kernels in it.
+      chip: the chip.
+      tensor: devices that take part in a collective over heads.
+      compile_seconds: that the compiler took here.
+    """
+
+    name: ProgramName
+    resident: Mapping[str, int]
+    inputs: int
+    outputs: int
+    temporaries: int
+    code: int
+    flops: float
+    text: CompiledProgram
+    moves: tuple[Move, ...]
+    kernels: int
+    chip: Chip
+    tensor: int
+    compile_seconds: float
+
+    @property
+    def total(self) -> int:
+        """Bytes that a device needs while it runs."""
+        return sum(self.resident.values()) + self.extra
+
+    @property
+    def extra(self) -> int:
+        """Of these, what this program needs beside what is held all the time."""
+        return self.inputs + self.outputs + self.temporaries + self.code
+
+    @property
+    def step(self) -> Traffic:
+        """A step of decoding; for the other programs all that they do."""
+        return self.text.loop if self.name == "decode" else self.text.entry
+
+    @property
+    def roofline(self) -> Roofline:
+        """The least time of one call; of decode, of one step."""
+        share = (self.tensor - 1) / self.tensor
+        sent = sum(c.bytes * share * (2 if c.kind == "all-reduce" else 1) for c in self.step.collectives)
+        return roofline(self.flops, self.step.hbm_bytes, self.chip, sent_bytes=sent)
+
+
+def tpu_devices(name: str) -> list[Any]:
+    """The devices of a TPU topology such as "v5e:2x4", described by libtpu.
+
+    Raises:
+      ValueError: libtpu is not installed, or knows no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            "compiling for a TPU takes its compiler, and no TPU: pip install 'videollava-jax[tpu]'. Without it, name a "
+            "GPU such as h100:8, for the arithmetic alone"
+        )
+    from jax.experimental import topologies
+
+    chip, _, sizes = name.lower().strip().partition(":")
+    try:
+        described = topologies.get_topology_desc(
+            f"{_NAMES.get(chip, chip)}:{sizes}", platform="tpu", **_OPTIONS.get(chip, {})
+        )
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        raise ValueError(f"topology {name!r}: the TPU compiler refuses it: {_first_line(error)}") from error
+    return list(described.devices)
+
+
+def device_of(chip: Chip) -> Chip:
+    """One of the devices that JAX shows for a chip, with what programs may use of its memory."""
+    n = chip.devices
+    available = _AVAILABLE_GIB.get(chip.name)
+    return dataclasses.replace(
+        chip,
+        hbm_bytes=chip.hbm_bytes // n if available is None else int(available * 2**30),
+        hbm_bytes_per_second=chip.hbm_bytes_per_second / n,
+        bf16_flops=chip.bf16_flops / n,
+        interconnect_bytes_per_second=chip.interconnect_bytes_per_second / n,
+    )
+
+
+def compile_program(name: ProgramName, setting: Setting, chip: Chip) -> Program:
+    """Compiles one of the engine's programs.
+
+    Args:
+      chip: one device of the mesh (`device_of`).
+
+    Raises:
+      MemoryError: it needs more memory than a device has; the message is the compiler's.
+    """
+    function, arguments = program_with_arguments(name, setting)
+    started = time.perf_counter()
+    try:
+        compiled = function.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(_first_line(error)) from None
+    seconds = time.perf_counter() - started
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    kernels = text.count('custom_call_target="tpu_custom_call"')
+    flops = float(compiled.cost_analysis().get("flops", 0.0))
+    return Program(
+        name=name,
+        resident=setting.resident_bytes,
+        inputs=shard_bytes(_inputs(name, arguments)),
+        outputs=max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=flops + (_attention_flops(name, setting) if kernels else 0.0),
+        text=read_program(text),
+        moves=moved_arguments(text, setting.smallest_buffer),
+        kernels=kernels,
+        chip=chip,
+        tensor=setting.placement.tensor,
+        compile_seconds=seconds,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]
+
+
+# ── arguments ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@lru_cache(maxsize=4)
+def abstract_parameters(placement: Placement, *, int8: bool) -> tuple[Any, State]:
+    """The module's structure, and its parameters in bfloat16 (and int8) as shapes with their shardings."""
+    graph, state = nnx.split(abstract_model(placement.config, dtype=COMPUTE, quantization="int8" if int8 else None))
+    placed: dict[str, Any] = {
+        name: _placed(value, placement.parameter(name, value.shape)) for name, value in named_parameters(state).items()
+    }
+    return graph, with_parameters(state, placed)
+
+
+def abstract_grid(placement: Placement, shape: GridShape, *, int8: bool) -> Grid:
+    """What `new_grid` makes, as shapes with shardings."""
+    G, text = shape.places, placement.config.text_config
+    plain = jax.eval_shape(lambda: grid.new_grid(text, shape, COMPUTE, None, int8=int8, sampling=greedy_sampling()))
+    by_rank = {4: placement.cache(G), 3: placement.cache_scale(G), 2: placement.batch(G), 1: placement.batch(G)}
+    prefix = jax.tree.map(lambda x: _placed(x, by_rank[len(x.shape)]), plain.prefix)
+    # The tails' shardings follow from those of the prefixes, on the mesh of their types.
+    tail: TailCache = jax.eval_shape(
+        lambda prefix: empty_tail(prefix, shape.batch, shape.question + shape.answer, COMPUTE, question=shape.question),
+        prefix,
+    )
+    tail = jax.tree.map(lambda x: _placed(x, _on(placement.mesh, x)), tail)
+    answers = jax.tree.map(lambda x: _placed(x, placement.batch(shape.batch)), plain.answers)
+    return Grid(prefix, tail, answers)
+
+
+def greedy_sampling() -> Sampling:
+    """One row that takes the likeliest token."""
+    return Sampling(
+        keys_B=row_keys(0, 1),
+        draw_B=jnp.zeros(1, bool),
+        temperature_B=jnp.ones(1, jnp.float32),
+        top_k_B=jnp.zeros(1, jnp.int32),
+        top_p_B=jnp.ones(1, jnp.float32),
+        repetition_penalty_B=jnp.ones(1, jnp.float32),
+        draw=False,
+        penalise=False,
+    )
+
+
+def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tuple[Any, ...]]:
+    """The compiled function that the engine calls, and its arguments."""
+    graph, state = setting.model
+    shape, held = setting.shape, setting.grid
+    text, vision = setting.config.text_config, setting.config.vision_config
+    W, E = shape.parts, shape.parts * shape.rows
+
+    def array(*of: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        """One whose first axis is a batch."""
+        return _shape(of, dtype, setting.placement.batch(of[0]))
+
+    def small(*of: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        """One that comes from the host as it is."""
+        return _shape(of, dtype)
+
+    vocabulary = Vocabulary(
+        eos_E=small(len(setting.config.eos_token_ids)),  # type: ignore[arg-type]
+        suppressed_V=small(text.vocab_size, dtype=bool),  # type: ignore[arg-type]
+        pad=small(),  # type: ignore[arg-type]
+    )
+    if name == "encode":
+        pixels = array(W, setting.frames, vision.image_size, vision.image_size, vision.num_channels, dtype=jnp.uint8)
+        statistics = (small(3, dtype=jnp.float32),)
+        return grid.encode, (graph, state, ("video",), setting.pooling, (pixels,), statistics, statistics)
+    if name == "prefill":
+        tokens = setting.frames * setting.config.pooled_tokens_per_frame(setting.pooling)
+        return grid.fill_places, (
+            graph,
+            state,
+            array(W, shape.prefix),
+            array(W, shape.prefix, dtype=bool),
+            array(W, tokens, text.hidden_size, dtype=COMPUTE),
+            held.prefix,
+            small(),
+        )
+    if name == "extend":
+        fresh: Answers = jax.tree.map(
+            lambda x: array(E, *x.shape[1:], dtype=x.dtype),
+            held.answers,
+        )
+        questions = array(E, shape.question), array(E, shape.question, dtype=bool)
+        caches = held.prefix, held.tail, held.answers
+        return grid.begin, (graph, state, *questions, fresh, *caches, vocabulary, small())
+    caches = held.prefix, held.tail, held.answers
+    return generate.decode, (graph, state, *caches, vocabulary, small(), small())
+
+
+def _inputs(name: ProgramName, arguments: tuple[Any, ...]) -> Iterable[Any]:
+    """The arguments that are held for this call alone."""
+    held = {"encode": (4,), "prefill": (2, 3, 4), "extend": (2, 3, 4), "decode": ()}
+    return [arguments[place] for place in held[name]]
+
+
+def _attention_flops(name: ProgramName, setting: Setting) -> float:
+    """Operations of attention on a device, in the programs where kernels compute it."""
+    shape, text = setting.shape, setting.config.text_config
+    queries, before, rows = {
+        "prefill": (shape.prefix, 0, shape.parts),
+        "extend": (shape.question, shape.prefix, shape.parts * shape.rows),
+    }.get(name, (0, 0, 0))
+    seen = rows * (queries * before + queries * (queries + 1) / 2)
+    return 4.0 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * seen / setting.mesh.size
+
+
+def _placed(x: Any, sharding: Sharding | None) -> jax.ShapeDtypeStruct:
+    return _shape(x.shape, x.dtype, sharding)
+
+
+def _shape(of: tuple[int, ...], dtype: Any, sharding: Sharding | None = None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(of, dtype, sharding=sharding)  # type: ignore[no-untyped-call]
+
+
+def _on(mesh: Mesh, x: Any) -> NamedSharding | None:
+    """The sharding of a type, whose mesh is abstract, on a mesh of devices."""
+    return None if x.sharding is None else NamedSharding(mesh, x.sharding.spec)
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes that one device holds of abstract arrays."""
+    return sum(_shard_bytes(x) for x in jax.tree.leaves(tree))
+
+
+def _shard_bytes(x: Any) -> int:
+    shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+    size = np.dtype(np.uint32).itemsize * 2 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
+    return int(math.prod(shape) * size)

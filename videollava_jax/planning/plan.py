@@ -1,0 +1,317 @@
+"""What a job takes on chips that need not be here: programs compiled for them, the largest batch, the rates at best.
+
+    job, chips ──▶ mesh ──▶ grid ──▶ encode, prefill, extend, decode compiled ──▶ memory, traffic, seconds ──▶ rates
+                                     the grid grown until decode does not fit ──▶ the largest batch
+
+A plan of GPUs is arithmetic alone: their compiler needs one. JAX is imported when something is compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.costs.chips import Chip, topology
+from videollava_jax.costs.work import Job, Limit, Storage, best_possible, parameters, stored_bytes
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from videollava_jax.engine.grid import GridShape
+    from videollava_jax.planning.engine_programs import Program, Setting
+
+COMPILER_ENVIRONMENT: Mapping[str, str] = {
+    "JAX_PLATFORMS": "cpu",  # libtpu describes chips and is given no work
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+"""What libtpu needs to compile where there is no TPU, or where another process uses it; set before JAX is imported."""
+PROGRAMS = ("encode", "prefill", "extend", "decode")
+MANY = 1 << 16
+"""Videos of a job: more than any grid holds."""
+TRIES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is to be planned.
+
+    Attributes:
+      topology: as `hardware.topology` reads it.
+      config, storage: the model.
+      job: what is asked about each video.
+      mesh: data and tensor; None for the fewest chips a copy that leave the caches room.
+      grid: places and rows a place; None for what the engine chooses, and the largest batch beside it.
+      programs: to compile; rates take all four.
+    """
+
+    topology: str
+    config: VideoLlavaConfig
+    job: Job
+    storage: Storage = field(default_factory=Storage)
+    mesh: tuple[int, int] | None = None
+    grid: tuple[int, int] | None = None
+    programs: tuple[str, ...] = PROGRAMS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What compiled programs reach when each takes its roofline's time, of all chips together.
+
+    Attributes:
+      phases: seconds of each phase while one grid is filled and emptied.
+    """
+
+    videos_per_second: float
+    answers_per_second: float
+    tokens_per_second: float
+    phases: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A grid and what its programs take.
+
+    Attributes:
+      shape: the grid.
+      programs: compiled, by name.
+      too_large: what the compiler says of programs that it cannot fit, by name.
+      rates: of the job; None where a program is missing.
+      read_once: bytes that a step of decoding cannot but read, on a device.
+    """
+
+    shape: GridShape
+    programs: Mapping[str, Program]
+    too_large: Mapping[str, str]
+    rates: Rates | None
+    read_once: int
+
+    def fits(self, name: str) -> bool:
+        """Whether a program and all that is held beside it fit a device."""
+        program = self.programs.get(name)
+        return program is not None and program.total <= program.chip.hbm_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What comes of a wish.
+
+    Attributes:
+      chip, chips: of the topology; on TPUs these are devices.
+      limit: by arithmetic, what no engine exceeds; None where not even one video fits.
+      why_no_limit: then, the reason.
+      mesh: data and tensor; None where nothing was compiled.
+      batch: what the engine would run; None likewise.
+      largest: the largest batch of which decode fits; None likewise, and where the grid was given.
+    """
+
+    wish: Wish
+    chip: Chip
+    chips: int
+    limit: Limit | None
+    why_no_limit: str = ""
+    mesh: tuple[int, int] | None = None
+    batch: Batch | None = None
+    largest: Batch | None = None
+
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+def make_plan(wish: Wish, progress: Progress = iter) -> Plan:
+    """Compiles for TPUs, in this process: one topology a process, which is to have done nothing with JAX before.
+
+    Args:
+      progress: is given the names of the programs to go through, as `tqdm` is.
+
+    Raises:
+      ValueError: no such chips, no compiler, a mesh or grid that does not fit them, weights that do not.
+    """
+    chip, chips = topology(wish.topology)
+    if chip.kind == "gpu":
+        tensor = None if wish.mesh is None else _checked_mesh(wish.mesh, chips)[1]
+        limit, why = _limit(wish, chip, chips, tensor)
+        return Plan(wish=wish, chip=chip, chips=chips, limit=limit, why_no_limit=why)
+
+    os.environ.update(COMPILER_ENVIRONMENT)
+    from videollava_jax.model.sharding import make_mesh
+    from videollava_jax.planning.engine_programs import device_of, tpu_devices
+
+    devices, chip = tpu_devices(wish.topology), device_of(chip)
+    data, tensor = _checked_mesh(wish.mesh, len(devices)) if wish.mesh else choose_mesh(wish, chip, len(devices))
+    mesh = make_mesh(data, tensor, devices=devices)
+    shape = _engine_shape(wish, chip, data, tensor) if wish.grid is None else _given_shape(wish, data)
+    batch = _batch(wish, chip, mesh, shape, progress(wish.programs), {})
+    limit, why = _limit(wish, chip, len(devices), tensor)
+    return Plan(
+        wish=wish,
+        chip=chip,
+        chips=data * tensor,
+        limit=limit,
+        why_no_limit=why,
+        mesh=(data, tensor),
+        batch=batch,
+        largest=_largest(wish, chip, mesh, batch) if wish.grid is None and batch.rates else None,
+    )
+
+
+def _limit(wish: Wish, chip: Chip, chips: int, tensor: int | None) -> tuple[Limit | None, str]:
+    try:
+        return best_possible(wish.job, wish.config, chip, chips, storage=wish.storage, tensor=tensor), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+# ── mesh and grid ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _checked_mesh(mesh: tuple[int, int], devices: int) -> tuple[int, int]:
+    data, tensor = mesh
+    if data * tensor != devices:
+        raise ValueError(f"mesh {data}x{tensor}: expected data × tensor to be the {devices} devices that there are")
+    return mesh
+
+
+def choose_mesh(wish: Wish, chip: Chip, devices: int) -> tuple[int, int]:
+    """The fewest devices a copy, of 1, 2, 4 and 8, on which caches may take as much memory as the weights.
+
+    Then a step of decoding reads about as much for its rows as for itself. With none such, the most devices.
+    """
+    from videollava_jax.engine.sizes import MEMORY_SHARE
+
+    heads = wish.config.text_config.num_key_value_heads
+    candidates = [t for t in (1, 2, 4, 8) if devices % t == 0 and heads % t == 0]
+    for tensor in candidates:
+        weights = _weights_bytes(wish, tensor)
+        if MEMORY_SHARE * (chip.hbm_bytes - weights) >= weights:
+            return devices // tensor, tensor
+    return devices // candidates[-1], candidates[-1]
+
+
+def _weights_bytes(wish: Wish, tensor: int) -> float:
+    """Weights on a device: the decoder and the head are split, towers and projector are not."""
+    counted = parameters(wish.config)
+    whole = 2 * (counted.image_tower + counted.video_tower + counted.projector)
+    return whole + (stored_bytes(wish.config, wish.storage) - whole) / tensor
+
+
+def _given_shape(wish: Wish, data: int) -> GridShape:
+    assert wish.grid is not None
+    places, rows = wish.grid
+    if places % data or places < 1 or rows < 1:
+        raise ValueError(f"grid {places}x{rows}: expected places × rows, the places a multiple of {data}")
+    return _shape(wish, data, places, rows, places * rows, memory=1 << 62)
+
+
+def _engine_shape(wish: Wish, chip: Chip, data: int, tensor: int) -> GridShape:
+    """What `engine.Engine` chooses for the job within its own limits."""
+    from videollava_jax.engine.sizes import MEMORY_SHARE, ROWS
+
+    memory = MEMORY_SHARE * (chip.hbm_bytes - _weights_bytes(wish, tensor)) * data * tensor
+    return _shape(wish, data, MANY, wish.job.questions, max(ROWS["tpu"], data), max(0, int(memory)))
+
+
+def _shape(wish: Wish, data: int, videos: int, questions: int, max_rows: int, memory: int) -> GridShape:
+    import jax.numpy as jnp
+
+    from videollava_jax.engine.sizes import Demand, choose_shape
+
+    job, int8 = wish.job, wish.storage.int8_kv
+    demand = Demand(job.prefix_tokens(wish.config), [questions] * videos, job.question_tokens, job.answer_tokens)
+    text = wish.config.text_config
+    return choose_shape(demand, text, jnp.bfloat16, parts=data, max_rows=max_rows, memory=memory, int8=int8)
+
+
+# ── compiling ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _setting(wish: Wish, mesh: Mesh, shape: GridShape) -> Setting:
+    from videollava_jax.planning.engine_programs import Setting
+
+    return Setting(
+        config=wish.config,
+        mesh=mesh,
+        shape=shape,
+        frames=wish.job.frames,
+        pooling=wish.job.pooling,
+        int8_weights=wish.storage.int8_weights,
+        int8_cache=wish.storage.int8_kv,
+    )
+
+
+def _batch(
+    wish: Wish, chip: Chip, mesh: Mesh, shape: GridShape, names: Iterable[Any], known: Mapping[str, Program]
+) -> Batch:
+    """A grid with programs compiled for it, and those that are known and do not depend on its columns."""
+    from videollava_jax.planning.engine_programs import compile_program
+
+    setting = _setting(wish, mesh, shape)
+    programs, too_large = dict(known), {}
+    for name in names:
+        try:
+            programs[name] = compile_program(name, setting, chip)
+        except MemoryError as error:
+            too_large[name] = str(error)
+    return Batch(
+        shape=shape,
+        programs={name: programs[name] for name in PROGRAMS if name in programs},
+        too_large=too_large,
+        rates=rates(wish.job, shape, {n: p.roofline.seconds for n, p in programs.items()})
+        if set(programs) == set(PROGRAMS)
+        else None,
+        read_once=setting.read_once_bytes,
+    )
+
+
+def _largest(wish: Wish, chip: Chip, mesh: Mesh, batch: Batch) -> Batch | None:
+    """The grid with as many columns as fit beside the weights and what programs need; decode is compiled to see.
+
+    What the other programs need for themselves depends on a column alone, not on how many there are.
+    """
+    known = {name: program for name, program in batch.programs.items() if name != "decode"}
+    held = batch.programs["decode"].resident
+    column = sum(size for kind, size in held.items() if kind != "weights") / batch.shape.columns
+    extra = max(program.extra for program in batch.programs.values())
+    columns = int((chip.hbm_bytes - held["weights"] - extra) / column)
+    for _ in range(TRIES):
+        if columns < 1:
+            return None
+        tried = _batch(wish, chip, mesh, dataclasses.replace(batch.shape, columns=columns), ["decode"], known)
+        excess = column
+        if "decode" in tried.programs:
+            extra = max(program.extra for program in tried.programs.values())
+            excess = sum(tried.programs["decode"].resident.values()) + extra - chip.hbm_bytes
+        if excess <= 0:
+            return tried
+        columns -= math.ceil(excess / column)
+    return None
+
+
+def rates(job: Job, shape: GridShape, seconds: Mapping[str, float]) -> Rates:
+    """The rates when programs take so many seconds, one after the other: a grid filled, answered and filled again.
+
+    Args:
+      seconds: of each program, by its name; of decode, of one step.
+    """
+    rounds = math.ceil(job.questions / shape.rows)
+    phases = {
+        "encode": shape.columns * seconds["encode"],
+        "prefill": shape.columns * seconds["prefill"],
+        "extend": rounds * shape.columns * seconds["extend"],
+        # An answer's first token comes from the logits of the question.
+        "decode": rounds * (job.answer_tokens - 1) * seconds["decode"],
+    }
+    videos = shape.places / sum(phases.values())
+    return Rates(
+        videos_per_second=videos,
+        answers_per_second=videos * job.questions,
+        tokens_per_second=videos * job.questions * job.answer_tokens,
+        phases=phases,
+    )

@@ -1,0 +1,161 @@
+"""A plan as a record for JSON, and as text to read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from videollava_jax.planning.plan import Batch, Plan, Rates
+
+if TYPE_CHECKING:
+    from videollava_jax.engine.grid import GridShape
+    from videollava_jax.planning.engine_programs import Program
+
+_MIB, _GIB = 2**20, 2**30
+
+
+# ── JSON ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def record(plan: Plan) -> dict[str, Any]:
+    """Everything of a plan; sizes in bytes, on one device where nothing else is said."""
+    limit = plan.limit
+    return {
+        "topology": plan.wish.topology,
+        "compiled": plan.batch is not None,
+        "chips": plan.chips,
+        "hbm_bytes": plan.chip.hbm_bytes,
+        "mesh": plan.mesh,
+        "variant": plan.wish.config.variant,
+        "job": dataclasses.asdict(plan.wish.job),
+        "storage": dataclasses.asdict(plan.wish.storage),
+        "batch": None if plan.batch is None else _batch(plan.batch),
+        "largest": None if plan.largest is None else _batch(plan.largest),
+        "limit": plan.why_no_limit if limit is None else dataclasses.asdict(limit),
+    }
+
+
+def _batch(batch: Batch) -> dict[str, Any]:
+    shape = batch.shape
+    return {
+        "grid": {**dataclasses.asdict(shape), "places": shape.places, "batch": shape.batch},
+        "programs": {name: _program(program, batch) for name, program in batch.programs.items()},
+        "too_large": dict(batch.too_large),
+        "read_once": batch.read_once,
+        "rates": None if batch.rates is None else dataclasses.asdict(batch.rates),
+    }
+
+
+def _program(program: Program, batch: Batch) -> dict[str, Any]:
+    step, least = program.step, program.roofline
+    return {
+        "resident": dict(program.resident),
+        "inputs": program.inputs,
+        "outputs": program.outputs,
+        "temporaries": program.temporaries,
+        "code": program.code,
+        "total": program.total,
+        "fits": batch.fits(program.name),
+        "flops": program.flops,
+        "hbm_read": step.hbm_read_bytes,
+        "hbm_written": step.hbm_written_bytes,
+        "collectives": [dataclasses.asdict(collective) for collective in step.collectives],
+        "big_moves": [dataclasses.asdict(move) for move in program.moves],
+        "kernels": program.kernels,
+        "seconds": least.seconds,
+        "bound": least.bound,
+        "compile_seconds": round(program.compile_seconds, 1),
+    }
+
+
+# ── text ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def text(plan: Plan) -> str:
+    """A plan in a few tables."""
+    wish, job = plan.wish, plan.wish.job
+    lines = [
+        f"{wish.topology}: {plan.chips} × {plan.chip.name} of {plan.chip.hbm_bytes / _GIB:.2f} GiB"
+        + ("" if plan.mesh is None else f", mesh {plan.mesh[0]} × {plan.mesh[1]} (data × tensor)"),
+        f"job: videos of {job.frames} frames, {job.prefix_tokens(wish.config)} tokens; {job.questions} "
+        f"question{'s' * (job.questions > 1)} of {job.question_tokens} tokens, answers of {job.answer_tokens}",
+    ]
+    if plan.batch is not None:
+        lines += ["", f"grid: {_grid(plan.batch.shape)}", *_programs(plan.batch)]
+    if plan.largest is not None:
+        decode = plan.largest.programs["decode"]
+        lines += [
+            "",
+            f"largest that fits: {_grid(plan.largest.shape)}",
+            f"  {decode.total / _GIB:.2f} GiB a chip; a step of decoding takes {decode.roofline.seconds * 1e3:.2f} ms "
+            "at best",
+        ]
+    return "\n".join([*lines, "", *_rates(plan)])
+
+
+def _grid(shape: GridShape) -> str:
+    return (
+        f"{shape.places} prefixes of {shape.prefix} slots with {shape.rows} rows of {shape.question} + {shape.answer} "
+        f"each: {shape.batch} rows"
+    )
+
+
+def _programs(batch: Batch) -> list[str]:
+    kinds = ("weights", "prefix", "tails")
+    memory = [["MiB a chip", *kinds, "other", "temporary", "code", "total", "fits"]]
+    work = [["at best", "GFLOP", "MiB read", "MiB written", "ms", "bound by", "collectives"]]
+    for name, program in batch.programs.items():
+        other = program.resident["answers"] + program.inputs + program.outputs
+        sizes = [*(program.resident[kind] for kind in kinds), other, program.temporaries, program.code, program.total]
+        memory.append([name, *(f"{size / _MIB:.0f}" for size in sizes), "yes" if batch.fits(name) else "NO"])
+        step, least = program.step, program.roofline
+        work.append(
+            [
+                name + ", a step" * (name == "decode"),
+                f"{program.flops / 1e9:.1f}",
+                *(f"{size / _MIB:.1f}" for size in (step.hbm_read_bytes, step.hbm_written_bytes)),
+                f"{least.seconds * 1e3:.3f}",
+                least.bound,
+                ", ".join(f"{c.count} {c.kind} ({c.bytes / _MIB:.1f} MiB)" for c in step.collectives) or "none",
+            ]
+        )
+    lines = ["", *_aligned(memory), "", *_aligned(work)]
+    for name, why in batch.too_large.items():
+        lines += ["", f"{name} does not fit: {why}"]
+    for name, program in batch.programs.items():
+        for move in program.moves:
+            lines.append(f"{name}: {move.kind} of {move.bytes / _MIB:.1f} MiB ({move.source or move.name})")
+    return lines
+
+
+def _rates(plan: Plan) -> list[str]:
+    rows = [["at best, all chips", "videos/s", "answers/s", "tokens/s", "rows"]]
+
+    def row(name: str, rates: Rates | Any, batch: int) -> list[str]:
+        numbers = rates.videos_per_second, rates.answers_per_second, rates.tokens_per_second
+        return [name, *(f"{number:.2f}" for number in numbers), str(batch)]
+
+    for name, batch in (("these programs, this grid", plan.batch), ("the largest grid", plan.largest)):
+        if batch is not None and batch.rates is not None:
+            rows.append(row(name, batch.rates, batch.shape.batch))
+    if plan.limit is not None:
+        rows.append(row("by arithmetic" + ", not compiled" * (plan.batch is None), plan.limit, plan.limit.rows))
+    lines = _aligned(rows) if len(rows) > 1 else []
+    if plan.limit is None:
+        lines.append(plan.why_no_limit)
+    elif plan.batch is None:
+        lines.append(f"each copy of the weights on {plan.limit.tensor}")
+    return lines
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    last = len(widths) - 1
+    return [
+        "  ".join(
+            cell.ljust(width) if column in (0, last) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,209 @@
+"""What users hand to the processor: images and videos in every nesting, shared out over the rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from videollava_jax.media import FramePreprocessor, Indices, MediaLimits, read_image, read_video
+from videollava_jax.processing.segments import MEDIA_TOKENS, Media, MediaKind, Segments
+
+UInt8 = npt.NDArray[np.uint8]
+
+MEDIA_FORMS: dict[MediaKind, str] = {
+    "image": "a path, a PIL image or a uint8 array [H, W, 3]",
+    "video": "a path, a uint8 array [F, H, W, 3] or a list of frames (PIL images or uint8 arrays [H, W, 3])",
+}
+
+
+def share_out(given: Any, kind: MediaKind, placeholders: Sequence[int] | None) -> list[list[Any]]:
+    """Splits the `images=` or `videos=` argument into the media of each row, in the placeholders' order.
+
+    Args:
+        given: None, one medium, a flat list of media, or a list with a list (or None) for each row. One array
+            with an axis more than a medium has is a flat list.
+        kind: "image" or "video".
+        placeholders: how many placeholders each row of the text has; None when there is no text, and then all
+            media are one row.
+
+    Raises:
+        ValueError: something that is no medium, or a number of media other than that of the placeholders.
+    """
+    if given is None:
+        media: list[Any] = []
+    elif is_medium(given, kind):
+        media = [given]
+    elif (isinstance(given, np.ndarray) and given.ndim == _ndim(kind) + 1) or isinstance(given, (list, tuple)):
+        media = list(given)
+    else:
+        raise ValueError(f"{kind}s: expected {MEDIA_FORMS[kind]}, or a list of them; got {describe(given)}")
+    if any(not is_medium(item, kind) for item in media):
+        return _nested_rows(media, kind, placeholders)
+    if placeholders is None:
+        return [media]
+    if sum(placeholders) != len(media):
+        raise ValueError(_mismatch(kind, placeholders, len(media)))
+    ends = np.cumsum(placeholders)
+    return [media[end - count : end] for end, count in zip(ends, placeholders, strict=True)]
+
+
+def is_medium(value: Any, kind: MediaKind) -> bool:
+    """Whether a value has the form of one image, or of one video; pixels are checked when they are read."""
+    if isinstance(value, (str, os.PathLike)):
+        return True
+    if isinstance(value, np.ndarray):
+        return value.ndim == _ndim(kind)
+    if kind == "image":
+        return _is_pil(value)
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(is_frame(frame) for frame in value)
+    return hasattr(value, "frames")  # what media.read_video returns
+
+
+def is_frame(value: Any) -> bool:
+    """Whether a value has the form of one frame: a PIL image, or an array of three axes."""
+    return _is_pil(value) or (isinstance(value, np.ndarray) and value.ndim == 3)
+
+
+def _is_pil(value: Any) -> bool:
+    from PIL import Image
+
+    return isinstance(value, Image.Image)
+
+
+def _ndim(kind: MediaKind) -> int:
+    return 3 if kind == "image" else 4
+
+
+def _nested_rows(rows: list[Any], kind: MediaKind, placeholders: Sequence[int] | None) -> list[list[Any]]:
+    split: list[list[Any]] = []
+    for i, row in enumerate(rows):
+        media = [] if row is None else list(row) if isinstance(row, (list, tuple)) else None
+        if media is None or not all(is_medium(item, kind) for item in media):
+            culprit = row if media is None else next(item for item in media if not is_medium(item, kind))
+            raise ValueError(
+                f"{kind}s[{i}]: expected {MEDIA_FORMS[kind]}, or for every row a list of them; got {describe(culprit)}"
+            )
+        split.append(media)
+    if placeholders is None:
+        return [[item for media in split for item in media]]
+    if len(split) != len(placeholders):
+        raise ValueError(
+            f"{kind}s: expected a list for each of the {len(placeholders)} rows of the text, got {len(split)}"
+        )
+    for i, (expected, media) in enumerate(zip(placeholders, split, strict=True)):
+        if expected != len(media):
+            raise ValueError(
+                f"row {i} of the text has {expected} {MEDIA_TOKENS[kind]}, and {kind}s[{i}] holds "
+                f"{len(media)}; expected as many"
+            )
+    return split
+
+
+def _mismatch(kind: MediaKind, placeholders: Sequence[int], got: int) -> str:
+    rows = ", ".join(f"row {i}: {count}" for i, count in enumerate(placeholders) if count) or "none in any row"
+    return (
+        f"the text has {sum(placeholders)} {MEDIA_TOKENS[kind]} ({rows}), and {got} {kind}s were given; "
+        f"expected as many {kind}s as placeholders"
+    )
+
+
+def describe(value: Any) -> str:
+    """A value in an error message: arrays by shape and dtype, anything else by its type."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} {list(value.shape)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def media_of(images: Any, videos: Any) -> tuple[Media, ...]:
+    """The media of a call without text."""
+    given: tuple[tuple[MediaKind, Any], ...] = (("image", images), ("video", videos))
+    media = tuple(Media(kind, source) for kind, value in given for source in share_out(value, kind, None)[0])
+    if not media:
+        raise ValueError("expected text, images or videos; got none of them")
+    return media
+
+
+def with_media(rows: Sequence[Segments], images: Any, videos: Any) -> list[Segments]:
+    """The rows with each placeholder's medium, its number checked."""
+    shared: dict[MediaKind, list[list[Any]]] = {}
+    given: tuple[tuple[MediaKind, Any], ...] = (("image", images), ("video", videos))
+    for kind, value in given:
+        shared[kind] = share_out(value, kind, [sum(m.kind == kind for m in row.media) for row in rows])
+    filled = []
+    for i, row in enumerate(rows):
+        queues = {kind: iter(sources[i]) for kind, sources in shared.items()}
+        filled.append(row.with_sources(next(queues[medium.kind]) for medium in row.media))
+    return filled
+
+
+def require_sources(rows: Sequence[Segments]) -> None:
+    for i, row in enumerate(rows):
+        for medium in row.media:
+            if medium.source is None:
+                raise ValueError(
+                    f"conversation {i}: a part of type {medium.kind!r} has no source; expected one under "
+                    f"{medium.kind!r}, 'path' or 'url'"
+                )
+            if not is_medium(medium.source, medium.kind):
+                raise ValueError(
+                    f"conversation {i}: expected {MEDIA_FORMS[medium.kind]} as {medium.kind}, got "
+                    f"{describe(medium.source)}"
+                )
+
+
+# ── pixels ──
+
+
+def image_pixels(source: Any, preprocess: FramePreprocessor, limits: MediaLimits) -> UInt8:
+    """One image, resized and cropped: uint8 [S, S, 3], RGB, 0-255."""
+    if isinstance(source, (str, os.PathLike)):
+        source = read_image(source, limits=limits)
+    pixels: UInt8 = preprocess(_frame(source, "image")[None])[0]
+    return pixels
+
+
+def video_pixels(source: Any, preprocess: FramePreprocessor, sampling: Any, limits: MediaLimits) -> UInt8:
+    """One video, sampled (where it is a file), resized and cropped: uint8 [F, S, S, 3], RGB, 0-255."""
+    if isinstance(source, (str, os.PathLike)):
+        source = read_video(source, sampling=sampling, limits=limits)
+    source = getattr(source, "frames", source)
+    if isinstance(source, np.ndarray):
+        if not len(source):
+            raise ValueError("video: expected at least one frame, got an array of none")
+        _check_pixels(source, "video", "[F, H, W, 3]")
+        return preprocess(source)
+    frames = [preprocess(_frame(frame, f"video, frame {i}")[None]) for i, frame in enumerate(source)]
+    return np.concatenate(frames)
+
+
+def known_frames(source: Any, sampling: Any) -> int | None:
+    """How many frames a video will have, where that is known without opening a file."""
+    if isinstance(source, (str, os.PathLike)):
+        count = len(sampling.frames) if isinstance(sampling, Indices) else getattr(sampling, "num_frames", None)
+        return count if isinstance(count, int) else None
+    return len(getattr(source, "frames", source))
+
+
+def _frame(source: Any, name: str) -> UInt8:
+    if _is_pil(source):
+        return np.asarray(source.convert("RGB"))
+    if not isinstance(source, np.ndarray):
+        raise ValueError(f"{name}: expected a PIL image or a uint8 array [H, W, 3], got {describe(source)}")
+    _check_pixels(source, name, "[H, W, 3]")
+    return source
+
+
+def _check_pixels(array: npt.NDArray[Any], name: str, shape: str) -> None:
+    if array.dtype == np.uint8 and array.shape[-1] == 3:
+        return
+    hint = ""
+    if array.dtype != np.uint8:
+        hint = ": pass pixels as they were decoded, 0 to 255; scaling is the processor's work"
+    elif array.shape[-3] == 3:
+        hint = ": channels come last, so move that axis to the end"
+    raise ValueError(f"{name}: expected uint8 {shape}, got {describe(array)}{hint}")

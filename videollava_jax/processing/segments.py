@@ -1,0 +1,236 @@
+"""Segments: a prompt as text ids │ media │ text ids, from pieces in which text is only text. No JAX in here.
+
+    pieces ──encode──▶ segments ──expand──▶ token ids, labels
+
+`<video>` or `</s>` typed by a user stays so many ordinary characters. Media and the ends of answers are
+pieces of their own, so nothing is found by searching strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, PlainEncoder, affixes
+
+MediaKind = Literal["image", "video"]
+MEDIA_TOKENS: dict[MediaKind, str] = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Media:
+    """An image or a video in a prompt, and where its pixels come from: a path, an array, frames, or None yet
+    (filled in by `Segments.with_sources`)."""
+
+    kind: MediaKind
+    source: Any = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Text that the model has to produce."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class EndOfAnswer:
+    """The `</s>` after an answer, which the model has to produce too."""
+
+
+Piece = str | Answer | EndOfAnswer | Media
+
+
+@dataclass(frozen=True)
+class TextIds:
+    """Token ids of text without media; `answer[i]` says whether id `i` is the model's to produce."""
+
+    ids: tuple[int, ...]
+    answer: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """A prompt as the decoder sees it.
+
+    Attributes:
+        input_ids: int64[T], a media token repeated for each feature of a medium.
+        answer: bool[T], the tokens that the assistant said, `</s>` included.
+        media_spans: the positions [start, stop) of each medium, in order.
+    """
+
+    input_ids: np.ndarray[Any, np.dtype[np.int64]]
+    answer: np.ndarray[Any, np.dtype[np.bool_]]
+    media_spans: tuple[tuple[int, int], ...]
+
+    @property
+    def labels(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """int64[T]: the answers' ids, and -100 everywhere else (media, questions, the template)."""
+        return np.where(self.answer, self.input_ids, np.int64(IGNORED_LABEL))
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A tokenised prompt: text ids │ media │ text ids. Special tokens such as BOS are among the text ids."""
+
+    parts: tuple[TextIds | Media, ...]
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """The media, in the order of their placeholders."""
+        return tuple(part for part in self.parts if isinstance(part, Media))
+
+    @property
+    def text_length(self) -> int:
+        """Tokens that are not media's."""
+        return sum(len(part.ids) for part in self.parts if isinstance(part, TextIds))
+
+    def with_sources(self, sources: Iterable[Any]) -> Segments:
+        """The same prompt with the media's sources set, in order."""
+        iterator = iter(sources)
+        return Segments(
+            tuple(Media(part.kind, next(iterator)) if isinstance(part, Media) else part for part in self.parts)
+        )
+
+    def split(self) -> tuple[Segments, Segments]:
+        """(all up to and including the last medium, the text after it). Without media the first is empty."""
+        cut = max((i + 1 for i, part in enumerate(self.parts) if isinstance(part, Media)), default=0)
+        return Segments(self.parts[:cut]), Segments(self.parts[cut:])
+
+    def expand(self, media_lengths: Sequence[int], media_ids: Mapping[MediaKind, int]) -> Expanded:
+        """The token ids, each medium as so many of its token.
+
+        Args:
+            media_lengths: tokens of each medium, in order.
+            media_ids: the token ids of "image" and "video".
+        """
+        if len(media_lengths) != len(self.media):
+            raise ValueError(f"expected {len(self.media)} media lengths, got {len(media_lengths)}")
+        lengths = iter(media_lengths)
+        ids: list[int] = []
+        answer: list[bool] = []
+        spans = []
+        for part in self.parts:
+            if isinstance(part, TextIds):
+                ids += part.ids
+                answer += part.answer
+            else:
+                count = next(lengths)
+                spans.append((len(ids), len(ids) + count))
+                ids += [media_ids[part.kind]] * count
+                answer += [False] * count
+        return Expanded(np.asarray(ids, np.int64), np.asarray(answer, np.bool_), tuple(spans))
+
+
+class SegmentEncoder:
+    """Turns pieces into segments with a Hugging Face tokenizer.
+
+    Where a user's text spells no special token, the ids are those of the tokenizer on the whole prompt
+    string; where it does, the characters are encoded as characters.
+
+    Args:
+        tokenizer: a fast tokenizer that knows `<image>` and `<video>` (see `load_tokenizer`).
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._plain = PlainEncoder(tokenizer)
+        self._prefix, self._suffix = affixes(tokenizer)
+        self.affix_lengths = (len(self._prefix), len(self._suffix))
+        self.tokenizer = tokenizer
+        self.media_ids: dict[MediaKind, int] = {
+            kind: tokenizer.convert_tokens_to_ids(token) for kind, token in MEDIA_TOKENS.items()
+        }
+
+    def encode(self, pieces: Iterable[Piece]) -> Segments:
+        """Tokenises a rendered prompt, BOS included."""
+        builder = _SegmentBuilder(self._plain)
+        builder.add_ids(self._prefix, answer=False)
+        for piece in pieces:
+            if isinstance(piece, str):
+                builder.add_text(piece, answer=False)
+            elif isinstance(piece, Answer):
+                builder.add_text(piece.text, answer=True)
+            elif isinstance(piece, EndOfAnswer):
+                builder.add_special((self.tokenizer.eos_token_id,), answer=True)
+            else:
+                builder.add_media(piece)
+        builder.flush_text()
+        builder.add_ids(self._suffix, answer=False)
+        return builder.segments()
+
+    def encode_string(self, prompt: str) -> Segments:
+        """Tokenises a prompt string as the tokenizer does: here `<video>` and `</s>` are special tokens."""
+        kinds = {token_id: kind for kind, token_id in self.media_ids.items()}
+        builder = _SegmentBuilder(self._plain)
+        for token_id in self.tokenizer(prompt)["input_ids"]:
+            if token_id in kinds:
+                builder.add_media(Media(kinds[token_id]))
+            else:
+                builder.add_ids((token_id,), answer=False)
+        return builder.segments()
+
+    def encode_continuation(self, text: str) -> tuple[int, ...]:
+        """The tokens of an answer that follows a prompt, as a model writes it: its first word after a space."""
+        return tuple(self._plain.encode(f" {text}", first=False)[0])
+
+
+class _SegmentBuilder:
+    """Collects neighbouring texts into one, for a token may span two; special tokens and media part them."""
+
+    def __init__(self, plain: PlainEncoder):
+        self._plain = plain
+        self._parts: list[TextIds | Media] = []
+        self._ids: list[int] = []
+        self._answer: list[bool] = []
+        self._text = ""
+        self._answer_spans: list[tuple[int, int]] = []
+        self._at_start = True
+
+    def add_text(self, text: str, answer: bool) -> None:
+        if answer:
+            self._answer_spans.append((len(self._text), len(self._text) + len(text)))
+        self._text += text
+
+    def add_special(self, ids: Iterable[int], answer: bool) -> None:
+        self.flush_text()
+        self._at_start = False
+        self.add_ids(ids, answer)
+
+    def add_ids(self, ids: Iterable[int], answer: bool) -> None:
+        for token_id in ids:
+            self._ids.append(token_id)
+            self._answer.append(answer)
+
+    def add_media(self, media: Media) -> None:
+        self.flush_text()
+        self._at_start = False
+        self._flush_ids()
+        self._parts.append(media)
+
+    def flush_text(self) -> None:
+        if not self._text:
+            return
+        ids, offsets = self._plain.encode(self._text, first=self._at_start)
+        self._ids += ids
+        # A token is the answer's when any of its characters is; one without characters when it stands inside.
+        said = bytearray(len(self._text))
+        for start, stop in self._answer_spans:
+            said[start:stop] = b"\1" * (stop - start)
+        self._answer += [
+            1 in said[a:b] if a < b else 0 < a < len(said) and said[a - 1 : a + 1] == b"\1\1" for a, b in offsets
+        ]
+        self._text, self._answer_spans, self._at_start = "", [], False
+
+    def _flush_ids(self) -> None:
+        if self._ids:
+            self._parts.append(TextIds(tuple(self._ids), tuple(self._answer)))
+        self._ids, self._answer = [], []
+
+    def segments(self) -> Segments:
+        self.flush_text()
+        self._flush_ids()
+        return Segments(tuple(self._parts))

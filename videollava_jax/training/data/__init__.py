@@ -1,0 +1,1 @@
+"""Samples to rows: read, tokenised, packed, loaded."""

@@ -1,0 +1,363 @@
+"""Rows of tokens and media for the trainer, loaded by Grain, in worker processes or without. No JAX of ours in here.
+
+    plan, corpus ──micro-batch by number──▶ this process's rows: arrays of tokens, media read ──▶ trainer
+
+Of media there are pixels, or what a frozen tower has made of them before, from disk.
+
+A micro-batch depends on its number alone. So where a run goes on is one number, whatever was read ahead, and by how
+many workers.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from videollava_jax.media import FramePreprocessor, MediaLimits
+from videollava_jax.processing.given_media import image_pixels, video_pixels
+from videollava_jax.processing.processor import DEFAULT_LIMITS, VideoLlavaProcessor
+from videollava_jax.processing.segments import IGNORED_LABEL, Media, MediaKind
+from videollava_jax.training.data.corpus import Corpus
+from videollava_jax.training.data.features import FeatureStore
+from videollava_jax.training.data.packing import MicroBatch, Plan
+from videollava_jax.training.data.samples import MediaTokens
+from videollava_jax.training.data.skips import BadSample
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class HostBatch:
+    """One process's rows of a micro-batch: `R` rows of `T` tokens and at most `K` samples.
+
+    Attributes:
+        number: of the micro-batch, from 0 through all steps.
+        step: the optimiser step it belongs to, from 0.
+        last: whether it is the last of its step.
+        arrays: what is computed with:
+            input_ids: int32 [R, T].
+            positions: int32 [R, T], within each sample.
+            segments: int32 [R, T], 1 for the first sample of a row, 2 for the second; 0 is padding.
+            targets: int32 [R, T], the id to predict after each token, of the same sample; -100 where nothing is learnt.
+            media_index: int32 [R, T], which of the row's feature vectors stands there, -1 for text. These are the
+                tokens of image slot 0, of image slot 1, …, then those of video slot 0, ….
+            images: uint8 [R, images, S, S, 3], RGB, 0-255; or features from disk [R, images, tokens, width]. Zeros in
+                empty slots.
+            videos: uint8 [R, videos, F, S, S, 3], or [R, videos, tokens, width], the same.
+            samples: int32 [R, K], the samples' numbers in the corpus, -1 for none.
+            skipped: bool [R, K], samples with a medium that could not be read: their tokens became padding.
+        bad: these samples and the reasons, rows in order.
+    """
+
+    number: int
+    step: int
+    last: bool
+    arrays: Arrays
+    bad: tuple[BadSample, ...]
+
+    @property
+    def seen(self) -> int:
+        """Samples in it, skipped ones included."""
+        return int((self.arrays["samples"] >= 0).sum())
+
+
+@dataclass(frozen=True)
+class PixelReader:
+    """Media to pixels, as the processor reads them; without its tokenizer, so that worker processes start fast.
+
+    Attributes:
+        preprocess: of images and of videos.
+        tokens: the frames of a video, and which ones.
+        limits: what a media file may cost to open.
+    """
+
+    preprocess: Mapping[MediaKind, FramePreprocessor]
+    tokens: MediaTokens
+    limits: MediaLimits
+
+    @classmethod
+    def of(cls, processor: VideoLlavaProcessor, tokens: MediaTokens, limits: MediaLimits) -> PixelReader:
+        """With a processor's preprocessing."""
+        return cls({"image": processor.image_processor, "video": processor.video_processor}, tokens, limits)
+
+    def empty(self, kind: MediaKind, *axes: int) -> npt.NDArray[Any]:
+        """Zeros uint8 [*axes, S, S, 3] for images, [*axes, F, S, S, 3] for videos."""
+        S, frames = self.preprocess[kind].crop_size, () if kind == "image" else (self.tokens.frames,)
+        return np.zeros((*axes, *frames, S, S, 3), np.uint8)
+
+    def __call__(self, medium: Media) -> npt.NDArray[Any]:
+        """uint8 [S, S, 3] of an image, [F, S, S, 3] of a video.
+
+        Raises:
+            ValueError: it cannot be read (`MediaError`), or has another number of frames.
+        """
+        preprocess = self.preprocess[medium.kind]
+        if medium.kind == "image":
+            return image_pixels(medium.source, preprocess, self.limits)
+        pixels = video_pixels(medium.source, preprocess, self.tokens.sampling, self.limits)
+        if len(pixels) != self.tokens.frames:
+            raise ValueError(f"{medium.source}: expected {self.tokens.frames} frames, got {len(pixels)}")
+        return pixels
+
+
+@dataclass(frozen=True)
+class FeatureReader:
+    """Media to what towers have made of them before, from disk.
+
+    Attributes:
+        store: the files.
+        pixels: says what is wrong with a medium that has none.
+    """
+
+    store: FeatureStore
+    pixels: PixelReader
+
+    def empty(self, kind: MediaKind, *axes: int) -> npt.NDArray[Any]:
+        """Zeros [*axes, tokens, width]."""
+        return self.store.empty(kind, *axes)
+
+    def __call__(self, medium: Media) -> npt.NDArray[Any]:
+        """[tokens, width], in the dtype of the files.
+
+        Raises:
+            ValueError: the medium cannot be read, or is not what it was when the run began.
+        """
+        features = self.store.read(medium)
+        if features is not None:
+            return features
+        self.pixels(medium)  # what could not be read then cannot be read now, and this says why
+        raise ValueError(
+            f"{medium.source}: it can be read, and has no features in {self.store.directory}: it has changed since "
+            "this run began, and the next start encodes it"
+        )
+
+
+@dataclass(frozen=True)
+class MediaParts:
+    """Pixels of media of one kind, in equal parts by number. Worker processes are given a copy.
+
+    Attributes:
+        count: media of a part; behind the last medium there are empty ones.
+    """
+
+    kind: MediaKind
+    media: tuple[Media, ...]
+    count: int
+    read: PixelReader
+
+    def __call__(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """uint8 [count, …], and bool [count]: which media could be read."""
+        pixels, found = self.read.empty(self.kind, self.count), np.zeros(self.count, np.bool_)
+        for i, medium in enumerate(self.media[int(number) * self.count : (int(number) + 1) * self.count]):
+            with suppress(ValueError, OSError):  # the loader meets it again, and says what is wrong with it
+                pixels[i] = self.read(medium)
+                found[i] = True
+        return pixels, found
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Loads one process's part of a micro-batch. Worker processes are given a copy.
+
+    Attributes:
+        read: a medium's pixels or features.
+        first, count: the rows of every micro-batch that are this process's.
+        padding: token id of places without a token.
+    """
+
+    plan: Plan
+    corpus: Corpus
+    read: PixelReader | FeatureReader
+    first: int
+    count: int
+    padding: int
+
+    def __call__(self, number: int) -> tuple[Arrays, tuple[BadSample, ...]]:
+        micro_batch = self.plan.micro_batch(int(number))
+        arrays = self._empty(micro_batch)
+        bad: list[BadSample] = []
+        for r, row in enumerate(micro_batch.rows[self.first : self.first + self.count]):
+            bad += self._fill({name: array[r] for name, array in arrays.items()}, row)
+        return arrays, tuple(bad)
+
+    def _empty(self, micro_batch: MicroBatch) -> Arrays:
+        rows, shape, row = self.count, self.plan.shape, self.plan.shape.row
+
+        def filled(value: int, *axes: int) -> npt.NDArray[np.int32]:
+            return np.full((rows, *axes), value, np.int32)
+
+        return {
+            "input_ids": filled(self.padding, micro_batch.tokens),
+            "positions": filled(0, micro_batch.tokens),
+            "segments": filled(0, micro_batch.tokens),
+            "targets": filled(IGNORED_LABEL, micro_batch.tokens),
+            "media_index": filled(-1, micro_batch.tokens),
+            "images": self.read.empty("image", rows, row.images),
+            "videos": self.read.empty("video", rows, row.videos),
+            "samples": filled(-1, shape.samples_per_row),
+            "skipped": np.zeros((rows, shape.samples_per_row), np.bool_),
+        }
+
+    def _fill(self, row: Arrays, samples: tuple[int, ...]) -> Iterator[BadSample]:
+        """Writes samples into the arrays of their row, one behind the other; yields those that are skipped."""
+        at = 0
+        slots: dict[MediaKind, int] = {"image": 0, "video": 0}
+        for k, sample in enumerate(samples):
+            row["samples"][k] = sample
+            try:
+                media = [self.read(medium) for medium in self.corpus.media_of(sample)]
+            except (ValueError, OSError) as error:
+                row["skipped"][k] = True
+                yield self.corpus.bad(sample, str(error))
+                continue
+            tokens = self.corpus.tokens(sample)
+            stop = at + len(tokens.ids)
+            row["input_ids"][at:stop] = tokens.ids
+            row["positions"][at:stop] = np.arange(stop - at)
+            row["segments"][at:stop] = k + 1
+            row["targets"][at : stop - 1] = tokens.labels[1:]
+            for kind, (start, end), array in zip(tokens.kinds, tokens.spans, media, strict=True):
+                row[f"{kind}s"][slots[kind]] = array
+                features = self._first_feature(kind, slots[kind]) + np.arange(end - start)
+                row["media_index"][at + start : at + end] = features
+                slots[kind] += 1
+            at = stop
+
+    def _first_feature(self, kind: MediaKind, slot: int) -> int:
+        lengths = self.corpus.media.lengths
+        before = 0 if kind == "image" else self.plan.shape.row.images * lengths["image"]
+        return before + slot * lengths[kind]
+
+
+class Loader:
+    """The micro-batches of a plan, one process's part of each, in order. Made by `loader`.
+
+    Attributes:
+        position: the number of the micro-batch that comes next.
+    """
+
+    def __init__(self, rows: _Rows, workers: int, ahead: int):
+        self._rows, self._workers, self._ahead = rows, workers, ahead
+        self._iterator: Any = None
+        self.position = 0
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> HostBatch:
+        plan = self._rows.plan
+        if self.position == len(plan):
+            self.close()
+            raise StopIteration
+        if self._iterator is None:
+            self._iterator = read_ahead(self._rows, self.position, len(plan), workers=self._workers, ahead=self._ahead)
+        arrays, bad = next(self._iterator)
+        arrays = {name: np.array(array, subok=False) for name, array in arrays.items()}  # out of shared memory
+        micro_batch = plan.micro_batch(self.position)
+        batch = HostBatch(self.position, micro_batch.step, micro_batch.last, arrays, bad)
+        self.position += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Where it is, for JSON: of the plan and the data, not of this process or its workers."""
+        return {"position": self.position, "plan": self._rows.plan.digest, "corpus": self._rows.corpus.digest}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state, of a loader of any number of processes and workers.
+
+        Raises:
+            ValueError: the state is of another plan or other data.
+        """
+        for name, ours in self.state().items():
+            if name != "position" and state.get(name) != ours:
+                raise ValueError(
+                    f"{name}: this state belongs to another run ({state.get(name)}, here {ours}); expected the same "
+                    "data, processor, shapes, steps and seed"
+                )
+        self.close()
+        self.position = int(state["position"])
+
+    def close(self) -> None:
+        """Ends the workers; the next batch starts new ones."""
+        if self._iterator is not None:
+            end_reading(self._iterator)
+            self._iterator = None
+
+
+def read_ahead(function: Callable[[int], Any], first: int, end: int, *, workers: int, ahead: int) -> Iterator[Any]:
+    """What a function gives for each number from `first` to before `end`, in order. `end_reading` ends it.
+
+    Arrays are in memory that is shared with the workers: it is scarce in containers, and free again when nothing is
+    left of the array. Copy them.
+
+    Args:
+        function: given to each worker as a copy.
+        workers: processes that call it; 0 calls it in this one, when a result is asked for.
+        ahead: results that each worker holds ready.
+    """
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # Grain asks for a flag of its own, which only a program of absl's has parsed
+        flags.FLAGS.mark_as_parsed()
+    # Grain's own default is to read 500 elements ahead, with 16 threads: of videos that is all the memory there is.
+    threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
+    numbers = grain.MapDataset.range(first, end)
+    results: Iterator[Any] = iter(numbers.map(function).to_iter_dataset(threads).mp_prefetch(processes))
+    return results
+
+
+def end_reading(iterator: Any) -> None:
+    """Ends the workers of `read_ahead`."""
+    iterator.close()
+    gc.collect()  # a circle of Grain's keeps each worker's last element, and its shared memory
+
+
+def loader(
+    plan: Plan,
+    corpus: Corpus,
+    processor: VideoLlavaProcessor,
+    *,
+    features: FeatureStore | None = None,
+    limits: MediaLimits = DEFAULT_LIMITS,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    ahead: int = 1,
+) -> Loader:
+    """Loads the micro-batches of a plan.
+
+    A program that loads with workers has to guard what it does with `if __name__ == "__main__"`: workers import it
+    anew. What media several samples of a micro-batch have in common is read for each of them.
+
+    Args:
+        corpus: what the plan was made for.
+        processor: what the corpus was made with.
+        features: where to read what towers have made of media; None for pixels.
+        limits: what a media file may cost to open.
+        process_index, process_count: of `process_count` equal parts of every micro-batch's rows, this one is loaded.
+        workers: processes that read; 0 reads in this one, when a batch is asked for.
+        ahead: micro-batches that each worker holds ready; with those on their way, memory is taken for twice as many
+            and two.
+
+    Raises:
+        ValueError: rows that the processes cannot share equally.
+    """
+    rows = plan.shape.rows
+    if rows % process_count or not 0 <= process_index < process_count:
+        raise ValueError(
+            f"expected a process of a number that divides the {rows} rows of a micro-batch, got process "
+            f"{process_index} of {process_count}"
+        )
+    count = rows // process_count
+    pixels = PixelReader.of(processor, corpus.media, limits)
+    read = pixels if features is None else FeatureReader(features, pixels)
+    padding = processor.tokenizer.pad_token_id
+    return Loader(_Rows(plan, corpus, read, process_index * count, count, padding), workers, ahead)

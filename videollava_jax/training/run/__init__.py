@@ -1,0 +1,1 @@
+"""A run: its recipe, loop, checkpoints, processes and logs."""

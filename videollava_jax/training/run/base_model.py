@@ -1,0 +1,126 @@
+"""A checkpoint as a run begins with it: on the mesh, in its dtypes, what changes and what stays taken apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy.typing as npt
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from videollava_jax.cli.demo import TINY
+from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.model.sharding import Placement, make_mesh
+from videollava_jax.processing.files import local_directory
+from videollava_jax.processing.processor import VideoLlavaProcessor
+from videollava_jax.training.run.recipe import Compute, Recipe
+from videollava_jax.training.update.lora import initial_lora, is_lora
+from videollava_jax.training.update.model import TrainingModel
+from videollava_jax.training.update.parameters import Parameters, group_of, placed, stack
+from videollava_jax.weights.loading import load_checkpoint
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a run computes with.
+
+    Attributes:
+      config: of the model.
+      model: its functions.
+      trained, frozen: its parameters, layers stacked; together they are `model.shapes`.
+    """
+
+    config: VideoLlavaConfig
+    model: TrainingModel
+    trained: Parameters
+    frozen: Parameters
+
+    def without_towers(self) -> Loaded:
+        """The same without the towers' parameters, for a run that reads features."""
+        return replace(self, frozen={name: value for name, value in self.frozen.items() if not is_tower(name)})
+
+
+def is_tower(name: str) -> bool:
+    """Whether a parameter is of one of the towers."""
+    return group_of(name) in ("image_tower", "video_tower")
+
+
+def model_directory(name: str) -> Path:
+    """Where a recipe's model lies: a directory, the hub's of that name, or the bundled one for "tiny"."""
+    return TINY if name == "tiny" else local_directory(name, None, None)
+
+
+def mesh_of(compute: Compute) -> Mesh:
+    """The mesh that a recipe asks for, of all devices of all processes.
+
+    Raises:
+      ValueError: there are fewer devices, or they do not split so.
+    """
+    devices, tensor = len(jax.devices()), compute.tensor
+    data = compute.data or devices // tensor
+    if data * tensor != devices and (jax.process_count() > 1 or compute.data is None):
+        raise ValueError(
+            f"compute: {devices} devices were found, and {data} × {tensor} of them asked for; expected all of them"
+        )
+    mesh = make_mesh(data, tensor)
+    if any(len({device.process_index for device in part}) > 1 for part in mesh.devices):
+        raise ValueError(
+            f"compute.tensor: {tensor} devices of different processes would share rows; expected a number that divides "
+            f"the {len(jax.local_devices())} devices of each process, which loads rows of its own"
+        )
+    return mesh
+
+
+def load(directory: Path, recipe: Recipe, mesh: Mesh, processor: VideoLlavaProcessor) -> Loaded:
+    """Loads a checkpoint in any layout; each process reads an Orbax directory's own shards only.
+
+    Raises:
+      WeightsError: what does not fit or is damaged, all listed at once.
+    """
+    compute = recipe.compute
+    config, parameters = load_checkpoint(
+        directory, placement=lambda config: Placement(config, mesh).stored, int8=compute.int8
+    )
+    placement = Placement(config, mesh)
+    pixels = processor.image_processor
+    model = TrainingModel(
+        config,
+        mean=pixels.mean,
+        std=pixels.std,
+        placement=placement,
+        dtype=compute.dtype,
+        lora=recipe.lora,
+        quantization="int8" if compute.int8 else None,
+        remat=compute.remat,
+        loss_chunk=compute.loss_chunk,
+    )
+    stacked = stack(parameters, placement)
+    narrow = {name: shape for name, shape in model.shapes.items() if is_lora(name)}
+    stacked |= placed(initial_lora(narrow, jax.random.key(recipe.seed)), placement)
+    for name in list(stacked):
+        dtype = compute.trained_dtype if recipe.rates.trains(name) else compute.dtype
+        if stacked[name].dtype != jnp.int8 and not name.endswith("_scale"):
+            stacked[name] = _cast(stacked.pop(name), jnp.dtype(dtype))
+    return Loaded(
+        config,
+        model,
+        {name: value for name, value in stacked.items() if recipe.rates.trains(name)},
+        {name: value for name, value in stacked.items() if not recipe.rates.trains(name)},
+    )
+
+
+def rows_on_devices(x: npt.NDArray[Any], placement: Placement, rows: int) -> jax.Array:
+    """An array of `rows` rows, of which this process has its share `x`, over all devices."""
+    shape, sharding = (rows, *x.shape[1:]), placement.batch(rows)
+    array: jax.Array = jax.make_array_from_process_local_data(sharding, x, shape)  # type: ignore[no-untyped-call]
+    return array
+
+
+@partial(jax.jit, static_argnums=1)
+def _cast(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    return x.astype(dtype)

@@ -1,0 +1,194 @@
+"""All media of a run through its frozen towers once, before the first step, onto disk.
+
+    media ──those without a file──▶ pixels, by worker processes ──▶ towers, over all devices ──▶ a file each
+
+Each process has a share of the media, which it reads and writes; the towers, split over the devices of all of them, are
+computed together. A run that is killed here goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.processing.segments import Media, MediaKind
+from videollava_jax.training.data.corpus import Corpus
+from videollava_jax.training.data.features import FACTS, FeatureStore
+from videollava_jax.training.data.loader import MediaParts, PixelReader, end_reading, read_ahead
+from videollava_jax.training.run.base_model import is_tower, rows_on_devices
+from videollava_jax.training.run.processes import gathered, require_agreement, summed
+from videollava_jax.training.update.model import TrainingModel
+from videollava_jax.training.update.parameters import Parameters
+from videollava_jax.weights.checkpoint import open_checkpoint
+from videollava_jax.weights.fingerprint import json_digest
+from videollava_jax.weights.manifest import tensor_hash
+
+FORMAT = 1
+"""Of the files and their names."""
+FRAMES = 32
+"""That each device encodes at a time."""
+KINDS: tuple[MediaKind, ...] = ("image", "video")
+_CHUNK, _THREADS = 1000, 16
+"""Media that a thread looks for at a time, and threads: a network's file system is slow to answer one of them."""
+
+
+def open_features(
+    root: Path,
+    checkpoint: Path,
+    config: VideoLlavaConfig,
+    reader: PixelReader,
+    dtype: Literal["bfloat16", "float32"],
+) -> FeatureStore:
+    """The files under a directory that belong to a run, made where there are none. All processes call this together.
+
+    Their fingerprint is that of the towers' own weights, not of the whole checkpoint: a model whose projector or
+    decoder has learnt something since has the same features.
+
+    Args:
+      checkpoint: the model's directory, of which the towers are read.
+      dtype: of compute.
+
+    Raises:
+      ValueError: the processes do not share the directory, or differ in something that decides the features.
+    """
+    tensors = open_checkpoint(checkpoint).tensors
+    frames, width = reader.tokens.frames, config.vision_config.hidden_size * len(config.feature_layers)
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "weights": json_digest({name: tensor_hash(tensors[name].read()).sha256 for name in tensors if is_tower(name)}),
+        "vision_config": dataclasses.asdict(config.vision_config),
+        "variant": [config.variant, config.frame_window],
+        "layers": config.feature_layers,
+        "select_strategy": config.vision_feature_select_strategy,
+        "preprocessing": {kind: dataclasses.asdict(found) for kind, found in reader.preprocess.items()},
+        "sampling": repr(reader.tokens.sampling),
+        "frames": frames,
+        "dtype": dtype,
+        "shapes": {"image": (config.tokens_per_image, width), "video": (frames * config.tokens_per_frame, width)},
+    }
+    store = FeatureStore(root / json_digest(facts), facts["shapes"], dtype)
+    require_agreement({"features": str(store.directory)})
+    file = store.directory / FACTS
+    if jax.process_index() == 0:
+        store.directory.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(facts, indent=2) + "\n")
+    multihost_utils.sync_global_devices(FACTS)
+    if not file.exists():
+        raise ValueError(f"{store.directory}: the first process made it elsewhere; expected a directory of all hosts")
+    return store
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What all processes together did.
+
+    Attributes:
+      media: that have files now and had none.
+      failed: media that could not be read. They have none, and their samples are left out.
+    """
+
+    media: int
+    failed: int
+
+
+Absent = tuple[Media, Path | None]
+"""A medium without features, and the file for them; None where there is no such medium."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Makes the features that are missing.
+
+    Attributes:
+      store: of the features.
+      reader: of the media.
+      model: whose towers these are, on a mesh.
+      workers, ahead: as in `data.loader`, with 32 frames a device in the place of a micro-batch.
+      alive: told what is done next, again and again.
+    """
+
+    store: FeatureStore
+    reader: PixelReader
+    model: TrainingModel
+    workers: int
+    ahead: int
+    alive: Callable[[str], None]
+
+    def __call__(self, parameters: Parameters, corpora: Iterable[Corpus]) -> Encoded:
+        """Encodes the media of some corpora that have no features yet. All processes call this together.
+
+        Args:
+          parameters: by name, `TrainingModel.shapes`; those of the towers are enough.
+
+        Raises:
+          OSError: a file cannot be written.
+        """
+        self.alive("looking for media without features")
+        samples = (corpus.media_of(number) for corpus in corpora for number in range(len(corpus)))
+        media = list(dict.fromkeys(chain.from_iterable(samples)))
+        absent = self._absent(media[jax.process_index() :: jax.process_count()])
+        towers = {name: value for name, value in parameters.items() if is_tower(name)}
+        # The first process speaks for all; None leaves it to the terminal.
+        silent = True if jax.process_index() else None
+        with tqdm(total=len(absent), desc="encoding", unit="medium", disable=silent, leave=False) as bar:
+            written = sum(
+                self._encode(kind, [found for found in absent if found[0].kind == kind], towers, bar) for kind in KINDS
+            )
+        return Encoded(*summed(written, len(absent) - written))  # and so each waits for what the others write
+
+    def _absent(self, media: Sequence[Media]) -> list[Absent]:
+        def among(start: int) -> list[Absent]:
+            files = ((medium, self.store.file(medium)) for medium in media[start : start + _CHUNK])
+            return [(medium, file) for medium, file in files if file is None or not self.store.holds(file, medium.kind)]
+
+        with ThreadPoolExecutor(_THREADS) as threads:
+            return list(chain.from_iterable(threads.map(among, range(0, len(media), _CHUNK))))
+
+    def _encode(self, kind: MediaKind, absent: Sequence[Absent], towers: Parameters, bar: tqdm[Any]) -> int:
+        """Encodes this process's media of a kind; how many have files now."""
+        placement = self.model.placement
+        assert placement is not None
+        rows = placement.mesh.size * (FRAMES if kind == "image" else math.ceil(FRAMES / self.reader.tokens.frames))
+        count = rows // jax.process_count()
+        # Where others have more media than this process, it takes part with empty ones.
+        parts = int(gathered(np.asarray([math.ceil(len(absent) / count)], np.int32)).max())
+        if not parts:
+            return 0
+        encode, written = jax.jit(partial(self.model.encoded, kind)), 0
+        pixels = MediaParts(kind, tuple(medium for medium, _ in absent), count, self.reader)
+        batches = read_ahead(pixels, 0, parts, workers=self.workers, ahead=self.ahead)
+        try:
+            for part, (array, found) in enumerate(batches):
+                self.alive(f"encoding {kind}s, part {part + 1} of {parts}")
+                array = np.array(array, subok=False)  # out of shared memory
+                features = _own_rows(encode(towers, rows_on_devices(array, placement, rows)))
+                here = absent[part * count : (part + 1) * count]
+                for i, (_, file) in enumerate(here):
+                    if found[i] and file is not None:
+                        self.store.write(file, features[i])
+                        written += 1
+                bar.update(len(here))
+        finally:
+            end_reading(batches)
+        return written
+
+
+def _own_rows(x: jax.Array) -> npt.NDArray[Any]:
+    """The rows of an array that the devices of this process hold, each once."""
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -1,0 +1,131 @@
+"""What a run says of itself: a line of JSON for each logged step, the same for TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from videollava_jax.training.data.loader import HostBatch
+from videollava_jax.training.data.skips import BadSample
+from videollava_jax.training.run.processes import gathered
+
+FILE = "metrics.jsonl"
+
+
+class StepCounts:
+    """What one process meets in a step.
+
+    Attributes:
+      seen: samples.
+      bad: those that were left out.
+      tokens, positions: tokens of its rows, and places for them.
+      waited: seconds for data.
+    """
+
+    def __init__(self) -> None:
+        self.seen, self.tokens, self.positions, self.waited = 0, 0, 0, 0.0
+        self.bad: list[BadSample] = []
+        self._samples: list[npt.NDArray[np.int32]] = []
+        self._began = time.perf_counter()
+
+    def over(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
+        """The micro-batches of one step, counted."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - asked
+            segments, samples = batch.arrays["segments"], batch.arrays["samples"]
+            self.seen += batch.seen
+            self.bad += batch.bad
+            self._samples.append(samples)
+            self.tokens += int((segments > 0).sum())
+            self.positions += segments.size
+            yield batch
+            if batch.last:
+                return
+
+    def samples(self) -> list[int]:
+        """Numbers in the corpus of all samples of the step, row by row, those of other processes too: all of them call
+        this together."""
+        rows = gathered(np.stack(self._samples))  # [process, micro-batch, row, place in it]
+        found = rows.swapaxes(0, 1).ravel()
+        return [int(sample) for sample in found[found >= 0]]
+
+    @property
+    def seconds(self) -> float:
+        """Since the step began."""
+        return time.perf_counter() - self._began
+
+
+class Metrics:
+    """Writes metrics; only the first process does, the others are silent.
+
+    Args:
+      directory: of the run: `metrics.jsonl` and, in `tensorboard`, event files.
+      step: that the run goes on from. Lines behind it, of steps that are done again, are taken away.
+      steps: of the whole run.
+    """
+
+    def __init__(self, directory: Path, step: int, steps: int):
+        self._bar: Any = None
+        if jax.process_index():
+            return
+        from tensorboardX import SummaryWriter
+
+        self._file = directory / FILE
+        kept = [line for line in read_metrics(directory) if line["step"] <= step]
+        unfinished = self._file.with_suffix(".new")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(unfinished, self._file)
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+
+    def write(self, step: int, values: Mapping[str, float | list[int]]) -> None:
+        """One line; numbers go to TensorBoard too."""
+        if self._bar is None:
+            return
+        with open(self._file, "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(name, value, step)
+        self._board.flush()
+
+    def advance(self, loss: float, rate: float) -> None:
+        """One step on the bar, with its loss and the tokens a second."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} tokens/s", refresh=False)
+            self._bar.update()
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Ends files and bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._board.close()
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The lines that a run has written; one that was torn by its end is left out."""
+    file = directory / FILE
+    lines = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines

@@ -1,0 +1,218 @@
+"""The recipe of a run: everything that decides it, documented, read from YAML and the command line. No JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from videollava_jax.training.update.lora import Lora
+from videollava_jax.training.update.model import Remat
+from videollava_jax.training.update.optimizer import Optimizer, Rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is learnt from, and how it is laid out.
+
+    Attributes:
+      train: a file in LLaVA's format, JSON or JSONL, or a list of files.
+      held_out: the same, for evaluation while training; an empty list for none.
+      media_root: paths of media are relative to it; null for the directory of each file.
+      epochs: how often each sample comes.
+      steps: optimiser steps in the place of `epochs`.
+      batch: samples of an optimiser step, on all hosts together.
+      rows: of a micro-batch, on all hosts together; a multiple of the mesh's data parts. null takes one a part.
+      row_tokens: tokens of a row, media included; longer samples are cut there.
+      images_per_row: slots for images in each row.
+      videos_per_row: slots for videos in each row.
+      layout: packed puts several samples into a row; padded gives each its own, cut to the buckets.
+      buckets: lengths of padded rows; the last one is row_tokens.
+      frames: of a video.
+      features: a directory for what frozen towers make of media: a medium is encoded once, before the first step, and
+        then read from there, by later runs too. null encodes it anew in each step.
+      template: of prompts; null for the model's own. Conversations of the template hf never end in </s>, so a model
+        trained with it does not learn to stop; vicuna_v1_no_system is the same with it.
+      workers: processes that read media ahead, on each host; 0 reads when a batch is asked for.
+      ahead: micro-batches that each of them holds ready.
+      max_bad: the share of samples that may be left out (files that cannot be read, say) before the run stops.
+    """
+
+    train: list[str] | str
+    held_out: list[str] | str = field(default_factory=list)
+    media_root: str | None = None
+    epochs: float = 1.0
+    steps: int | None = None
+    batch: int = 128
+    rows: int | None = None
+    row_tokens: int = 3072
+    images_per_row: int = 6
+    videos_per_row: int = 1
+    layout: Literal["packed", "padded"] = "packed"
+    buckets: list[int] = field(default_factory=list)
+    frames: int = 8
+    features: str | None = None
+    template: str | None = None
+    workers: int = 4
+    ahead: int = 2
+    max_bad: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ValueError("data.train: expected files in LLaVA's format, got none")
+        for name in ("batch", "row_tokens", "frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"data.steps: expected at least 1, or null for epochs; got {self.steps}")
+        if self.layout == "packed" and self.buckets:
+            raise ValueError("data.buckets: packed rows are all of row_tokens; expected none, or layout: padded")
+
+    @property
+    def files(self) -> list[str]:
+        """Those of `train`."""
+        return [self.train] if isinstance(self.train, str) else self.train
+
+    @property
+    def held_out_files(self) -> list[str]:
+        """Those of `held_out`."""
+        return [self.held_out] if isinstance(self.held_out, str) else self.held_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where and how it is computed.
+
+    Attributes:
+      data: parts that a batch is split into, each on devices of its own; null for all devices that tensor leaves.
+      tensor: devices that share a copy of the decoder.
+      dtype: of compute.
+      trained_dtype: in which parameters that change are kept; float32 keeps what steps of bfloat16 would round away.
+      int8: the frozen decoder's projections in int8 (with lora: QLoRA).
+      remat: what the backward pass keeps: full computes each layer again, dots keeps the products with weights, none
+        keeps everything.
+      loss_chunk: tokens of a row whose logits are there at the same time.
+    """
+
+    data: int | None = None
+    tensor: int = 1
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    trained_dtype: Literal["bfloat16", "float32"] = "float32"
+    int8: bool = False
+    remat: Remat = "full"
+    loss_chunk: int = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """What is written, and when.
+
+    Attributes:
+      save_every: steps between two checkpoints; one is written at the end, and when the run is told to stop.
+      keep: checkpoints that stay, the latest ones.
+      log_every: steps between two lines of metrics.
+      evaluate_every: steps between two evaluations on data.held_out; 0 for one at the end.
+    """
+
+    save_every: int = 200
+    keep: int = 2
+    log_every: int = 1
+    evaluate_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("save_every", 1), ("keep", 1), ("log_every", 1), ("evaluate_every", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"keeping.{name}: expected at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A fine-tuning run.
+
+    Attributes:
+      model: a directory in any known layout, or a name on the Hugging Face hub; "tiny" for the bundled model.
+      output: the run's directory; the same command goes on from what it holds.
+      rates: the peak learning rate of each group of parameters; null freezes it.
+      data: what is learnt from, and how it is laid out.
+      lora: low-rank adapters of the decoder; null for none.
+      optimizer: AdamW.
+      compute: where and how it is computed.
+      keeping: what is written, and when.
+      max_skipped: steps whose gradients are not finite that may be left out before the run stops; 0 stops at the first.
+      stall_seconds: a run whose step takes longer than this ends with a message: a peer hangs, or a disk.
+      seed: of the samples' order, of what LoRA starts from and of dropout.
+    """
+
+    model: str
+    output: str
+    rates: Rates
+    data: Data
+    lora: Lora | None = None
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    compute: Compute = field(default_factory=Compute)
+    keeping: Keeping = field(default_factory=Keeping)
+    max_skipped: int = 0
+    stall_seconds: float = 1800.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.lora is None) != (self.rates.lora is None):
+            raise ValueError("lora and rates.lora: expected both or neither: what adapters are like and how they learn")
+        if self.compute.int8 and self.rates.decoder is not None:
+            raise ValueError("compute.int8: int8 weights are not trained; expected rates.decoder null (QLoRA: lora)")
+        if self.data.features is not None and (self.rates.image_tower, self.rates.video_tower) != (None, None):
+            raise ValueError(
+                "data.features: towers that are trained make other features after each step; expected "
+                "rates.image_tower and rates.video_tower null, or data.features null"
+            )
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What a run must have in common with the one that it goes on from, by its path in the recipe.
+
+        Not where it is computed and by how many workers, what is written when, and where the files lie.
+        """
+        whole = dataclasses.asdict(self)
+        for name in ("output", "model", "keeping", "stall_seconds", "max_skipped"):
+            del whole[name]
+        for name in ("train", "held_out", "media_root", "features", "workers", "ahead", "max_bad"):
+            del whole["data"][name]
+        for name in ("data", "tensor", "remat", "loss_chunk"):
+            del whole["compute"][name]
+        return _flat(whole)
+
+
+def _flat(tree: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{name}.")
+        else:
+            found[f"{before}{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def read_recipe(arguments: Sequence[str] | None = None, *, description: str = "") -> tuple[Recipe, str]:
+    """The recipe that a command line says, and it whole as YAML.
+
+    Args:
+      arguments: of the command line; None for the program's own. `--config FILE` reads YAML, and what comes after it
+        changes single fields: `--data.epochs 2`.
+
+    Raises:
+      SystemExit: a field that is not known, is missing or has a wrong value, said on standard error; or `--help`.
+    """
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    parser = ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="a recipe; what follows it changes single fields")
+    parser.add_class_arguments(Recipe)
+    chosen = parser.parse_args(arguments)
+    text = parser.dump(chosen, skip_unset=False)
+    try:
+        fields = vars(parser.instantiate(chosen))
+        return Recipe(**{name: fields[name] for name in (f.name for f in dataclasses.fields(Recipe))}), str(text)
+    except ValueError as error:
+        parser.error(str(error))
+        raise  # not reached: it has ended the program

@@ -1,0 +1,1 @@
+"""One update: the trained parameters, the loss, gradients, the optimizer."""

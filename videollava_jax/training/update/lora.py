@@ -1,0 +1,126 @@
+"""Low-rank adaptation: two narrow projections beside each of the decoder's, which alone are trained.
+
+Source: Hu et al. 2021; numbers and names are those of PEFT's `LoraConfig` and `lora.Linear`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from videollava_jax.model.decoder import LlamaLayer
+from videollava_jax.model.layers import Linear
+from videollava_jax.model.sharding import like, spec_of
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Which projections are adapted, and how.
+
+    Attributes:
+      rank: width of the two narrow projections; the authors take 128.
+      alpha: their product is multiplied by alpha / rank; the authors take 256.
+      dropout: the share of a projection's inputs that its narrow ones do not see in a step of training.
+      targets: projections of the decoder's layers; the authors adapt all of them.
+    """
+
+    rank: int = 128
+    alpha: float = 256.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] = PROJECTIONS
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.targets) - set(PROJECTIONS))
+        if self.rank < 1 or not 0 <= self.dropout < 1 or unknown or not self.targets:
+            raise ValueError(
+                f"LoRA: expected a rank of at least 1, a dropout from 0 to below 1 and some of "
+                f"{', '.join(PROJECTIONS)}; got rank {self.rank}, dropout {self.dropout}, targets {self.targets}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """What the product of the narrow projections is multiplied by."""
+        return self.alpha / self.rank
+
+
+class LoraLinear(Linear):
+    """`y = x Wᵀ + b + scale · (dropout(x) Aᵀ) Bᵀ`, with `lora_A.weight` [rank, in] and `lora_B.weight` [out, rank].
+
+    Takes the place of an abstract `Linear`: its parameters are shapes too.
+
+    Attributes:
+      key: of the dropout of the present step; None for none.
+    """
+
+    def __init__(self, base: Linear, lora: Lora):
+        self.weight, self.weight_scale, self.bias = base.weight, base.weight_scale, base.bias
+        self.quantization = base.quantization
+        out_features, in_features = base.weight.shape
+        dtype = jnp.float32 if base.weight_scale is not None else base.weight.dtype
+
+        def narrow(into: int, out: int) -> Linear:
+            found: Linear = nnx.eval_shape(lambda: Linear(into, out, bias=False, dtype=dtype, rngs=nnx.Rngs(0)))
+            return found
+
+        self.lora_A, self.lora_B = narrow(in_features, lora.rank), narrow(lora.rank, out_features)
+        self.scale, self.dropout = lora.scale, lora.dropout
+        self.key: jax.Array | None = nnx.data(None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
+        if self.key is not None and self.dropout:
+            kept = jax.random.bernoulli(self.key, 1 - self.dropout, x.shape, out_sharding=like(x, *spec_of(x)))
+            x = jnp.where(kept, x / (1 - self.dropout), 0)
+        return y + (self.lora_B(self.lora_A(x)) * self.scale).astype(y.dtype)
+
+
+def adapt(layer: LlamaLayer, lora: Lora) -> None:
+    """Puts a `LoraLinear` in the place of each projection of an abstract layer that is to be adapted."""
+    for module, name, linear in list(_projections(layer)):
+        if name in lora.targets:
+            setattr(module, name, LoraLinear(linear, lora))
+
+
+def set_dropout(layer: LlamaLayer, key: jax.Array) -> None:
+    """Gives each adapted projection of a layer its key for one step."""
+    for i, (_, _, linear) in enumerate(_projections(layer)):
+        if isinstance(linear, LoraLinear):
+            linear.key = jax.random.fold_in(key, i)
+
+
+def _projections(layer: LlamaLayer) -> Iterator[tuple[nnx.Module, str, Linear]]:
+    for module in (layer.self_attn, layer.mlp):
+        for name in PROJECTIONS:
+            if hasattr(module, name):
+                yield module, name, getattr(module, name)
+
+
+def is_lora(name: str) -> bool:
+    """Whether a parameter is of a narrow projection."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def initial_lora(shapes: Mapping[str, tuple[int, ...]], key: jax.Array) -> dict[str, jax.Array]:
+    """Values that change nothing yet, as PEFT draws them: A uniform within ±1/√in (Kaiming's rule with a = √5), B zero.
+
+    Args:
+      shapes: of the narrow projections' weights by name, layers stacked.
+
+    Returns:
+      float32 arrays on the default device.
+    """
+
+    def draw(i: int, name: str, shape: tuple[int, ...]) -> jax.Array:
+        if ".lora_B." in name:
+            return jnp.zeros(shape, jnp.float32)
+        bound = 1 / math.sqrt(shape[-1])
+        return jax.random.uniform(jax.random.fold_in(key, i), shape, jnp.float32, -bound, bound)
+
+    return {name: draw(i, name, shape) for i, (name, shape) in enumerate(sorted(shapes.items()))}

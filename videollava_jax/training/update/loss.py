@@ -1,0 +1,111 @@
+"""Cross-entropy over the vocabulary that never holds the logits of more than a chunk of tokens."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from videollava_jax.model.sharding import like, resharded, spec_of
+from videollava_jax.processing.segments import IGNORED_LABEL
+
+
+class LossSums(NamedTuple):
+    """What micro-batches are summed by, so that their mean is that of all tokens together.
+
+    Attributes:
+      loss: float32 scalar, the sum over targets.
+      tokens: int32 scalar, how many targets there are.
+    """
+
+    loss: jax.Array
+    tokens: jax.Array
+
+
+def cross_entropy_sums(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, *, chunk: int) -> LossSums:
+    """The cross-entropy of targets, summed.
+
+    `loss / tokens` is the loss that transformers gives for `labels`, whose shift stands in the targets already. The
+    logits of `chunk` tokens a row are made at a time, and made again for the gradient. Logits and their softmax are
+    float32, and so is the gradient of the head until all chunks are in it.
+
+    Args:
+      hidden_BTD: the decoder's hidden states.
+      head_VD: the vocabulary may be split over a mesh.
+      targets_BT: int32, -100 where nothing is learnt.
+      chunk: tokens of each row.
+    """
+    T = targets_BT.shape[1]
+    chunks = -(-T // chunk)
+    size = -(-T // chunks)
+    filled = chunks * size - T
+    hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, filled), (0, 0)))
+    targets_BT = jnp.pad(targets_BT, ((0, 0), (0, filled)), constant_values=IGNORED_LABEL)
+
+    def in_chunks(x: jax.Array) -> jax.Array:
+        """[chunks, B, C, ...] of [B, T, ...]."""
+        return jnp.moveaxis(
+            x.reshape(x.shape[0], chunks, size, *x.shape[2:], out_sharding=like(x, *spec_of(x)[:1])), 1, 0
+        )
+
+    loss = _summed(in_chunks(hidden_BTD), head_VD, in_chunks(targets_BT))
+    return LossSums(loss, (targets_BT != IGNORED_LABEL).sum(dtype=jnp.int32))
+
+
+# By hand: what JAX makes of it keeps a float32 copy of the head, and of its gradient two.
+@jax.custom_vjp
+def _summed(x_NBCD: jax.Array, head_VD: jax.Array, targets_NBC: jax.Array) -> jax.Array:
+    """The sum over all chunks, float32."""
+
+    def step(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        x_BCD, targets_BC = chunk
+        logits_BCV, is_target_BCV = _logits(x_BCD, head_VD, targets_BC)
+        losses_BC = jax.nn.logsumexp(logits_BCV, axis=-1) - jnp.where(is_target_BCV, logits_BCV, 0).sum(axis=-1)
+        return total + jnp.where(targets_BC != IGNORED_LABEL, losses_BC, 0).sum(), None
+
+    return jax.lax.scan(step, _zeros((), x_NBCD), (x_NBCD, targets_NBC))[0]
+
+
+def _forward(x_NBCD: jax.Array, head_VD: jax.Array, targets_NBC: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return _summed(x_NBCD, head_VD, targets_NBC), (x_NBCD, head_VD, targets_NBC)
+
+
+def _backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    """The gradients: of logits the softmax, less 1 at the target."""
+    x_NBCD, head_VD, targets_NBC = kept
+
+    def step(total_VD: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x_BCD, targets_BC = chunk
+        logits_BCV, is_target_BCV = _logits(x_BCD, head_VD, targets_BC)
+        of_logits_BCV = gradient * (jax.nn.softmax(logits_BCV, axis=-1) - is_target_BCV)
+        of_logits_BCV = jnp.where(targets_BC[..., None] != IGNORED_LABEL, of_logits_BCV, 0).astype(x_BCD.dtype)
+        of_x_BCD = jnp.einsum("BCV,VD->BCD", of_logits_BCV, head_VD, out_sharding=like(x_BCD, *spec_of(x_BCD)))
+        of_head_VD = jnp.einsum(
+            "BCV,BCD->VD",
+            of_logits_BCV,
+            x_BCD,
+            preferred_element_type=jnp.float32,
+            out_sharding=like(head_VD, *spec_of(head_VD)),
+        )
+        return total_VD + of_head_VD, of_x_BCD
+
+    zeros_VD = _zeros(head_VD.shape, head_VD, *spec_of(head_VD))
+    of_head_VD, of_x_NBCD = jax.lax.scan(step, zeros_VD, (x_NBCD, targets_NBC))
+    return of_x_NBCD, of_head_VD.astype(head_VD.dtype), None
+
+
+_summed.defvjp(_forward, _backward)
+
+
+def _logits(x_BCD: jax.Array, head_VD: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logits [B, C, V], float32, and which of them is the target's: each device has its part of the vocabulary."""
+    out = like(x_BCD, *spec_of(x_BCD)[:-1], spec_of(head_VD)[0])
+    logits_BCV = jnp.einsum("BCD,VD->BCV", x_BCD, head_VD, preferred_element_type=jnp.float32, out_sharding=out)
+    token_BCV = jax.lax.broadcasted_iota(jnp.int32, logits_BCV.shape, 2, out_sharding=out)
+    return logits_BCV, token_BCV == targets_BC[..., None]
+
+
+def _zeros(shape: tuple[int, ...], beside: jax.Array, *spec: Any) -> jax.Array:
+    """float32 on the mesh of another array."""
+    return resharded(jnp.zeros(shape, jnp.float32), like(beside, *spec))

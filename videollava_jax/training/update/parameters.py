@@ -1,0 +1,85 @@
+"""The model's parameters as training holds them: by name, layers stacked, split over all devices of a mesh."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import partial
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from videollava_jax.model.sharding import STACKED, Placement, put, resharded
+from videollava_jax.training.update.lora import is_lora
+
+Parameters = dict[str, jax.Array]
+
+Group = Literal["image_tower", "video_tower", "projector", "decoder", "lora"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+"""What a recipe names and gives a learning rate of its own. The decoder has its embedding and its head."""
+
+_LAYER = re.compile(r"(?<=\.layers)\.(\d+)\.")
+
+
+def group_of(name: str) -> Group:
+    """The group that a parameter belongs to."""
+    if is_lora(name):
+        return "lora"
+    top = name.split(".")[0]
+    if top in ("image_tower", "video_tower"):
+        return "image_tower" if top == "image_tower" else "video_tower"
+    return "projector" if top == "multi_modal_projector" else "decoder"
+
+
+def stacked_names(names: Mapping[str, object]) -> dict[str, list[str]]:
+    """For each name as training has it, the model's own names: those of its layers in order, or the one."""
+    found: dict[str, dict[int, str]] = defaultdict(dict)
+    for name in names:
+        layer = _LAYER.search(name)
+        found[_LAYER.sub(STACKED, name)][int(layer[1]) if layer else 0] = name
+    return {name: [layers[i] for i in sorted(layers)] for name, layers in found.items()}
+
+
+def stack(parameters: Parameters, placement: Placement | None = None) -> Parameters:
+    """Layers along a first axis, name by name; the single layers are taken out of `parameters` as it goes.
+
+    Args:
+      parameters: by the model's names. Emptied: otherwise the weights would be there twice.
+      placement: of the result (`Placement.stored`); None where there is no mesh.
+    """
+
+    def together(name: str, layers: list[str]) -> jax.Array:
+        arrays = [parameters.pop(layer) for layer in layers]
+        shape = (len(arrays), *arrays[0].shape) if STACKED in name else arrays[0].shape
+        sharding = None if placement is None else placement.stored(name, shape)
+        if STACKED not in name:
+            return resharded(arrays[0], sharding)
+        stacked: jax.Array = jax.jit(jnp.stack, out_shardings=sharding)(arrays)
+        return stacked
+
+    return {name: together(name, layers) for name, layers in stacked_names(dict(parameters)).items()}
+
+
+def placed(parameters: Parameters, placement: Placement | None) -> Parameters:
+    """Parameters that are stacked already, where training keeps them."""
+    if placement is None:
+        return parameters
+    return {name: put(value, placement.stored(name, value.shape)) for name, value in parameters.items()}
+
+
+def unstack(parameters: Parameters) -> Parameters:
+    """By the model's names again, each layer an array of its own."""
+    single: Parameters = {}
+    for name, array in parameters.items():
+        if STACKED in name:
+            single |= {name.replace(STACKED, f".{i}."): _layer(array, i) for i in range(len(array))}
+        else:
+            single[name] = array
+    return single
+
+
+@partial(jax.jit, static_argnums=1)
+def _layer(array: jax.Array, index: int) -> jax.Array:
+    return array[index]
