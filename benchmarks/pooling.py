@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
+from videollava_jax.assets import TINY
 from videollava_jax.assets.world import CLIP_KINDS, EVAL_SEEDS, decode_mp4, encode_mp4, sample_clip
-from videollava_jax.cli.demo import TINY
 from videollava_jax.config import poolings
 from videollava_jax.media import Uniform
 

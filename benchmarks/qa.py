@@ -25,7 +25,7 @@ from questions import processor_for_224_pixels, question_words, random_videos, r
 from sides import rate, spread
 
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
-from videollava_jax.cli.demo import TINY
+from videollava_jax.assets import TINY
 from videollava_jax.engine import Engine, Request
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from videollava_jax.cli.demo import TINY
+from videollava_jax.assets import TINY
 from videollava_jax.engine import Request
 from videollava_jax.media import FramePreprocessor
 from videollava_jax.processing.processor import VideoLlavaProcessor

@@ -19,7 +19,7 @@ from questions import processor_for_224_pixels
 from sides import CannotRun
 
 from videollava_jax import VideoLlavaForConditionalGeneration
-from videollava_jax.cli.demo import TINY
+from videollava_jax.assets import TINY
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.costs.chips import CHIPS, Chip, chip_of
 from videollava_jax.model.layers import quantized

@@ -52,7 +52,7 @@ def torch():
 def tiny_processor():
     """The shipped tiny model's processor."""
     from videollava_jax import VideoLlavaProcessor
-    from videollava_jax.cli.demo import TINY
+    from videollava_jax.assets import TINY
 
     return VideoLlavaProcessor.from_pretrained(TINY)
 
@@ -61,7 +61,7 @@ def tiny_processor():
 def tiny_model():
     """The shipped tiny model."""
     from videollava_jax import VideoLlavaForConditionalGeneration
-    from videollava_jax.cli.demo import TINY
+    from videollava_jax.assets import TINY
 
     return VideoLlavaForConditionalGeneration.from_pretrained(TINY)
 

@@ -144,7 +144,7 @@ def test_the_limit_of_full_fine_tuning(programs):
 
 
 def test_adapters_are_counted_as_the_model_has_them(programs):
-    from videollava_jax.cli.demo import TINY
+    from videollava_jax.assets import TINY
     from videollava_jax.training.update.lora import Lora, is_lora
     from videollava_jax.training.update.model import TrainingModel
 

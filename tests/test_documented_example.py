@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from videollava_jax.cli.demo import MEDIA, TINY
+from videollava_jax.assets import MEDIA, TINY
 
 # The documented example, line for line. What a user changes is done below, and nothing else.
 EXAMPLE = """

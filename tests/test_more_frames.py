@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.tolerances import LAYER, MODEL
 from videollava_jax import VideoLlavaProcessor
+from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.cli import main
-from videollava_jax.cli.demo import MEDIA, TINY
 from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig, poolings
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.chat import Chat

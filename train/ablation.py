@@ -45,8 +45,8 @@ from tiny import Media, Parameters, Tiny
 from tqdm import tqdm
 
 from videollava_jax import compilation_cache
+from videollava_jax.assets import TINY
 from videollava_jax.assets.world import EVAL_SEEDS, TRAIN_SEEDS
-from videollava_jax.cli.demo import TINY
 from videollava_jax.model.video_llava import named_parameters
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.training.run.run_directory import run_directory

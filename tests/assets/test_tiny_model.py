@@ -12,6 +12,7 @@ import pytest
 
 from tests.compiling import ENVIRONMENT
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
+from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.assets.world import (
     ANSWERS,
     CLIP_KINDS,
@@ -21,7 +22,6 @@ from videollava_jax.assets.world import (
     sample_clip,
     sample_image,
 )
-from videollava_jax.cli.demo import MEDIA, TINY
 from videollava_jax.media import Uniform, read_video
 
 SEEDS = EVAL_SEEDS[:300]

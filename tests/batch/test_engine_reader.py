@@ -1,8 +1,8 @@
 """The engine's `reader`: media are read by it and by nothing else, and its errors keep their causes."""
 
 from videollava_jax import Engine, Request
+from videollava_jax.assets import MEDIA
 from videollava_jax.batch.media.isolation import WorkerError
-from videollava_jax.cli.demo import MEDIA
 
 QUESTION = "USER: <video>\nWhich way does it move? ASSISTANT:"
 

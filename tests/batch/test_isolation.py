@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.faults.batch import MARK, await_no_process, marked_processes
+from videollava_jax.assets import MEDIA
 from videollava_jax.batch.media import worker
 from videollava_jax.batch.media.isolation import IsolatedReader, WorkerError, WorkerLimits
-from videollava_jax.cli.demo import MEDIA
 from videollava_jax.media import Linspace, Uniform
 from videollava_jax.processing.segments import Media
 

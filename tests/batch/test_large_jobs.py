@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from tests.faults.batch import write_model_job
+from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.cli import main
-from videollava_jax.cli.demo import MEDIA, TINY
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "large_jobs.md").read_text(encoding="utf-8")

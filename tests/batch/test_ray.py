@@ -16,6 +16,7 @@ import pytest
 from tests.compiling import ENVIRONMENT
 from tests.faults.batch import MARK, await_no_process, committed, start_command, write_job, write_model_job
 from tests.faults.children import Child, run
+from videollava_jax.assets import MEDIA
 from videollava_jax.batch.ledger import Paths
 from videollava_jax.batch.media.spool import FrameFile
 from videollava_jax.batch.ray import blocks as blocks_module
@@ -25,7 +26,6 @@ from videollava_jax.batch.ray.replica import AnswerLines, Replica
 from videollava_jax.batch.runner import BatchOptions, run_batch
 from videollava_jax.cli import main
 from videollava_jax.cli.batch import _resources
-from videollava_jax.cli.demo import MEDIA
 from videollava_jax.engine import Request, Result
 
 # Ray's helpers are forked and become another program at once; where earlier tests have started JAX in this process, JAX

@@ -7,8 +7,9 @@ import sys
 import pytest
 from PIL import Image
 
+from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.cli import main
-from videollava_jax.cli.demo import MEDIA, QUESTIONS, TINY
+from videollava_jax.cli.demo import QUESTIONS
 
 CLIP = str(MEDIA / "rising-triangle.mp4")
 IMAGE = str(MEDIA / "three-triangles.png")

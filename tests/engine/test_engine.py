@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.engine.jobs import QUESTIONS, clip, generated, mixed_job, question, random_model
 from videollava_jax import VideoLlavaForConditionalGeneration
-from videollava_jax.cli.demo import MEDIA, TINY
+from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.cli.demo import QUESTIONS as DEMO_QUESTIONS
 from videollava_jax.engine import Engine, Request, grid
 from videollava_jax.generation import steps as compiled

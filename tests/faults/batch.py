@@ -359,7 +359,7 @@ def await_no_process(mark: str, seconds: float) -> bool:
 
 def kill_model(number: int, seed: int) -> list[Tally]:
     """Kills `videollava batch` so many times, half from its start on, half once its ledger is there."""
-    from videollava_jax.cli.demo import MEDIA
+    from videollava_jax.assets import MEDIA
 
     tally, jobs = Tally("kills: tiny model"), Tally("jobs finished: tiny model")
     with tempfile.TemporaryDirectory() as name:

@@ -254,7 +254,7 @@ def tiny() -> tuple[Any, Any]:
     import jax
 
     from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
-    from videollava_jax.cli.demo import TINY
+    from videollava_jax.assets import TINY
 
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
     return VideoLlavaForConditionalGeneration.from_pretrained(TINY), VideoLlavaProcessor.from_pretrained(TINY)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from videollava_jax.cli.demo import MEDIA
+from videollava_jax.assets import MEDIA
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.chat import Chat
 from videollava_jax.media import open_medium

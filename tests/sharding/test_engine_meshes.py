@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.engine.jobs import generated, mixed_job, on_mesh, random_model
 from tests.tolerances import SELF
 from videollava_jax import VideoLlavaForConditionalGeneration
-from videollava_jax.cli.demo import TINY
+from videollava_jax.assets import TINY
 from videollava_jax.engine import Engine
 from videollava_jax.generation.steps import encode_videos
 from videollava_jax.model.layers import Linear

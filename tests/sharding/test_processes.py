@@ -24,7 +24,7 @@ jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_
 assert jax.device_count() == 8 and jax.process_count() == 2
 from tests.engine.jobs import mixed_job, on_mesh, random_model
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
-from videollava_jax.cli.demo import TINY
+from videollava_jax.assets import TINY
 from videollava_jax.engine import Engine
 from videollava_jax.model.sharding import make_mesh
 results = {}

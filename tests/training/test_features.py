@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.parity.reference import assert_close
 from tests.training.data_sets import write_data
-from videollava_jax.cli.demo import TINY
+from videollava_jax.assets import TINY
 from videollava_jax.media import Uniform
 from videollava_jax.model.sharding import make_mesh
 from videollava_jax.processing.processor import DEFAULT_LIMITS

@@ -14,7 +14,7 @@ from tests.parity.reference import assert_close
 from tests.tolerances import MODEL
 from tests.training.conftest import program
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
-from videollava_jax.cli.demo import TINY
+from videollava_jax.assets import TINY
 from videollava_jax.costs.chips import CHIPS
 from videollava_jax.training.run import speed
 from videollava_jax.training.run.checkpoints import Checkpoints

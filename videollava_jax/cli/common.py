@@ -95,7 +95,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlavaProcessor]:
     """The checkpoint that `--model` names, and its processor with the template and pooling that were asked for."""
-    from videollava_jax.cli.demo import TINY
+    from videollava_jax.assets import TINY
     from videollava_jax.processing.processor import VideoLlavaProcessor
 
     path = TINY if arguments.model == "tiny" else arguments.model

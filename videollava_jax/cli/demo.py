@@ -5,20 +5,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
+from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.generation.chat import Chat, Turn
 from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
 from videollava_jax.media import Medium, open_medium
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.weights import convert_to_orbax
-
-_ASSETS = Path(str(files("videollava_jax"))) / "assets"
-TINY = _ASSETS / "tiny"
-"""The tiny model's checkpoint, in transformers' layout."""
-MEDIA = _ASSETS / "media"
-"""The bundled image and clips."""
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "rising-triangle.mp4": (

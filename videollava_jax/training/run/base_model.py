@@ -13,7 +13,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from videollava_jax.cli.demo import TINY
+from videollava_jax.assets import TINY
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.processing.files import local_directory
