@@ -35,7 +35,7 @@ from videollava_jax.engine.media import encode_prefixes
 from videollava_jax.engine.preparation import Preparer, ReadPrefix
 from videollava_jax.engine.sizes import HOST_MEMORY, Demand, choose_shape
 from videollava_jax.generation import steps as compiled
-from videollava_jax.generation.steps import Answers, Vocabulary
+from videollava_jax.generation.answers import Answers, Vocabulary, bucket
 from videollava_jax.model.cache import TailCache
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class Ours:
     def _with_questions(self, shape: GridShape, grid: Grid) -> Grid:
         """The grid with the question in all its rows, whose answers never end. Takes the grid over."""
         model, question = self.model, self.asked.ids
-        T = compiled.bucket(len(question), 32)
+        T = bucket(len(question), 32)
         ids, mask = np.zeros((1, T), np.int32), np.arange(T)[None] >= T - len(question)
         ids[0, T - len(question) :] = question
         nobody = on_device.unwritten(1, shape.answer, self.config.text_config.vocab_size, sampling_of([], False, False))

@@ -1,4 +1,4 @@
-"""The order of docs/architecture.md, read from the imports: a module imports only from those above it."""
+"""The order of the rooms in docs/architecture.md, read from the imports: a room imports only from those above it."""
 
 from __future__ import annotations
 
@@ -15,55 +15,29 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "videollava_jax"
 
-# From the ground up. A package is one floor: inside it any order holds that has no circle.
+# From the ground up: folders, and the modules on the ground floor. Inside a folder any order holds that has no circle.
 ORDER = (
     "version",
     "config",
-    "sharding",
-    "layers",
-    "kernels",
-    "attention",
-    "cache",
-    "vision",
-    "decoder",
-    "model",
+    "hub",
     "media",
-    "tokenizer",
-    "segments",
-    "prompt",
-    "processor_layout",
-    "processor_files",
-    "processor_inputs",
-    "processor",
-    "shapes",
-    "weights",
-    "sampling",
+    "processing",
+    "assets",
     "compilation_cache",
-    "generate",
-    "grid",
-    "decoding",
-    "pretrained",
+    "model",
+    "costs",
+    "weights",
+    "generation",
+    "chat",
     "engine",
     "batch",
-    "comparing",
-    "chat",
-    "picture",
-    "demo",
-    "hardware",
-    "arithmetic",
-    "compiled_text_parser",
-    "compiled_text",
-    "compiled_moves",
-    "programs",
-    "plan",
-    "plan_report",
     "training",
+    "planning",
     "cli",
 )
-# What prepares inputs runs where there is no JAX, and starts without waiting for it.
-WITHOUT_JAX = {"version", "config", "media", "tokenizer", "segments", "prompt", "shapes"} | {
-    name for name in ORDER if name.startswith("processor")
-}
+# What prepares inputs runs where there is no JAX and starts without waiting for it. What decides, and knows no JAX,
+# is tested without compiling anything.
+WITHOUT_JAX = ("version", "config", "hub", "media", "processing", "assets", "costs", "batch.media", "batch.lines")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 # The authors' checkpoints can be torch's own files: read where torch is installed, refused with a reason elsewhere.
 MAY_IMPORT_TORCH = {"weights.files"}
@@ -132,8 +106,8 @@ def problems(package: Path) -> list[str]:
                 found.append(f"{where}: imports torch; nothing in the package needs it")
             if top in ("convert", "train", "tests"):
                 found.append(f"{where}: imports {item.name}, which is not installed with the package")
-            if top in JAX and floor in WITHOUT_JAX:
-                found.append(f"{where}: imports {item.name}; {floor} does without JAX")
+            if top in JAX and without_jax(name):
+                found.append(f"{where}: imports {item.name}; {name} does without JAX")
             if top != package.name:
                 continue
             below = rest[0] if rest else "__init__"
@@ -146,9 +120,34 @@ def problems(package: Path) -> list[str]:
                 inside[name].add(".".join(rest))
             elif below not in ORDER[: ORDER.index(floor)]:
                 found.append(f"{where}: imports {item.name}, but {below} does not stand above {floor}")
-            elif floor in WITHOUT_JAX and below not in WITHOUT_JAX and item.when != "typing":
-                found.append(f"{where}: imports {item.name}, which may use JAX; {floor} does without")
-    return found + [f"a circle of imports: {circle}" for circle in circles(inside)]
+            if top == package.name and without_jax(name) and not without_jax(".".join(rest)) and item.when != "typing":
+                found.append(f"{where}: imports {item.name}, which may use JAX; {name} does without")
+    found += [f"a circle of imports: {circle}" for circle in circles(inside)]
+    return found + [f"a circle of folders: {circle}" for circle in circles(by_folder(package, inside))]
+
+
+def by_folder(package: Path, graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The imports between folders of a room that stand side by side: `training.run` imports from `training.data`.
+
+    A folder and one inside it are one thing here: `model.attention` calls what `model.kernels` holds.
+    """
+
+    def folder(name: str) -> str:
+        return name if package.joinpath(*name.split(".")).is_dir() else name.rpartition(".")[0]
+
+    folders: dict[str, set[str]] = {}
+    for name, imported in graph.items():
+        folders.setdefault(folder(name), set()).update(folder(other) for other in imported)
+
+    def related(one: str, other: str) -> bool:
+        return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+
+    return {name: {other for other in others if not related(name, other)} for name, others in folders.items()}
+
+
+def without_jax(name: str) -> bool:
+    """Whether a module, or a folder that it stands in, is one of those without JAX."""
+    return any(name == room or name.startswith(f"{room}.") for room in WITHOUT_JAX)
 
 
 def circles(graph: dict[str, set[str]]) -> list[str]:
@@ -173,8 +172,7 @@ def test_the_table_is_that_of_the_documentation():
     block = text.split("## Layers", 1)[1].split("```")[1]
     lines = [line for line in block.splitlines() if line.startswith("  ") and not line.startswith("   ")]
     named = [name for line in lines for name in re.findall(r"([a-z_]+)(?:\*?\.py|/)", line.split("  ")[1])]
-    expected = [name for name in ORDER if name != "version" and not name.startswith("processor_")]
-    assert [name for name in named if name != "assets"] == expected
+    assert named == [name for name in ORDER if name != "version"]
 
 
 def test_every_entry_of_the_table_is_there():
@@ -185,25 +183,25 @@ def test_every_entry_of_the_table_is_there():
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (
-            {"attention.py": "from pkg.model import X"},
-            "attention.py:1: imports pkg.model, but model does not stand above",
-        ),
-        ({"attention.py": "def f():\n  from pkg import model"}, "attention.py:2: imports pkg.model, but model"),
-        ({"attention.py": "from .model import X"}, "attention.py:1: imports pkg.model, but model does not stand above"),
+        ({"weights/a.py": "from pkg.engine import X"}, "a.py:1: imports pkg.engine, but engine does not stand above"),
+        ({"weights/a.py": "def f():\n  from pkg import engine"}, "a.py:2: imports pkg.engine, but engine"),
+        ({"weights/a.py": "from ..engine import X"}, "a.py:1: imports pkg.engine, but engine does not stand above"),
         (
             {"media/image.py": "from ..cli import main"},
             "image.py:1: imports pkg.cli, but cli does not stand above media",
         ),
         ({"attic.py": ""}, "'attic' is not in ORDER"),
         ({"attic/__init__.py": ""}, "'attic' is not in ORDER"),
-        ({"prompt.py": "import jax.numpy as jnp"}, "prompt.py:1: imports jax.numpy; prompt does without JAX"),
-        ({"media/video.py": "def f():\n  import flax"}, "video.py:2: imports flax; media does without JAX"),
-        ({"prompt.py": "from pkg import layers"}, "imports pkg.layers, which may use JAX; prompt does without"),
-        ({"pretrained.py": "def f():\n  import torch.nn"}, "pretrained.py:2: imports torch"),
+        (
+            {"processing/prompt.py": "import jax.numpy as jnp"},
+            "prompt.py:1: imports jax.numpy; processing.prompt does without JAX",
+        ),
+        ({"media/video.py": "def f():\n  import flax"}, "video.py:2: imports flax; media.video does without JAX"),
+        ({"batch/lines.py": "from pkg import model"}, "imports pkg.model, which may use JAX; batch.lines does without"),
+        ({"model/a.py": "def f():\n  import torch.nn"}, "a.py:2: imports torch"),
         ({"weights/files.py": "import torch"}, "files.py:1: imports torch"),
-        ({"cli.py": "from train.tiny import main"}, "imports train.tiny, which is not installed"),
-        ({"cli.py": "from pkg import __version__"}, "imports pkg, but __init__ does not stand above cli"),
+        ({"cli/__init__.py": "from train.tiny import main"}, "imports train.tiny, which is not installed"),
+        ({"cli/__init__.py": "from pkg import __version__"}, "imports pkg, but __init__ does not stand above cli"),
         ({"__init__.py": "from pkg.model import X"}, "imports pkg.model when it is itself imported"),
         (
             {"media/a.py": "from pkg.media import b", "media/b.py": "from pkg.media.a import x"},
@@ -213,11 +211,21 @@ def test_every_entry_of_the_table_is_there():
             {"media/__init__.py": "from pkg.media.a import x", "media/a.py": "import pkg.media"},
             "circle of imports: media",
         ),
+        (
+            {
+                "training/data/__init__.py": "",
+                "training/data/a.py": "from pkg.training.run import b",
+                "training/data/c.py": "",
+                "training/run/__init__.py": "",
+                "training/run/b.py": "from pkg.training.data import c",
+            },
+            "circle of folders: training.data",
+        ),
     ],
 )
 def test_what_breaks_the_order_is_found(tmp_path, files, expected):
     package = tmp_path / "pkg"
-    for name in ("model.py", "layers.py", "cli.py", *files):
+    for name in ("model/__init__.py", "engine/__init__.py", "cli/__init__.py", *files):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(files.get(name, ""))
     found = problems(package)
@@ -226,13 +234,17 @@ def test_what_breaks_the_order_is_found(tmp_path, files, expected):
 
 def test_what_keeps_the_order_passes(tmp_path):
     files = {
-        "__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  from pkg.model import X",
-        "layers.py": "import jax",
-        "model.py": "from pkg import layers\nfrom pkg.layers import X",
+        "__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  from pkg.model.layers import X",
+        "model/__init__.py": "",
+        "model/layers.py": "import jax",
+        "model/decoder.py": "from pkg.model import layers\nfrom pkg.model.layers import X",
         "media/__init__.py": "from pkg.media.image import a",
         "media/image.py": "from pkg.media.errors import b\nimport numpy",
         "media/errors.py": "",
-        "prompt.py": "from pkg.media import a\nimport typing\nif typing.TYPE_CHECKING:\n  from pkg.model import X",
+        "batch/lines.py": "from pkg.media import a\nimport typing\nif typing.TYPE_CHECKING:\n  from pkg.model import X",
+        "batch/runner.py": "from pkg.batch.lines import a\nfrom pkg.model import layers",
+        "training/data/rows.py": "",
+        "training/run/loop.py": "from pkg.training.data.rows import X",
         "weights/files.py": "def f():\n  import torch",
     }
     for name, text in files.items():
@@ -243,7 +255,11 @@ def test_what_keeps_the_order_passes(tmp_path):
 
 def test_inputs_are_prepared_without_jax():
     """In a process of its own: after each import, whether JAX came with it."""
-    modules = ["videollava_jax", *(f"videollava_jax.{name}" for name in ORDER if name in WITHOUT_JAX)]
+    modules = [
+        "videollava_jax",
+        *(f"videollava_jax.{name}" for name in ORDER if name in WITHOUT_JAX),
+        "videollava_jax.batch.media",
+    ]
     program = (
         "import importlib, sys\n"
         f"for name in {modules}:\n"

@@ -8,7 +8,7 @@ import pytest
 
 import videollava_jax.batch.runner as runner
 from benchmarks.batch import Bench, accuracy_table, write_job
-from videollava_jax.generation.decoding import answer_text
+from videollava_jax.generation.text import answer_text
 
 CLIPS, QUESTIONS, WINDOW = 12, 5, 15
 ONCE = Counter({f"{clip}.mp4": 1 for clip in range(CLIPS)})

@@ -11,9 +11,9 @@ import numpy as np
 from videollava_jax.engine.grid import Grid, GridShape
 from videollava_jax.engine.groups import Group
 from videollava_jax.engine.preparation import Question
+from videollava_jax.generation.answers import Answers
 from videollava_jax.generation.decoding import row_keys
 from videollava_jax.generation.next_token import Sampling
-from videollava_jax.generation.steps import Answers
 
 
 @dataclass

@@ -12,7 +12,7 @@ from videollava_jax.engine.request import Request, Result, Scored
 from videollava_jax.engine.run import Run
 from videollava_jax.engine.scoring import score_requests
 from videollava_jax.engine.sizes import ROWS, free_memory
-from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
 
@@ -23,7 +23,7 @@ class Engine:
     keys and values are held once, and all its questions attend to them together. Answers are those of `generate`.
     """
 
-    def __init__(self, model: VideoLlavaForConditionalGeneration, processor: VideoLlavaProcessor, **options: Any):
+    def __init__(self, model: LoadedModel, processor: VideoLlavaProcessor, **options: Any):
         """
         Args:
           options: the fields of `EngineOptions`.

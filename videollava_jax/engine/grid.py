@@ -24,8 +24,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from videollava_jax.config import TextConfig
+from videollava_jax.generation.answers import Answers, Vocabulary, with_next_token
 from videollava_jax.generation.next_token import Sampling
-from videollava_jax.generation.steps import Answers, Graph, Vocabulary, with_next_token
+from videollava_jax.generation.steps import Graph
 from videollava_jax.model.attention import KeysValues
 from videollava_jax.model.cache import PrefixCache, TailCache, empty_tail
 from videollava_jax.model.sharding import Placement, like, put, resharded, spec_of, whole

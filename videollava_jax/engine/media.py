@@ -9,12 +9,12 @@ import numpy as np
 
 from videollava_jax.engine import grid as on_device
 from videollava_jax.engine.preparation import ReadPrefix
-from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
 
 def encode_prefixes(
-    model: VideoLlavaForConditionalGeneration,
+    model: LoadedModel,
     processor: VideoLlavaProcessor,
     reads: Sequence[ReadPrefix],
     pooling: int,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.engine.request import Request
-from videollava_jax.generation.decoding import DecodeOptions
+from videollava_jax.generation.options import DecodeOptions
 from videollava_jax.media import Uniform
 from videollava_jax.processing.given_media import require_sources, with_media
 from videollava_jax.processing.processor import VideoLlavaProcessor

@@ -29,9 +29,9 @@ from videollava_jax.engine.preparation import Preparer, Question, in_the_names_o
 from videollava_jax.engine.request import Request, Result
 from videollava_jax.engine.sizes import PREFIX_BUCKET, TEXT_BUCKET, Demand, choose_shape, described
 from videollava_jax.generation import steps as compiled
-from videollava_jax.generation.decoding import answer_text, ended
-from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
-from videollava_jax.generation.steps import Vocabulary, bucket
+from videollava_jax.generation.answers import Vocabulary, bucket
+from videollava_jax.generation.loaded import LoadedModel
+from videollava_jax.generation.text import answer_text, ended
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
 STOP_STRING_STEPS = 8
@@ -44,7 +44,7 @@ class Run:
 
     def __init__(
         self,
-        model: VideoLlavaForConditionalGeneration,
+        model: LoadedModel,
         processor: VideoLlavaProcessor,
         options: EngineOptions,
         max_rows: int,

@@ -12,14 +12,14 @@ from videollava_jax.engine.options import EngineOptions
 from videollava_jax.engine.preparation import Preparer, Question
 from videollava_jax.engine.request import Request, Scored
 from videollava_jax.engine.sizes import PREFIX_BUCKET, TEXT_BUCKET
-from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
-from videollava_jax.generation.steps import bucket
+from videollava_jax.generation.answers import bucket
+from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.model.cache import PrefixCache
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
 
 def score_requests(
-    model: VideoLlavaForConditionalGeneration,
+    model: LoadedModel,
     processor: VideoLlavaProcessor,
     options: EngineOptions,
     requests: Iterable[Request],
@@ -41,7 +41,7 @@ class _Scorer:
 
     def __init__(
         self,
-        model: VideoLlavaForConditionalGeneration,
+        model: LoadedModel,
         processor: VideoLlavaProcessor,
         preparer: Preparer,
         int8: bool,

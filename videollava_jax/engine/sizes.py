@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from videollava_jax.config import TextConfig
 from videollava_jax.engine.grid import GridShape
-from videollava_jax.generation.steps import bucket
+from videollava_jax.generation.answers import bucket
 from videollava_jax.model.sharding import Placement
 
 PREFIX_BUCKET = 64

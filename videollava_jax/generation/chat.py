@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.generation.decoding import DecodeOptions, TextStream, answer_text, row_keys
-from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.generation.decoding import row_keys
+from videollava_jax.generation.loaded import LoadedModel
+from videollava_jax.generation.options import DecodeOptions
+from videollava_jax.generation.text import TextStream, answer_text
 from videollava_jax.media import Medium
 from videollava_jax.model.cache import Cache
 from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -63,7 +65,7 @@ class Chat:
 
     def __init__(
         self,
-        model: VideoLlavaForConditionalGeneration,
+        model: LoadedModel,
         processor: VideoLlavaProcessor,
         *,
         images: Sequence[Any] = (),
@@ -91,7 +93,7 @@ class Chat:
     @classmethod
     def about(
         cls,
-        model: VideoLlavaForConditionalGeneration,
+        model: LoadedModel,
         processor: VideoLlavaProcessor,
         media: Sequence[Medium],
         *,

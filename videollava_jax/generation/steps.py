@@ -6,7 +6,6 @@ one configuration share what was compiled. Prompts come in buckets of length; th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,55 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from videollava_jax.generation.next_token import Sampling, next_tokens
+from videollava_jax.generation.answers import Answers, Vocabulary, with_next_token
 from videollava_jax.model.cache import Cache, PrefixCache, TailCache, empty_tail
 from videollava_jax.model.video_llava import VideoLlava
 
 Graph = Any  # nnx.GraphDef[VideoLlava]
-PROMPT_BUCKET = 32
-ANSWER_BUCKET = 32
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Answers:
-    """The answers of B rows so far, and what is needed to choose their next tokens.
-
-    Attributes:
-      token_B: int32, the last token of each row, which is not in its cache yet.
-      tokens_BN: int32, the answers; `pad` where nothing was written.
-      count_B: int32, tokens of each answer.
-      limit_B: int32, at most N: an answer ends there.
-      done_B: bool, rows that have ended: they write no more.
-      finite_B: bool, rows whose logits were always finite; one that has others ends.
-      seen_BV: bool, tokens that a repetition penalty touches; None where no row has one.
-      sampling: how each row's tokens are chosen.
-    """
-
-    token_B: jax.Array
-    tokens_BN: jax.Array
-    count_B: jax.Array
-    limit_B: jax.Array
-    done_B: jax.Array
-    finite_B: jax.Array
-    seen_BV: jax.Array | None
-    sampling: Sampling
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Vocabulary:
-    """What tokens mean to decoding.
-
-    Attributes:
-      eos_E: int32, tokens that end a row.
-      suppressed_V: bool, tokens that are never chosen.
-      pad: int32 scalar.
-    """
-
-    eos_E: jax.Array
-    suppressed_V: jax.Array
-    pad: jax.Array
 
 
 @partial(jax.jit, static_argnums=0)
@@ -158,34 +113,3 @@ def decode(
 
     _, tail, answers = jax.lax.while_loop(unfinished, body, (jnp.asarray(0, jnp.int32), tail, answers))
     return tail, answers
-
-
-def with_next_token(logits_BV: jax.Array, answers: Answers, vocabulary: Vocabulary) -> Answers:
-    """The answers with the token that these logits give, where they have not ended."""
-    live_B = ~answers.done_B
-    scores_BV = jnp.where(vocabulary.suppressed_V, -jnp.inf, logits_BV.astype(jnp.float32))
-    finite_B = answers.finite_B & (answers.done_B | jnp.isfinite(logits_BV).all(axis=-1))
-    token_B = next_tokens(scores_BV, answers.seen_BV, answers.sampling, answers.count_B)
-    token_B = jnp.where(live_B & finite_B, token_B, vocabulary.pad)
-    write_BN = (jnp.arange(answers.tokens_BN.shape[1]) == answers.count_B[:, None]) & (live_B & finite_B)[:, None]
-    count_B = answers.count_B + (live_B & finite_B)
-    seen_BV = answers.seen_BV
-    if seen_BV is not None:
-        chosen_BV = jnp.arange(seen_BV.shape[1]) == token_B[:, None]
-        seen_BV = seen_BV | (chosen_BV & live_B[:, None])
-    ended_B = (token_B[:, None] == vocabulary.eos_E).any(axis=-1) | (count_B >= answers.limit_B) | ~finite_B
-    return Answers(
-        token_B=token_B,
-        tokens_BN=jnp.where(write_BN, token_B[:, None], answers.tokens_BN),
-        count_B=count_B,
-        limit_B=answers.limit_B,
-        done_B=answers.done_B | ended_B,
-        finite_B=finite_B,
-        seen_BV=seen_BV,
-        sampling=answers.sampling,
-    )
-
-
-def bucket(length: int, step: int) -> int:
-    """The smallest multiple of `step` that holds `length`: shapes, and so compilations, are few."""
-    return -(-length // step) * step

@@ -30,9 +30,9 @@ from videollava_jax.costs.chips import Chip, Roofline, roofline
 from videollava_jax.engine import grid
 from videollava_jax.engine.grid import Grid, GridShape
 from videollava_jax.generation import steps as generate
+from videollava_jax.generation.answers import Answers, Vocabulary
 from videollava_jax.generation.decoding import row_keys
 from videollava_jax.generation.next_token import Sampling
-from videollava_jax.generation.steps import Answers, Vocabulary
 from videollava_jax.model.cache import TailCache, empty_tail
 from videollava_jax.model.sharding import Placement
 from videollava_jax.model.video_llava import State, abstract_model, named_parameters, with_parameters

@@ -1,0 +1,77 @@
+"""Tokens to text: answers, streams of text, stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from videollava_jax.generation.options import DecodeOptions, OnTokens
+
+
+class Streamer(Protocol):
+    """What transformers calls a streamer: `TextStreamer`, `TextIteratorStreamer` and what is made like them."""
+
+    def put(self, value: npt.NDArray[Any]) -> None:
+        """Takes a prompt [B, T], then the tokens [B] of one step after the other."""
+
+    def end(self) -> None:
+        """The answers are whole."""
+
+
+def to_streamer(streamer: Streamer, on_tokens: OnTokens | None = None) -> OnTokens:
+    """An `on_tokens` that hands each step's tokens to a streamer, and whole chunks to another `on_tokens`."""
+
+    def hand_on(tokens: npt.NDArray[np.int64]) -> None:
+        for step_B in tokens.T:
+            streamer.put(step_B)
+        if on_tokens is not None:
+            on_tokens(tokens)
+
+    return hand_on
+
+
+class TextStream:
+    """Turns the tokens of one row into text as they come: an `on_tokens` that hands on each new piece.
+
+    A character whose bytes are spread over several tokens is held back until it is whole.
+    """
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]):
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._tokens: list[int] = []
+        self._sent = ""
+
+    def __call__(self, tokens: npt.NDArray[np.int64]) -> None:
+        self._tokens += tokens[0].tolist()
+        text = answer_text(self._tokenizer, self._tokens)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            self._on_text(text.removeprefix(self._sent))
+            self._sent = text
+
+
+def answer_text(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """An answer as text: without special tokens, and without the space that Llama puts before its first word."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    return text.lstrip(" ")
+
+
+def ended(tokens: npt.NDArray[np.int32], checked: int, options: DecodeOptions) -> int | None:
+    """How many tokens it takes to end a row, None where it has not ended; none of the first `checked` ends it."""
+    for count in range(checked + 1, len(tokens) + 1):
+        if tokens[count - 1] in options.eos_token_ids:
+            return count
+        if options.stop_strings:
+            text = _continuation(options.tokenizer, tokens[:count].tolist())
+            if any(stop in text for stop in options.stop_strings):
+                return count
+    return None
+
+
+def _continuation(tokenizer: Any, tokens: list[int]) -> str:
+    """The text of tokens that follow others: with the space before a first word, which `decode` takes for a prefix."""
+    text: str = tokenizer.decode(tokens)
+    opens_a_word = tokenizer.convert_ids_to_tokens(tokens[0]).startswith("\N{LOWER ONE EIGHTH BLOCK}")
+    return f" {text}" if opens_a_word else text
