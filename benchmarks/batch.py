@@ -128,9 +128,9 @@ def counted() -> Iterator[Counts]:
 
 
 def counting(reader: Callable[..., Any], counts: Counts) -> Callable[..., Any]:
-    def read(medium: Any, sampling: Any) -> Any:
+    def read(medium: Any, frame_sampling: Any) -> Any:
         counts.decoded.append(Path(medium.source).name)
-        return reader(medium, sampling)
+        return reader(medium, frame_sampling)
 
     return read
 

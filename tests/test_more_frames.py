@@ -126,10 +126,10 @@ def test_tokens_of_the_real_shape():
 
 def test_what_the_processor_returns_is_all_that_the_model_needs(tiny_model, tiny_processor):
     own = VideoLlavaProcessor.from_pretrained(TINY, video_pooling=2)
-    inputs = own(text=PROMPT, videos=CLIP, sampling=Uniform(16))
+    inputs = own(text=PROMPT, videos=CLIP, frame_sampling=Uniform(16))
     assert inputs["video_pooling"] == 2
     assert (inputs["input_ids"] == own.video_token_id).sum() == 16 * 5
-    same = tiny_processor(text=PROMPT, videos=CLIP, sampling=Uniform(16), video_pooling=2)
+    same = tiny_processor(text=PROMPT, videos=CLIP, frame_sampling=Uniform(16), video_pooling=2)
     np.testing.assert_array_equal(inputs["input_ids"], same["input_ids"])
     out = tiny_model(**inputs)
     assert out.video_hidden_states.shape == (16, 5, 128)
@@ -191,7 +191,7 @@ def windowed(tmp_path):
 
 @pytest.mark.parametrize("pooling", [1, 2])
 def test_sixteen_frames_are_two_windows_of_eight(tiny_original, windowed, pooling):
-    pixels = windowed(videos=CLIP, sampling=Uniform(16))["pixel_values_videos"]
+    pixels = windowed(videos=CLIP, frame_sampling=Uniform(16))["pixel_values_videos"]
 
     def encode(clips):
         return np.asarray(compiled.encode_videos(tiny_original.graph, tiny_original.state, jnp.asarray(clips), pooling))
@@ -208,9 +208,9 @@ def test_other_counts_are_refused_before_anything_is_read(windowed, frames):
     below = frames // 8 * 8
     counts = f"{below} or {below + 8}" if below else "8"
     message = rf"video 0: .* windows of 8 frames, .* a multiple of 8 frames, got {frames}: take {counts}$"
-    for sampling in (Uniform(frames), Indices(tuple(range(frames)))):
+    for frame_sampling in (Uniform(frames), Indices(tuple(range(frames)))):
         with pytest.raises(ValueError, match=message):
-            windowed(text=PROMPT, videos="not even looked for.mp4", sampling=sampling)
+            windowed(text=PROMPT, videos="not even looked for.mp4", frame_sampling=frame_sampling)
     with pytest.raises(ValueError, match=message):
         windowed(text=PROMPT, videos=np.zeros((frames, 9, 9, 3), np.uint8))
     with pytest.raises(ValueError, match=message):
@@ -219,8 +219,8 @@ def test_other_counts_are_refused_before_anything_is_read(windowed, frames):
 
 def test_a_count_that_only_the_file_decides_is_refused_too(windowed):
     with pytest.raises(ValueError, match=r"video 0: .* got 4: take 8"):
-        windowed(text=PROMPT, videos=CLIP, sampling=Fps(2))
-    assert windowed(text=PROMPT, videos=CLIP, sampling=Fps(2, multiple_of=8))["pixel_values_videos"].shape[1] == 8
+        windowed(text=PROMPT, videos=CLIP, frame_sampling=Fps(2))
+    assert windowed(text=PROMPT, videos=CLIP, frame_sampling=Fps(2, multiple_of=8))["pixel_values_videos"].shape[1] == 8
 
 
 def test_the_model_refuses_them_before_computing(tiny_original, tiny_processor, monkeypatch):
@@ -241,7 +241,10 @@ def test_the_model_refuses_them_before_computing(tiny_original, tiny_processor, 
 
 def test_a_model_without_windows_takes_any_count(tiny_model, tiny_processor):
     assert tiny_processor.frame_window == tiny_model.config.frame_window == 1
-    assert tiny_model(**tiny_processor(text=PROMPT, videos=CLIP, sampling=Uniform(3))).video_hidden_states.shape[0] == 3
+    assert (
+        tiny_model(**tiny_processor(text=PROMPT, videos=CLIP, frame_sampling=Uniform(3))).video_hidden_states.shape[0]
+        == 3
+    )
 
 
 def test_too_long_for_windows_counts_in_windows(windowed):
@@ -272,11 +275,11 @@ def test_frames_by_rate_in_multiples(total, rate, windows, window):
 
 
 def test_a_pooled_conversation_equals_itself_sent_anew(tiny_model, tiny_processor):
-    chat = Chat(tiny_model, tiny_processor, videos=[CLIP], sampling=Uniform(16), video_pooling=2)
+    chat = Chat(tiny_model, tiny_processor, videos=[CLIP], frame_sampling=Uniform(16), video_pooling=2)
     for question in ("Which way does it move?", "What shape is it?", "Does it change colour?"):
         turn = chat.ask(question, max_new_tokens=6)
         inputs = tiny_processor.apply_chat_template(
-            chat.messages[:-1], tokenize=True, sampling=Uniform(16), video_pooling=2
+            chat.messages[:-1], tokenize=True, frame_sampling=Uniform(16), video_pooling=2
         )
         ids = tiny_model.generate(**inputs, max_new_tokens=6)
         assert turn.token_ids == tuple(ids[0, inputs["input_ids"].shape[1] :].tolist())

@@ -218,7 +218,7 @@ def read_corpus(
         processor,
         shape.row,
         skips,
-        sampling=Uniform(data.frames),
+        frame_sampling=Uniform(data.frames),
         # Those that load map the arrays from here: otherwise each would have a copy.
         directory=stack.enter_context(tempfile.TemporaryDirectory(prefix="videollava-")) if data.workers else None,
         workers=data.workers,

@@ -12,11 +12,11 @@ def test_the_engine_reads_by_its_reader(tiny_model, tiny_processor, tmp_path):
     bad.write_bytes(b"bad")
     seen = []
 
-    def reader(medium, sampling):
-        seen.append((medium.source, sampling.num_frames))
+    def reader(medium, frame_sampling):
+        seen.append((medium.source, frame_sampling.num_frames))
         if medium.source == str(bad):
             raise WorkerError("worker_crashed", "its worker died")
-        return tiny_processor.read_medium(medium, sampling)
+        return tiny_processor.read_medium(medium, frame_sampling)
 
     requests = [
         Request(id=name, prompt=QUESTION, videos=[str(path)], max_new_tokens=4)

@@ -204,7 +204,7 @@ def test_options_and_defaults():
     assert made.options == {"do_sample": True, "temperature": 0.5, "top_p": 0.9}
     said = {"temperature": 0, "seed": 1, "frames": 4, "pool": 1, "stop_strings": ["."], "max_new_tokens": 2}
     made = request("jsonl", index=3, defaults=defaults, id="a", prompt="?", options=said)
-    assert (made.max_new_tokens, made.seed, made.video_pooling, made.sampling) == (2, 1, 1, Uniform(4))
+    assert (made.max_new_tokens, made.seed, made.video_pooling, made.frame_sampling) == (2, 1, 1, Uniform(4))
     assert made.options == {"do_sample": False, "stop_strings": ["."]}
 
 

@@ -60,8 +60,10 @@ def faulty(tmp_path, monkeypatch):
 def test_pixels_are_those_of_the_processor(tiny_processor, mark):
     reader = IsolatedReader(tiny_processor)
     try:
-        for medium, sampling in ((CLIP, Uniform(8)), (CLIP, Linspace(4)), (IMAGE, Uniform(8))):
-            np.testing.assert_array_equal(reader(medium, sampling), tiny_processor.read_medium(medium, sampling))
+        for medium, frame_sampling in ((CLIP, Uniform(8)), (CLIP, Linspace(4)), (IMAGE, Uniform(8))):
+            np.testing.assert_array_equal(
+                reader(medium, frame_sampling), tiny_processor.read_medium(medium, frame_sampling)
+            )
         frames = np.zeros((2, 60, 70, 3), np.uint8)
         assert reader(Media("video", frames), Uniform(8)).shape[0] == 2
         assert reader.started == 1

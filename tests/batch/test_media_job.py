@@ -63,9 +63,9 @@ def test_each_error_names_the_file_of_its_own_line(tmp_path, tiny_model, tiny_pr
     source.write_text("".join(json.dumps({"id": name, "video": name, "prompt": "?"}) + "\n" for name in names))
     read = []
 
-    def reader(medium, sampling):
+    def reader(medium, frame_sampling):
         read.append(os.path.basename(medium.source))
-        return tiny_processor.read_medium(medium, sampling)
+        return tiny_processor.read_medium(medium, frame_sampling)
 
     engine = Engine(tiny_model, tiny_processor, reader=reader)
     run_batch(source, output, lambda: engine, BatchOptions(media_root=tmp_path))

@@ -70,7 +70,7 @@ def tiny(tiny_processor) -> Loaded:
 
 
 def corpus_of(file: Path, processor: Any, frames: int = 8) -> Corpus:
-    return build_corpus(read_samples([file]), processor, SHAPE.row, SkipCounter(), sampling=Uniform(frames))
+    return build_corpus(read_samples([file]), processor, SHAPE.row, SkipCounter(), frame_sampling=Uniform(frames))
 
 
 @pytest.fixture(scope="module")

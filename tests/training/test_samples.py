@@ -296,9 +296,9 @@ def test_long_samples_are_cut_on_the_right(tmp_path, tiny_processor):
 
 def test_a_video_has_as_many_tokens_as_its_sampling_has_frames(tmp_path, tiny_processor):
     sample = read_one(tmp_path, video="a", conversations=turns("<video>\nWhat?", "A circle."))
-    for sampling, frames in ((Linspace(4), 4), (Indices((0, 3)), 2)):
-        ((start, stop),) = tokenise(sample, tiny_processor, 400, sampling=sampling).spans
+    for frame_sampling, frames in ((Linspace(4), 4), (Indices((0, 3)), 2)):
+        ((start, stop),) = tokenise(sample, tiny_processor, 400, frame_sampling=frame_sampling).spans
         assert stop - start == 17 * frames
-        assert MediaTokens.of(tiny_processor, sampling).frames == frames
-    with pytest.raises(ValueError, match="sampling: expected the same number of frames of every video, got Fps"):
-        tokenise(sample, tiny_processor, 400, sampling=Fps(1.0))
+        assert MediaTokens.of(tiny_processor, frame_sampling).frames == frames
+    with pytest.raises(ValueError, match="frame_sampling: expected the same number of frames of every video, got Fps"):
+        tokenise(sample, tiny_processor, 400, frame_sampling=Fps(1.0))

@@ -67,7 +67,7 @@ class Defaults:
       max_new_tokens, top_p: as in `generate`.
       temperature: 0 for the likeliest tokens.
       seed: of the first line; each line after it has the next one.
-      sampling: which frames of a video file; None for 8, evenly.
+      frame_sampling: which frames of a video file; None for 8, evenly.
       video_pooling: None for the processor's.
     """
 
@@ -75,7 +75,7 @@ class Defaults:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    sampling: Any = None
+    frame_sampling: Any = None
     video_pooling: int | None = None
 
 
@@ -266,7 +266,7 @@ def _generation(options: Mapping[str, Any], index: int, defaults: Defaults) -> d
     return {
         "max_new_tokens": _whole(options, "max_new_tokens", defaults.max_new_tokens),
         "seed": _whole(options, "seed", defaults.seed + index),
-        "sampling": defaults.sampling if frames is None else Uniform(_whole(options, "frames", 8)),
+        "frame_sampling": defaults.frame_sampling if frames is None else Uniform(_whole(options, "frames", 8)),
         "video_pooling": defaults.video_pooling if "pool" not in options else _whole(options, "pool", 1),
         "options": kept,
     }

@@ -24,7 +24,7 @@ def job_fingerprint(source: Path, form: Form, defaults: Defaults) -> dict[str, s
         "temperature": f"{defaults.temperature:g}",
         "top_p": f"{defaults.top_p:g}",
         "seed": str(defaults.seed),
-        "frames": repr(defaults.sampling),
+        "frames": repr(defaults.frame_sampling),
         "pooling": str(defaults.video_pooling),
     }
 

@@ -14,7 +14,7 @@ from videollava_jax.cli.common import (
     Commands,
     add_command,
     add_model_arguments,
-    frame_sampling,
+    frame_sampling_of,
     open_processor,
     print_error,
     print_json,
@@ -146,8 +146,8 @@ def _open(arguments: argparse.Namespace) -> tuple[list[Medium], Chat]:
     from videollava_jax.media import open_medium
 
     path, processor = open_processor(arguments)
-    sampling = frame_sampling(arguments, processor.frame_window)
-    media = [open_medium(name, sampling) for name in [*arguments.media, *arguments.more]]
+    frame_sampling = frame_sampling_of(arguments, processor.frame_window)
+    media = [open_medium(name, frame_sampling) for name in [*arguments.media, *arguments.more]]
     for medium in media:
         if medium.kind == "video":
             require_whole_windows(medium.path, len(medium.frames), processor.frame_window)

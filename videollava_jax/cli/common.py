@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from videollava_jax.processing.prompt import TEMPLATES
 
 if TYPE_CHECKING:
-    from videollava_jax.media import Sampling
+    from videollava_jax.media import FrameSampling
     from videollava_jax.processing.processor import VideoLlavaProcessor
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -102,7 +102,7 @@ def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlav
     return path, VideoLlavaProcessor.from_pretrained(path, template=arguments.template, video_pooling=arguments.pool)
 
 
-def frame_sampling(arguments: argparse.Namespace, frame_window: int) -> Sampling:
+def frame_sampling_of(arguments: argparse.Namespace, frame_window: int) -> FrameSampling:
     """Which frames of a video are taken.
 
     Args:

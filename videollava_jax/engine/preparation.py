@@ -32,12 +32,12 @@ class Prefix:
     Attributes:
       key: equal for prefixes of equal tokens and equal media, by the content of these.
       segments: text and media.
-      sampling, pooling: how its videos are read and encoded.
+      frame_sampling, pooling: how its videos are read and encoded.
     """
 
     key: Hashable
     segments: Segments
-    sampling: Any
+    frame_sampling: Any
     pooling: int
 
 
@@ -141,9 +141,9 @@ class Preparer:
             head, ids = ids[:-room], ids[-room:]
             before = Segments((*before.parts, TextIds(tuple(head), (False,) * len(head))))
         pooling = self._processor.video_pooling if request.video_pooling is None else request.video_pooling
-        sampling = Uniform(8) if request.sampling is None else request.sampling
-        key = tuple(self._part_key(part) for part in before.parts), repr(sampling), pooling
-        prefix = Prefix(key, before, sampling, pooling)
+        frame_sampling = Uniform(8) if request.frame_sampling is None else request.frame_sampling
+        key = tuple(self._part_key(part) for part in before.parts), repr(frame_sampling), pooling
+        prefix = Prefix(key, before, frame_sampling, pooling)
         return Question(request, options, prefix, np.array(ids, np.int32), choices)
 
     def read(self, prefix: Prefix) -> ReadPrefix:
@@ -153,7 +153,7 @@ class Preparer:
           ValueError: a medium that cannot be read (`MediaError`), or frames that the model does not take.
         """
         media = prefix.segments.media
-        pixels = tuple(self._read_medium(medium, prefix.sampling) for medium in media)
+        pixels = tuple(self._read_medium(medium, prefix.frame_sampling) for medium in media)
         each = self._processor.medium_tokens(media, pixels, prefix.pooling)
         expanded = prefix.segments.expand(each, self._processor.encoder.media_ids)
         return ReadPrefix(expanded.input_ids.astype(np.int32), tuple(medium.kind for medium in media), pixels)

@@ -21,7 +21,7 @@ class Request:
       max_new_tokens: the answer is cut there.
       seed: of the draws, with `do_sample=True` among the options.
       choices: for `Engine.score`, the answers whose likelihoods are wanted.
-      sampling: which frames of a video file to take; None for 8, evenly.
+      frame_sampling: which frames of a video file to take; None for 8, evenly.
       video_pooling: None for the processor's.
       options: `do_sample`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `stop_strings` of `generate`.
     """
@@ -34,7 +34,7 @@ class Request:
     max_new_tokens: int = 128
     seed: int = 0
     choices: Sequence[str] = ()
-    sampling: Any = None
+    frame_sampling: Any = None
     video_pooling: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -78,7 +78,7 @@ class Chat:
           images, videos: shown in the first turn, in any form that the processor takes. Videos have the same
             number of frames.
           template: how the conversation is written, when not the processor's own way.
-          read: `sampling`, `limits` and `video_pooling` of `VideoLlavaProcessor.apply_chat_template`.
+          read: `frame_sampling`, `limits` and `video_pooling` of `VideoLlavaProcessor.apply_chat_template`.
         """
         self._model = model
         self._processor = processor

@@ -1,17 +1,20 @@
 """Files to pixels: opening and limits, frame sampling, decoding, resizing. No JAX in here."""
 
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
+from videollava_jax.media.frame_sampling import Fps, FrameSampling, Indices, Linspace, Uniform
 from videollava_jax.media.image import read_image
 from videollava_jax.media.kind import is_video, media_kind
 from videollava_jax.media.medium import Medium, open_medium
 from videollava_jax.media.preprocess import FramePreprocessor
-from videollava_jax.media.sampling import Fps, Indices, Linspace, Sampling, Uniform
 from videollava_jax.media.video import Video, read_video
+
+Sampling = FrameSampling  # its earlier public name
 
 __all__ = [
     "Cause",
     "Fps",
     "FramePreprocessor",
+    "FrameSampling",
     "Indices",
     "Linspace",
     "MediaError",

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from videollava_jax.media.frame_sampling import FrameSampling, Uniform
 from videollava_jax.media.image import read_image
 from videollava_jax.media.kind import media_kind
-from videollava_jax.media.sampling import Sampling, Uniform
 from videollava_jax.media.video import read_video
 
 
@@ -43,7 +43,7 @@ class Medium:
         return size if self.kind == "image" else f"{size}, {len(self.frames)} of {self.total_frames} frames"
 
 
-def open_medium(path: str | os.PathLike[str], sampling: Sampling = Uniform(8)) -> Medium:  # noqa: B008
+def open_medium(path: str | os.PathLike[str], frame_sampling: FrameSampling = Uniform(8)) -> Medium:  # noqa: B008
     """Reads an image or a video, told apart by its content.
 
     Raises:
@@ -53,5 +53,5 @@ def open_medium(path: str | os.PathLike[str], sampling: Sampling = Uniform(8)) -
     if media_kind(path) == "image":
         pixels = read_image(path)[None]
         return Medium("image", name, pixels, np.zeros(1, np.int64), np.zeros(1), 1)
-    video = read_video(path, sampling)
+    video = read_video(path, frame_sampling)
     return Medium("video", name, video.frames, video.indices, video.timestamps, video.total_frames)

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from videollava_jax.media import animation
 from videollava_jax.media.container import library_error, opened_video, reopened_video, still_image
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
+from videollava_jax.media.frame_sampling import FrameSampling, Uniform
 from videollava_jax.media.image import check_pixels
 from videollava_jax.media.packets import PacketTable, list_packets, packets_of
-from videollava_jax.media.sampling import Sampling, Uniform
 from videollava_jax.media.source import OpenSource, Source, open_source
 
 # Formats that find keyframes by an index; elsewhere a seek is a search, and lands where it can.
@@ -50,10 +50,10 @@ class Video:
 
 def read_video(
     source: Source,
-    sampling: Sampling = Uniform(8),  # noqa: B008
+    frame_sampling: FrameSampling = Uniform(8),  # noqa: B008
     limits: MediaLimits = MediaLimits(),  # noqa: B008
 ) -> Video:
-    """Reads the frames of a video that `sampling` chooses.
+    """Reads the frames of a video that `frame_sampling` chooses.
 
     The packets are listed without decoding, which tells the true number of frames, whatever the header says; then
     each wanted frame is reached by decoding on or by seeking to a keyframe, whichever decodes less. Where a file's
@@ -66,16 +66,16 @@ def read_video(
 
     Args:
       source: a path, the bytes of a file, or a binary file object.
-      sampling: which frames; `Uniform(8)` is what Video-LLaVA's users know.
+      frame_sampling: which frames; `Uniform(8)` is what Video-LLaVA's users know.
       limits: beyond these the video is refused, before memory is taken.
 
     Raises:
       MediaError: not a video, damaged, cut short, empty, of a format that could open other files, or larger than
         the limits; also where frames that the file should hold do not decode, or change their size.
-      ValueError: `sampling` asks for frames that the video does not have.
+      ValueError: `frame_sampling` asks for frames that the video does not have.
     """
     with open_source(source, limits.max_bytes) as opened:
-        reader = _Reader(opened, sampling, limits)
+        reader = _Reader(opened, frame_sampling, limits)
         return reader.read_webp() if animation.is_webp(opened) else reader.read()
 
 
@@ -84,9 +84,9 @@ class _Disagreement(Exception):
 
 
 class _Reader:
-    def __init__(self, source: OpenSource, sampling: Sampling, limits: MediaLimits):
+    def __init__(self, source: OpenSource, frame_sampling: FrameSampling, limits: MediaLimits):
         self.source = source
-        self.sampling = sampling
+        self.frame_sampling = frame_sampling
         self.limits = limits
 
     def read(self) -> Video:
@@ -122,13 +122,13 @@ class _Reader:
         return picked.video(fps, total)
 
     def _wanted(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
-        """The numbers that `sampling` chooses, checked against the video and the limits."""
-        wanted = np.asarray(self.sampling.indices(total, fps))
+        """The numbers that `frame_sampling` chooses, checked against the video and the limits."""
+        wanted = np.asarray(self.frame_sampling.indices(total, fps))
         if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= total:
-            raise ValueError(f"{self.sampling}: expected numbers of frames from 0 to {total - 1}, got {wanted}")
+            raise ValueError(f"{self.frame_sampling}: expected numbers of frames from 0 to {total - 1}, got {wanted}")
         if len(wanted) > self.limits.max_frames_returned:
             limit = f"the limit max_frames_returned of {self.limits.max_frames_returned}"
-            message = f"{self.sampling} asks for {len(wanted)} frames, over {limit}"
+            message = f"{self.frame_sampling} asks for {len(wanted)} frames, over {limit}"
             raise MediaError(self.source.name, Cause.TOO_LARGE, message)
         return wanted.astype(np.int64)
 

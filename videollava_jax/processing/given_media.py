@@ -167,10 +167,10 @@ def image_pixels(source: Any, preprocess: FramePreprocessor, limits: MediaLimits
     return pixels
 
 
-def video_pixels(source: Any, preprocess: FramePreprocessor, sampling: Any, limits: MediaLimits) -> UInt8:
+def video_pixels(source: Any, preprocess: FramePreprocessor, frame_sampling: Any, limits: MediaLimits) -> UInt8:
     """One video, sampled (where it is a file), resized and cropped: uint8 [F, S, S, 3], RGB, 0-255."""
     if isinstance(source, (str, os.PathLike)):
-        source = read_video(source, sampling=sampling, limits=limits)
+        source = read_video(source, frame_sampling=frame_sampling, limits=limits)
     source = getattr(source, "frames", source)
     if isinstance(source, np.ndarray):
         if not len(source):
@@ -181,10 +181,14 @@ def video_pixels(source: Any, preprocess: FramePreprocessor, sampling: Any, limi
     return np.concatenate(frames)
 
 
-def known_frames(source: Any, sampling: Any) -> int | None:
+def known_frames(source: Any, frame_sampling: Any) -> int | None:
     """How many frames a video will have, where that is known without opening a file."""
     if isinstance(source, (str, os.PathLike)):
-        count = len(sampling.frames) if isinstance(sampling, Indices) else getattr(sampling, "num_frames", None)
+        count = (
+            len(frame_sampling.frames)
+            if isinstance(frame_sampling, Indices)
+            else getattr(frame_sampling, "num_frames", None)
+        )
         return count if isinstance(count, int) else None
     return len(getattr(source, "frames", source))
 

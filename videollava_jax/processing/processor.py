@@ -31,7 +31,7 @@ from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, load_t
 Conversation = Iterable[Mapping[str, Any]]
 
 DEFAULT_LIMITS = MediaLimits()
-DEFAULT_SAMPLING = Uniform(num_frames=8)
+DEFAULT_FRAME_SAMPLING = Uniform(num_frames=8)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Options:
     truncation: bool | str | None
     max_length: int | None
     max_new_tokens: int
-    sampling: Any
+    frame_sampling: Any
     limits: MediaLimits
     return_tensors: str | None
     video_pooling: int
@@ -258,7 +258,7 @@ class VideoLlavaProcessor:
     # ── media by themselves ──
 
     def read_medium(
-        self, medium: Media, sampling: Any = DEFAULT_SAMPLING, limits: MediaLimits = DEFAULT_LIMITS
+        self, medium: Media, frame_sampling: Any = DEFAULT_FRAME_SAMPLING, limits: MediaLimits = DEFAULT_LIMITS
     ) -> npt.NDArray[np.uint8]:
         """The pixels of one medium as the towers see it, not yet normalised: uint8 [F, S, S, 3], F = 1 for an image.
 
@@ -267,7 +267,7 @@ class VideoLlavaProcessor:
         """
         if medium.kind == "image":
             return image_pixels(medium.source, self.image_processor, limits)[None]
-        pixels = video_pixels(medium.source, self.video_processor, sampling, limits)
+        pixels = video_pixels(medium.source, self.video_processor, frame_sampling, limits)
         self._require_whole_windows([medium], [len(pixels)])
         return pixels
 
@@ -293,7 +293,7 @@ class VideoLlavaProcessor:
         truncation: bool | str | None = False,
         max_length: int | None = None,
         max_new_tokens: int = 0,
-        sampling: Any = DEFAULT_SAMPLING,
+        frame_sampling: Any = DEFAULT_FRAME_SAMPLING,
         limits: MediaLimits = DEFAULT_LIMITS,
         video_pooling: SupportsIndex | None = None,
         return_tensors: Literal["np"] | None = "np",
@@ -310,7 +310,7 @@ class VideoLlavaProcessor:
             truncation: True cuts rows to `max_length` tokens. A cut through a medium is an error.
             max_length: see the two above, in tokens.
             max_new_tokens: how many tokens will be generated: with the prompt they have to fit the model.
-            sampling: which frames to take from a video file; arrays and frames are taken whole.
+            frame_sampling: which frames to take from a video file; arrays and frames are taken whole.
             limits: what a media file may cost to open.
             video_pooling: when not the processor's own. The output carries it to the model.
             return_tensors: "np", or None for lists.
@@ -334,7 +334,9 @@ class VideoLlavaProcessor:
                 raise ValueError(f"text: expected a string or a list of strings, got {describe(text)}")
             rows = with_media([self.encoder.encode_string(prompt) for prompt in prompts], images, videos)
         pooling = self._pooling(video_pooling)
-        options = _Options(padding, truncation, max_length, max_new_tokens, sampling, limits, return_tensors, pooling)
+        options = _Options(
+            padding, truncation, max_length, max_new_tokens, frame_sampling, limits, return_tensors, pooling
+        )
         return self._inputs(rows, options, with_text=text is not None)
 
     def apply_chat_template(
@@ -351,7 +353,7 @@ class VideoLlavaProcessor:
         truncation: bool | str | None = False,
         max_length: int | None = None,
         max_new_tokens: int = 0,
-        sampling: Any = DEFAULT_SAMPLING,
+        frame_sampling: Any = DEFAULT_FRAME_SAMPLING,
         limits: MediaLimits = DEFAULT_LIMITS,
         video_pooling: SupportsIndex | None = None,
         return_tensors: Literal["np"] | None = "np",
@@ -368,9 +370,9 @@ class VideoLlavaProcessor:
             return_dict: False for the token ids alone.
             return_assistant_tokens_mask: adds `assistant_masks` int64 [B, T], 1 on what the assistant said
                 (`</s>` included), for labels.
-            num_frames: short for `sampling=Uniform(num_frames)`.
-            padding, truncation, max_length, max_new_tokens, sampling, limits, video_pooling, return_tensors: as in
-                a call.
+            num_frames: short for `frame_sampling=Uniform(num_frames)`.
+            padding, truncation, max_length, max_new_tokens: as in a call.
+            frame_sampling, limits, video_pooling, return_tensors: as in a call.
 
         Returns:
             A string (or a list of them), or what a call returns.
@@ -390,9 +392,11 @@ class VideoLlavaProcessor:
         rows = [self.encoder.encode(prompt) for prompt in prompts]
         require_sources(rows)
         if num_frames is not None:
-            sampling = Uniform(num_frames=num_frames)
+            frame_sampling = Uniform(num_frames=num_frames)
         pooling = self._pooling(video_pooling)
-        options = _Options(padding, truncation, max_length, max_new_tokens, sampling, limits, return_tensors, pooling)
+        options = _Options(
+            padding, truncation, max_length, max_new_tokens, frame_sampling, limits, return_tensors, pooling
+        )
         inputs = self._inputs(rows, options, with_answers=return_assistant_tokens_mask)
         return inputs if return_dict else inputs["input_ids"]
 
@@ -407,7 +411,7 @@ class VideoLlavaProcessor:
                 f"got {options.return_tensors!r}"
             )
         media = [medium for row in rows for medium in row.media]
-        frames = [known_frames(m.source, options.sampling) if m.kind == "video" else 1 for m in media]
+        frames = [known_frames(m.source, options.frame_sampling) if m.kind == "video" else 1 for m in media]
         ids, budget = self.encoder.media_ids, self._budget(options)
         self._require_whole_windows(media, frames)
         known = [count for count in frames if count is not None]
@@ -475,7 +479,7 @@ class VideoLlavaProcessor:
             is_file = isinstance(medium.source, (str, os.PathLike))
             key = (medium.kind, os.fspath(medium.source) if is_file else str(id(medium.source)))
             if key not in read:
-                read[key] = self.read_medium(medium, options.sampling, options.limits)
+                read[key] = self.read_medium(medium, options.frame_sampling, options.limits)
             pixels.append(read[key])
         return pixels
 

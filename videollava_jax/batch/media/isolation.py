@@ -87,7 +87,7 @@ class IsolatedReader:
         self._stopped = False
         self.started = 0
 
-    def __call__(self, medium: Media, sampling: Any) -> npt.NDArray[np.uint8]:
+    def __call__(self, medium: Media, frame_sampling: Any) -> npt.NDArray[np.uint8]:
         """uint8 [F, S, S, 3], RGB, 0-255.
 
         Raises:
@@ -95,10 +95,10 @@ class IsolatedReader:
           ValueError: frames that the model does not take.
         """
         if not isinstance(medium.source, (str, os.PathLike)):
-            return self._processor.read_medium(medium, sampling)  # pixels already
+            return self._processor.read_medium(medium, frame_sampling)  # pixels already
         processor = self._processor
         preprocess = processor.image_processor if medium.kind == "image" else processor.video_processor
-        task = Task(medium.kind, medium.source, sampling, preprocess, self._media_limits, self._limits.seconds)
+        task = Task(medium.kind, medium.source, frame_sampling, preprocess, self._media_limits, self._limits.seconds)
         pixels = self._attempt(task)
         if medium.kind == "video":
             require_whole_windows(os.fspath(medium.source), len(pixels), processor.frame_window)

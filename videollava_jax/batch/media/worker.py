@@ -39,14 +39,14 @@ class Task:
 
     Attributes:
       source: a path or a `FrameFile`.
-      sampling: which frames of a video.
+      frame_sampling: which frames of a video.
       preprocess: how it becomes pixels.
       seconds: that it may take.
     """
 
     kind: MediaKind
     source: Any
-    sampling: Any
+    frame_sampling: Any
     preprocess: FramePreprocessor
     limits: MediaLimits
     seconds: float
@@ -59,7 +59,7 @@ def read_task(task: Task) -> npt.NDArray[np.uint8]:
         source = read_frames(source.path, task.limits)
     if task.kind == "image":
         return image_pixels(source, task.preprocess, task.limits)[None]
-    return video_pixels(source, task.preprocess, task.sampling, task.limits)
+    return video_pixels(source, task.preprocess, task.frame_sampling, task.limits)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.processing.processor import DEFAULT_SAMPLING, VideoLlavaProcessor
+from videollava_jax.processing.processor import DEFAULT_FRAME_SAMPLING, VideoLlavaProcessor
 from videollava_jax.processing.prompt import PromptTemplate
 from videollava_jax.processing.segments import IGNORED_LABEL, Media, MediaKind
 from videollava_jax.training.data.packing import RowShape, Sizes
@@ -147,7 +147,7 @@ def build_corpus(
     skips: SkipCounter,
     *,
     max_tokens: int | None = None,
-    sampling: Any = DEFAULT_SAMPLING,
+    frame_sampling: Any = DEFAULT_FRAME_SAMPLING,
     template: str | PromptTemplate | None = None,
     directory: str | os.PathLike[str] | None = None,
     workers: int = 0,
@@ -160,7 +160,7 @@ def build_corpus(
         skips: counts and names the bad ones.
         max_tokens: samples are cut to so many tokens: by default those of a row, and no more than the model's
             positions.
-        sampling, template: as in `tokenise`.
+        frame_sampling, template: as in `tokenise`.
         directory: where to keep the arrays, of this process alone; those that load with workers then share them.
             None keeps them in memory, a copy for each worker.
         workers: processes that tokenise; 0 for this one. A program has to guard what it does with
@@ -178,9 +178,9 @@ def build_corpus(
             f"max_tokens: a row has {row.tokens} tokens and the model {positions} positions; expected no more of "
             f"them, and at least 1, got {limit}"
         )
-    media = MediaTokens.of(processor, sampling)
+    media = MediaTokens.of(processor, frame_sampling)
     builder = _Builder()
-    for result in _tokenised(samples, _Tokeniser(processor, row, limit, sampling, template), workers):
+    for result in _tokenised(samples, _Tokeniser(processor, row, limit, frame_sampling, template), workers):
         if isinstance(result, BadSample):
             skips.add(1, [result])
         else:
@@ -210,7 +210,7 @@ class _Tokeniser:
     processor: VideoLlavaProcessor
     row: RowShape
     max_tokens: int
-    sampling: Any
+    frame_sampling: Any
     template: str | PromptTemplate | None
 
     def __call__(self, sample: Sample | BadSample) -> Result:
@@ -221,7 +221,7 @@ class _Tokeniser:
                 count = sum(medium.kind == kind for medium in sample.media)
                 if count > slots:
                     raise SampleError(f"it has {count} {kind}s, and a row has room for {slots}")
-            options = {"sampling": self.sampling, "template": self.template}
+            options = {"frame_sampling": self.frame_sampling, "template": self.template}
             return sample, tokenise(sample, self.processor, self.max_tokens, **options)
         except SampleError as error:
             return BadSample(sample.index, sample.id, str(error))

@@ -100,7 +100,7 @@ class PixelReader:
         preprocess = self.preprocess[medium.kind]
         if medium.kind == "image":
             return image_pixels(medium.source, preprocess, self.limits)
-        pixels = video_pixels(medium.source, preprocess, self.tokens.sampling, self.limits)
+        pixels = video_pixels(medium.source, preprocess, self.tokens.frame_sampling, self.limits)
         if len(pixels) != self.tokens.frames:
             raise ValueError(f"{medium.source}: expected {self.tokens.frames} frames, got {len(pixels)}")
         return pixels

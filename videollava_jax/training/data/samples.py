@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from videollava_jax.config import require_whole_windows
 from videollava_jax.processing.given_media import describe, known_frames
-from videollava_jax.processing.processor import DEFAULT_SAMPLING, VideoLlavaProcessor
+from videollava_jax.processing.processor import DEFAULT_FRAME_SAMPLING, VideoLlavaProcessor
 from videollava_jax.processing.prompt import PromptTemplate, Role, Turn, render
 from videollava_jax.processing.segments import MEDIA_TOKENS, Media, MediaKind
 from videollava_jax.training.data.skips import BadSample, SampleError
@@ -272,30 +272,30 @@ class MediaTokens:
         ids: the token ids of "image" and "video".
         lengths: tokens of an image, and of a video.
         frames: of a video.
-        sampling: which frames these are.
+        frame_sampling: which frames these are.
     """
 
     ids: Mapping[MediaKind, int]
     lengths: Mapping[MediaKind, int]
     frames: int
-    sampling: Any
+    frame_sampling: Any
 
     @classmethod
-    def of(cls, processor: VideoLlavaProcessor, sampling: Any = DEFAULT_SAMPLING) -> MediaTokens:
+    def of(cls, processor: VideoLlavaProcessor, frame_sampling: Any = DEFAULT_FRAME_SAMPLING) -> MediaTokens:
         """With a processor's numbers.
 
         Raises:
             ValueError: a sampling whose number of frames depends on the video, or that the video tower does not take.
         """
-        frames = known_frames("", sampling)
+        frames = known_frames("", frame_sampling)
         if frames is None:
-            raise ValueError(f"sampling: expected the same number of frames of every video, got {sampling}")
-        require_whole_windows("sampling", frames, processor.frame_window)
+            raise ValueError(f"frame_sampling: expected the same number of frames of every video, got {frame_sampling}")
+        require_whole_windows("frame_sampling", frames, processor.frame_window)
         lengths: dict[MediaKind, int] = {
             "image": processor.tokens_per_image,
             "video": frames * processor.tokens_per_frame,
         }
-        return cls(ids=processor.encoder.media_ids, lengths=lengths, frames=frames, sampling=sampling)
+        return cls(ids=processor.encoder.media_ids, lengths=lengths, frames=frames, frame_sampling=frame_sampling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,21 +323,21 @@ def tokenise(
     processor: VideoLlavaProcessor,
     max_tokens: int,
     *,
-    sampling: Any = DEFAULT_SAMPLING,
+    frame_sampling: Any = DEFAULT_FRAME_SAMPLING,
     template: str | PromptTemplate | None = None,
 ) -> Tokens:
     """A sample's tokens, its media counted and not read.
 
     Args:
         max_tokens: what is longer is cut on the right, as the authors cut.
-        sampling: which frames of a video.
+        frame_sampling: which frames of a video.
         template: when not the processor's own.
 
     Raises:
         SampleError: cutting would reach into a medium, or leave no answer.
         ValueError: as `MediaTokens.of`.
     """
-    media = MediaTokens.of(processor, sampling)
+    media = MediaTokens.of(processor, frame_sampling)
     pieces = render(sample.turns, template or processor.template, add_generation_prompt=False)
     segments = processor.encoder.encode(pieces)
     kinds = tuple(medium.kind for medium in segments.media)

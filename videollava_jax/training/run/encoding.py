@@ -76,7 +76,7 @@ def open_features(
         "layers": config.feature_layers,
         "select_strategy": config.vision_feature_select_strategy,
         "preprocessing": {kind: dataclasses.asdict(found) for kind, found in reader.preprocess.items()},
-        "sampling": repr(reader.tokens.sampling),
+        "frame_sampling": repr(reader.tokens.frame_sampling),
         "frames": frames,
         "dtype": dtype,
         "shapes": {"image": (config.tokens_per_image, width), "video": (frames * config.tokens_per_frame, width)},

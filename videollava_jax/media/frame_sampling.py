@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-class Sampling(Protocol):
+class FrameSampling(Protocol):
     """A rule that chooses frames."""
 
     def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Which frames are taken: the rules of sampling, and videos of fewer frames than are asked for."""
+"""Which frames are taken: the rules of frame sampling, and videos of fewer frames than are asked for."""
 
 import numpy as np
 import pytest
