@@ -31,7 +31,7 @@ from videollava_jax.processing.processor import DEFAULT_LIMITS, VideoLlavaProces
 from videollava_jax.training.data.corpus import Corpus, build_corpus
 from videollava_jax.training.data.features import FeatureStore
 from videollava_jax.training.data.loader import HostBatch, Loader, PixelReader, loader
-from videollava_jax.training.data.packing import BatchShape, Plan, RowShape, make_plan, steps_of
+from videollava_jax.training.data.packing import BatchShape, PackingPlan, RowShape, make_plan, steps_of
 from videollava_jax.training.data.samples import read_samples
 from videollava_jax.training.data.skips import SkipCounter
 from videollava_jax.training.run.base_model import Loaded, load, mesh_of, model_directory, rows_on_devices
@@ -170,12 +170,12 @@ def fine_tune(recipe: Recipe, text: str, stack: ExitStack) -> int:
 # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def batch_shape(recipe: Recipe, parts: int) -> BatchShape:
-    """The static shape of micro-batches; by default a row for each of the parts that the mesh splits a batch into."""
+def batch_shape(recipe: Recipe, shards: int) -> BatchShape:
+    """The static shape of micro-batches; by default a row for each of the mesh's batch shards."""
     data = recipe.data
-    rows = data.rows or parts
-    if rows % parts:
-        raise ValueError(f"data.rows: expected a multiple of the mesh's {parts} data parts, got {rows}")
+    rows = data.rows or shards
+    if rows % shards:
+        raise ValueError(f"data.rows: expected a multiple of the mesh's {shards} batch shards, got {rows}")
     row = RowShape(tokens=data.row_tokens, images=data.images_per_row, videos=data.videos_per_row)
     buckets = tuple(data.buckets or [data.row_tokens]) if data.layout == "padded" else ()
     return BatchShape(batch=data.batch, rows=rows, row=row, buckets=buckets)
@@ -185,7 +185,7 @@ class Samples(NamedTuple):
     """Samples, and which of them make which micro-batch."""
 
     corpus: Corpus
-    plan: Plan
+    plan: PackingPlan
 
 
 def read_data(

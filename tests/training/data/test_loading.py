@@ -16,7 +16,7 @@ from videollava_jax.processing.segments import IGNORED_LABEL
 from videollava_jax.training.data import corpus as module
 from videollava_jax.training.data.corpus import Corpus, build_corpus
 from videollava_jax.training.data.loader import HostBatch, Loader, loader
-from videollava_jax.training.data.packing import BatchShape, Plan, RowShape, make_plan
+from videollava_jax.training.data.packing import BatchShape, PackingPlan, RowShape, make_plan
 from videollava_jax.training.data.samples import Sample, read_samples, tokenise
 from videollava_jax.training.data.skips import SkipCounter, TooManyBadSamples
 
@@ -73,7 +73,7 @@ def corpus(samples, tiny_processor, tmp_path_factory) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def plan(corpus) -> Plan:
+def plan(corpus) -> PackingPlan:
     return make_plan(corpus.sizes, PACKED, steps=4, seed=3)
 
 

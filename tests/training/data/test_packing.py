@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from videollava_jax.training.data.packing import (
     BatchShape,
-    Plan,
+    PackingPlan,
     RowShape,
     Sizes,
     make_plan,
@@ -36,7 +36,7 @@ def shapes(draw: st.DrawFn) -> BatchShape:
     return BatchShape(batch=draw(st.integers(1, 20)), rows=draw(st.integers(1, 6)), row=ROW, buckets=buckets)
 
 
-def samples_of_steps(plan: Plan) -> list[list[int]]:
+def samples_of_steps(plan: PackingPlan) -> list[list[int]]:
     """The samples of each step, from its micro-batches."""
     found: list[list[int]] = [[] for _ in range(plan.steps)]
     for number in range(len(plan)):

@@ -25,7 +25,7 @@ from videollava_jax.processing.processor import DEFAULT_LIMITS, VideoLlavaProces
 from videollava_jax.processing.segments import IGNORED_LABEL, Media, MediaKind
 from videollava_jax.training.data.corpus import Corpus
 from videollava_jax.training.data.features import FeatureStore
-from videollava_jax.training.data.packing import MicroBatch, Plan
+from videollava_jax.training.data.packing import MicroBatch, PackingPlan
 from videollava_jax.training.data.samples import MediaTokens
 from videollava_jax.training.data.skips import BadSample
 
@@ -139,11 +139,11 @@ class FeatureReader:
 
 
 @dataclass(frozen=True)
-class MediaParts:
-    """Pixels of media of one kind, in equal parts by number. Worker processes are given a copy.
+class MediaBatches:
+    """Pixels of media of one kind, in numbered batches of equal size. Each worker process gets a copy.
 
     Attributes:
-        count: media of a part; behind the last medium there are empty ones.
+        count: media in a batch; the last batch is filled up with empty media.
     """
 
     kind: MediaKind
@@ -171,7 +171,7 @@ class _Rows:
         padding: token id of places without a token.
     """
 
-    plan: Plan
+    plan: PackingPlan
     corpus: Corpus
     read: PixelReader | FeatureReader
     first: int
@@ -321,7 +321,7 @@ def end_reading(iterator: Any) -> None:
 
 
 def loader(
-    plan: Plan,
+    plan: PackingPlan,
     corpus: Corpus,
     processor: VideoLlavaProcessor,
     *,

@@ -108,7 +108,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class PlanReport:
+class PackingReport:
     """What a plan comes to, over all of its steps.
 
     Attributes:
@@ -143,7 +143,7 @@ class PlanReport:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class PackingPlan:
     """The micro-batches of a run, to be asked for by number. Made by `make_plan`.
 
     Attributes:
@@ -162,7 +162,7 @@ class Plan:
     step_rows: Int64
     step_micro_batches: Int64
     lengths: Int32
-    report: PlanReport
+    report: PackingReport
 
     def __len__(self) -> int:
         """The number of micro-batches."""
@@ -202,7 +202,7 @@ def steps_of(epochs: float, samples: int, batch: int) -> int:
     return math.ceil(epochs * samples / batch)
 
 
-def make_plan(sizes: Sizes, shape: BatchShape, *, steps: int, seed: int) -> Plan:
+def make_plan(sizes: Sizes, shape: BatchShape, *, steps: int, seed: int) -> PackingPlan:
     """Plans a run.
 
     Each step takes the next `batch` samples of an endless sequence: epoch after epoch, each in an order of its own, so
@@ -239,7 +239,7 @@ def make_plan(sizes: Sizes, shape: BatchShape, *, steps: int, seed: int) -> Plan
         step_micro_batches.append(len(lengths))
     computed = len(lengths) * shape.rows
     used = table[order].sum(axis=0, dtype=np.int64)
-    report = PlanReport(
+    report = PackingReport(
         steps=steps,
         micro_batches=len(lengths),
         filled_rows=len(row_sizes),
@@ -251,7 +251,7 @@ def make_plan(sizes: Sizes, shape: BatchShape, *, steps: int, seed: int) -> Plan
         videos=int(used[2]),
         video_slots=computed * shape.row.videos,
     )
-    return Plan(
+    return PackingPlan(
         shape,
         np.array(order, np.int32),
         np.concatenate([[0], np.cumsum(row_sizes)]).astype(np.int64),

@@ -21,7 +21,7 @@ from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.training.run.recipe import Compute, Recipe
 from videollava_jax.training.update.lora import initial_lora, is_lora
 from videollava_jax.training.update.model import TrainingModel
-from videollava_jax.training.update.parameters import Parameters, group_of, placed, stack
+from videollava_jax.training.update.parameters import Parameters, is_tower, placed, stack
 from videollava_jax.weights.loading import load_checkpoint
 
 
@@ -43,11 +43,6 @@ class Loaded:
     def without_towers(self) -> Loaded:
         """The same without the towers' parameters, for a run that reads features."""
         return replace(self, frozen={name: value for name, value in self.frozen.items() if not is_tower(name)})
-
-
-def is_tower(name: str) -> bool:
-    """Whether a parameter is of one of the towers."""
-    return group_of(name) in ("image_tower", "video_tower")
 
 
 def model_directory(name: str) -> Path:

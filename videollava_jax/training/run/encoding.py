@@ -29,11 +29,11 @@ from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.processing.segments import Media, MediaKind
 from videollava_jax.training.data.corpus import Corpus
 from videollava_jax.training.data.features import FACTS, FeatureStore
-from videollava_jax.training.data.loader import MediaParts, PixelReader, end_reading, read_ahead
-from videollava_jax.training.run.base_model import is_tower, rows_on_devices
+from videollava_jax.training.data.loader import MediaBatches, PixelReader, end_reading, read_ahead
+from videollava_jax.training.run.base_model import rows_on_devices
 from videollava_jax.training.run.processes import gathered, require_agreement, summed
 from videollava_jax.training.update.model import TrainingModel
-from videollava_jax.training.update.parameters import Parameters
+from videollava_jax.training.update.parameters import Parameters, is_tower
 from videollava_jax.weights.checkpoint import open_checkpoint
 from videollava_jax.weights.fingerprint import json_digest
 from videollava_jax.weights.manifest import tensor_hash
@@ -165,22 +165,22 @@ class Encoder:
         assert placement is not None
         rows = placement.mesh.size * (FRAMES if kind == "image" else math.ceil(FRAMES / self.reader.tokens.frames))
         count = rows // jax.process_count()
-        # Where others have more media than this process, it takes part with empty ones.
-        parts = int(gathered(np.asarray([math.ceil(len(absent) / count)], np.int32)).max())
-        if not parts:
+        # Where other processes have more media than this one, it joins their batches with empty media.
+        number = int(gathered(np.asarray([math.ceil(len(absent) / count)], np.int32)).max())
+        if not number:
             return 0
         encode, written = jax.jit(partial(self.model.encoded, kind)), 0
-        pixels = MediaParts(kind, tuple(medium for medium, _ in absent), count, self.reader)
-        batches = read_ahead(pixels, 0, parts, workers=self.workers, ahead=self.ahead)
+        pixels = MediaBatches(kind, tuple(medium for medium, _ in absent), count, self.reader)
+        batches = read_ahead(pixels, 0, number, workers=self.workers, ahead=self.ahead)
         try:
-            for part, (array, found) in enumerate(batches):
-                self.alive(f"encoding {kind}s, part {part + 1} of {parts}")
+            for i, (array, found) in enumerate(batches):
+                self.alive(f"encoding {kind}s, batch {i + 1} of {number}")
                 array = np.array(array, subok=False)  # out of shared memory
                 features = _own_rows(encode(towers, rows_on_devices(array, placement, rows)))
-                here = absent[part * count : (part + 1) * count]
-                for i, (_, file) in enumerate(here):
-                    if found[i] and file is not None:
-                        self.store.write(file, features[i])
+                here = absent[i * count : (i + 1) * count]
+                for (_, file), was_read, row in zip(here, found, features, strict=False):
+                    if was_read and file is not None:
+                        self.store.write(file, row)
                         written += 1
                 bar.update(len(here))
         finally:
@@ -190,5 +190,5 @@ class Encoder:
 
 def _own_rows(x: jax.Array) -> npt.NDArray[Any]:
     """The rows of an array that the devices of this process hold, each once."""
-    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
-    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

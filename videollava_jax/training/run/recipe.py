@@ -23,7 +23,7 @@ class Data:
       epochs: how often each sample comes.
       steps: optimiser steps in the place of `epochs`.
       batch: samples of an optimiser step, on all hosts together.
-      rows: of a micro-batch, on all hosts together; a multiple of the mesh's data parts. null takes one a part.
+      rows: of a micro-batch, on all hosts together: a multiple of the mesh's batch shards; null takes one for each.
       row_tokens: tokens of a row, media included; longer samples are cut there.
       images_per_row: slots for images in each row.
       videos_per_row: slots for videos in each row.
@@ -85,7 +85,7 @@ class Compute:
     """Where and how it is computed.
 
     Attributes:
-      data: parts that a batch is split into, each on devices of its own; null for all devices that tensor leaves.
+      data: shards that a batch is split into, each on devices of its own; null for all devices that tensor leaves.
       tensor: devices that share a copy of the decoder.
       dtype: of compute.
       trained_dtype: in which parameters that change are kept; float32 keeps what steps of bfloat16 would round away.

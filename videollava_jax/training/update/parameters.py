@@ -33,6 +33,11 @@ def group_of(name: str) -> Group:
     return "projector" if top == "multi_modal_projector" else "decoder"
 
 
+def is_tower(name: str) -> bool:
+    """Returns whether a parameter belongs to the image tower or the video tower."""
+    return group_of(name) in ("image_tower", "video_tower")
+
+
 def stacked_names(names: Mapping[str, object]) -> dict[str, list[str]]:
     """For each name as training has it, the model's own names: those of its layers in order, or the one."""
     found: dict[str, dict[int, str]] = defaultdict(dict)
