@@ -23,8 +23,8 @@ from videollava_jax.costs.work import (
     Storage,
     best_possible,
     decode_step,
+    decoder_flops,
     encode_flops,
-    extend_flops,
     weight_bytes,
 )
 from videollava_jax.engine import Engine
@@ -149,7 +149,7 @@ class Ours:
         tokens = len(self.asked.read.ids)
         limit = None
         if self.chip is not None:
-            flops, weights = extend_flops(self.config, tokens, logits=0), weight_bytes(self.config, self.storage)
+            flops, weights = decoder_flops(self.config, tokens, logits=0), weight_bytes(self.config, self.storage)
             limit = tokens / roofline(flops, weights, self.chip).seconds
         yield Measured(work="prefill, tokens/s", way=OURS, rates=rates, limit=limit, note=f"{tokens} tokens")
         grid = self._with_questions(shape, grid)

@@ -12,7 +12,7 @@ import pytest
 from tests.faults.children import run
 from videollava_jax.batch.ledger import JobMismatch, Ledger, LedgerError, Paths, finished, locked, remove
 
-FINGERPRINT = {"input": "abc", "model": "tiny"}
+IDENTITY = {"input": "abc", "model": "tiny"}
 
 
 def rows(paths):
@@ -26,32 +26,32 @@ def rows(paths):
 def test_records_are_there_after_the_next_opening(tmp_path):
     paths = Paths(tmp_path / "out.jsonl")
     with locked(paths):
-        ledger = Ledger(paths, FINGERPRINT)
+        ledger = Ledger(paths, IDENTITY)
         for i in (2, 0):
             ledger.add(i, f"record {i}", None if i else "not_found")
         assert ledger.done() == {0: "not_found", 2: None}
         ledger.close()
         assert rows(paths) == {0: "record 0", 2: "record 2"}
-        ledger = Ledger(paths, FINGERPRINT)
+        ledger = Ledger(paths, IDENTITY)
         assert ledger.done() == {0: "not_found", 2: None}
         with pytest.raises(LedgerError, match="expected a record for each of 3 lines, found 2"):
-            ledger.write_output(3, FINGERPRINT)
+            ledger.write_output(3, IDENTITY)
         ledger.forget_errors()
         assert ledger.done() == {2: None}
         for i in (1, 0):
             ledger.add(i, f"record {i}", None)
-        ledger.write_output(3, FINGERPRINT)
+        ledger.write_output(3, IDENTITY)
         ledger.close()
         remove(paths)
     assert (tmp_path / "out.jsonl").read_text() == "record 0\nrecord 1\nrecord 2\n"
-    assert finished(paths, FINGERPRINT)["lines"] == 3
+    assert finished(paths, IDENTITY)["lines"] == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.job.json"]
 
 
 def test_a_second_record_of_a_line_is_refused(tmp_path):
     paths = Paths(tmp_path / "out")
     with locked(paths):
-        ledger = Ledger(paths, FINGERPRINT)
+        ledger = Ledger(paths, IDENTITY)
         ledger.add(0, "first", None)
         ledger.flush()
         ledger.add(0, "second", None)
@@ -66,50 +66,50 @@ def test_a_second_record_of_a_line_is_refused(tmp_path):
 def test_another_job_is_refused_with_what_differs(tmp_path):
     paths = Paths(tmp_path / "out")
     with locked(paths):
-        Ledger(paths, FINGERPRINT).close()
+        Ledger(paths, IDENTITY).close()
         with pytest.raises(JobMismatch, match="model: tiny then, large now") as refused:
-            Ledger(paths, {**FINGERPRINT, "model": "large"})
+            Ledger(paths, {**IDENTITY, "model": "large"})
         assert "abc" not in str(refused.value)
-        Ledger(paths, FINGERPRINT).close()
+        Ledger(paths, IDENTITY).close()
 
 
 def test_an_output_that_is_not_ours_is_refused(tmp_path):
     paths = Paths(tmp_path / "out")
-    assert finished(paths, FINGERPRINT) is None
+    assert finished(paths, IDENTITY) is None
     paths.output.write_text("precious\n")
     with pytest.raises(JobMismatch, match="is there already"):
-        finished(paths, FINGERPRINT)
+        finished(paths, IDENTITY)
     paths.receipt.write_text(json.dumps({"sha256": "0", "fingerprint": {}}))
     with pytest.raises(JobMismatch, match="is there already"):
-        finished(paths, FINGERPRINT)
+        finished(paths, IDENTITY)
 
 
 def test_an_output_that_a_killed_run_was_about_to_replace(tmp_path, monkeypatch):
     """Killed between the receipt and the output: neither a stranger's nor finished."""
     paths = Paths(tmp_path / "out")
     with locked(paths):
-        ledger = Ledger(paths, FINGERPRINT)
+        ledger = Ledger(paths, IDENTITY)
         ledger.add(0, "an error", "not_found")
-        ledger.write_output(1, FINGERPRINT)
-        first = finished(paths, FINGERPRINT)
+        ledger.write_output(1, IDENTITY)
+        first = finished(paths, IDENTITY)
         ledger.forget_errors()
         ledger.add(0, "an answer", None)
         with monkeypatch.context() as patched:
             real = os.replace
             patched.setattr(os, "replace", lambda a, b: pytest.fail("killed") if b == paths.output else real(a, b))
             with pytest.raises(pytest.fail.Exception):
-                ledger.write_output(1, FINGERPRINT)
+                ledger.write_output(1, IDENTITY)
         assert paths.output.read_text() == "an error\n"
-        assert finished(paths, FINGERPRINT) is None
+        assert finished(paths, IDENTITY) is None
         with pytest.raises(JobMismatch, match="model: tiny then, large now"):
-            finished(paths, {**FINGERPRINT, "model": "large"})
-        ledger.write_output(1, FINGERPRINT)
+            finished(paths, {**IDENTITY, "model": "large"})
+        ledger.write_output(1, IDENTITY)
         ledger.close()
     assert paths.output.read_text() == "an answer\n"
-    assert finished(paths, FINGERPRINT)["replaces"] == first["sha256"]
+    assert finished(paths, IDENTITY)["replaces"] == first["sha256"]
     paths.output.write_text("precious\n")
     with pytest.raises(JobMismatch, match="is there already"):
-        finished(paths, FINGERPRINT)
+        finished(paths, IDENTITY)
 
 
 def test_two_runs_do_not_meet(tmp_path):
@@ -142,7 +142,7 @@ def test_a_damaged_ledger_is_told(tmp_path):
     with locked(paths):
         paths.ledger.write_bytes(b"nothing of SQLite's" * 300)
         with pytest.raises(LedgerError, match=r"ledger.db: cannot be used"):
-            Ledger(paths, FINGERPRINT)
+            Ledger(paths, IDENTITY)
         paths.ledger.unlink()
 
 
@@ -169,7 +169,7 @@ def _fill(output, room):
 def _add_until_error(paths):
     flushed = 0
     try:
-        ledger = Ledger(paths, FINGERPRINT)
+        ledger = Ledger(paths, IDENTITY)
     except LedgerError as error:
         return str(error), flushed
     try:
@@ -187,12 +187,12 @@ def _add_until_error(paths):
 def _check_and_finish(paths, flushed):
     """What was durable is there, no more than one record beside it, and the job can be finished."""
     with locked(paths):
-        ledger = Ledger(paths, FINGERPRINT)
+        ledger = Ledger(paths, IDENTITY)
         kept = ledger.done().keys()
         assert set(range(flushed)) <= kept <= set(range(flushed + 1))
         for i in set(range(1000)) - kept:
             ledger.add(i, "x" * 1000, None)
-        ledger.write_output(1000, FINGERPRINT)
+        ledger.write_output(1000, IDENTITY)
         ledger.close()
     assert paths.output.read_text() == ("x" * 1000 + "\n") * 1000
 
@@ -223,7 +223,7 @@ def _on_a_small_disk(place):
 def test_an_output_that_finds_no_room_leaves_the_answers(tmp_path):
     paths = Paths(tmp_path / "out")
     with locked(paths):
-        ledger = Ledger(paths, FINGERPRINT)
+        ledger = Ledger(paths, IDENTITY)
         for i in range(50):
             ledger.add(i, "x" * 1000, None)
         ledger.close()
@@ -231,8 +231,8 @@ def test_an_output_that_finds_no_room_leaves_the_answers(tmp_path):
     assert "all answers are kept" in told
     assert not paths.output.exists()
     with locked(paths):
-        ledger = Ledger(paths, FINGERPRINT)
-        ledger.write_output(50, FINGERPRINT)
+        ledger = Ledger(paths, IDENTITY)
+        ledger.write_output(50, IDENTITY)
         ledger.close()
     assert paths.output.stat().st_size == 50 * 1001
 
@@ -243,10 +243,10 @@ def _write_into_little(output):
     paths = Paths(output)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     with locked(paths):
-        ledger = Ledger(paths, FINGERPRINT)
+        ledger = Ledger(paths, IDENTITY)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         try:
-            ledger.write_output(50, FINGERPRINT)
+            ledger.write_output(50, IDENTITY)
         except LedgerError as error:
             return str(error)
         finally:

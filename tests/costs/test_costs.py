@@ -18,8 +18,8 @@ from videollava_jax.costs.work import (
     all_reduced_bytes,
     best_possible,
     decode_step,
+    decoder_flops,
     encode_flops,
-    extend_flops,
     kv_bytes,
     parameters,
     projector_flops,
@@ -188,15 +188,15 @@ def test_bytes_of_weights_and_caches():
 
 def test_operations_of_the_7b_model():
     assert tower_flops(MODEL, 8, video=True) / TERA == pytest.approx(1.24, abs=0.005)
-    assert extend_flops(MODEL, VIDEO + QUESTION) / TERA == pytest.approx(28.4, abs=0.05)
-    question = extend_flops(MODEL, QUESTION, VIDEO)
+    assert decoder_flops(MODEL, VIDEO + QUESTION) / TERA == pytest.approx(28.4, abs=0.05)
+    question = decoder_flops(MODEL, QUESTION, VIDEO)
     assert question / TERA == pytest.approx(0.70, abs=0.005)
-    assert extend_flops(MODEL, VIDEO + QUESTION) / question == pytest.approx(40, abs=1)
+    assert decoder_flops(MODEL, VIDEO + QUESTION) / question == pytest.approx(40, abs=1)
 
 
 def test_a_prompt_in_two_parts_is_the_same_work():
-    parts = extend_flops(MODEL, VIDEO, logits=0) + extend_flops(MODEL, QUESTION, VIDEO)
-    assert parts == pytest.approx(extend_flops(MODEL, VIDEO + QUESTION), rel=1e-12)
+    parts = decoder_flops(MODEL, VIDEO, logits=0) + decoder_flops(MODEL, QUESTION, VIDEO)
+    assert parts == pytest.approx(decoder_flops(MODEL, VIDEO + QUESTION), rel=1e-12)
 
 
 def test_temporal_attention_adds_its_own():
@@ -296,7 +296,7 @@ def test_operations_of_a_micro_batch_are_those_that_xla_counts(rates: Rates):
 def test_limits_of_the_parts_on_an_h200():
     prompt = VIDEO + QUESTION
     assert 1 / roofline(encode_flops(MODEL, frames=8), 0, H200).seconds == pytest.approx(595, rel=0.005)
-    assert prompt / roofline(extend_flops(MODEL, prompt), 0, H200).seconds == pytest.approx(58.5e3, rel=0.005)
+    assert prompt / roofline(decoder_flops(MODEL, prompt), 0, H200).seconds == pytest.approx(58.5e3, rel=0.005)
 
 
 @pytest.mark.parametrize(("rows", "storage", "rate"), [(1, Storage(), 299), (64, Storage(), 3162), (200, INT8, 6900)])
@@ -364,7 +364,7 @@ def test_slow_links_bound_what_is_split():
     assert step.seconds == pytest.approx(all_reduced_bytes(MODEL, 64, 8) / 1e6)
     limit = best_possible(Job(), MODEL, slow, 8, tensor=8)
     assert limit.phases["prefill"] == pytest.approx(all_reduced_bytes(MODEL, limit.rows * VIDEO, 8) / 1e6)
-    assert limit.phases["extend"] == pytest.approx(all_reduced_bytes(MODEL, limit.rows * QUESTION, 8) / 1e6)
+    assert limit.phases["begin"] == pytest.approx(all_reduced_bytes(MODEL, limit.rows * QUESTION, 8) / 1e6)
     assert decode_step(MODEL, slow, 1, prefixes=1, rows=1, prefix=VIDEO, tail=50).bound == "memory"
 
 

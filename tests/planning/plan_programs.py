@@ -20,7 +20,7 @@ MESHES = {"v5e:2x4": (1, 8), "v6e:2x4": (1, 8), "v5p:2x2x2": (1, 8), "v5e:16x16"
 """Topologies, and data × tensor on them: 8 chips a copy."""
 GRIDS = {"8 × 8": (8, 8), "64 × 1": (64, 1)}
 """Places × rows of a copy: 64 rows of 2112 + 64 + 128 = 2304 positions."""
-NAMES = ("encode", "prefill", "extend", "decode")
+NAMES = ("encode", "prefill", "begin", "decode")
 GIB, MIB = 2**30, 2**20
 
 
@@ -90,9 +90,9 @@ def main(keep: Path | None) -> None:
         moves = sum(len(program["big_moves"]) for n, program in programs.items() if n != "encode")
         ratio, best = f"{traffic_ratio(record):.2f}", f"{decode['seconds'] * 1e3:.2f}"
         steps.append((*name, *traffic, ratio, str(moves), collectives, best))
-        if batch["rates"] is not None:
+        if batch["throughput"] is not None:
             each = [f"{programs[n]['seconds'] * 1e3:.2f} ({programs[n]['bound']})" for n in NAMES]
-            both = [f"{rate['answers_per_second']:.1f}" for rate in (batch["rates"], record["limit"])]
+            both = [f"{rate['answers_per_second']:.1f}" for rate in (batch["throughput"], record["limit"])]
             rates.append((topology, *each, *both))
     table(("topology", "places × rows", "weights", "prefixes", "tails", *NAMES, "most", "seconds to compile"), memory)
     print()

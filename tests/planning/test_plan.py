@@ -34,7 +34,7 @@ from videollava_jax.planning.engine_programs import (
     compile_program,
     shard_bytes,
 )
-from videollava_jax.planning.plan import PROGRAMS, Wish, choose_mesh, make_plan, rates
+from videollava_jax.planning.plan import PROGRAMS, PlanRequest, choose_mesh, make_plan, throughput
 
 CONFIG = VideoLlavaConfig()
 needs_compiler = pytest.mark.skipif(
@@ -99,7 +99,7 @@ def test_programs_take_what_is_counted(mesh: tuple[int, int], name: Any):
     memory = function.lower(*arguments).compile().memory_analysis()
     # Parameters that a program does not use are dropped, and what comes from the host is small.
     assert memory.argument_size_in_bytes <= sum(program.resident.values()) + program.inputs + 4096
-    written = {"prefill": ("prefix",), "extend": ("tails", "answers"), "decode": ("tails", "answers")}.get(name, ())
+    written = {"prefill": ("prefix",), "begin": ("tails", "answers"), "decode": ("tails", "answers")}.get(name, ())
     assert memory.alias_size_in_bytes == sum(program.resident[kind] for kind in written)
     if name == "encode":
         video = setting.frames * setting.config.tokens_per_frame * setting.config.text_config.hidden_size * 2
@@ -132,11 +132,11 @@ def test_shares_are_those_of_the_shardings():
     assert shard_bytes([x, keys, None]) == 1 * 8 * 5 * 128 * 2 + 3 * 8
 
 
-# ── mesh, grid, rates ───────────────────────────────────────────────────────────────────────────────────────
+# ── mesh, grid, throughput ──────────────────────────────────────────────────────────────────────────────────
 
 
-def wish(topology: str = "v5e:2x4", **options: Any) -> Wish:
-    return Wish(topology=topology, config=CONFIG, job=options.pop("job", Job(questions=25)), **options)
+def plan_request(topology: str = "v5e:2x4", **options: Any) -> PlanRequest:
+    return PlanRequest(topology=topology, config=CONFIG, job=options.pop("job", Job(questions=25)), **options)
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,12 @@ def wish(topology: str = "v5e:2x4", **options: Any) -> Wish:
 )
 def test_a_copy_takes_the_fewest_chips_that_leave_caches_room(chip: str, int8: bool, expected: tuple[int, int]):
     device = programs.device_of(CHIPS[chip])
-    assert choose_mesh(wish(storage=Storage(int8_weights=int8)), device, 8) == expected
+    assert choose_mesh(plan_request(storage=Storage(int8_weights=int8)), device, 8) == expected
 
 
 def test_a_model_that_leaves_no_room_takes_the_most_chips():
     small = dataclasses.replace(programs.device_of(CHIPS["v5e"]), hbm_bytes=2**30)
-    assert choose_mesh(wish(), small, 4) == (1, 4)
+    assert choose_mesh(plan_request(), small, 4) == (1, 4)
 
 
 def test_devices_of_a_chip_share_it():
@@ -160,12 +160,12 @@ def test_devices_of_a_chip_share_it():
     assert programs.device_of(CHIPS["v5e"]).hbm_bytes == 15.75 * GIB
 
 
-def test_rates_by_hand():
+def test_throughput_by_hand():
     """2 × 3 places with 5 rows: 12 questions a video take three rounds, in each 3 columns and 9 steps."""
     shape = GridShape(parts=2, columns=3, rows=5, prefix=2112, question=64, answer=32)
-    seconds = {"encode": 0.1, "prefill": 0.2, "extend": 0.05, "decode": 0.01}
-    found = rates(Job(questions=12, answer_tokens=10), shape, seconds)
-    assert dict(found.phases) == pytest.approx({"encode": 0.3, "prefill": 0.6, "extend": 0.45, "decode": 0.27})
+    seconds = {"encode": 0.1, "prefill": 0.2, "begin": 0.05, "decode": 0.01}
+    found = throughput(Job(questions=12, answer_tokens=10), shape, seconds)
+    assert dict(found.phases) == pytest.approx({"encode": 0.3, "prefill": 0.6, "begin": 0.45, "decode": 0.27})
     assert found.videos_per_second == pytest.approx(6 / 1.62)
     assert found.answers_per_second == pytest.approx(12 * 6 / 1.62)
     assert found.tokens_per_second == pytest.approx(120 * 6 / 1.62)
@@ -209,7 +209,7 @@ def compiler_of(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_largest_batch_fits_and_the_next_does_not(compiler_of: Any):
     seen = compiler_of(lambda name, columns: GIB)
-    made = make_plan(wish(mesh=(1, 8)))
+    made = make_plan(plan_request(mesh=(1, 8)))
     assert made.batch is not None
     assert made.largest is not None
     assert [name for name, _ in seen] == [*PROGRAMS, "decode"]
@@ -218,15 +218,15 @@ def test_the_largest_batch_fits_and_the_next_does_not(compiler_of: Any):
     assert decode.total <= made.chip.hbm_bytes < decode.total + column
     assert made.largest.shape.columns > made.batch.shape.columns
     # 1 ms each; what a column takes stays the same, and steps are shared by more.
-    assert made.largest.rates is not None
-    assert made.batch.rates is not None
-    assert made.largest.rates.videos_per_second > made.batch.rates.videos_per_second
+    assert made.largest.throughput is not None
+    assert made.batch.throughput is not None
+    assert made.largest.throughput.videos_per_second > made.batch.throughput.videos_per_second
 
 
 def test_the_largest_batch_shrinks_until_it_fits(compiler_of: Any):
     """Temporaries that grow with the batch: the first guess, from those of the engine's grid, is too large."""
     seen = compiler_of(lambda name, columns: columns * 20 * 2**20 if name == "decode" else 0)
-    made = make_plan(wish(mesh=(1, 8)))
+    made = make_plan(plan_request(mesh=(1, 8)))
     tried = [columns for name, columns in seen if name == "decode"][1:]
     assert 1 < len(tried) <= plan.TRIES
     assert tried == sorted(set(tried), reverse=True)
@@ -237,31 +237,31 @@ def test_the_largest_batch_shrinks_until_it_fits(compiler_of: Any):
 
 def test_a_largest_batch_that_does_not_compile_is_made_smaller(compiler_of: Any):
     seen = compiler_of(lambda name, columns: 0)
-    make_plan(wish(mesh=(1, 8)))
+    make_plan(plan_request(mesh=(1, 8)))
     most = max(columns for _, columns in seen)
     compiler_of(lambda name, columns: None if columns == most else 0)
-    made = make_plan(wish(mesh=(1, 8)))
+    made = make_plan(plan_request(mesh=(1, 8)))
     assert made.largest is not None
     assert made.largest.shape.columns == most - 1
 
 
 def test_a_program_that_does_not_fit_is_told(compiler_of: Any):
-    compiler_of(lambda name, columns: None if name == "extend" else 0)
-    made = make_plan(wish(mesh=(1, 8)))
+    compiler_of(lambda name, columns: None if name == "begin" else 0)
+    made = make_plan(plan_request(mesh=(1, 8)))
     assert made.batch is not None
-    assert made.batch.too_large == {"extend": "Ran out of memory on HBM"}
-    assert not made.batch.fits("extend")
+    assert made.batch.too_large == {"begin": "Ran out of memory on HBM"}
+    assert not made.batch.fits("begin")
     assert made.batch.fits("decode")
-    assert (made.batch.rates, made.largest) == (None, None)
+    assert (made.batch.throughput, made.largest) == (None, None)
 
 
 def test_a_grid_that_is_given_is_the_grid(compiler_of: Any):
     seen = compiler_of(lambda name, columns: 0)
-    made = make_plan(wish(mesh=(2, 4), grid=(8, 5), programs=("decode",)))
+    made = make_plan(plan_request(mesh=(2, 4), grid=(8, 5), programs=("decode",)))
     assert made.batch is not None
     assert made.batch.shape == GridShape(parts=2, columns=4, rows=5, prefix=2112, question=64, answer=32)
     assert seen == [("decode", 4)]
-    assert (made.batch.rates, made.largest) == (None, None)
+    assert (made.batch.throughput, made.largest) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_a_grid_that_is_given_is_the_grid(compiler_of: Any):
 def test_what_does_not_fit_the_chips_is_refused(compiler_of: Any, options: dict[str, Any], message: str):
     compiler_of(lambda name, columns: 0)
     with pytest.raises(ValueError, match=message):
-        make_plan(wish(**options))
+        make_plan(plan_request(**options))
 
 
 # ── the command ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -344,7 +344,7 @@ def check(record: dict[str, Any]) -> None:
     """What the engine's programs must satisfy on any TPU, at 64 rows a copy of 2304 positions."""
     found = record["batch"]["programs"]
     assert record["batch"]["too_large"] == {}
-    for name in set(found) & {"prefill", "extend", "decode"}:
+    for name in set(found) & {"prefill", "begin", "decode"}:
         assert found[name]["fits"], f"{name}: {found[name]['total']} of {record['hbm_bytes']} bytes"
         assert found[name]["big_moves"] == [], name
     assert found["decode"]["temporaries"] < 0.5 * GIB
@@ -359,7 +359,7 @@ class TestLive:
             text_config=TextConfig(num_hidden_layers=4), vision_config=VisionConfig(num_hidden_layers=2)
         )
         (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
-        record = required("v5e:2x4", "8 × 8", "--model", str(tmp_path), "--programs", "prefill", "extend", "decode")
+        record = required("v5e:2x4", "8 × 8", "--model", str(tmp_path), "--programs", "prefill", "begin", "decode")
         check(record)
         assert record["mesh"] == [1, 8]
         assert record["batch"]["grid"]["batch"] == 64
@@ -381,11 +381,11 @@ class TestTheWholeModel:
     @pytest.mark.parametrize("topology", MESHES)
     @pytest.mark.parametrize("grid", GRIDS)
     def test_programs(self, topology: str, grid: str):
-        check(required(topology, grid, "--programs", "prefill", "extend", "decode"))
+        check(required(topology, grid, "--programs", "prefill", "begin", "decode"))
 
     @pytest.mark.parametrize("options", [("--int8-cache",), ("--int8-weights", "--int8-cache")])
     def test_int8(self, options: tuple[str, ...]):
-        check(required("v5e:2x4", "8 × 8", "--programs", "prefill", "extend", "decode", *options))
+        check(required("v5e:2x4", "8 × 8", "--programs", "prefill", "begin", "decode", *options))
 
     def test_the_chosen_mesh_and_the_largest_batch(self):
         record = planned("v5e:2x4", "--questions", "25")
@@ -394,5 +394,5 @@ class TestTheWholeModel:
         assert all(program["fits"] for program in record["batch"]["programs"].values())
         assert largest["grid"]["batch"] > record["batch"]["grid"]["batch"]
         assert largest["programs"]["decode"]["total"] <= record["hbm_bytes"]
-        assert record["batch"]["rates"]["answers_per_second"] < record["limit"]["answers_per_second"]
-        assert np.isfinite(largest["rates"]["answers_per_second"])
+        assert record["batch"]["throughput"]["answers_per_second"] < record["limit"]["answers_per_second"]
+        assert np.isfinite(largest["throughput"]["answers_per_second"])

@@ -12,7 +12,7 @@ from videollava_jax.version import __version__
 from videollava_jax.weights.fingerprint import json_digest
 
 
-def job_fingerprint(source: Path, form: Form, defaults: Defaults) -> dict[str, str]:
+def job_identity(source: Path, form: Form, defaults: Defaults) -> dict[str, str]:
     """The part of a fingerprint that needs no model."""
     with open(source, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -29,6 +29,6 @@ def job_fingerprint(source: Path, form: Form, defaults: Defaults) -> dict[str, s
     }
 
 
-def fingerprint_digest(fingerprint: Mapping[str, str]) -> str:
+def identity_digest(identity: Mapping[str, str]) -> str:
     """All of it as one hash."""
-    return json_digest(dict(fingerprint))
+    return json_digest(dict(identity))

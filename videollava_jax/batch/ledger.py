@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-Fingerprint = Mapping[str, str]
+Identity = Mapping[str, str]
 T = TypeVar("T")
 
 _AT_ONCE = 1000
@@ -107,13 +107,13 @@ class Ledger:
       LedgerError: it cannot be opened.
     """
 
-    def __init__(self, paths: Paths, fingerprint: Fingerprint):
+    def __init__(self, paths: Paths, identity: Identity):
         self.paths = paths
         self._queue: queue.SimpleQueue[tuple[int, str, str | None] | threading.Event | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._database = self._safely(self._open)
         try:
-            self.created = self._safely(lambda: self._check(fingerprint))
+            self.created = self._safely(lambda: self._check(identity))
         except BaseException:
             self._database.close()
             raise
@@ -133,13 +133,13 @@ class Ledger:
         database.execute("COMMIT")
         return database
 
-    def _check(self, fingerprint: Fingerprint) -> int:
+    def _check(self, identity: Identity) -> int:
         found = dict(self._database.execute("SELECT name, value FROM job"))
         if not found:
-            found = {"fingerprint": json.dumps(dict(fingerprint)), "created": str(_now())}
+            found = {"fingerprint": json.dumps(dict(identity)), "created": str(_now())}
             with self._transaction():
                 self._database.executemany("INSERT INTO job VALUES (?, ?)", found.items())
-        require_same_job(self.paths.directory, json.loads(found["fingerprint"]), fingerprint)
+        require_same_job(self.paths.directory, json.loads(found["fingerprint"]), identity)
         return int(found["created"])
 
     # ── what is there ──
@@ -242,7 +242,7 @@ class Ledger:
 
     # ── the output ──
 
-    def write_output(self, lines: int, fingerprint: Fingerprint) -> None:
+    def write_output(self, lines: int, identity: Identity) -> None:
         """Writes the output whole, in the input's order, and the receipt beside it; one that is the same already stays.
 
         Raises:
@@ -264,7 +264,7 @@ class Ledger:
                 os.fsync(file.fileno())
             before = _file_digest(self.paths.output) if self.paths.output.exists() else None
             receipt = {
-                "fingerprint": dict(fingerprint),
+                "fingerprint": dict(identity),
                 "lines": lines,
                 "errors": dict(Counter(cause for cause in causes.values() if cause is not None)),
                 "sha256": digest.hexdigest(),
@@ -286,7 +286,7 @@ class Ledger:
             ) from None
 
 
-def require_same_job(where: Path, then: Fingerprint, now: Fingerprint) -> None:
+def require_same_job(where: Path, then: Identity, now: Identity) -> None:
     """Refuses to go on with another job's answers.
 
     Raises:
@@ -300,7 +300,7 @@ def require_same_job(where: Path, then: Fingerprint, now: Fingerprint) -> None:
         )
 
 
-def finished(paths: Paths, fingerprint: Fingerprint) -> Mapping[str, Any] | None:
+def finished(paths: Paths, identity: Identity) -> Mapping[str, Any] | None:
     """The receipt of an output that is there and whole; None where there is none yet, or one that a run was about to
     replace when it was killed.
 
@@ -319,7 +319,7 @@ def finished(paths: Paths, fingerprint: Fingerprint) -> Mapping[str, Any] | None
         raise JobMismatch(
             f"{paths.output} is there already, and not as a job of ours wrote it: choose another output, or remove it"
         )
-    require_same_job(paths.output, then, fingerprint)
+    require_same_job(paths.output, then, identity)
     return dict(receipt) if whole else None
 
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from videollava_jax.batch.formats import Defaults, with_sources
-from videollava_jax.batch.identity import fingerprint_digest, job_fingerprint
+from videollava_jax.batch.identity import identity_digest, job_identity
 from videollava_jax.batch.ledger import Ledger, Paths, finished, locked, remove
 from videollava_jax.batch.lines import Form, count_lines, read_lines, recognise
 from videollava_jax.batch.media.spool import Fetch, Resolver, Spool, short_name
@@ -111,10 +111,10 @@ def run_batch(source: Path, output: Path, make_runner: Callable[[], Runner], opt
         if output.exists() and output.samefile(source):
             raise ValueError(f"{output}: the output would take the place of the input")
         count = count_lines(read_lines(source, form), form)
-        fingerprint = {**job_fingerprint(source, form, options.defaults), **options.facts}
-        receipt = finished(paths, fingerprint)
+        identity = {**job_identity(source, form, options.defaults), **options.facts}
+        receipt = finished(paths, identity)
         if receipt is None or paths.ledger.exists():  # beside an output, it is perhaps ahead of it
-            summary = _go_on(source, form, count, paths, fingerprint, make_runner, options)
+            summary = _go_on(source, form, count, paths, identity, make_runner, options)
         elif options.retry_errors and receipt["errors"]:
             raise ValueError(
                 f"{output}: --retry-errors needs the ledger, which --keep-ledger would have kept; remove the output to "
@@ -132,18 +132,18 @@ def _go_on(
     form: Form,
     count: int,
     paths: Paths,
-    fingerprint: Mapping[str, str],
+    identity: Mapping[str, str],
     make_runner: Callable[[], Runner],
     options: BatchOptions,
 ) -> Summary:
     """Does what a ledger lacks, and brings the output to what it holds."""
-    ledger = Ledger(paths, fingerprint)
+    ledger = Ledger(paths, identity)
     try:
         if options.retry_errors:
             ledger.forget_errors()
-        facts = JobFacts(options.model, ledger.created, fingerprint_digest(fingerprint))
+        facts = JobFacts(options.model, ledger.created, identity_digest(identity))
         summary = _Job(source, form, ledger, facts, Summary(count), options).run(make_runner)
-        ledger.write_output(count, fingerprint)
+        ledger.write_output(count, identity)
     finally:
         ledger.close()
     return summary

@@ -37,8 +37,8 @@ def add_plan(commands: Commands) -> None:
     made.add_argument(
         "--programs",
         nargs="+",
-        choices=("encode", "prefill", "extend", "decode"),
-        default=("encode", "prefill", "extend", "decode"),
+        choices=("encode", "prefill", "begin", "decode"),
+        default=("encode", "prefill", "begin", "decode"),
         help="to compile; rates take all four, which is the default",
     )
     add_int8_arguments(made)
@@ -51,7 +51,7 @@ def plan(arguments: argparse.Namespace) -> None:
 
     from videollava_jax.config import VideoLlavaConfig, require_whole_windows
     from videollava_jax.costs.work import Job, Storage
-    from videollava_jax.planning.plan import PROGRAMS, Wish, make_plan
+    from videollava_jax.planning.plan import PROGRAMS, PlanRequest, make_plan
     from videollava_jax.planning.report import record, text
 
     config = VideoLlavaConfig() if arguments.model is None else VideoLlavaConfig.from_hf(arguments.model)
@@ -67,7 +67,7 @@ def plan(arguments: argparse.Namespace) -> None:
         answer_tokens=arguments.answer_tokens or (256 if caption else 10),
     )
     made = make_plan(
-        Wish(
+        PlanRequest(
             topology=arguments.topology,
             config=config,
             job=job,

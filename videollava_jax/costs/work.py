@@ -121,7 +121,7 @@ def encode_flops(config: VideoLlavaConfig, *, frames: int = 0, images: int = 0) 
     return towers + projector_flops(config, features)
 
 
-def extend_flops(config: VideoLlavaConfig, tokens: int, prefix: int = 0, *, logits: int = 1) -> float:
+def decoder_flops(config: VideoLlavaConfig, tokens: int, prefix: int = 0, *, logits: int = 1) -> float:
     """Operations of the decoder on `tokens` new tokens of one row, after `prefix` tokens that a cache holds.
 
     Args:
@@ -160,7 +160,7 @@ def train_flops(
     total, D = 0.0, config.text_config.hidden_size
     for length in lengths:
         products = 2.0 * length * (_decoder_projections(config) + _head(config))
-        attention = extend_flops(config, length, logits=length) - products
+        attention = decoder_flops(config, length, logits=length) - products
         total += products * (3 if "decoder" in trained else 2) + 3 * attention + 3 * 2.0 * length * adapters
     media = (
         ("image_tower", tower_flops(config, images, video=False), images * config.tokens_per_image),
@@ -239,7 +239,7 @@ def decode_step(
       prefix, tail: tokens of each prefix, and of what each row has of its own.
       storage: of weights and caches.
     """
-    flops = rows * extend_flops(config, 1, round(prefix + tail))
+    flops = rows * decoder_flops(config, 1, round(prefix + tail))
     cached = kv_bytes(config, prefix * prefixes, storage) + kv_bytes(config, 1, storage) * tail * rows
     return roofline(
         flops,
@@ -297,7 +297,7 @@ class Limit:
       videos_per_second, answers_per_second, tokens_per_second: of all chips together; tokens are answers' tokens.
       tensor: chips that share one copy of the weights.
       rows: the batch of each copy, as large as its memory allows.
-      phases: the least time of each phase for such a batch on one copy: encode, prefill, extend, decode.
+      phases: the least time of each phase for such a batch on one copy: encode, prefill, begin, decode.
     """
 
     videos_per_second: float
@@ -378,8 +378,8 @@ def _limit(job: Job, config: VideoLlavaConfig, chip: Chip, chips: int, tensor: i
     )
     phases = {
         "encode": roofline(videos * encode_flops(config, frames=job.frames), 0, chip, tensor).seconds,
-        "prefill": decoder(videos * extend_flops(config, prefix, logits=0), videos * prefix),
-        "extend": decoder(rows * extend_flops(config, job.question_tokens, prefix), rows * job.question_tokens),
+        "prefill": decoder(videos * decoder_flops(config, prefix, logits=0), videos * prefix),
+        "begin": decoder(rows * decoder_flops(config, job.question_tokens, prefix), rows * job.question_tokens),
         # An answer's first token comes from the logits of the question.
         "decode": (job.answer_tokens - 1) * step.seconds,
     }

@@ -2,7 +2,7 @@
 
     encode    one video a data part           ┐
     prefill   a column of prefixes            ├ what `engine/run.py` calls, with the same shapes, shardings and donation
-    extend    the questions of a column       │
+    begin     the questions of a column       │
     decode    all rows, a step of the loop    ┘
 
 Nothing is allocated: arguments are shapes with shardings, and what is read is what the compiler says and writes.
@@ -39,7 +39,7 @@ from videollava_jax.model.video_llava import State, abstract_model, named_parame
 from videollava_jax.planning.hlo.moves import moved_arguments
 from videollava_jax.planning.hlo.traffic import CompiledProgram, Move, Traffic, read_program
 
-ProgramName = Literal["encode", "prefill", "extend", "decode"]
+ProgramName = Literal["encode", "prefill", "begin", "decode"]
 COMPUTE = jnp.bfloat16
 _NAMES = {"v7x": "tpu7x"}
 """What libtpu calls a chip where that is another name than ours."""
@@ -328,7 +328,7 @@ def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tu
             held.prefix,
             small(),
         )
-    if name == "extend":
+    if name == "begin":
         fresh: Answers = jax.tree.map(
             lambda x: array(E, *x.shape[1:], dtype=x.dtype),
             held.answers,
@@ -342,7 +342,7 @@ def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tu
 
 def _inputs(name: ProgramName, arguments: tuple[Any, ...]) -> Iterable[Any]:
     """The arguments that are held for this call alone."""
-    held = {"encode": (4,), "prefill": (2, 3, 4), "extend": (2, 3, 4), "decode": ()}
+    held = {"encode": (4,), "prefill": (2, 3, 4), "begin": (2, 3, 4), "decode": ()}
     return [arguments[place] for place in held[name]]
 
 
@@ -351,7 +351,7 @@ def _attention_flops(name: ProgramName, setting: Setting) -> float:
     shape, text = setting.shape, setting.config.text_config
     queries, before, rows = {
         "prefill": (shape.prefix, 0, shape.parts),
-        "extend": (shape.question, shape.prefix, shape.parts * shape.rows),
+        "begin": (shape.question, shape.prefix, shape.parts * shape.rows),
     }.get(name, (0, 0, 0))
     seen = rows * (queries * before + queries * (queries + 1) / 2)
     return 4.0 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * seen / setting.mesh.size

@@ -1,6 +1,6 @@
 """What a job takes on chips that need not be here: programs compiled for them, the largest batch, the rates at best.
 
-    job, chips ──▶ mesh ──▶ grid ──▶ encode, prefill, extend, decode compiled ──▶ memory, traffic, seconds ──▶ rates
+    job, chips ──▶ mesh ──▶ grid ──▶ encode, prefill, begin, decode compiled ──▶ memory, traffic, seconds ──▶ rates
                                      the grid grown until decode does not fit ──▶ the largest batch
 
 A plan of GPUs is arithmetic alone: their compiler needs one. JAX is imported when something is compiled.
@@ -33,14 +33,14 @@ COMPILER_ENVIRONMENT: Mapping[str, str] = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 """What libtpu needs to compile where there is no TPU, or where another process uses it; set before JAX is imported."""
-PROGRAMS = ("encode", "prefill", "extend", "decode")
+PROGRAMS = ("encode", "prefill", "begin", "decode")
 MANY = 1 << 16
 """Videos of a job: more than any grid holds."""
 TRIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class PlanRequest:
     """What is to be planned.
 
     Attributes:
@@ -49,7 +49,7 @@ class Wish:
       job: what is asked about each video.
       mesh: data and tensor; None for the fewest chips a copy that leave the caches room.
       grid: places and rows a place; None for what the engine chooses, and the largest batch beside it.
-      programs: to compile; rates take all four.
+      programs: to compile; the throughput takes all four.
     """
 
     topology: str
@@ -62,7 +62,7 @@ class Wish:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rates:
+class Throughput:
     """What compiled programs reach when each takes its roofline's time, of all chips together.
 
     Attributes:
@@ -76,21 +76,21 @@ class Rates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class BatchPlan:
     """A grid and what its programs take.
 
     Attributes:
       shape: the grid.
       programs: compiled, by name.
       too_large: what the compiler says of programs that it cannot fit, by name.
-      rates: of the job; None where a program is missing.
+      throughput: of the job; None where a program is missing.
       read_once: bytes that a step of decoding cannot but read, on a device.
     """
 
     shape: GridShape
     programs: Mapping[str, Program]
     too_large: Mapping[str, str]
-    rates: Rates | None
+    throughput: Throughput | None
     read_once: int
 
     def fits(self, name: str) -> bool:
@@ -101,7 +101,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What comes of a wish.
+    """What comes of a request.
 
     Attributes:
       chip, chips: of the topology; on TPUs these are devices.
@@ -112,20 +112,20 @@ class Plan:
       largest: the largest batch of which decode fits; None likewise, and where the grid was given.
     """
 
-    wish: Wish
+    request: PlanRequest
     chip: Chip
     chips: int
     limit: Limit | None
     why_no_limit: str = ""
     mesh: tuple[int, int] | None = None
-    batch: Batch | None = None
-    largest: Batch | None = None
+    batch: BatchPlan | None = None
+    largest: BatchPlan | None = None
 
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
-def make_plan(wish: Wish, progress: Progress = iter) -> Plan:
+def make_plan(request: PlanRequest, progress: Progress = iter) -> Plan:
     """Compiles for TPUs, in this process: one topology a process, which is to have done nothing with JAX before.
 
     Args:
@@ -134,37 +134,39 @@ def make_plan(wish: Wish, progress: Progress = iter) -> Plan:
     Raises:
       ValueError: no such chips, no compiler, a mesh or grid that does not fit them, weights that do not.
     """
-    chip, chips = topology(wish.topology)
+    chip, chips = topology(request.topology)
     if chip.kind == "gpu":
-        tensor = None if wish.mesh is None else _checked_mesh(wish.mesh, chips)[1]
-        limit, why = _limit(wish, chip, chips, tensor)
-        return Plan(wish=wish, chip=chip, chips=chips, limit=limit, why_no_limit=why)
+        tensor = None if request.mesh is None else _checked_mesh(request.mesh, chips)[1]
+        limit, why = _limit(request, chip, chips, tensor)
+        return Plan(request=request, chip=chip, chips=chips, limit=limit, why_no_limit=why)
 
     os.environ.update(COMPILER_ENVIRONMENT)
     from videollava_jax.model.sharding import make_mesh
     from videollava_jax.planning.engine_programs import device_of, tpu_devices
 
-    devices, chip = tpu_devices(wish.topology), device_of(chip)
-    data, tensor = _checked_mesh(wish.mesh, len(devices)) if wish.mesh else choose_mesh(wish, chip, len(devices))
+    devices, chip = tpu_devices(request.topology), device_of(chip)
+    data, tensor = (
+        _checked_mesh(request.mesh, len(devices)) if request.mesh else choose_mesh(request, chip, len(devices))
+    )
     mesh = make_mesh(data, tensor, devices=devices)
-    shape = _engine_shape(wish, chip, data, tensor) if wish.grid is None else _given_shape(wish, data)
-    batch = _batch(wish, chip, mesh, shape, progress(wish.programs), {})
-    limit, why = _limit(wish, chip, len(devices), tensor)
+    shape = _engine_shape(request, chip, data, tensor) if request.grid is None else _given_shape(request, data)
+    batch = _batch(request, chip, mesh, shape, progress(request.programs), {})
+    limit, why = _limit(request, chip, len(devices), tensor)
     return Plan(
-        wish=wish,
+        request=request,
         chip=chip,
         chips=data * tensor,
         limit=limit,
         why_no_limit=why,
         mesh=(data, tensor),
         batch=batch,
-        largest=_largest(wish, chip, mesh, batch) if wish.grid is None and batch.rates else None,
+        largest=_largest(request, chip, mesh, batch) if request.grid is None and batch.throughput else None,
     )
 
 
-def _limit(wish: Wish, chip: Chip, chips: int, tensor: int | None) -> tuple[Limit | None, str]:
+def _limit(request: PlanRequest, chip: Chip, chips: int, tensor: int | None) -> tuple[Limit | None, str]:
     try:
-        return best_possible(wish.job, wish.config, chip, chips, storage=wish.storage, tensor=tensor), ""
+        return best_possible(request.job, request.config, chip, chips, storage=request.storage, tensor=tensor), ""
     except ValueError as error:
         return None, str(error)
 
@@ -179,98 +181,98 @@ def _checked_mesh(mesh: tuple[int, int], devices: int) -> tuple[int, int]:
     return mesh
 
 
-def choose_mesh(wish: Wish, chip: Chip, devices: int) -> tuple[int, int]:
+def choose_mesh(request: PlanRequest, chip: Chip, devices: int) -> tuple[int, int]:
     """The fewest devices a copy, of 1, 2, 4 and 8, on which caches may take as much memory as the weights.
 
     Then a step of decoding reads about as much for its rows as for itself. With none such, the most devices.
     """
     from videollava_jax.engine.sizes import MEMORY_SHARE
 
-    heads = wish.config.text_config.num_key_value_heads
+    heads = request.config.text_config.num_key_value_heads
     candidates = [t for t in (1, 2, 4, 8) if devices % t == 0 and heads % t == 0]
     for tensor in candidates:
-        weights = _weights_bytes(wish, tensor)
+        weights = _weights_bytes(request, tensor)
         if MEMORY_SHARE * (chip.hbm_bytes - weights) >= weights:
             return devices // tensor, tensor
     return devices // candidates[-1], candidates[-1]
 
 
-def _weights_bytes(wish: Wish, tensor: int) -> float:
+def _weights_bytes(request: PlanRequest, tensor: int) -> float:
     """Weights on a device: the decoder and the head are split, towers and projector are not."""
-    counted = parameters(wish.config)
+    counted = parameters(request.config)
     whole = 2 * (counted.image_tower + counted.video_tower + counted.projector)
-    return whole + (stored_bytes(wish.config, wish.storage) - whole) / tensor
+    return whole + (stored_bytes(request.config, request.storage) - whole) / tensor
 
 
-def _given_shape(wish: Wish, data: int) -> GridShape:
-    assert wish.grid is not None
-    places, rows = wish.grid
+def _given_shape(request: PlanRequest, data: int) -> GridShape:
+    assert request.grid is not None
+    places, rows = request.grid
     if places % data or places < 1 or rows < 1:
         raise ValueError(f"grid {places}x{rows}: expected places × rows, the places a multiple of {data}")
-    return _shape(wish, data, places, rows, places * rows, memory=1 << 62)
+    return _shape(request, data, places, rows, places * rows, memory=1 << 62)
 
 
-def _engine_shape(wish: Wish, chip: Chip, data: int, tensor: int) -> GridShape:
+def _engine_shape(request: PlanRequest, chip: Chip, data: int, tensor: int) -> GridShape:
     """What `engine.Engine` chooses for the job within its own limits."""
     from videollava_jax.engine.sizes import MEMORY_SHARE, ROWS
 
-    memory = MEMORY_SHARE * (chip.hbm_bytes - _weights_bytes(wish, tensor)) * data * tensor
-    return _shape(wish, data, MANY, wish.job.questions, max(ROWS["tpu"], data), max(0, int(memory)))
+    memory = MEMORY_SHARE * (chip.hbm_bytes - _weights_bytes(request, tensor)) * data * tensor
+    return _shape(request, data, MANY, request.job.questions, max(ROWS["tpu"], data), max(0, int(memory)))
 
 
-def _shape(wish: Wish, data: int, videos: int, questions: int, max_rows: int, memory: int) -> GridShape:
+def _shape(request: PlanRequest, data: int, videos: int, questions: int, max_rows: int, memory: int) -> GridShape:
     import jax.numpy as jnp
 
     from videollava_jax.engine.sizes import Demand, choose_shape
 
-    job, int8 = wish.job, wish.storage.int8_kv
-    demand = Demand(job.prefix_tokens(wish.config), [questions] * videos, job.question_tokens, job.answer_tokens)
-    text = wish.config.text_config
+    job, int8 = request.job, request.storage.int8_kv
+    demand = Demand(job.prefix_tokens(request.config), [questions] * videos, job.question_tokens, job.answer_tokens)
+    text = request.config.text_config
     return choose_shape(demand, text, jnp.bfloat16, parts=data, max_rows=max_rows, memory=memory, int8=int8)
 
 
 # ── compiling ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _setting(wish: Wish, mesh: Mesh, shape: GridShape) -> Setting:
+def _setting(request: PlanRequest, mesh: Mesh, shape: GridShape) -> Setting:
     from videollava_jax.planning.engine_programs import Setting
 
     return Setting(
-        config=wish.config,
+        config=request.config,
         mesh=mesh,
         shape=shape,
-        frames=wish.job.frames,
-        pooling=wish.job.pooling,
-        int8_weights=wish.storage.int8_weights,
-        int8_cache=wish.storage.int8_kv,
+        frames=request.job.frames,
+        pooling=request.job.pooling,
+        int8_weights=request.storage.int8_weights,
+        int8_cache=request.storage.int8_kv,
     )
 
 
 def _batch(
-    wish: Wish, chip: Chip, mesh: Mesh, shape: GridShape, names: Iterable[Any], known: Mapping[str, Program]
-) -> Batch:
+    request: PlanRequest, chip: Chip, mesh: Mesh, shape: GridShape, names: Iterable[Any], known: Mapping[str, Program]
+) -> BatchPlan:
     """A grid with programs compiled for it, and those that are known and do not depend on its columns."""
     from videollava_jax.planning.engine_programs import compile_program
 
-    setting = _setting(wish, mesh, shape)
+    setting = _setting(request, mesh, shape)
     programs, too_large = dict(known), {}
     for name in names:
         try:
             programs[name] = compile_program(name, setting, chip)
         except MemoryError as error:
             too_large[name] = str(error)
-    return Batch(
+    return BatchPlan(
         shape=shape,
         programs={name: programs[name] for name in PROGRAMS if name in programs},
         too_large=too_large,
-        rates=rates(wish.job, shape, {n: p.roofline.seconds for n, p in programs.items()})
+        throughput=throughput(request.job, shape, {n: p.roofline.seconds for n, p in programs.items()})
         if set(programs) == set(PROGRAMS)
         else None,
         read_once=setting.read_once_bytes,
     )
 
 
-def _largest(wish: Wish, chip: Chip, mesh: Mesh, batch: Batch) -> Batch | None:
+def _largest(request: PlanRequest, chip: Chip, mesh: Mesh, batch: BatchPlan) -> BatchPlan | None:
     """The grid with as many columns as fit beside the weights and what programs need; decode is compiled to see.
 
     What the other programs need for themselves depends on a column alone, not on how many there are.
@@ -283,7 +285,7 @@ def _largest(wish: Wish, chip: Chip, mesh: Mesh, batch: Batch) -> Batch | None:
     for _ in range(TRIES):
         if columns < 1:
             return None
-        tried = _batch(wish, chip, mesh, dataclasses.replace(batch.shape, columns=columns), ["decode"], known)
+        tried = _batch(request, chip, mesh, dataclasses.replace(batch.shape, columns=columns), ["decode"], known)
         excess = column
         if "decode" in tried.programs:
             extra = max(program.extra for program in tried.programs.values())
@@ -294,7 +296,7 @@ def _largest(wish: Wish, chip: Chip, mesh: Mesh, batch: Batch) -> Batch | None:
     return None
 
 
-def rates(job: Job, shape: GridShape, seconds: Mapping[str, float]) -> Rates:
+def throughput(job: Job, shape: GridShape, seconds: Mapping[str, float]) -> Throughput:
     """The rates when programs take so many seconds, one after the other: a grid filled, answered and filled again.
 
     Args:
@@ -304,12 +306,12 @@ def rates(job: Job, shape: GridShape, seconds: Mapping[str, float]) -> Rates:
     phases = {
         "encode": shape.columns * seconds["encode"],
         "prefill": shape.columns * seconds["prefill"],
-        "extend": rounds * shape.columns * seconds["extend"],
+        "begin": rounds * shape.columns * seconds["begin"],
         # An answer's first token comes from the logits of the question.
         "decode": rounds * (job.answer_tokens - 1) * seconds["decode"],
     }
     videos = shape.places / sum(phases.values())
-    return Rates(
+    return Throughput(
         videos_per_second=videos,
         answers_per_second=videos * job.questions,
         tokens_per_second=videos * job.questions * job.answer_tokens,

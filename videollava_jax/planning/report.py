@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from videollava_jax.planning.plan import Batch, Plan, Rates
+from videollava_jax.planning.plan import BatchPlan, Plan, Throughput
 
 if TYPE_CHECKING:
     from videollava_jax.engine.grid import GridShape
@@ -22,32 +22,32 @@ def record(plan: Plan) -> dict[str, Any]:
     """Everything of a plan; sizes in bytes, on one device where nothing else is said."""
     limit = plan.limit
     return {
-        "topology": plan.wish.topology,
+        "topology": plan.request.topology,
         "compiled": plan.batch is not None,
         "chips": plan.chips,
         "hbm_bytes": plan.chip.hbm_bytes,
         "mesh": plan.mesh,
-        "variant": plan.wish.config.variant,
-        "job": dataclasses.asdict(plan.wish.job),
-        "storage": dataclasses.asdict(plan.wish.storage),
+        "variant": plan.request.config.variant,
+        "job": dataclasses.asdict(plan.request.job),
+        "storage": dataclasses.asdict(plan.request.storage),
         "batch": None if plan.batch is None else _batch(plan.batch),
         "largest": None if plan.largest is None else _batch(plan.largest),
         "limit": plan.why_no_limit if limit is None else dataclasses.asdict(limit),
     }
 
 
-def _batch(batch: Batch) -> dict[str, Any]:
+def _batch(batch: BatchPlan) -> dict[str, Any]:
     shape = batch.shape
     return {
         "grid": {**dataclasses.asdict(shape), "places": shape.places, "batch": shape.batch},
         "programs": {name: _program(program, batch) for name, program in batch.programs.items()},
         "too_large": dict(batch.too_large),
         "read_once": batch.read_once,
-        "rates": None if batch.rates is None else dataclasses.asdict(batch.rates),
+        "throughput": None if batch.throughput is None else dataclasses.asdict(batch.throughput),
     }
 
 
-def _program(program: Program, batch: Batch) -> dict[str, Any]:
+def _program(program: Program, batch: BatchPlan) -> dict[str, Any]:
     step, least = program.step, program.roofline
     return {
         "resident": dict(program.resident),
@@ -74,11 +74,11 @@ def _program(program: Program, batch: Batch) -> dict[str, Any]:
 
 def text(plan: Plan) -> str:
     """A plan in a few tables."""
-    wish, job = plan.wish, plan.wish.job
+    request, job = plan.request, plan.request.job
     lines = [
-        f"{wish.topology}: {plan.chips} × {plan.chip.name} of {plan.chip.hbm_bytes / _GIB:.2f} GiB"
+        f"{request.topology}: {plan.chips} × {plan.chip.name} of {plan.chip.hbm_bytes / _GIB:.2f} GiB"
         + ("" if plan.mesh is None else f", mesh {plan.mesh[0]} × {plan.mesh[1]} (data × tensor)"),
-        f"job: videos of {job.frames} frames, {job.prefix_tokens(wish.config)} tokens; {job.questions} "
+        f"job: videos of {job.frames} frames, {job.prefix_tokens(request.config)} tokens; {job.questions} "
         f"question{'s' * (job.questions > 1)} of {job.question_tokens} tokens, answers of {job.answer_tokens}",
     ]
     if plan.batch is not None:
@@ -91,7 +91,7 @@ def text(plan: Plan) -> str:
             f"  {decode.total / _GIB:.2f} GiB a chip; a step of decoding takes {decode.roofline.seconds * 1e3:.2f} ms "
             "at best",
         ]
-    return "\n".join([*lines, "", *_rates(plan)])
+    return "\n".join([*lines, "", *_throughput(plan)])
 
 
 def _grid(shape: GridShape) -> str:
@@ -101,7 +101,7 @@ def _grid(shape: GridShape) -> str:
     )
 
 
-def _programs(batch: Batch) -> list[str]:
+def _programs(batch: BatchPlan) -> list[str]:
     kinds = ("weights", "prefix", "tails")
     memory = [["MiB a chip", *kinds, "other", "temporary", "code", "total", "fits"]]
     work = [["at best", "GFLOP", "MiB read", "MiB written", "ms", "bound by", "collectives"]]
@@ -129,16 +129,16 @@ def _programs(batch: Batch) -> list[str]:
     return lines
 
 
-def _rates(plan: Plan) -> list[str]:
+def _throughput(plan: Plan) -> list[str]:
     rows = [["at best, all chips", "videos/s", "answers/s", "tokens/s", "rows"]]
 
-    def row(name: str, rates: Rates | Any, batch: int) -> list[str]:
-        numbers = rates.videos_per_second, rates.answers_per_second, rates.tokens_per_second
+    def row(name: str, throughput: Throughput | Any, batch: int) -> list[str]:
+        numbers = throughput.videos_per_second, throughput.answers_per_second, throughput.tokens_per_second
         return [name, *(f"{number:.2f}" for number in numbers), str(batch)]
 
     for name, batch in (("these programs, this grid", plan.batch), ("the largest grid", plan.largest)):
-        if batch is not None and batch.rates is not None:
-            rows.append(row(name, batch.rates, batch.shape.batch))
+        if batch is not None and batch.throughput is not None:
+            rows.append(row(name, batch.throughput, batch.shape.batch))
     if plan.limit is not None:
         rows.append(row("by arithmetic" + ", not compiled" * (plan.batch is None), plan.limit, plan.limit.rows))
     lines = _aligned(rows) if len(rows) > 1 else []

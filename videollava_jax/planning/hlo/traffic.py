@@ -2,7 +2,7 @@
 
 `compiled.cost_analysis()["bytes accessed"]` counts scratch memory, and an update in place as if it wrote everything.
 The text of the scheduled program tells where each buffer lives, so the traffic of one execution can be added up from
-it. The parsing stands in `compiled_text_parser.py`.
+it. The parsing stands in `hlo/text.py`.
 """
 
 from __future__ import annotations
