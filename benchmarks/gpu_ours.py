@@ -7,11 +7,12 @@ import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gpu_work import Work
 from questions import FRAMES, question_words, random_videos, requests_of
 from random_models import Figures, jax_device, our_model, shape_of, versions
 from sides import OURS, Measured, Section, rate
@@ -38,9 +39,6 @@ from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.answers import Answers, Vocabulary, bucket
 from videollava_jax.model.cache import TailCache
 
-if TYPE_CHECKING:
-    from gpu import Work
-
 CACHE_SHARE = 0.85
 """Of the memory that weights leave free: what programs need beside caches is known here, and is little."""
 FOR_EVER = 1 << 30
@@ -56,7 +54,7 @@ class Asked:
 
 
 class Ours:
-    """The sections, in the order of `gpu.SECTIONS`.
+    """The sections, in the order of `gpu_work.SECTIONS`.
 
     Args:
       work: what is measured.

@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from gpu_work import Work
 from questions import TEXT_IDS, question_words, random_videos, reference, requests_of
 from random_models import shape_of, their_model, torch_device, versions
 from sides import MANY, ONE, STATIC, Measured, Section, rate
-
-if TYPE_CHECKING:
-    from gpu import Work
 
 STATIC_OPTIONS = {"cache_implementation": "static"}
 
 
 class Theirs:
-    """The sections that transformers has too, in the order of `gpu.SECTIONS`.
+    """The sections that transformers has too, in the order of `gpu_work.SECTIONS`.
 
     Raises:
       CannotRun: there is no torch here, or it finds no GPU.

@@ -163,6 +163,12 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
     return found
 
 
+def plain_imports(directory: Path) -> dict[str, set[str]]:
+    """Returns which programs of a directory import which others, by their names."""
+    programs = {path.stem: path for path in sorted(directory.glob("*.py"))}
+    return {name: {i.name for i in imports(path, directory)} & set(programs) for name, path in programs.items()}
+
+
 def test_the_package_keeps_the_order():
     assert not problems(PACKAGE), "\n".join(problems(PACKAGE))
 
@@ -173,6 +179,18 @@ def test_the_table_is_that_of_the_documentation():
     lines = [line for line in block.splitlines() if line.startswith("  ") and not line.startswith("   ")]
     named = [name for line in lines for name in re.findall(r"([a-z_]+)(?:\*?\.py|/)", line.split("  ")[1])]
     assert named == [name for name in ORDER if name != "version"]
+
+
+def test_benchmarks_import_each_other_without_a_circle():
+    assert not circles(plain_imports(ROOT / "benchmarks"))
+
+
+def test_a_circle_of_programs_is_found(tmp_path):
+    """Programs import each other by plain names; a type's import counts, as it says who knows whom."""
+    (tmp_path / "a.py").write_text("import json\n\n\ndef main():\n    from b import B")
+    (tmp_path / "b.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a import Work")
+    (tmp_path / "c.py").write_text("import a")
+    assert circles(plain_imports(tmp_path)) == ["a", "b"]
 
 
 def test_every_entry_of_the_table_is_there():
