@@ -267,7 +267,7 @@ class Ours:
         Raises:
           RuntimeError: a row ended: its logits were not finite.
         """
-        rows, ring = grid.answers.count_B.shape[0], grid.tail.slots - grid.tail.question
+        rows, ring = grid.answers.count_B.shape[0], grid.tail.capacity - grid.tail.question
         tail, answers, vocabulary = grid.tail, grid.answers, self._vocabulary()
 
         def step(times: int) -> None:
@@ -355,7 +355,7 @@ def _first_row(grid: Grid) -> Grid:
         grid.tail,
         layers=jax.tree.map(lambda x: jnp.array(x[:, :1]), grid.tail.layers),
         valid_BS=first(grid.tail.valid_BS),
-        next_slot=jnp.array(grid.tail.next_slot),
+        write_at=jnp.array(grid.tail.write_at),
         next_position_B=first(grid.tail.next_position_B),
     )
     answers: Answers = jax.tree.map(first, grid.answers)

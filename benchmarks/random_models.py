@@ -22,7 +22,7 @@ from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.assets import TINY
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.costs.chips import CHIPS, Chip, chip_of
-from videollava_jax.model.layers import quantized
+from videollava_jax.model.layers import quantize_rows
 from videollava_jax.model.sharding import STACKED, resharded
 from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -106,7 +106,7 @@ def our_model(config: VideoLlavaConfig, dtype: Any, *, int8: bool = False) -> Vi
     return VideoLlavaForConditionalGeneration(config, parameters)
 
 
-_quantized = jax.jit(quantized)
+_quantized = jax.jit(quantize_rows)
 
 
 # ── torch ───────────────────────────────────────────────────────────────────────────────────────────────────

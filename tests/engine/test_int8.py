@@ -9,7 +9,7 @@ from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.engine import Engine
 from videollava_jax.model.attention import KeysValues, attention
 from videollava_jax.model.cache import as_prefix
-from videollava_jax.model.layers import quantized
+from videollava_jax.model.layers import quantize_rows
 from videollava_jax.weights.quantize import is_quantizable
 
 
@@ -18,7 +18,7 @@ def as_int8(model, dtype, quantization="int8"):
     parameters = {}
     for name, value in model.parameters.items():
         if is_quantizable(name):
-            parameters[name], parameters[name + "_scale"] = quantized(value)
+            parameters[name], parameters[name + "_scale"] = quantize_rows(value)
         else:
             parameters[name] = value.astype(dtype)
     return VideoLlavaForConditionalGeneration(model.config, parameters, quantization=quantization)
@@ -72,10 +72,10 @@ def test_the_error_of_an_int8_prefix(record_property):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_each_vector_is_off_by_at_most_half_a_step(dtype):
     x = jnp.asarray(np.random.default_rng(1).standard_normal((5, 7, 16)), dtype)
-    values, scale = quantized(x)
+    values, scale = quantize_rows(x)
     error = jnp.abs(values * scale[..., None] - x.astype(jnp.float32))
     assert bool((error <= 0.5001 * scale[..., None]).all())
-    zeros, scale = quantized(jnp.zeros((2, 4)))
+    zeros, scale = quantize_rows(jnp.zeros((2, 4)))
     assert not zeros.any()
     assert bool(jnp.isfinite(scale).all())
 

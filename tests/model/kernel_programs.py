@@ -60,7 +60,7 @@ def main(topology: str) -> Iterator[dict[str, object]]:
         "heads_of_64": (causal, array("BTNH", 8, 2056, 16, 64), KeysValues(*(array("GSKH", 8, 2056, 16, 64),) * 2)),
     }
     for name, (function, q, kv) in programs.items():
-        mask = array("GS", kv.rows, kv.slots, dtype="bool")
+        mask = array("GS", kv.rows, kv.capacity, dtype="bool")
         compiled = jax.jit(function).lower(q, kv, mask).compile()
         text = compiled.as_text()
         B, T, N, _ = q.shape
@@ -69,7 +69,7 @@ def main(topology: str) -> Iterator[dict[str, object]]:
             "kernels": text.count('custom_call_target="tpu_custom_call"'),
             "collectives": sorted(set(re.findall(COLLECTIVES, text))),
             "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-            "score_bytes": 4 * B * T * N // 8 * kv.slots,  # a chip's share
+            "score_bytes": 4 * B * T * N // 8 * kv.capacity,  # a chip's share
         }
 
 

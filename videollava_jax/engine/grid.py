@@ -219,18 +219,18 @@ def begin(
     """
     model: VideoLlava = nnx.merge(graph, state)
     E, T = ids_ET.shape
-    W = prefix.places // (answers.done_B.shape[0] // E)
+    W = prefix.prefixes // (answers.done_B.shape[0] // E)
     R = E // W
     part = PrefixCache(
         layers=tuple(jax.tree.map(lambda x: _take(x, W, column), kv) for kv in prefix.layers),
         valid_GS=_take(prefix.valid_GS, W, column),
         length_G=_take(prefix.length_G, W, column),
     )
-    x_ETD, layers = model.begin_tails(ids_ET, mask_ET, part)
+    x_ETD, layers = model.begin(ids_ET, mask_ET, part)
     first = with_next_token(model.next_logits(x_ETD), fresh, vocabulary)
 
     filled_E = ~fresh.done_B
-    padded = ((0, 0), (tail.question - T, tail.slots - tail.question))
+    padded = ((0, 0), (tail.question - T, tail.capacity - tail.question))
 
     def into_rows(old: jax.Array, new: jax.Array) -> jax.Array:
         """Whole rows, free slots as zeros: whatever a row that went wrong has left would be multiplied by nothing."""
@@ -277,7 +277,7 @@ def score(
       float32 [E], the sum of their log-probabilities, and bool [E], whether each was the likeliest.
     """
     model: VideoLlava = nnx.merge(graph, state)
-    x_ETD, _ = model.begin_tails(ids_ET, mask_ET, prefix)
+    x_ETD, _ = model.begin(ids_ET, mask_ET, prefix)
     logits_ETV = whole(model.logits(x_ETD[:, :-1]), axis=-1).astype(jnp.float32)
     targets_ET1 = ids_ET[:, 1:, None]
     picked_ET = jnp.take_along_axis(jax.nn.log_softmax(logits_ETV, axis=-1), targets_ET1, axis=-1)[..., 0]

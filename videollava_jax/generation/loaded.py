@@ -128,7 +128,7 @@ class LoadedModel:
         ids, mask = _pad_to_bucket(ids, mask)
         needed = ids.shape[1] + room
         if needed > cache.free:
-            cache = cache.grow(bucket(cache.tail.slots - cache.free + needed, CACHE_GROWTH))
+            cache = cache.grow(bucket(cache.tail.capacity - cache.free + needed, CACHE_GROWTH))
         logits, tail = compiled.extend(self.graph, self.state, ids, mask, cache.prefix, cache.tail)
         return logits, Cache(cache.prefix, tail)
 

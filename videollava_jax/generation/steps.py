@@ -62,7 +62,7 @@ def prefill(
     """Logits [B, V] after prompts that are padded on the left, and their cache with `room` free slots."""
     model: VideoLlava = nnx.merge(graph, state)
     x_BTD, prefix = model.prefill(model.embed(ids_BT, image_features, video_features), mask_BT)
-    return model.next_logits(x_BTD), Cache(prefix, empty_tail(prefix, prefix.places, room, x_BTD.dtype))
+    return model.next_logits(x_BTD), Cache(prefix, empty_tail(prefix, prefix.prefixes, room, x_BTD.dtype))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames=("tail",))

@@ -27,15 +27,15 @@ MASKED = -1e30
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KeysValues:
-    """Keys (rotated) and values of one layer, G rows of S slots.
+    """Keys (rotated) and values of one layer, G rows of S positions.
 
     Attributes:
       keys, values: four axes in `order`; int8 where there are scales.
       key_scale, value_scale: float32, the first three of these axes: what each int8 vector is multiplied by. None for
         floats.
       order: of the axes. "GSKH", as projections give them; "GKSH", for what is read again and again; "SGKH", for what
-        is written slot by slot in a loop: there XLA wants slots outermost, and with any other order it would copy the
-        whole cache before the loop and after it.
+        is written position by position in a loop: there XLA wants positions outermost, and with any other order it
+        copies the whole cache before the loop and after it.
     """
 
     keys: jax.Array
@@ -50,7 +50,7 @@ class KeysValues:
         return self.keys.shape[self.order.index("G")]
 
     @property
-    def slots(self) -> int:
+    def capacity(self) -> int:
         """S."""
         return self.keys.shape[self.order.index("S")]
 
@@ -63,10 +63,10 @@ class KeysValues:
         kv: KeysValues = jax.tree.map(moved, self)
         return dataclasses.replace(kv, order=order)
 
-    def first(self, slots: int) -> KeysValues:
-        """The first so many slots."""
+    def first(self, count: int) -> KeysValues:
+        """Keeps the first `count` positions."""
         axis = self.order.index("S")
-        kept: KeysValues = jax.tree.map(lambda x: jax.lax.slice_in_dim(x, 0, slots, axis=axis), self)
+        kept: KeysValues = jax.tree.map(lambda x: jax.lax.slice_in_dim(x, 0, count, axis=axis), self)
         return kept
 
 
@@ -155,11 +155,12 @@ def _by(
     """Attention by the named implementation, or the one that is chosen; without `lse` its second result may be None."""
     B, T = q_BTNH.shape[:2]
     if segments_GS is not None and (
-        key_mask_GS is not None or segments_GS.shape != (B, T) or (kv.rows, kv.slots) != (B, T)
+        key_mask_GS is not None or segments_GS.shape != (B, T) or (kv.rows, kv.capacity) != (B, T)
     ):
         raise ValueError(
-            f"segments: expected [{B}, {T}], as the queries are, the same for the keys and no mask beside them; got "
-            f"{segments_GS.shape} for {kv.rows} rows of {kv.slots} keys{'' if key_mask_GS is None else ' and a mask'}"
+            f"segments: expected [{B}, {T}], the shape of the queries and of the keys, and no mask; got "
+            f"{segments_GS.shape} for {kv.rows} rows of {kv.capacity} keys"
+            f"{'' if key_mask_GS is None else ' and a mask'}"
         )
     operands = kernels.Operands(
         q_BTNH, kv.keys, kv.values, kv.key_scale, kv.value_scale, key_mask_GS, segments_GS, kv.order, causal_offset
@@ -199,7 +200,7 @@ def _reference(
     key_segments_GS: jax.Array | None,
 ) -> Part:
     B, T, N, H = q_BTNH.shape
-    G, S, K = kv.rows, kv.slots, kv.keys.shape[kv.order.index("K")]
+    G, S, K = kv.rows, kv.capacity, kv.keys.shape[kv.order.index("K")]
     batch, _, heads, _ = spec_of(q_BTNH)
     if kv.order == "GKSH":
         # The product with a shared prefix wants its queries heads first. Without this fence the TPU compiler gives that
@@ -251,7 +252,7 @@ def _blocked(
     causal_offset: int | jax.Array | None,
     segments_GS: jax.Array | None,
 ) -> Part:
-    T, S = q_BTNH.shape[1], kv.slots
+    T, S = q_BTNH.shape[1], kv.capacity
     parts = []
     for start in range(0, T, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, T)

@@ -15,18 +15,18 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from videollava_jax.model.attention import KeysValues
-from videollava_jax.model.layers import quantized
+from videollava_jax.model.layers import quantize_rows
 from videollava_jax.model.sharding import like, resharded, spec_of
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PrefixCache:
-    """Keys and values of G places, each of which holds one prefix. Read only: it is never written token by token.
+    """Keys and values of G prefixes. Read only: never written token by token.
 
     Attributes:
       layers: L × order "GKSH".
-      valid_GS: bool, slots that hold a token; padding and free slots do not, and what those hold is never read.
+      valid_GS: bool, positions that hold a token. Padding and free positions do not, and are never read.
       length_G: int32, tokens of each prefix: the position of the first token after it.
     """
 
@@ -35,7 +35,7 @@ class PrefixCache:
     length_G: jax.Array
 
     @property
-    def places(self) -> int:
+    def prefixes(self) -> int:
         """G."""
         return self.valid_GS.shape[0]
 
@@ -45,39 +45,39 @@ class PrefixCache:
 class TailCache:
     """Keys and values of what each of B rows has after its prefix; one donated array a layer, updated in place.
 
-    Tails keep the dtype of compute: they are short, and scales beside them would be copied around the loop.
+    Tails keep the dtype of compute: they are short, and the scales of int8 would be copied around the loop.
 
-    Questions stand in the first slots, right-aligned there. Answers stand in a ring that all rows write at one index:
-    a row may begin at any step, and no answer is longer than the ring. After 5 steps of a ring of 4 (`.` padding,
-    `_` free or left by an answer that has ended):
+    Questions stand in the first positions, right-aligned there. Answers stand in a ring that all rows write at one
+    index: a row may begin at any step, and no answer is longer than the ring. After 5 steps of a ring of 4 (`.` is
+    padding, `_` free or left by an answer that has ended):
 
-        slot        0 1 2 3 │ 4 5 6 7        next_slot 5, for every row
+        position    0 1 2 3 │ 4 5 6 7        write_at 5, for every row
         row 0       . a b c │ h e f g        began with the second step: question abc, answer efgh
         row 1       a b c d │ f _ _ e        began with the fourth step, into a row that had ended
 
     Attributes:
       layers: L × order "SGKH".
-      valid_BS: bool, slots that hold a token of the row's present question and answer.
+      valid_BS: bool, positions that hold a token of the row's present question and answer.
       next_position_B: int32, the rotary position of the next token of each row.
-      next_slot: int32 scalar, where the next step writes.
-      question: Q, slots for questions; the others are the ring.
+      write_at: int32 scalar, where the next step writes.
+      question: Q, positions for questions; the others are the ring.
     """
 
     layers: tuple[KeysValues, ...]
     valid_BS: jax.Array
     next_position_B: jax.Array
-    next_slot: jax.Array
+    write_at: jax.Array
     question: int = field(metadata={"static": True})
 
     @property
-    def slots(self) -> int:
-        """S: slots a row."""
+    def capacity(self) -> int:
+        """S: positions for each row."""
         return self.valid_BS.shape[1]
 
-    def slot_after(self) -> jax.Array:
-        """The slot after the next: the ring begins again behind the questions."""
-        following = self.next_slot + 1
-        return jnp.where(following == self.slots, self.question, following)
+    def next_write_at(self) -> jax.Array:
+        """Returns the index after `write_at`: behind the last one, the ring begins again after the questions."""
+        following = self.write_at + 1
+        return jnp.where(following == self.capacity, self.question, following)
 
 
 @jax.tree_util.register_dataclass
@@ -85,11 +85,12 @@ class TailCache:
 class Cache:
     """The cache of a batch whose rows have a prefix each, or of one whose neighbouring rows share prefixes.
 
-        prefix   . . U S E R : ▒ ▒ ▒ ▒ Why?      S slots, G rows     read only
+        prefix   . . U S E R : ▒ ▒ ▒ ▒ Why?      S positions, G rows     read only
         tail                                A n s w e r _ _ _ _      B rows, B a multiple of G
 
     Attributes:
-      prefix, tail: as they say.
+      prefix: G rows.
+      tail: B rows; each run of B / G neighbours follows one prefix.
     """
 
     prefix: PrefixCache
@@ -97,11 +98,11 @@ class Cache:
 
     @property
     def free(self) -> int:
-        """Slots of the tail that are still free. A write past the end would overwrite the last: callers check first."""
-        return self.tail.slots - int(self.tail.next_slot)
+        """Positions of the tail that are still free: callers check, since a write past the end overwrites the last."""
+        return self.tail.capacity - int(self.tail.write_at)
 
     def repeat(self, times: int) -> Cache:
-        """So many rows for each one, neighbours together, which share its prefix. Only for tails that are empty."""
+        """Repeats each row `times` times; the copies are neighbours and share its prefix. Only for empty tails."""
 
         def rows(x: jax.Array, axis: int) -> jax.Array:
             return jnp.repeat(x, times, axis=axis, out_sharding=like(x, *spec_of(x)))
@@ -113,11 +114,11 @@ class Cache:
         )
         return Cache(self.prefix, tail)
 
-    def grow(self, slots: int) -> Cache:
-        """The same cache with so many slots in its tail."""
-        if slots < self.tail.slots:
-            raise ValueError(f"a tail of {self.tail.slots} slots cannot grow to {slots}")
-        extra = slots - self.tail.slots
+    def grow(self, capacity: int) -> Cache:
+        """Returns the cache with a tail of `capacity` positions."""
+        if capacity < self.tail.capacity:
+            raise ValueError(f"a tail of {self.tail.capacity} positions cannot grow to {capacity}")
+        extra = capacity - self.tail.capacity
 
         def pad(x: jax.Array) -> jax.Array:
             return jnp.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1))
@@ -130,7 +131,7 @@ class Cache:
         return Cache(self.prefix, tail)
 
     def keep(self, tokens: int) -> Cache:
-        """The cache of one row cut back to its first `tokens` tokens; the slots of the tail behind them are free."""
+        """Cuts the cache of one row back to its first `tokens` tokens; later positions of the tail become free."""
         prefix, tail = self.prefix, self.tail
         before = np.flatnonzero(np.asarray(prefix.valid_GS)[0])
         after = np.flatnonzero(np.asarray(tail.valid_BS)[0])
@@ -143,53 +144,53 @@ class Cache:
                 prefix, valid_GS=prefix.valid_GS & seen, length_G=jnp.full_like(prefix.length_G, tokens)
             )
         kept = max(0, tokens - len(before))
-        slots = int(after[kept - 1]) + 1 if kept else 0
+        write_at = int(after[kept - 1]) + 1 if kept else 0
         tail = dataclasses.replace(
             tail,
-            valid_BS=tail.valid_BS & (jnp.arange(tail.slots) < slots),
+            valid_BS=tail.valid_BS & (jnp.arange(tail.capacity) < write_at),
             next_position_B=jnp.full_like(tail.next_position_B, tokens),
-            next_slot=jnp.full_like(tail.next_slot, slots),
+            write_at=jnp.full_like(tail.write_at, write_at),
         )
         return Cache(prefix, tail)
 
 
 def as_prefix(kv: KeysValues, *, int8: bool) -> KeysValues:
-    """Keys and values as a prefix keeps them: heads before slots, and perhaps in int8 with a scale for each vector."""
+    """Converts keys and values to a prefix's layout, "GKSH"; with `int8` also to int8 with a scale for each vector."""
     kv = kv.reordered("GKSH")
     if not int8:
         return kv
-    keys, key_scale = quantized(kv.keys)
-    values, value_scale = quantized(kv.values)
+    keys, key_scale = quantize_rows(kv.keys)
+    values, value_scale = quantize_rows(kv.values)
     return KeysValues(keys, values, key_scale, value_scale, kv.order)
 
 
-def written(past: KeysValues, new: KeysValues, slot: int | jax.Array) -> KeysValues:
-    """A layer's tail with new keys and values from `slot` on; in place where it is donated."""
+def written(past: KeysValues, new: KeysValues, write_at: int | jax.Array) -> KeysValues:
+    """A layer's tail with new keys and values from position `write_at` on; in place where it is donated."""
     new = new.reordered(past.order)
     axis = past.order.index("S")
 
     def update(old: jax.Array, values: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, values.astype(old.dtype), slot, axis=axis)
+        return jax.lax.dynamic_update_slice_in_dim(old, values.astype(old.dtype), write_at, axis=axis)
 
     updated: KeysValues = jax.tree.map(update, past, new)
     return updated
 
 
-def empty_tail(prefix: PrefixCache, rows: int, slots: int, dtype: DTypeLike, *, question: int = 0) -> TailCache:
-    """Tails without a token after these prefixes, split over the devices as they are."""
+def empty_tail(prefix: PrefixCache, rows: int, capacity: int, dtype: DTypeLike, *, question: int = 0) -> TailCache:
+    """Returns empty tails after these prefixes, `rows` in all, sharded like them."""
 
     def zeros(x: jax.Array) -> jax.Array:
         _, K, _, H = x.shape
         G, heads, *_ = spec_of(x)
-        return resharded(jnp.zeros((slots, rows, K, H), dtype), like(x, None, G, heads, None))
+        return resharded(jnp.zeros((capacity, rows, K, H), dtype), like(x, None, G, heads, None))
 
     layers = tuple(KeysValues(zeros(kv.keys), zeros(kv.values), order="SGKH") for kv in prefix.layers)
     batch = spec_of(prefix.length_G)
     per_row = like(prefix.length_G, *batch)
     return TailCache(
         layers=layers,
-        valid_BS=resharded(jnp.zeros((rows, slots), bool), like(prefix.length_G, *batch, None)),
-        next_position_B=jnp.repeat(prefix.length_G, rows // prefix.places, out_sharding=per_row),
-        next_slot=jnp.asarray(question, jnp.int32),
+        valid_BS=resharded(jnp.zeros((rows, capacity), bool), like(prefix.length_G, *batch, None)),
+        next_position_B=jnp.repeat(prefix.length_G, rows // prefix.prefixes, out_sharding=per_row),
+        write_at=jnp.asarray(question, jnp.int32),
         question=question,
     )

@@ -27,8 +27,8 @@ class Context:
     Attributes:
       mask_BS: bool, which of the row's own keys hold a token; None for all.
       past: where the row's own keys and values are kept, and the new ones are written; None: there are only new ones.
-      slot: of the first new token.
-      causal: False where the mask alone says what is seen: the slots of a ring are in no order.
+      write_at: the position of the first new token among the row's own keys.
+      causal: False where the mask alone says what is seen: the positions of a ring are in no order.
       prefix: keys and values of G rows before all of these, each shared by B / G neighbouring rows.
       prefix_mask_GS: bool, which of them hold a token.
       segments_BT: int32, of sequences packed into rows: tokens see those of their own segment. None for one a row.
@@ -36,7 +36,7 @@ class Context:
 
     mask_BS: jax.Array | None = None
     past: KeysValues | None = None
-    slot: int | jax.Array = 0
+    write_at: int | jax.Array = 0
     causal: bool = True
     prefix: KeysValues | None = None
     prefix_mask_GS: jax.Array | None = None
@@ -70,8 +70,8 @@ class LlamaAttention(nnx.Module):
         q_BTNH = rotary(q_BTNH, positions_BT, theta=self.rope_theta)
         k_BTKH = rotary(k_BTKH, positions_BT, theta=self.rope_theta)
         new = KeysValues(k_BTKH, v_BTKH)
-        own = new if context.past is None else written(context.past, new, context.slot)
-        offset = context.slot if context.causal else None
+        own = new if context.past is None else written(context.past, new, context.write_at)
+        offset = context.write_at if context.causal else None
         if context.prefix is None:
             out_BTNH = attention(
                 q_BTNH, own, key_mask_GS=context.mask_BS, causal_offset=offset, segments_GS=context.segments_BT
@@ -142,7 +142,7 @@ class Llama(nnx.Module):
         """Hidden states [B, T, D] of sequences that begin here, and the keys and values of every layer."""
         return self._run(x_BTD, positions_of(token_mask_BT), [Context(token_mask_BT)] * len(self.layers))
 
-    def begin_tails(
+    def begin(
         self, x_BTD: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
         """Hidden states [B, T, D] of the first tokens after prefixes, padded on the left; B / G rows for each of G.
@@ -151,7 +151,7 @@ class Llama(nnx.Module):
           The hidden states, and the keys and values of these tokens in every layer.
         """
         start_B = jnp.repeat(
-            prefix.length_G, x_BTD.shape[0] // prefix.places, out_sharding=like(prefix.length_G, *spec_of(x_BTD)[:1])
+            prefix.length_G, x_BTD.shape[0] // prefix.prefixes, out_sharding=like(prefix.length_G, *spec_of(x_BTD)[:1])
         )
         positions_BT = start_B[:, None] + positions_of(token_mask_BT)
         contexts = [Context(token_mask_BT, prefix=kv, prefix_mask_GS=prefix.valid_GS) for kv in prefix.layers]
@@ -161,14 +161,14 @@ class Llama(nnx.Module):
         """Hidden states [B, T, D] of T more tokens a row, padded on the left, and the tails that hold them too.
 
         With one token this is a decode step, and may go round the ring: then the masks alone say what is seen. The
-        caller has checked that more tokens find free slots.
+        caller has checked that more tokens find free positions.
         """
         prefix, tail = cache.prefix, cache.tail
         T = x_BTD.shape[1]
-        valid_BS = jax.lax.dynamic_update_slice_in_dim(tail.valid_BS, token_mask_BT, tail.next_slot, axis=1)
+        valid_BS = jax.lax.dynamic_update_slice_in_dim(tail.valid_BS, token_mask_BT, tail.write_at, axis=1)
         positions_BT = tail.next_position_B[:, None] + positions_of(token_mask_BT)
         contexts = [
-            Context(valid_BS, past, tail.next_slot, T > 1, before, prefix.valid_GS)
+            Context(valid_BS, past, tail.write_at, T > 1, before, prefix.valid_GS)
             for past, before in zip(tail.layers, prefix.layers, strict=True)
         ]
         x_BTD, layers = self._run(x_BTD, positions_BT, contexts)
@@ -177,7 +177,7 @@ class Llama(nnx.Module):
             layers=layers,
             valid_BS=valid_BS,
             next_position_B=tail.next_position_B + token_mask_BT.sum(axis=1, dtype=jnp.int32),
-            next_slot=tail.slot_after() if T == 1 else tail.next_slot + T,
+            write_at=tail.next_write_at() if T == 1 else tail.write_at + T,
         )
         return x_BTD, tail
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from videollava_jax.model.sharding import beside_parts, like, resharded, spec_of
+from videollava_jax.model.sharding import like, reduced_over, resharded, spec_of
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -81,14 +81,14 @@ class Linear(nnx.Module):
         if self.weight_scale is None:
             y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32, out_sharding=out)
         elif self.quantization == "w8a8" and x.shape[-2] > 1:
-            x8, scale = quantized(x)
+            x8, scale = quantize_rows(x)
             product = like(weight, *rows, outputs, summed_over=parts)
             y = jnp.einsum("...i,oi->...o", x8, weight, preferred_element_type=jnp.int32, out_sharding=product)
-            y = y.astype(jnp.float32) * beside_parts(scale[..., None], parts)
+            y = y.astype(jnp.float32) * reduced_over(scale[..., None], parts)
         else:
             y = _with_int8(x, weight, parts, x.dtype)
         if self.weight_scale is not None:
-            y = y * beside_parts(self.weight_scale[...], parts)
+            y = y * reduced_over(self.weight_scale[...], parts)
         if self.bias is not None:
             y = y + self.bias[...]
         return resharded(y.astype(jnp.result_type(x, weight)), out)
@@ -160,7 +160,7 @@ class RMSNorm(nnx.Module):
         return self.weight[...] * normed.astype(x.dtype)
 
 
-def quantized(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """float [..., H] to int8 [..., H] and float32 [...]: the scale is the largest magnitude / 127."""
     x32 = x.astype(jnp.float32)
     scale = jnp.abs(x32).max(axis=-1) / 127

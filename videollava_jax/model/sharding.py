@@ -4,7 +4,7 @@ Meshes have explicit axis types: an array's type carries its sharding (`float32[
 result is ambiguous fails while it is traced, and nothing is replicated in silence. Model code names no axis: it says
 what a result keeps of its operands' shardings (`like`), and parameters and inputs start it off (`Placement`).
 
-    data     rows of a batch, places of prefixes, frames of the towers
+    data     rows of a batch, prefixes, frames of the towers
     tensor   heads, the width of the MLPs, the vocabulary; what is contracted over it is summed by one all-reduce
 """
 
@@ -78,7 +78,7 @@ def make_mesh(data: int = 1, tensor: int | None = None, *, devices: Sequence[Any
 class Placement:
     """Where everything of one model goes on one mesh.
 
-    An axis is split only where its parts are equal and whole: `heads` by key-value heads, so that a device keeps the
+    An axis is split only into equal shards: `heads` by key-value heads, so that a device keeps the
     queries of its keys. What does not split is held whole by every device.
     """
 
@@ -87,7 +87,7 @@ class Placement:
 
     @property
     def data(self) -> int:
-        """Parts that a batch is split into."""
+        """Shards that a batch is split into."""
         return int(self.mesh.shape[DATA])
 
     @property
@@ -100,8 +100,10 @@ class Placement:
         return self._named(*self._axes(name, len(shape)))
 
     def stored(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
-        """The sharding of a parameter that training keeps, with its gradient and its moments, in equal parts on all
-        devices: over `tensor` as `parameter` says, and over `data` along the longest axis that is whole and splits."""
+        """Returns the sharding of a parameter in training, of its gradient and its moments: fully sharded (FSDP).
+
+        Over `tensor` it is sharded as by `parameter`, over `data` along the longest axis that is whole and divides.
+        """
         spec = list(self.parameter(name, shape).spec)
         spec += [None] * (len(shape) - len(spec))
         first = int(STACKED in name)
@@ -116,7 +118,7 @@ class Placement:
         return self._named()
 
     def batch(self, rows: int, rank: int = 1) -> NamedSharding:
-        """The sharding of an array whose first axis is a batch of so many rows: split if the parts are equal."""
+        """The sharding of an array whose first axis is a batch of `rows`: split if the shards are equal."""
         first = "batch" if rows % self.data == 0 else None
         return self._named(first, *(None,) * (rank - 1))
 
@@ -157,7 +159,7 @@ class Placement:
 
 
 def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """An array that every process holds whole, onto devices; each process gives its own their parts."""
+    """Shards a host array that every process has in full. Each process fills its own devices."""
     if jax.process_count() == 1:
         moved: jax.Array = jax.device_put(x, sharding)
         return moved
@@ -177,14 +179,18 @@ def like(x: jax.Array, *spec: Any, summed_over: Any = None) -> NamedSharding | N
     """A sharding on the mesh of `x`, for `out_sharding=`; None for an array that is on no mesh.
 
     Args:
-      summed_over: axes over which devices hold parts of a sum, which is made when the array is `resharded`.
+      summed_over: mesh axes left unreduced: each device keeps a partial sum, and `resharded` does the all-reduce.
     """
     mesh = jax.typeof(x).sharding.mesh
     return None if mesh.empty else _named(mesh, *spec, unreduced=_axes(summed_over))
 
 
-def beside_parts(x: jax.Array, summed_over: Any) -> jax.Array:
-    """The same array as a factor of one of which devices hold parts of a sum."""
+def reduced_over(x: jax.Array, summed_over: Any) -> jax.Array:
+    """Marks `x` as reduced over `summed_over`, so it can multiply an array that is still unreduced.
+
+    Args:
+      summed_over: mesh axes over which each device of the other array holds a partial sum; None for none.
+    """
     mesh = jax.typeof(x).sharding.mesh
     if mesh.empty or summed_over is None:
         return x
@@ -197,13 +203,13 @@ def _axes(names: Any) -> frozenset[str]:
 
 
 def whole(x: jax.Array, axis: int | None = None) -> jax.Array:
-    """The same array with one axis gathered onto every device, or with all of them."""
+    """Gathers one axis of `x` onto every device, or all axes."""
     spec = [None if axis is None or i == axis % x.ndim else part for i, part in enumerate(spec_of(x))]
     return resharded(x, like(x, *spec))
 
 
-def spread(x: jax.Array, unit: int = 1) -> jax.Array:
-    """The same array, its first axis over all devices of its mesh in whole units; as it is where these do not fit."""
+def shard_over_mesh(x: jax.Array, unit: int = 1) -> jax.Array:
+    """Shards axis 0 over every device of the mesh, in multiples of `unit`; unchanged if it does not divide evenly."""
     mesh = jax.typeof(x).sharding.mesh
     if mesh.empty or x.shape[0] % (unit * mesh.size):
         return x
@@ -211,7 +217,7 @@ def spread(x: jax.Array, unit: int = 1) -> jax.Array:
 
 
 def resharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
-    """The same array, moved; as it is where there is no mesh."""
+    """Moves `x` to a sharding; None, for an array that is on no mesh, leaves it where it is."""
     return x if sharding is None else jax.sharding.reshard(x, sharding)  # type: ignore[no-untyped-call]
 
 

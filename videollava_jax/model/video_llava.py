@@ -18,7 +18,7 @@ from videollava_jax.model.attention import KeysValues
 from videollava_jax.model.cache import Cache, PrefixCache, TailCache, as_prefix
 from videollava_jax.model.decoder import Llama
 from videollava_jax.model.layers import ACTIVATIONS, Linear, Quantization
-from videollava_jax.model.sharding import like, resharded, spec_of, spread, whole
+from videollava_jax.model.sharding import like, resharded, shard_over_mesh, spec_of, whole
 from videollava_jax.model.vision import VisionTower
 
 State: TypeAlias = "nnx.State[Any, Any]"
@@ -75,7 +75,7 @@ class VideoLlava(nnx.Module):
         Returns:
           [N, tokens_per_image, D]: without the class token unless the select strategy is "full".
         """
-        hidden = self.image_tower(spread(pixels), self.config.feature_layers)
+        hidden = self.image_tower(shard_over_mesh(pixels), self.config.feature_layers)
         if self.config.vision_feature_select_strategy == "default":
             hidden = hidden[:, 1:]
         return resharded(self.multi_modal_projector(hidden), like(pixels, *spec_of(pixels)[:1]))
@@ -94,7 +94,7 @@ class VideoLlava(nnx.Module):
         V, F = pixels.shape[:2]
         # The tower sees V × F frames: without this, two videos of 4 would pass for one clip of 8.
         require_whole_windows("pixels", F, self.config.frame_window)
-        frames = spread(pixels.reshape(V * F, *pixels.shape[2:]), self.config.frame_window)
+        frames = shard_over_mesh(pixels.reshape(V * F, *pixels.shape[2:]), self.config.frame_window)
         hidden = self.video_tower(frames, self.config.feature_layers)
         features = pool_patches(self.multi_modal_projector(hidden), pooling)
         features = resharded(features, like(pixels, *spec_of(pixels)[:1]))
@@ -172,7 +172,7 @@ class VideoLlava(nnx.Module):
           int8: keep keys and values in int8.
 
         Returns:
-          Hidden states [B, T, D], and the cache that holds them: a place for each row.
+          Hidden states [B, T, D], and the cache that holds them: a prefix for each row.
         """
         x_BTD, layers = self.language_model.prefill(x_BTD, token_mask_BT)
         cache = PrefixCache(
@@ -182,11 +182,11 @@ class VideoLlava(nnx.Module):
         )
         return x_BTD, cache
 
-    def begin_tails(
+    def begin(
         self, ids_BT: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
         """Text after prefixes, B / G rows for each of G: hidden states [B, T, D], and its keys and values."""
-        return self.language_model.begin_tails(self.language_model.embed_tokens(ids_BT), token_mask_BT, prefix)
+        return self.language_model.begin(self.language_model.embed_tokens(ids_BT), token_mask_BT, prefix)
 
     def extend(self, ids_BT: jax.Array, token_mask_BT: jax.Array, cache: Cache) -> tuple[jax.Array, TailCache]:
         """Logits [B, V] after T more tokens a row, text padded on the left, and the longer tails."""

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.model.layers import quantized
+from videollava_jax.model.layers import quantize_rows
 from videollava_jax.model.sharding import put
 from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, open_checkpoint, stored_tensors
 from videollava_jax.weights.files import StoredTensor
@@ -74,7 +74,7 @@ def _from_orbax(checkpoint: Checkpoint, dtype: DTypeLike | None, place: Place, i
     restored = restore_orbax(checkpoint.directory, {name: target(name, tensor) for name, tensor in stored.items()})
     if int8:
         for name in [name for name in restored if is_quantizable(name) and name not in scales]:
-            restored[name], factors = quantized(restored.pop(name))
+            restored[name], factors = quantize_rows(restored.pop(name))
             restored[name + SCALE] = jax.device_put(factors, place(name + SCALE, factors.shape))
         return restored
     for name, scale in scales.items():

@@ -1,6 +1,6 @@
-"""A GPU kernel for few queries and many keys: the slots are split over programs, and their results are merged.
+"""A GPU kernel for few queries and many keys: the keys are split over programs, and their results are merged.
 
-One row of keys and one head would keep one of a hundred processors busy. So each takes a part of the slots,
+One row of keys and one head would keep one of a hundred processors busy. So each takes a part of the keys,
 
     keys   [ split 0 ][ split 1 ][ split 2 ]        int8 or float, as they lie in memory; scaled in here
     gives    out, lse   out, lse   out, lse         merged afterwards, each by its share of the exponentials
@@ -25,7 +25,7 @@ from jax.experimental.pallas import triton as plgpu
 from videollava_jax.model.kernels.operands import MASKED, Operands, queries_by_key_head, rows_again
 
 BLOCK = 64
-"""Slots that a program reads at a time."""
+"""Keys that a program reads at a time."""
 PROGRAMS = 512
 """How many programs fill a GPU: some for each of its 100 to 150 processors."""
 QUERY_TILE = 16
@@ -40,7 +40,7 @@ def decode(
     Args:
       operands: without a causal rule; float or int8 keys and values; H a power of two.
       interpret: runs on any device, slowly, to check the numbers.
-      block: slots at a time, a power of two and at least 16.
+      block: keys at a time, a power of two and at least 16.
       splits: programs for each head of each row; None takes as many as fill a GPU.
 
     Returns:
@@ -95,7 +95,7 @@ def _merged(out_PGKQH: jax.Array, lse_PGKQ: jax.Array) -> tuple[jax.Array, jax.A
 
 def _kernel(*refs: Any, block: int, blocks_each: int) -> None:
     q_ref, k_ref, v_ref, k_scale_ref, v_scale_ref, mask_ref, out_ref, lse_ref = refs
-    slots, H = k_ref.shape
+    length, H = k_ref.shape
     q = q_ref[...]
     Q = q.shape[0]
     # exp2 is the instruction there is: log2(e) is multiplied into the scores once.
@@ -105,26 +105,26 @@ def _kernel(*refs: Any, block: int, blocks_each: int) -> None:
     def body(i: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         top, total, acc = state
         at = pl.ds((first + i) * block, block)
-        is_slot = (first + i) * block + jnp.arange(block) < slots
-        keys = plgpu.load(k_ref.at[at, :], mask=is_slot[:, None], other=0)
+        is_key = (first + i) * block + jnp.arange(block) < length
+        keys = plgpu.load(k_ref.at[at, :], mask=is_key[:, None], other=0)
         scores = plgpu.dot(q, keys.astype(q.dtype).T) * scale
         if k_scale_ref is not None:
-            scores *= plgpu.load(k_scale_ref.at[at], mask=is_slot, other=0)[None, :]
+            scores *= plgpu.load(k_scale_ref.at[at], mask=is_key, other=0)[None, :]
         if mask_ref is not None:
-            scores = jnp.where(plgpu.load(mask_ref.at[at], mask=is_slot, other=0)[None, :] != 0, scores, masked)
-        scores = jnp.where(is_slot[None, :], scores, -jnp.inf)
+            scores = jnp.where(plgpu.load(mask_ref.at[at], mask=is_key, other=0)[None, :] != 0, scores, masked)
+        scores = jnp.where(is_key[None, :], scores, -jnp.inf)
         higher = jnp.maximum(top, scores.max(axis=-1))
         weights, shrunk = jnp.exp2(scores - higher[:, None]), jnp.exp2(top - higher)
         total = shrunk * total + weights.sum(axis=-1)
         if v_scale_ref is not None:
-            weights *= plgpu.load(v_scale_ref.at[at], mask=is_slot, other=0)[None, :]
-        values = plgpu.load(v_ref.at[at, :], mask=is_slot[:, None], other=0)
+            weights *= plgpu.load(v_scale_ref.at[at], mask=is_key, other=0)[None, :]
+        values = plgpu.load(v_ref.at[at, :], mask=is_key[:, None], other=0)
         acc = shrunk[:, None] * acc + plgpu.dot(weights.astype(q.dtype), values.astype(q.dtype))
         return higher, total, acc
 
-    # Every block holds a slot at least, so that the greatest score is finite from the first block on.
+    # Every block holds at least one key, so that the greatest score is finite from the first block on.
     start = jnp.full((Q,), -jnp.inf), jnp.zeros((Q,)), jnp.zeros((Q, H))
-    last = jnp.minimum(blocks_each, pl.cdiv(slots, block) - first)
+    last = jnp.minimum(blocks_each, pl.cdiv(length, block) - first)
     top, total, acc = jax.lax.fori_loop(0, last, body, start)
     out_ref[...] = acc / total[:, None]
     lse_ref[...] = top * math.log(2) + jnp.log(total)

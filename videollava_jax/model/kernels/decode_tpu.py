@@ -1,6 +1,6 @@
 """A TPU kernel for few queries and many keys: a block of keys and values at a time goes through fast memory, once.
 
-For each row of keys and each key head the grid walks over blocks of slots:
+For each row of keys and each key head the grid walks over blocks of keys:
 
     keys   [ block 0 ][ block 1 ][ block 2 ]        int8 or float, as they lie in memory; scaled in here
     state  max, sum of exponentials, weighted values: kept between the blocks (the online softmax)
@@ -31,7 +31,7 @@ def decode(operands: Operands, *, interpret: bool = False, block: int | None = N
     Args:
       operands: without a causal rule; float or int8 keys and values.
       interpret: runs on any device, slowly, to check the numbers.
-      block: slots at a time, a multiple of 128 or all of them; None takes what `BLOCK_BYTES` holds.
+      block: keys at a time, a multiple of 128 or all of them; None takes what `BLOCK_BYTES` holds.
 
     Returns:
       float32 [B, T, N, H], and the log of the sum of exponentials, float32 [B, T, N].
@@ -41,7 +41,7 @@ def decode(operands: Operands, *, interpret: bool = False, block: int | None = N
     q_GKQH = queries_by_key_head(operands)
     G, K, Q, H = q_GKQH.shape
     S = operands.size("S")
-    block = min(S, slots_of(H, q_GKQH.dtype) if block is None else block)
+    block = min(S, keys_of_block(H, q_GKQH.dtype) if block is None else block)
     float32: Any = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     row, head = (lambda g, k, s: (g, 0, s)), (lambda g, k, s: (g, k, 0, s))
     inputs: list[tuple[jax.Array | None, pl.BlockSpec | None]] = [
@@ -61,7 +61,7 @@ def decode(operands: Operands, *, interpret: bool = False, block: int | None = N
         (None, None) if mask_GS is None else (mask_GS[:, None].astype(jnp.int32), pl.BlockSpec((None, 1, block), row))
     ]
     out_GKQH, lse_GKQ1 = pl.pallas_call(
-        functools.partial(_kernel, slots=S),
+        functools.partial(_kernel, length=S),
         grid=(G, K, pl.cdiv(S, block)),
         in_specs=[spec for _, spec in inputs],
         out_specs=[pl.BlockSpec((None, None, Q, width), lambda g, k, s: (g, k, 0, 0)) for width in (H, 1)],
@@ -74,13 +74,13 @@ def decode(operands: Operands, *, interpret: bool = False, block: int | None = N
     return rows_again(out_GKQH, operands.q_BTNH), rows_again(lse_GKQ1[..., 0], operands.q_BTNH)
 
 
-def slots_of(head_size: int, dtype: DTypeLike) -> int:
-    """How many slots a block of keys holds: a multiple of the lanes, so that a block of scores is too."""
+def keys_of_block(head_size: int, dtype: DTypeLike) -> int:
+    """Returns how many keys a block holds: a multiple of the lanes, so that a block of scores is too."""
     width = -(-head_size // LANES) * LANES
     return max(LANES, BLOCK_BYTES // (width * jnp.dtype(dtype).itemsize) // LANES * LANES)
 
 
-def _kernel(*refs: Any, slots: int) -> None:
+def _kernel(*refs: Any, length: int) -> None:
     q_ref, k_ref, v_ref, k_scale_ref, v_scale_ref, mask_ref, out_ref, lse_ref, top_ref, sum_ref, acc_ref = refs
     step, block = pl.program_id(2), k_ref.shape[0]
 
@@ -103,9 +103,9 @@ def _kernel(*refs: Any, slots: int) -> None:
         scores *= k_scale_ref[...]
     if mask_ref is not None:
         scores = jnp.where(mask_ref[...] != 0, scores, MASKED)
-    if slots % block:
+    if length % block:
         # The last block reaches beyond the end, where anything may lie, NaN too.
-        left = slots - step * block
+        left = length - step * block
         scores = jnp.where(jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1) < left, scores, -jnp.inf)
         values = jnp.where(jax.lax.broadcasted_iota(jnp.int32, values.shape, 0) < left, values, 0)
     top = jnp.maximum(top_ref[...], scores.max(axis=-1, keepdims=True))
@@ -114,7 +114,7 @@ def _kernel(*refs: Any, slots: int) -> None:
     sum_ref[...] = shrunk * sum_ref[...] + weights.sum(axis=-1, keepdims=True)
     if v_scale_ref is not None:
         weights *= v_scale_ref[...]
-        if slots % block:
+        if length % block:
             weights = jnp.where(jax.lax.broadcasted_iota(jnp.int32, weights.shape, 1) < left, weights, 0)
     acc_ref[...] = shrunk * acc_ref[...] + product(weights.astype(q.dtype), values, (((1,), (0,)), ((), ())))
 

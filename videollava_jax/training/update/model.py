@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.model.decoder import Context, LlamaLayer
 from videollava_jax.model.layers import Quantization
-from videollava_jax.model.sharding import STACKED, Placement, like, resharded, spec_of, spread
+from videollava_jax.model.sharding import STACKED, Placement, like, resharded, shard_over_mesh, spec_of
 from videollava_jax.model.video_llava import abstract_model, named_parameters, with_parameters
 from videollava_jax.processing.segments import MediaKind
 from videollava_jax.training.update.lora import Lora, adapt, set_dropout
@@ -181,7 +181,7 @@ class TrainingModel:
         if slots.dtype != jnp.uint8:
             positions = self.config.tokens_per_image if kind == "image" else self.config.tokens_per_frame
             rows = like(slots, *spec_of(slots)[:1])
-            return spread(slots.reshape(-1, positions, slots.shape[-1], out_sharding=rows))
+            return shard_over_mesh(slots.reshape(-1, positions, slots.shape[-1], out_sharding=rows))
         hidden = self._tower(f"{kind}_tower", parameters, slots)
         drops_class = kind == "image" and self.config.vision_feature_select_strategy == "default"
         return hidden[:, 1:] if drops_class else hidden
@@ -190,7 +190,7 @@ class TrainingModel:
         """The selected hidden states of all frames of all slots [frames, positions, width], spread over all devices."""
         unit = self.config.frame_window if name == "video_tower" else 1
         rows, S = like(pixels, *spec_of(pixels)[:1]), pixels.shape[-2]
-        frames = spread(pixels.reshape(-1, S, S, 3, out_sharding=rows), unit)
+        frames = shard_over_mesh(pixels.reshape(-1, S, S, 3, out_sharding=rows), unit)
         normalised = ((frames.astype(jnp.float32) / 255 - self._mean) / self._std).astype(self.dtype)
         embedded = self._part(f"{name}.embeddings", parameters)(normalised)
         x_NPD = self._part(f"{name}.pre_layrnorm", parameters)(embedded)
