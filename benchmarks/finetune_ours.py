@@ -15,9 +15,10 @@ from sides import OURS, Measured, Section
 from videollava_jax import compilation_cache
 from videollava_jax.media.preprocess import CLIP_MEAN, CLIP_STD
 from videollava_jax.model.sharding import Placement, make_mesh, put
-from videollava_jax.training.update.lora import Lora, initial_lora, is_lora
+from videollava_jax.training.update.lora import initial_lora
 from videollava_jax.training.update.model import Batch, TrainingModel
-from videollava_jax.training.update.optimizer import Optimizer
+from videollava_jax.training.update.optimizer import build_optimizer
+from videollava_jax.training.update.options import Lora, Optimizer, is_lora
 from videollava_jax.training.update.parameters import placed
 from videollava_jax.training.update.step import Trainer
 
@@ -54,7 +55,7 @@ class Ours:
             lora=Lora(rank=work.rank, alpha=2.0 * work.rank) if kind.rates.lora else None,
         )
         trained, frozen = self._parameters(model, kind, placement)
-        trainer = Trainer(model, Optimizer(moments=kind.kept).build(kind.rates, 1000))
+        trainer = Trainer(model, build_optimizer(Optimizer(moments=kind.kept), kind.rates, 1000))
         state, sums = trainer.begin(trained), trainer.no_sums(trained)
         del trained  # the state has it, and gives it away with every update
         rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from finetune_work import KINDS, Rows, Sized, Work, drawn_rows, timed_steps
 from random_models import shape_of, their_model, torch_device, versions
 from sides import THEIRS, Measured, Section
 
-from videollava_jax.training.update.lora import PROJECTIONS, Lora
+from videollava_jax.training.update.options import PROJECTIONS, Lora
 
 
 class Theirs:

@@ -14,8 +14,7 @@ from sides import CannotRun, Measured
 
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.costs.work import parameters, train_flops
-from videollava_jax.training.update.optimizer import Rates
-from videollava_jax.training.update.parameters import GROUPS
+from videollava_jax.training.update.options import GROUPS, Rates
 
 MEMORY_SHARE = 0.9
 """Of the device's memory, that weights, gradients and activations may take together."""

@@ -145,8 +145,8 @@ def test_the_limit_of_full_fine_tuning(programs):
 
 def test_adapters_are_counted_as_the_model_has_them(programs):
     from videollava_jax.assets import TINY
-    from videollava_jax.training.update.lora import Lora, is_lora
     from videollava_jax.training.update.model import TrainingModel
+    from videollava_jax.training.update.options import Lora, is_lora
 
     config = VideoLlavaConfig.from_hf(TINY)
     model = TrainingModel(config, mean=(0, 0, 0), std=(1, 1, 1), lora=Lora(rank=3))

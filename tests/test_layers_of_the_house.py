@@ -37,7 +37,20 @@ ORDER = (
 )
 # What prepares inputs runs where there is no JAX and starts without waiting for it. What decides, and knows no JAX,
 # is tested without compiling anything.
-WITHOUT_JAX = ("version", "config", "hub", "media", "processing", "assets", "costs", "batch.media", "batch.lines")
+WITHOUT_JAX = (
+    "version",
+    "config",
+    "hub",
+    "media",
+    "processing",
+    "assets",
+    "costs",
+    "batch.media",
+    "batch.lines",
+    "training.data",
+    "training.update.options",
+    "training.run.recipe",
+)
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 # The authors' checkpoints can be torch's own files: read where torch is installed, refused with a reason elsewhere.
 MAY_IMPORT_TORCH = {"weights.files"}
@@ -277,6 +290,7 @@ def test_inputs_are_prepared_without_jax():
         "videollava_jax",
         *(f"videollava_jax.{name}" for name in ORDER if name in WITHOUT_JAX),
         "videollava_jax.batch.media",
+        "videollava_jax.training.run.recipe",
     ]
     program = (
         "import importlib, sys\n"

@@ -45,6 +45,7 @@ from videollava_jax.training.run.run_directory import CHECKPOINTS, run_directory
 from videollava_jax.training.run.speed import Work
 from videollava_jax.training.update.evaluation import Evaluator
 from videollava_jax.training.update.model import Batch
+from videollava_jax.training.update.optimizer import build_optimizer
 from videollava_jax.training.update.parameters import Parameters
 from videollava_jax.training.update.step import StepReport, Trainer
 from videollava_jax.weights.fingerprint import model_fingerprint
@@ -89,7 +90,7 @@ def fine_tune(recipe: Recipe, text: str, stack: ExitStack) -> int:
         features = media_encoded(recipe, directory, loaded, [learnt, held_out], processor, watchdog)
         loaded = loaded.without_towers()
     placement, frozen = Placement(loaded.config, mesh), loaded.frozen
-    trainer = Trainer(loaded.model, recipe.optimizer.build(recipe.rates, steps), seed=recipe.seed)
+    trainer = Trainer(loaded.model, build_optimizer(recipe.optimizer, recipe.rates, steps), seed=recipe.seed)
     evaluator = Evaluator(loaded.model, shape.samples_per_row)
     state, sums = trainer.begin(loaded.trained), trainer.no_sums(loaded.trained)
     work = Work.of(loaded.config, loaded.trained, mesh, towers=features is None)

@@ -29,10 +29,8 @@ from videollava_jax.costs.work import (
     weight_bytes,
 )
 from videollava_jax.model.video_llava import VideoLlava
-from videollava_jax.training.update.lora import Lora, is_lora
 from videollava_jax.training.update.model import Batch, TrainingModel
-from videollava_jax.training.update.optimizer import Rates
-from videollava_jax.training.update.parameters import GROUPS
+from videollava_jax.training.update.options import GROUPS, Lora, Rates, is_lora
 
 MODEL = VideoLlavaConfig()
 ORIGINAL = VideoLlavaConfig(variant="original")

@@ -40,9 +40,9 @@ from videollava_jax.planning.training_programs import (
     compile_step,
 )
 from videollava_jax.training.data.packing import RowShape
-from videollava_jax.training.update.lora import Lora
 from videollava_jax.training.update.model import TrainingModel
-from videollava_jax.training.update.optimizer import Optimizer, Rates
+from videollava_jax.training.update.optimizer import build_optimizer
+from videollava_jax.training.update.options import Lora, Optimizer, Rates
 from videollava_jax.training.update.step import Trainer
 
 SMALL = VideoLlavaConfig(
@@ -84,7 +84,7 @@ def test_the_state_is_the_one_that_training_begins_with(recipe: str, mesh: tuple
     what = RECIPES[recipe]
     model = small_model(what, mesh)
     assert model.placement is not None
-    trainer = Trainer(model, Optimizer().build(what.rates, 10))
+    trainer = Trainer(model, build_optimizer(Optimizer(), what.rates, 10))
     abstract = abstract_parameters(model, what.rates, trained=jnp.float32, frozen=jnp.bfloat16)
     made = {name: jnp.zeros(x.shape, x.dtype, device=x.sharding) for name, x in abstract.items()}
     assert {str(x.dtype) for name, x in made.items() if not what.rates.trains(name)} == (

@@ -31,10 +31,8 @@ from videollava_jax.planning.engine_programs import device_of, tpu_devices
 from videollava_jax.planning.hlo.traffic import Traffic
 from videollava_jax.planning.training_programs import CompiledStep, StepProgram, compile_step
 from videollava_jax.training.data.packing import RowShape
-from videollava_jax.training.update.lora import Lora, is_lora
 from videollava_jax.training.update.model import TrainingModel
-from videollava_jax.training.update.optimizer import Rates
-from videollava_jax.training.update.parameters import GROUPS
+from videollava_jax.training.update.options import GROUPS, Lora, Rates, is_lora
 
 PROGRAMS: tuple[StepProgram, ...] = ("accumulate", "update")
 CONFIG = VideoLlavaConfig()

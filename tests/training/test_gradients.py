@@ -28,10 +28,11 @@ from tests.training.rows import FRAMES, Drawn, drawn, packed
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.model.video_llava import parameter_shapes
-from videollava_jax.training.update.lora import Lora, initial_lora, is_lora
+from videollava_jax.training.update.lora import initial_lora
 from videollava_jax.training.update.model import Batch as TrainingBatch
 from videollava_jax.training.update.model import TrainingModel
-from videollava_jax.training.update.optimizer import Optimizer, Rates
+from videollava_jax.training.update.optimizer import build_optimizer
+from videollava_jax.training.update.options import Lora, Optimizer, Rates, is_lora
 from videollava_jax.training.update.parameters import Parameters, placed, stack, unstack
 from videollava_jax.training.update.step import Trainer
 
@@ -57,7 +58,7 @@ def model_of(config: VideoLlavaConfig, **changes: Any) -> TrainingModel:
 def trainer_of(config: VideoLlavaConfig, rates: Rates, **changes: Any) -> Trainer:
     """One for each model and what is trained of it: a trainer keeps its compiled functions, and compiling is what takes
     time here."""
-    return Trainer(model_of(config, **changes), Optimizer().build(rates, 10))
+    return Trainer(model_of(config, **changes), build_optimizer(Optimizer(), rates, 10))
 
 
 def batch_of(config: VideoLlavaConfig, *rows: list[Drawn]) -> TrainingBatch:
@@ -350,7 +351,7 @@ def test_twenty_steps_follow_torch(torch, whole):
     schedule = transformers.get_cosine_schedule_with_warmup(adamw, 3, steps)
 
     training, parameters = model_of(config), parameters_of(weights)
-    trainer = Trainer(training, chosen.build(rates, steps))
+    trainer = Trainer(training, build_optimizer(chosen, rates, steps))
     trained = {name: value for name, value in parameters.items() if rates.trains(name)}
     frozen = {name: value for name, value in parameters.items() if name not in trained}
     state, sums = trainer.begin(trained), trainer.no_sums(trained)
@@ -380,7 +381,7 @@ def test_gradients_that_are_not_finite_change_nothing(whole):
     config, weights, samples = whole
     rates = Rates(projector=1e-3)
     parameters = parameters_of(weights)
-    trainer = Trainer(model_of(config), Optimizer(warmup=0.0).build(rates, 10))
+    trainer = Trainer(model_of(config), build_optimizer(Optimizer(warmup=0.0), rates, 10))
     trained = {name: value for name, value in parameters.items() if rates.trains(name)}
     frozen = {name: value for name, value in parameters.items() if name not in trained}
     before = {name: np.asarray(value) for name, value in trained.items()}

@@ -19,10 +19,10 @@ from videollava_jax.model.sharding import Placement
 from videollava_jax.planning.engine_programs import shard_bytes
 from videollava_jax.planning.hlo.traffic import CompiledProgram, read_program
 from videollava_jax.training.data.packing import RowShape
-from videollava_jax.training.update.lora import is_lora
 from videollava_jax.training.update.loss import LossSums
 from videollava_jax.training.update.model import Batch, TrainingModel
-from videollava_jax.training.update.optimizer import Optimizer, Rates
+from videollava_jax.training.update.optimizer import build_optimizer
+from videollava_jax.training.update.options import Optimizer, Rates, is_lora
 from videollava_jax.training.update.step import Sums, Trainer, TrainState
 
 StepProgram = Literal["accumulate", "update"]
@@ -81,7 +81,7 @@ def compile_step(
     placement = model.placement
     if placement is None:
         raise ValueError("compile_step: expected a model with a placement, whose mesh says what to compile for")
-    trainer = Trainer(model, (optimizer or Optimizer()).build(rates, 1000))
+    trainer = Trainer(model, build_optimizer(optimizer or Optimizer(), rates, 1000))
     parameters = abstract_parameters(model, rates, trained=trained, frozen=frozen)
     moving = {name: value for name, value in parameters.items() if rates.trains(name)}
     still = {name: value for name, value in parameters.items() if name not in moving}

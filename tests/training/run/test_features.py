@@ -33,9 +33,9 @@ from videollava_jax.training.run.encoding import Encoded, Encoder, open_features
 from videollava_jax.training.run.metrics import read_metrics
 from videollava_jax.training.run.recipe import Compute, Data, Recipe
 from videollava_jax.training.run.speed import Work
-from videollava_jax.training.update.lora import Lora
 from videollava_jax.training.update.model import Batch
-from videollava_jax.training.update.optimizer import Optimizer, Rates
+from videollava_jax.training.update.optimizer import build_optimizer
+from videollava_jax.training.update.options import Lora, Optimizer, Rates
 from videollava_jax.training.update.parameters import Parameters
 from videollava_jax.training.update.step import Trainer
 
@@ -130,7 +130,7 @@ def batches(corpus: Corpus, processor: Any, store: FeatureStore | None, workers:
 
 def gradients(loaded: Loaded, rates: Rates, batch: HostBatch) -> tuple[float, Parameters]:
     """The mean loss of a micro-batch, and its gradients."""
-    trainer = Trainer(loaded.model, Optimizer().build(rates, 10))
+    trainer = Trainer(loaded.model, build_optimizer(Optimizer(), rates, 10))
     placement = loaded.model.placement
     assert placement is not None
     rows = Batch(

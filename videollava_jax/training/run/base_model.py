@@ -19,9 +19,10 @@ from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.processing.files import local_directory
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.training.run.recipe import Compute, Recipe
-from videollava_jax.training.update.lora import initial_lora, is_lora
+from videollava_jax.training.update.lora import initial_lora
 from videollava_jax.training.update.model import TrainingModel
-from videollava_jax.training.update.parameters import Parameters, is_tower, placed, stack
+from videollava_jax.training.update.options import is_lora, is_tower
+from videollava_jax.training.update.parameters import Parameters, placed, stack
 from videollava_jax.weights.loading import load_checkpoint
 
 

@@ -33,7 +33,8 @@ from videollava_jax.training.data.loader import MediaBatches, PixelReader, end_r
 from videollava_jax.training.run.base_model import rows_on_devices
 from videollava_jax.training.run.processes import gathered, require_agreement, summed
 from videollava_jax.training.update.model import TrainingModel
-from videollava_jax.training.update.parameters import Parameters, is_tower
+from videollava_jax.training.update.options import is_tower
+from videollava_jax.training.update.parameters import Parameters
 from videollava_jax.weights.checkpoint import open_checkpoint
 from videollava_jax.weights.fingerprint import json_digest
 from videollava_jax.weights.manifest import tensor_hash

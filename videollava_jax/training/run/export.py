@@ -7,7 +7,7 @@ from pathlib import Path
 from videollava_jax.model.sharding import STACKED
 from videollava_jax.training.run.recipe import Recipe
 from videollava_jax.training.run.run_directory import CHECKPOINTS
-from videollava_jax.training.update.lora import is_lora
+from videollava_jax.training.update.options import is_lora
 from videollava_jax.weights.adapters import Adapter, LowRank
 from videollava_jax.weights.orbax import open_layers
 

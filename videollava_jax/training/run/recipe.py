@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from videollava_jax.training.update.lora import Lora
-from videollava_jax.training.update.model import Remat
-from videollava_jax.training.update.optimizer import Optimizer, Rates
+from videollava_jax.training.update.options import Lora, Optimizer, Rates, Remat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.costs.chips import chip_of
 from videollava_jax.costs.work import tower_flops, train_flops
 from videollava_jax.training.data.loader import HostBatch
-from videollava_jax.training.update.lora import is_lora
-from videollava_jax.training.update.parameters import Group, Parameters, group_of
+from videollava_jax.training.update.options import Group, group_of, is_lora
+from videollava_jax.training.update.parameters import Parameters
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -16,38 +15,7 @@ from flax import nnx
 from videollava_jax.model.decoder import LlamaLayer
 from videollava_jax.model.layers import Linear
 from videollava_jax.model.sharding import like, spec_of
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """Which projections are adapted, and how.
-
-    Attributes:
-      rank: width of the two narrow projections; the authors take 128.
-      alpha: their product is multiplied by alpha / rank; the authors take 256.
-      dropout: the share of a projection's inputs that its narrow ones do not see in a step of training.
-      targets: projections of the decoder's layers; the authors adapt all of them.
-    """
-
-    rank: int = 128
-    alpha: float = 256.0
-    dropout: float = 0.05
-    targets: tuple[str, ...] = PROJECTIONS
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.targets) - set(PROJECTIONS))
-        if self.rank < 1 or not 0 <= self.dropout < 1 or unknown or not self.targets:
-            raise ValueError(
-                f"LoRA: expected a rank of at least 1, a dropout from 0 to below 1 and some of "
-                f"{', '.join(PROJECTIONS)}; got rank {self.rank}, dropout {self.dropout}, targets {self.targets}"
-            )
-
-    @property
-    def scale(self) -> float:
-        """What the product of the narrow projections is multiplied by."""
-        return self.alpha / self.rank
+from videollava_jax.training.update.options import PROJECTIONS, Lora
 
 
 class LoraLinear(Linear):
@@ -100,11 +68,6 @@ def _projections(layer: LlamaLayer) -> Iterator[tuple[nnx.Module, str, Linear]]:
         for name in PROJECTIONS:
             if hasattr(module, name):
                 yield module, name, getattr(module, name)
-
-
-def is_lora(name: str) -> bool:
-    """Whether a parameter is of a narrow projection."""
-    return ".lora_A." in name or ".lora_B." in name
 
 
 def initial_lora(shapes: Mapping[str, tuple[int, ...]], key: jax.Array) -> dict[str, jax.Array]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,11 @@ from videollava_jax.model.layers import Quantization
 from videollava_jax.model.sharding import STACKED, Placement, like, resharded, shard_over_mesh, spec_of
 from videollava_jax.model.video_llava import abstract_model, named_parameters, with_parameters
 from videollava_jax.processing.segments import MediaKind
-from videollava_jax.training.update.lora import Lora, adapt, set_dropout
+from videollava_jax.training.update.lora import adapt, set_dropout
 from videollava_jax.training.update.loss import LossSums, cross_entropy_sums
+from videollava_jax.training.update.options import Lora, Remat
 from videollava_jax.training.update.parameters import Parameters, stacked_names
 
-Remat = Literal["full", "dots", "none"]
 _POLICIES: dict[Remat, Any] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -6,36 +6,15 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from videollava_jax.model.sharding import STACKED, Placement, put, resharded
-from videollava_jax.training.update.lora import is_lora
 
 Parameters = dict[str, jax.Array]
 
-Group = Literal["image_tower", "video_tower", "projector", "decoder", "lora"]
-GROUPS: tuple[Group, ...] = get_args(Group)
-"""What a recipe names and gives a learning rate of its own. The decoder has its embedding and its head."""
-
 _LAYER = re.compile(r"(?<=\.layers)\.(\d+)\.")
-
-
-def group_of(name: str) -> Group:
-    """The group that a parameter belongs to."""
-    if is_lora(name):
-        return "lora"
-    top = name.split(".")[0]
-    if top in ("image_tower", "video_tower"):
-        return "image_tower" if top == "image_tower" else "video_tower"
-    return "projector" if top == "multi_modal_projector" else "decoder"
-
-
-def is_tower(name: str) -> bool:
-    """Returns whether a parameter belongs to the image tower or the video tower."""
-    return group_of(name) in ("image_tower", "video_tower")
 
 
 def stacked_names(names: Mapping[str, object]) -> dict[str, list[str]]:

@@ -1,0 +1,129 @@
+"""What is trained, and how: groups of parameters, their learning rates, LoRA, AdamW. No JAX in here.
+
+A recipe is made of these, and `--help` reads them: it answers at once, without importing JAX.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Group = Literal["image_tower", "video_tower", "projector", "decoder", "lora"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+"""What a recipe names and gives a learning rate of its own. The decoder has its embedding and its head."""
+
+Remat = Literal["full", "dots", "none"]
+"""What the backward pass keeps of each layer: `TrainingModel` says what each of them means."""
+
+
+def is_lora(name: str) -> bool:
+    """Whether a parameter is of a narrow projection."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def group_of(name: str) -> Group:
+    """The group that a parameter belongs to."""
+    if is_lora(name):
+        return "lora"
+    top = name.split(".")[0]
+    if top in ("image_tower", "video_tower"):
+        return "image_tower" if top == "image_tower" else "video_tower"
+    return "projector" if top == "multi_modal_projector" else "decoder"
+
+
+def is_tower(name: str) -> bool:
+    """Returns whether a parameter belongs to the image tower or the video tower."""
+    return group_of(name) in ("image_tower", "video_tower")
+
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Which projections are adapted, and how.
+
+    Attributes:
+      rank: width of the two narrow projections; the authors take 128.
+      alpha: their product is multiplied by alpha / rank; the authors take 256.
+      dropout: the share of a projection's inputs that its narrow ones do not see in a step of training.
+      targets: projections of the decoder's layers; the authors adapt all of them.
+    """
+
+    rank: int = 128
+    alpha: float = 256.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] = PROJECTIONS
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.targets) - set(PROJECTIONS))
+        if self.rank < 1 or not 0 <= self.dropout < 1 or unknown or not self.targets:
+            raise ValueError(
+                f"LoRA: expected a rank of at least 1, a dropout from 0 to below 1 and some of "
+                f"{', '.join(PROJECTIONS)}; got rank {self.rank}, dropout {self.dropout}, targets {self.targets}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """What the product of the narrow projections is multiplied by."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """The peak learning rate of each group of parameters; None freezes it.
+
+    Attributes:
+      projector: between towers and decoder.
+      decoder: with its embedding and its head.
+      lora: the decoder's low-rank adapters; the decoder itself is frozen beside them.
+      image_tower, video_tower: as their names say.
+    """
+
+    projector: float | None = None
+    decoder: float | None = None
+    lora: float | None = None
+    image_tower: float | None = None
+    video_tower: float | None = None
+
+    def __post_init__(self) -> None:
+        for group in GROUPS:
+            rate = self.of(group)
+            if rate is not None and not rate > 0:
+                raise ValueError(f"rates.{group}: expected a learning rate above 0, or null to freeze it; got {rate}")
+        if all(self.of(group) is None for group in GROUPS):
+            raise ValueError(f"rates: expected a learning rate for one of {', '.join(GROUPS)} at least")
+        if self.lora is not None and self.decoder is not None:
+            raise ValueError("rates: expected lora or decoder, got both: adapters are trained beside a frozen decoder")
+
+    def of(self, group: Group) -> float | None:
+        """The rate of a group."""
+        rate: float | None = getattr(self, group)
+        return rate
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter is trained."""
+        return self.of(group_of(name)) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW as transformers' Trainer runs it, which the authors train with.
+
+    Attributes:
+      b1, b2, eps: of Adam.
+      weight_decay: of matrices; the authors take 0.
+      clip: the largest norm of all gradients together.
+      warmup: share of the steps in which the rate rises from 0, rounded up to whole steps.
+      schedule: "cosine" falls to 0 at the last step, "constant" stays.
+      moments: dtype of the first moments; the second are as the parameters are.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    warmup: float = 0.03
+    schedule: Literal["cosine", "constant"] = "cosine"
+    moments: Literal["float32", "bfloat16"] = "float32"
