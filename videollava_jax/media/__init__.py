@@ -1,4 +1,4 @@
-"""Files to pixels: opening and limits, frame sampling, decoding, resizing. No JAX in here."""
+"""Turns image and video files into pixels: opening within limits, frame sampling, decoding, resizing. No JAX."""
 
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
 from videollava_jax.media.frame_sampling import Fps, FrameSampling, Indices, Linspace, Uniform

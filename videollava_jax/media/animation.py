@@ -1,4 +1,4 @@
-"""Images of several frames: how many there are, and animated WebP, which FFmpeg does not play, played with PIL."""
+"""Image files with several frames: counts the frames, and decodes animated WebP with PIL, as FFmpeg cannot."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from videollava_jax.media.source import OpenSource
 
 
 def is_webp(source: OpenSource) -> bool:
-    """Whether the file is WebP, animated or not."""
+    """Returns whether the file is WebP, animated or not."""
     head = source.read(0, 12)
     return head[:4] == b"RIFF" and head[8:] == b"WEBP"
 
 
 def frame_count(source: OpenSource, limits: MediaLimits) -> int:
-    """Frames of an image file: more than 1 makes a GIF, PNG, WebP or AVIF a video. Pages of a TIFF are not frames."""
+    """Counts the frames of an image file. With more than 1, a GIF, PNG, WebP or AVIF is a video; a TIFF has pages."""
     image = open_image(source, limits)
     try:
         return int(getattr(image, "n_frames", 1)) if image.format in ("GIF", "PNG", "WEBP", "AVIF") else 1
@@ -28,7 +28,7 @@ def frame_count(source: OpenSource, limits: MediaLimits) -> int:
 
 
 def play(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
-    """The frames of an animated WebP in order, uint8 [H, W, 3], each with the second at which it is shown."""
+    """Decodes an animated WebP: yields each frame, uint8 [H, W, 3], and the second at which it is shown."""
     image = open_image(source, limits)
     total = int(getattr(image, "n_frames", 1))
     if total > limits.max_frames:

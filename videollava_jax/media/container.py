@@ -1,4 +1,4 @@
-"""Opening a video with FFmpeg such that nothing but the file itself is read, and no limit is passed unseen."""
+"""Opens videos with FFmpeg so that it reads no other file, and so that every limit is checked."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from videollava_jax.media.source import OpenSource
 from videollava_jax.media.structure import check_whole
 
 # FFmpeg goes by content, not by name, and some of its formats open other files (playlists, concat scripts, SDP).
-# Only formats that hold their own pictures are let in; sound formats are, for the sake of a clear error.
+# Only formats that contain their own frames are allowed, and sound formats, so that they get a clear error.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpeg,mpegts,mpegvideo,m4v,h263,"
     "h264,hevc,obu,av1,ivf,flv,live_flv,ogg,asf,yuv4mpegpipe,nut,mxf,dv,rm,mjpeg,mjpeg_2000,mp3,wav,flac,aac"
 )
-# How the text files begin that name other files to play.
+# The first bytes of text formats that name other files to play.
 _SCRIPTS = (b"ffconcat", b"#EXTM3U", b"[playlist]", b"v=0", b"<MPD", b"<smil", b"<asx", b"[Reference]")
 _STILL_BRANDS = (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1")
-# Image sequences, which hold their first picture a second time, as a still image before the track.
+# Image sequences: they store their first frame twice, the first time as a still image before the track.
 _SEQUENCE_BRANDS = (b"ftypavis", b"ftyphevc", b"ftyphevx", b"ftypmsf1")
 
-# Titles and comments may be in any encoding. From PyAV 19 on that is never an error, and there is no such argument.
+# Titles and comments may be in any encoding. From PyAV 19 on that is never an error, and the argument is gone.
 _METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 @contextmanager
 def opened_video(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream; the decoder is not open yet and bound to `max_pixels`.
+    """Opens a video: yields its container and its first video stream, whose decoder will enforce `max_pixels`.
 
     Raises:
       MediaError: not a video in a known format, damaged, cut short, without video, or over the limits.
     """
-    head = source.read(0, 4096)  # before FFmpeg has the file: two readers would move it under each other
+    head = source.read(0, 4096)  # before FFmpeg has the file: two readers would move each other's position
     _refuse_scripts(source, head)
     if head[4:12] in _STILL_BRANDS:
         raise still_image(source)
@@ -53,7 +53,7 @@ def opened_video(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[Any,
 
 @contextmanager
 def reopened_video(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
-    """From the start again, what `opened_video` has let pass before."""
+    """Opens a video again from its start, without the checks that `opened_video` has already made."""
     head = source.read(0, 12)
     try:
         container = _open(source)
@@ -64,7 +64,7 @@ def reopened_video(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[An
 
 
 def library_error(source: OpenSource, error: BaseException, doing: str) -> MediaError:
-    """What to raise for an error of FFmpeg's, without its text."""
+    """Makes the error to raise when FFmpeg fails. FFmpeg's own text is left out."""
     if isinstance(error, MemoryError | av.error.MemoryError):
         return MediaError(source.name, Cause.TOO_LARGE, f"too little memory: {doing}")
     if isinstance(error, av.error.InvalidDataError):
@@ -73,7 +73,7 @@ def library_error(source: OpenSource, error: BaseException, doing: str) -> Media
 
 
 def still_image(source: OpenSource) -> MediaError:
-    """What to raise for a still image where a video is expected."""
+    """Makes the error to raise for a still image where a video is expected."""
     return MediaError(source.name, Cause.NOT_MEDIA, "expected a video, got a still image; it is read by read_image")
 
 
@@ -81,8 +81,8 @@ def _open(source: OpenSource) -> Any:
     options = {
         "format_whitelist": FORMATS,
         "protocol_whitelist": "none",
-        # While it opens a file FFmpeg decodes the first pictures, to learn of their format. In formats that announce
-        # no streams (FLV, MPEG program streams) no limit of ours would bind those decoders; so none is let in.
+        # While FFmpeg opens a file it decodes the first frames to find their format. In formats that do not announce
+        # their streams (FLV, MPEG program streams) those decoders would not know our limits, so none is allowed.
         "codec_whitelist": "none",
     }
     return av.open(source.rewound(), options=options, io_open=_open_nothing, **_METADATA)
@@ -105,7 +105,7 @@ def _refuse_scripts(source: OpenSource, head: bytes) -> None:
 
 
 def _refusal(source: OpenSource, limits: MediaLimits, error: Exception) -> MediaError:
-    """What to raise for a file that could not be opened."""
+    """Makes the error to raise for a file that FFmpeg could not open."""
     if isinstance(error, MemoryError | av.error.MemoryError):
         return library_error(source, error, "opening it")
     head = source.read(0, 12)
@@ -114,8 +114,8 @@ def _refusal(source: OpenSource, limits: MediaLimits, error: Exception) -> Media
     if _is_image(source, limits):
         return still_image(source)
     if isinstance(error, av.error.ArgumentError):
-        # FFmpeg knows the format, and it is not among ours.
-        message = f"not a format that is let in; got {describe(source)}; convert it"
+        # FFmpeg knows the format, but FORMATS does not list it.
+        message = f"this format is not allowed; got {describe(source)}; convert it"
         return MediaError(source.name, Cause.FORBIDDEN_FORMAT, message)
     return MediaError(source.name, Cause.NOT_MEDIA, f"expected a video, got {describe(source)}")
 
@@ -124,7 +124,7 @@ def _is_image(source: OpenSource, limits: MediaLimits) -> bool:
     try:
         open_image(source, limits)
     except MediaError as error:
-        return error.cause != Cause.NOT_MEDIA  # a damaged or too large image is one
+        return error.cause != Cause.NOT_MEDIA  # a damaged or too large image is still an image
     return True
 
 
@@ -140,6 +140,6 @@ def _stream(source: OpenSource, container: Any, limits: MediaLimits, brand: byte
     if context is None:
         raise MediaError(source.name, Cause.DECODE_FAILED, "no decoder for the video's codec")
     check_pixels(source.name, "frames", context.width, context.height, limits)
-    # The header can lie: the decoder checks each picture too, before it allocates.
+    # The header can lie, so the decoder checks each frame too, before it allocates memory.
     context.options = {"max_pixels": str(limits.max_pixels)}
     return stream

@@ -1,4 +1,4 @@
-"""The one error of media files, and the limits that keep a hostile file from taking the machine."""
+"""The error that all media code raises, and the limits that keep a hostile file from exhausting the machine."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from enum import StrEnum
 
 
 class Cause(StrEnum):
-    """Why a file was refused, for programs to count by."""
+    """Why a file was refused, for programs that count errors by cause."""
 
     NOT_FOUND = "not_found"
     NOT_A_FILE = "not_a_file"  # a directory, a pipe, a device
     UNREADABLE = "unreadable"  # permissions, a failing disk
-    NOT_MEDIA = "not_media"  # not an image where an image is wanted, not a video where a video is
-    FORBIDDEN_FORMAT = "forbidden_format"  # playlists and scripts, which open other files; formats not let in
-    NO_VIDEO_STREAM = "no_video_stream"  # sound alone, sound with a cover picture
+    NOT_MEDIA = "not_media"  # neither an image nor a video, or not the one that was asked for
+    FORBIDDEN_FORMAT = "forbidden_format"  # playlists and scripts, which open other files; formats not allowed
+    NO_VIDEO_STREAM = "no_video_stream"  # sound alone, or sound with a cover picture
     NO_FRAMES = "no_frames"
     TRUNCATED = "truncated"  # the file's own sizes reach past its end
     TOO_LARGE = "too_large"  # over a limit of `MediaLimits`
@@ -24,8 +24,8 @@ class Cause(StrEnum):
 class MediaError(ValueError):
     """A file that cannot be used as the image or the video that was asked for.
 
-    The message is one line: the file, what was expected, what came and what to do. No text of the decoding
-    libraries is passed on, since theirs can carry memory addresses.
+    The message is one line: the file, what was expected, what came and what to do. It never quotes the decoding
+    libraries, whose messages can contain memory addresses.
 
     Attributes:
       source: the file's name, or `<bytes>`.
@@ -38,24 +38,24 @@ class MediaError(ValueError):
         self.cause = cause
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Worker processes hand errors over by pickling them.
+        # Worker processes return errors by pickling them.
         return MediaError, (self.source, self.cause, str(self)[len(self.source) + 2 :])
 
 
 def cut_short(source: str, size: int, end: int) -> MediaError:
-    """What to raise for a file of `size` bytes that by its own sizes should reach to `end`."""
+    """Makes the error for a file of `size` bytes whose own headers say that it should reach byte `end`."""
     message = f"cut short: it holds {size} bytes, and by its own sizes at least {end - size} more are missing"
     return MediaError(source, Cause.TRUNCATED, f"{message}; fetch or copy it again")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:
-    """What a file may ask of the machine; beyond it a `MediaError` is raised before the memory is taken.
+    """What a file may cost; a file that costs more raises a `MediaError` before the memory is taken.
 
     Attributes:
-      max_pixels: pixels of one frame or image; the default admits 8K video.
-      max_bytes: bytes of a video file; what comes as bytes or as a file object is held in memory whole.
-      max_image_bytes: bytes of an image file, held in memory whole.
+      max_pixels: pixels of one frame or image; the default allows 8K video.
+      max_bytes: bytes of a video file. Bytes and file objects are held in memory as a whole.
+      max_image_bytes: bytes of an image file, which is held in memory as a whole.
       max_frames: packets of a video; the default is over nine hours at 30 frames a second.
       max_frames_returned: frames that one call may return.
       max_bytes_returned: bytes of the frames that one call may return, all in memory at once.

@@ -1,4 +1,4 @@
-"""Which frames of a video to take: the rules that Video-LLaVA's users know, as small frozen objects."""
+"""Rules that choose frames of a video, as small frozen objects: transformers', the authors', by rate, by number."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ class FrameSampling(Protocol):
     """A rule that chooses frames."""
 
     def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
-        """Frame numbers, ascending, each within 0..total-1.
+        """Returns the chosen frame numbers, int64 [F], ascending, each within 0..total-1.
 
         Args:
           total: frames in the video, at least 1.
-          fps: average frames a second, None where the file does not say.
+          fps: average frames per second, None if the file does not say.
         """
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """`arange(0, total, total / num_frames)`, the rule of transformers' documentation.
+    """Takes frames `arange(0, total, total / num_frames)`, the rule of transformers' documentation.
 
-    A video of fewer than `num_frames` frames repeats frames: 3 frames for 8 give 0 0 0 1 1 1 2 2.
+    If a video has fewer than `num_frames` frames, frames repeat: 8 of 3 frames are 0 0 0 1 1 1 2 2.
     """
 
     num_frames: int = 8
@@ -34,13 +34,14 @@ class Uniform:
         _require_positive("num_frames", self.num_frames)
 
     def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
+        """Returns the chosen frame numbers (see `FrameSampling.indices`)."""
         # arange with a fractional step can overshoot by one element.
         return np.arange(0, total, total / self.num_frames)[: self.num_frames].astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Linspace:
-    """`linspace(0, total - 1, num_frames)`, the authors' rule: first and last frame included."""
+    """Takes frames `linspace(0, total - 1, num_frames)`, the authors' rule: first and last frame included."""
 
     num_frames: int = 8
 
@@ -48,15 +49,17 @@ class Linspace:
         _require_positive("num_frames", self.num_frames)
 
     def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
+        """Returns the chosen frame numbers (see `FrameSampling.indices`)."""
         return np.linspace(0, total - 1, self.num_frames).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Fps:
-    """One frame every `1 / fps` seconds from the start, at most `max_frames`, spread evenly if there are more.
+    """Takes one frame every `1 / fps` seconds from the start; if that exceeds `max_frames`, that many, evenly spaced.
 
-    With `multiple_of`, for a video tower that attends over windows of so many frames, the number is the next multiple
-    up, or `max_frames`; frames are then spread evenly over the same seconds, and repeated where a video is too short.
+    A video tower that attends over windows of frames needs a multiple of the window. With `multiple_of` the number of
+    frames is rounded up to one (never beyond `max_frames`): the frames are spaced evenly over the same seconds, and
+    repeat if the video is too short.
     """
 
     fps: float
@@ -72,6 +75,11 @@ class Fps:
             raise ValueError(f"max_frames: expected a multiple of {self.multiple_of}, got {self.max_frames}")
 
     def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
+        """Returns the chosen frame numbers (see `FrameSampling.indices`).
+
+        Raises:
+          ValueError: the file gives no frame rate.
+        """
         if fps is None:
             raise ValueError("sampling by fps needs the video's frame rate, which this file does not give")
         chosen = np.unique(np.arange(0, total, max(fps / self.fps, 1.0)).astype(np.int64))
@@ -85,7 +93,7 @@ class Fps:
 
 @dataclass(frozen=True)
 class Indices:
-    """Exactly these frames, in ascending order; repeats are allowed, frames beyond the end are an error."""
+    """Takes exactly these frames, in ascending order; repeats are allowed, frames beyond the end are an error."""
 
     frames: tuple[int, ...]
 
@@ -94,6 +102,11 @@ class Indices:
             raise ValueError(f"frames: expected ascending, non-negative frame numbers, got {self.frames}")
 
     def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
+        """Returns the frame numbers.
+
+        Raises:
+          ValueError: the video has fewer frames.
+        """
         if self.frames[-1] >= total:
             raise ValueError(f"frame {self.frames[-1]} was asked for, but the video has {total} frames")
         return np.array(self.frames, np.int64)

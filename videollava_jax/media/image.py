@@ -1,4 +1,4 @@
-"""Still images to RGB pixels, with PIL."""
+"""Reads still images as RGB pixels, with PIL."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from videollava_jax.media.source import OpenSource, Source, open_source
 from videollava_jax.media.structure import check_whole
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-# WebP and AVIF by bytes 8 to 12: PIL reads these whole when it opens them.
+# WebP and AVIF, recognised by bytes 8 to 12. PIL reads these files completely when it opens them.
 _HELD_WHOLE = (b"WEBP", b"avif", b"avis", b"mif1", b"msf1")
 
 
 def read_image(source: Source, limits: MediaLimits = MediaLimits()) -> npt.NDArray[np.uint8]:  # noqa: B008
-    """Reads an image, upright by its EXIF orientation; of an animation, the first frame.
+    """Reads an image, turned upright by its EXIF orientation; of an animation, the first frame.
 
-    Transparency is dropped, not blended, as transformers' `convert_to_rgb` drops it; palette, CMYK and grey images
-    become RGB. 16-bit grey keeps its upper 8 bits, where PIL alone would clip it to white.
+    Transparency is dropped, not blended, like transformers' `convert_to_rgb`; palette, CMYK and grey images become
+    RGB. 16-bit grey keeps its upper 8 bits, which PIL alone would clip to white.
 
     Args:
       source: a path, the bytes of a file, or a binary file object.
-      limits: beyond these the image is refused, before its pixels are decoded.
+      limits: a larger image is refused before its pixels are decoded.
 
     Returns:
       uint8 [H, W, 3], RGB, 0-255.
@@ -44,7 +44,7 @@ def read_image(source: Source, limits: MediaLimits = MediaLimits()) -> npt.NDArr
 
 
 def open_image(source: OpenSource, limits: MediaLimits) -> Image.Image:
-    """An image whose header is read and whose size is within the limits; its pixels are not decoded yet."""
+    """Opens an image: its header is read and its size is within the limits; its pixels are not decoded yet."""
     head = source.read(0, 12)
     held_whole = head[8:] in _HELD_WHOLE
     if held_whole and source.size > limits.max_image_bytes:
@@ -54,11 +54,11 @@ def open_image(source: OpenSource, limits: MediaLimits) -> Image.Image:
         image = Image.open(source.rewound(), formats=FORMATS)  # type: ignore[arg-type]  # read, seek, tell suffice
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise MediaError(
-            source.name, Cause.TOO_LARGE, "an image of more pixels than PIL will decode (Image.MAX_IMAGE_PIXELS)"
+            source.name, Cause.TOO_LARGE, "an image of more pixels than PIL decodes (Image.MAX_IMAGE_PIXELS)"
         ) from None
     except Exception as error:
         if held_whole or head.startswith(b"GIF8"):
-            check_whole(source)  # cut short, these are not images to PIL
+            check_whole(source)  # PIL does not recognise these when they are cut short
         if not isinstance(error, UnidentifiedImageError):
             raise damaged(source, error) from None
         raise MediaError(
@@ -71,7 +71,7 @@ def open_image(source: OpenSource, limits: MediaLimits) -> Image.Image:
 
 
 def check_pixels(name: str, what: str, width: int, height: int, limits: MediaLimits) -> None:
-    """Refuses a picture over `max_pixels`."""
+    """Raises a MediaError if a frame or image has more than `max_pixels`."""
     if width * height > limits.max_pixels:
         raise MediaError(
             name,
@@ -82,7 +82,7 @@ def check_pixels(name: str, what: str, width: int, height: int, limits: MediaLim
 
 
 def damaged(source: OpenSource, error: Exception) -> MediaError:
-    """What to raise for an error of PIL's: OSError, SyntaxError, ValueError, struct.error and more."""
+    """Makes the error to raise when PIL fails (with OSError, SyntaxError, ValueError, struct.error or others)."""
     if isinstance(error, MemoryError):
         return MediaError(source.name, Cause.TOO_LARGE, "too little memory for the image")
     if "truncated" in str(error).lower() or isinstance(error, EOFError):
@@ -91,12 +91,12 @@ def damaged(source: OpenSource, error: Exception) -> MediaError:
 
 
 def describe(source: OpenSource) -> str:
-    """A file that is not what was expected, by its first bytes."""
+    """Describes a file that is not what was expected, by its first bytes."""
     return f"a file that begins with {source.read(0, 12)!r}"
 
 
 def _turn_upright(image: Image.Image) -> None:
-    # Unreadable EXIF says nothing of the orientation, and spoils no pixel.
+    # Without a readable EXIF block the orientation is unknown, but the pixels are fine.
     with contextlib.suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
 

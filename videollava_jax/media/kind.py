@@ -1,4 +1,4 @@
-"""Image or video, told by a file's content and never by its name."""
+"""Decides by a file's content, never by its name, whether it is an image or a video."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from videollava_jax.media.source import Source, open_source
 
 
 def media_kind(source: Source, limits: MediaLimits = MediaLimits()) -> Literal["image", "video"]:  # noqa: B008
-    """What a file holds: `read_image` reads an "image", `read_video` a "video".
+    """Returns what a file holds: an "image", which `read_image` reads, or a "video", which `read_video` reads.
 
-    A GIF, PNG, WebP or AVIF of more than one frame is a video; a picture inside a sound file is not one.
-    Only headers are read; a file object is read to its end.
+    A GIF, PNG, WebP or AVIF of more than one frame is a video. A sound file with a cover picture is neither.
+    Only headers are read, except that a file object is read to its end.
 
     Raises:
-      MediaError: neither, not readable, or larger than the limits.
+      MediaError: it is neither, cannot be read, or exceeds the limits.
     """
     with open_source(source, limits.max_bytes) as opened:
         try:
@@ -30,5 +30,5 @@ def media_kind(source: Source, limits: MediaLimits = MediaLimits()) -> Literal["
 
 
 def is_video(source: Source, limits: MediaLimits = MediaLimits()) -> bool:  # noqa: B008
-    """Whether `media_kind` is "video"; the same errors."""
+    """Returns whether `media_kind` is "video"; raises the same errors."""
     return media_kind(source, limits) == "video"

@@ -1,6 +1,6 @@
-"""The check that the elements of a Matroska or WebM file follow each other to its end without a break.
+"""Checks that the elements of a Matroska or WebM file follow each other without a gap to the end of the file.
 
-FFmpeg skips what it cannot read, up to the next cluster, and says nothing of the frames that went missing.
+FFmpeg skips whatever it cannot read, up to the next cluster, and does not report the frames that are lost.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from videollava_jax.media.source import OpenSource
 
 MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
-# Ten hours of video and sound have some three million; a hostile file of empty elements is not walked to its end.
+# Ten hours of video and sound have about three million. In a hostile file of empty elements the check stops here.
 _MAX_ELEMENTS = 5_000_000
 
 
 def check_elements(source: OpenSource) -> None:
-    """Walks over the Segment's elements and those of its Clusters; of each, only the head is read.
+    """Walks over the Segment's elements and those of its Clusters, reading only their heads.
 
-    Live recordings leave the sizes of both open: the Segment then ends with the file.
+    Live recordings leave the sizes of both open; the Segment then ends with the file.
 
     Raises:
-      MediaError: the file ends within an element, or what should be an element is none.
+      MediaError: the file ends within an element, or the bytes where an element should begin are not one.
     """
     found = _segment(source)
     if found is None:
-        return  # FFmpeg will say so
+        return  # FFmpeg will refuse the file
     offset, end = found
     segment_end = source.size if end is None else end
     if segment_end > source.size:
@@ -52,7 +52,7 @@ def check_elements(source: OpenSource) -> None:
 
 
 def _segment(source: OpenSource) -> tuple[int, int | None] | None:
-    """The offset of the Segment's content, and of its end where it says."""
+    """Finds the Segment: returns the offsets of its content and of its end, None as the end if its size is open."""
     offset = 0
     for _ in range(8):  # the EBML header, perhaps padding, the Segment
         head = _head(source, offset)
@@ -68,7 +68,7 @@ def _segment(source: OpenSource) -> tuple[int, int | None] | None:
 
 
 def _head(source: OpenSource, offset: int) -> tuple[int, int, int | None] | None:
-    """An element's identifier, the offset of its content and of its end; None as the end where its size is open."""
+    """Reads an element's identifier and the offsets of its content and of its end, None as the end if it is open."""
     raw = source.read(offset, 12)
     if not raw or raw[0] < 0x10:  # identifiers take four bytes at most
         return None

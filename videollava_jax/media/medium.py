@@ -1,4 +1,4 @@
-"""An image or a video opened for being asked about: told apart by content, read once, described in a line."""
+"""Opens an image or a video, whichever a file holds, as one kind of object with a one-line description."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Medium:
 
     Attributes:
       kind: "image" or "video".
-      path: where it was read from.
+      path: the file that it was read from.
       frames: uint8 [F, H, W, 3], RGB, 0-255; F is 1 for an image.
-      indices: int64 [F], which frames of the video they are.
-      timestamps: float64 [F], seconds after its first frame; NaN where the file gives none.
+      indices: int64 [F], the numbers of these frames in the video.
+      timestamps: float64 [F], seconds since the video's first frame; NaN if the file gives none.
       total_frames: frames in the video.
     """
 
@@ -37,17 +37,21 @@ class Medium:
 
     @property
     def description(self) -> str:
-        """Its name, size and how much of it is looked at, on one line."""
+        """The file's name, its size in pixels and how many of its frames were taken, on one line."""
         height, width = self.frames.shape[1:3]
         size = f"{os.path.basename(self.path)}: {width} by {height} pixels"
         return size if self.kind == "image" else f"{size}, {len(self.frames)} of {self.total_frames} frames"
 
 
 def open_medium(path: str | os.PathLike[str], frame_sampling: FrameSampling = Uniform(8)) -> Medium:  # noqa: B008
-    """Reads an image or a video, told apart by its content.
+    """Reads an image or a video, whichever the file's content says it is.
+
+    Args:
+      path: the file.
+      frame_sampling: which frames to take if it is a video.
 
     Raises:
-      MediaError: neither, or not readable.
+      MediaError: it is neither, or cannot be read.
     """
     name = os.fspath(path)
     if media_kind(path) == "image":

@@ -1,7 +1,7 @@
-"""The boxes of an mp4 and its kin, and the check that its index does not unpack to more than the file can hold.
+"""Reads the boxes of MP4 and related formats, and checks that the index does not announce more than the file can hold.
 
-FFmpeg unpacks the index when it opens a file, to some 40 bytes for each sample of each track. Its tables are written
-as run lengths, with which 4 kB can announce four thousand million samples; so they are added up before FFmpeg has
+When FFmpeg opens a file it unpacks the index, to about 40 bytes for each sample of each track. The index is
+run-length encoded: 4 kB can announce four thousand million samples. So the samples are counted before FFmpeg opens
 the file.
 """
 
@@ -20,34 +20,34 @@ import numpy.typing as npt
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
 from videollava_jax.media.source import OpenSource
 
-# In these, at any depth, FFmpeg looks for tables; `free` and `hoov` are what became of a `moov` that was replaced.
+# FFmpeg looks for tables inside these, at any depth. `free` and `hoov` are names for a `moov` that was replaced.
 _PARENTS = frozenset(
     b"moov trak mdia minf stbl edts moof traf mvex dinf udta tref ilst wave sinf iprp ipco free hoov".split()
 )
-# Sample descriptions hold boxes behind fields that differ by codec: what is in there is found by its name.
+# Sample descriptions hold boxes after fields that differ by codec, so the boxes in them are found by their names.
 _TABLES = re.compile(b"stsz|stz2|trun|elst|stts|stsc|stco|co64")
 _MAX_DESCRIPTION = 16 * 2**20
-# A recording in fragments of a thirtieth of a second has seven boxes in each: some three hours.
+# About three hours of a recording in fragments of a thirtieth of a second, with seven boxes in each.
 _MAX_BOXES = 2_000_000
 _MAX_DEPTH = 32
 _MAX_TRACKS = 1000  # FFmpeg's own limit
-# A compressed index unpacked; that of ten hours takes some 30 MB.
+# Bytes of a compressed index after unpacking; the index of ten hours takes about 30 MB.
 _MAX_UNPACKED = 64 * 2**20
-# FFmpeg keeps sound whose samples are single values in pieces of this many. They can be less than a byte each.
+# FFmpeg keeps sound whose samples are single values in pieces of this many values, each perhaps less than a byte.
 _SOUND_PIECE = 1024
 _SOUND_VALUES_PER_BYTE = 64
-# One edit repeats part of the index; many make it longer than the file.
+# Each edit repeats part of the index, so many edits can make the index longer than the file.
 _EDITED_PER_FRAME = 16
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box.
+    """A box: a length, a four-character code, and content.
 
     Attributes:
-      kind: its four-character code.
-      start: offset of its content.
-      end: offset of its end by its own size, which may lie beyond that of the file.
+      kind: the code.
+      start: offset of the content.
+      end: offset of the end by the box's own length, which may lie beyond the end of the file.
     """
 
     kind: bytes
@@ -56,7 +56,7 @@ class Box:
 
 
 def boxes(source: OpenSource, start: int, end: int) -> Iterator[Box]:
-    """The boxes from `start` to `end`, each after the other, up to one whose size is impossible."""
+    """Yields the boxes from `start` to `end` one after the other, until one has an impossible length."""
     while start + 8 <= end:
         header = source.read(start, 16)
         if len(header) < 8:
@@ -75,13 +75,13 @@ def boxes(source: OpenSource, start: int, end: int) -> Iterator[Box]:
 
 
 def check_index(source: OpenSource, limits: MediaLimits) -> None:
-    """Refuses an index that would take memory out of proportion to the file.
+    """Refuses an index that would take memory out of proportion to the size of the file.
 
-    Every sample takes at least a byte, of the media or of a table, so a file of `size` bytes has at most `size`.
+    Every sample takes at least one byte, of media data or of a table, so a file of `size` bytes has at most `size`.
 
     Raises:
-      MediaError: more samples than bytes, an edit list that repeats the index many times over, or a compressed index
-        that unpacks to more than an index of hours would.
+      MediaError: there are more samples than bytes, an edit list repeats the index many times, or a compressed index
+        unpacks to more than `_MAX_UNPACKED` bytes.
     """
     index = _Index(source, limits)
     index.read(source, 0, source.size)
@@ -90,7 +90,7 @@ def check_index(source: OpenSource, limits: MediaLimits) -> None:
 
 @dataclass
 class _Track:
-    """What the tables of one track announce."""
+    """The counts that the tables of one track announce."""
 
     handlers: set[bytes] = field(default_factory=set)
     samples: int = 0
@@ -100,7 +100,7 @@ class _Track:
     runs: npt.NDArray[np.float64] | None = None  # [runs, 2]: first chunk, samples a chunk
 
     def entries(self, size: int) -> int:
-        """Entries of FFmpeg's index for this track."""
+        """Returns how many entries FFmpeg's index will have for this track."""
         if self.handlers != {b"soun"} or not self.single_values or self.runs is None:
             return self.samples
         first, samples = self.runs.T
@@ -109,6 +109,8 @@ class _Track:
 
 
 class _Index:
+    """The sum of what all tables of a file announce."""
+
     def __init__(self, source: OpenSource, limits: MediaLimits):
         self.source, self.limits = source, limits
         self.tracks = [_Track()]
@@ -117,7 +119,7 @@ class _Index:
         self.boxes = 0
 
     def read(self, source: OpenSource, start: int, end: int) -> None:
-        """Adds what the boxes from `start` to `end` announce."""
+        """Adds up the tables in the boxes from `start` to `end`."""
         ranges = [boxes(source, start, end)]
         while ranges:
             box = next(ranges[-1], None)
@@ -146,7 +148,7 @@ class _Index:
                 self._table(source, box.kind, box.start, box_end)
 
     def check(self) -> None:
-        """Raises where the sum is out of proportion."""
+        """Raises a MediaError if the sum is out of proportion to the file."""
         size = self.source.size + self.unpacked
         entries = self.fragmented + sum(track.entries(size) for track in self.tracks)
         if entries > size:
@@ -175,7 +177,7 @@ class _Index:
             track.runs = np.frombuffer(table, ">u4", rows * 3).reshape(rows, 3)[:, :2].astype(np.float64)
 
     def _unpack(self, source: OpenSource, start: int, end: int) -> None:
-        """QuickTime's compressed movie header: `dcom`, which says zlib, and `cmvd`, which holds a `moov`."""
+        """Reads QuickTime's compressed movie header: `dcom`, which says zlib, and `cmvd`, which holds a `moov`."""
         content = source.read(start, end - start)
         if content[4:12] != b"dcomzlib" or content[16:20] != b"cmvd":
             return
@@ -185,7 +187,7 @@ class _Index:
         try:
             moov = unpacker.decompress(content[24:], _MAX_UNPACKED)
         except zlib.error:
-            return  # FFmpeg gives up on it too
+            return  # FFmpeg will refuse it too
         if unpacker.unconsumed_tail:
             raise self._error(f"a compressed index that unpacks to more than {_MAX_UNPACKED} bytes")
         self.unpacked = len(moov)

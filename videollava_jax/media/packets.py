@@ -1,4 +1,4 @@
-"""The packets of a video, listed without decoding: how many frames there are, and where decoding can begin."""
+"""Lists the packets of a video without decoding them: how many frames there are, and where decoding can begin."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from videollava_jax.media.source import OpenSource
 
 @dataclass
 class PacketTable:
-    """Every packet of a stream in decoding order; a packet's position is its index here.
+    """Every packet of a stream, in decoding order. A packet's position is its index in this table.
 
     Attributes:
-      pts: presentation times, in the stream's time base; None where the file gives none.
+      pts: presentation times, in the stream's time base; None if the file gives none.
       keyframes: positions of the packets marked as keyframes.
-      shown: positions of the packets that become frames; the others are decoded for them alone (the alternate
-        references of VP8 and VP9, what an edit list hides).
-      doubtful: how many of the shown may turn out to show nothing ("not coded" pictures of MPEG-4).
+      shown: positions of the packets that become frames. The others are only references for these: the alternate
+        references of VP8 and VP9, and frames that an edit list hides.
+      doubtful: how many of the shown packets may yield no frame ("not coded" pictures of MPEG-4).
     """
 
     pts: list[int | None] = field(default_factory=list)
@@ -44,10 +44,10 @@ class PacketTable:
 
     @cached_property
     def seekable(self) -> bool:
-        """Whether the table tells each frame's number and time for certain.
+        """Whether the table gives each frame's number and time for certain.
 
-        All times are there and differ, every shown packet is a frame, and the first packet is a keyframe that no
-        frame precedes (a decoder drops those that do, and would number the rest from there).
+        That takes: every packet has a time and no two are equal, every shown packet is a frame, and the first packet
+        is a keyframe that is presented first (a decoder drops frames before it, so all numbers would be off).
         """
         times = [self.pts[position] for position in self.shown]
         first = self.pts[0] if self.pts else None
@@ -57,7 +57,7 @@ class PacketTable:
 
     @cached_property
     def undecodable(self) -> int:
-        """Shown packets that need pictures from before the first: a recording that begins within a group."""
+        """How many shown packets refer to frames before the file's first: the recording began within a group."""
         first = self.keyframes[0] if self.keyframes else len(self.pts)
         start = self.pts[first] if self.keyframes else None
         times = ((position, self.pts[position]) for position in self.shown)
@@ -66,10 +66,10 @@ class PacketTable:
         )
 
     def start_for(self, position: int) -> int | None:
-        """The last keyframe from which decoding gives this frame as if all had been decoded.
+        """Returns the position of the last keyframe from which this frame decodes correctly, or None.
 
-        Not merely the last one stored before it: in an open group, pictures that are shown before the keyframe but
-        stored after it refer to the group before.
+        That is not always the last keyframe stored before the frame: in an open group, frames that are presented
+        before the keyframe but stored after it refer to the previous group.
 
             stored     I0 P3 B1 B2   I6 B4 B5   P9 ...
             presented  I0 B1 B2 P3   B4 B5 I6   P9 ...       B4 and B5 need P3: they start from I0
@@ -84,10 +84,10 @@ class PacketTable:
 
 
 def list_packets(source: OpenSource, container: Any, stream: Any, limits: MediaLimits) -> PacketTable:
-    """Reads every packet of the stream, decoding none.
+    """Reads every packet of the stream without decoding.
 
     Raises:
-      MediaError: damaged or cut short, no packet at all, or more than `max_frames`.
+      MediaError: the file is damaged or cut short, has no packet, or has more than `max_frames`.
     """
     table = PacketTable()
     codec = stream.codec_context.name
@@ -100,7 +100,7 @@ def list_packets(source: OpenSource, container: Any, stream: Any, limits: MediaL
                     Cause.TOO_LARGE,
                     f"more than {limits.max_frames} frames; raise MediaLimits.max_frames if they are meant",
                 )
-            # Transport streams mark every gap in reception; elsewhere the mark is a packet that ends with the file.
+            # Transport streams mark gaps in reception so; elsewhere the mark means that the file ends in the packet.
             if packet.is_corrupt and container.format.name != "mpegts":
                 raise MediaError(source.name, Cause.TRUNCATED, f"cut short in packet {position}; fetch it again")
             table.pts.append(packet.pts)
@@ -117,14 +117,14 @@ def list_packets(source: OpenSource, container: Any, stream: Any, limits: MediaL
 
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:
-    """The packets of the stream from where the container stands; empty ones, which would end decoding, left out."""
+    """Yields the stream's packets from the container's position on, except empty ones, which would end decoding."""
     for packet in container.demux(stream):
         if packet.size:
             yield packet
 
 
 def _shows(codec: str, packet: Any) -> bool:
-    """Whether a packet is shown, by the first bits of the codecs that have packets which are not."""
+    """Returns whether a packet becomes a frame. VP8 and VP9 have packets that do not; their first bits say so."""
     data = memoryview(packet)
     first = data[0]
     if codec.endswith("vp8"):  # RFC 6386, 9.1: bit 4 of the frame tag is show_frame
@@ -139,10 +139,10 @@ def _shows(codec: str, packet: Any) -> bool:
 
 
 def _is_superframe(data: memoryview) -> bool:
-    """Whether a VP9 packet holds several frames: hidden ones, then one that is shown.
+    """Returns whether a VP9 packet holds several frames: hidden ones, then one that is shown.
 
-    By the bitstream specification, annex B: an index stands at the end between two equal bytes, marker 110, the
-    width of a size less one (2 bits), the number of frames less one (3 bits).
+    By annex B of the bitstream specification such a packet ends with an index between two equal bytes: the marker
+    110, the width of a size minus one (2 bits), and the number of frames minus one (3 bits).
     """
     marker = data[-1]
     length = 2 + ((marker >> 3 & 3) + 1) * ((marker & 7) + 1)

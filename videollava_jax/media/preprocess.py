@@ -1,4 +1,4 @@
-"""Frames to the square that the towers see: resize, crop, normalise, as transformers' image processor does it."""
+"""Resizes, crops and normalises frames to the square that the towers take, like transformers' image processor."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True)
 class FramePreprocessor:
-    """Short edge to `size` with PIL's antialiased filter on uint8, then the centre square of `crop_size`.
+    """Resizes the short edge to `size` with PIL's antialiased filter on uint8, then crops the centre to `crop_size`.
 
-    Bit for bit transformers' `VideoLlavaImageProcessor`; the same path serves images and video frames. Frames
-    that are smaller than the crop are padded with black, as transformers pads them.
+    The result equals that of transformers' `VideoLlavaImageProcessor` bit for bit, for images and video frames.
+    Frames smaller than the crop are padded with black, as in transformers.
 
     Attributes:
       size: the short edge after resizing, pixels.
       crop_size: the side of the square, pixels.
       resample: a PIL filter; 3 is bicubic.
-      mean, std: for each channel, on the scale 0-1.
+      mean, std: of each channel, on the scale 0-1.
     """
 
     size: int = 224
@@ -36,10 +36,10 @@ class FramePreprocessor:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> FramePreprocessor:
-        """Reads transformers' `preprocessor_config.json`; what it leaves out takes transformers' defaults.
+        """Reads transformers' `preprocessor_config.json`; missing settings take transformers' defaults.
 
         Raises:
-          ValueError: a setting that this preprocessor does not carry out.
+          ValueError: a setting that this preprocessor does not support.
         """
         for key, expected in (
             ("do_resize", True),
@@ -86,7 +86,7 @@ class FramePreprocessor:
         }
 
     def __call__(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Frames uint8 [F, H, W, 3], RGB, 0-255, to uint8 [F, crop, crop, 3]."""
+        """Resizes and crops frames, uint8 [F, H, W, 3], RGB, 0-255, to uint8 [F, crop, crop, 3]."""
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise ValueError(f"expected frames uint8 [F, H, W, 3], got {frames.dtype} {list(frames.shape)}")
         return np.stack([self._square(frame) for frame in frames])
@@ -100,7 +100,7 @@ class FramePreprocessor:
         top, left = (new[0] - self.crop_size) // 2, (new[1] - self.crop_size) // 2
         if top >= 0 and left >= 0:
             return resized[top : top + self.crop_size, left : left + self.crop_size]
-        # transformers' center_crop rounds the padding up before, and crops from the padded picture.
+        # transformers' center_crop rounds the padding before the frame up, and crops from the padded frame.
         padded_height, padded_width = max(self.crop_size, new[0]), max(self.crop_size, new[1])
         padded = np.zeros((padded_height, padded_width, 3), np.uint8)
         above, before = -(-(padded_height - new[0]) // 2), -(-(padded_width - new[1]) // 2)
@@ -109,7 +109,7 @@ class FramePreprocessor:
         return padded[top : top + self.crop_size, left : left + self.crop_size]
 
     def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """uint8 [..., 3] to float32: scaled to 0-1, less the mean, over the standard deviation."""
+        """Scales uint8 [..., 3] to 0-1, subtracts the mean and divides by the standard deviation: float32 [..., 3]."""
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         scaled = (pixels * np.float64(1 / 255)).astype(np.float32)
         normalised: npt.NDArray[np.float32] = (scaled - mean) / std

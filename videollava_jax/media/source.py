@@ -1,4 +1,4 @@
-"""A path, bytes or a file object, opened as a seekable file of known size, or a `MediaError` that says why not."""
+"""Opens a path, bytes or a file object as a seekable file of known size, or raises a `MediaError` that says why not."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True)
 class OpenSource:
-    """An open source.
+    """An open file, given as a path, bytes or a file object.
 
     Attributes:
-      name: how errors name it.
-      file: seekable, read-only, open for the length of the `with`.
+      name: the name for error messages.
+      file: seekable and read-only; closed at the end of the `with`.
       size: bytes.
     """
 
@@ -33,12 +33,12 @@ class OpenSource:
     size: int
 
     def read(self, offset: int, count: int) -> bytes:
-        """At most `count` bytes from `offset` on."""
+        """Reads at most `count` bytes from `offset` on."""
         self.file.seek(offset)
         return self.file.read(count)
 
     def rewound(self) -> NamelessFile:
-        """The file from its start, for a library to read."""
+        """Returns the file, positioned at its start, for a library to read."""
         self.file.seek(0)
         return NamelessFile(self.file)
 
@@ -46,7 +46,7 @@ class OpenSource:
 class NamelessFile:
     """A file without its name.
 
-    FFmpeg takes a name as a hint: it would decode a `.txt` as video, and open relative paths beside it.
+    FFmpeg takes the name as a hint: it would decode a `.txt` as video, and resolve relative paths against it.
     """
 
     def __init__(self, file: BinaryIO):
@@ -55,15 +55,15 @@ class NamelessFile:
 
 @contextmanager
 def open_source(source: Source, max_bytes: int) -> Iterator[OpenSource]:
-    """Opens a source.
+    """Opens a path, bytes or a file object.
 
-    A path is only ever opened as a local file: `http://…` or `concat:…` names a file that is not there. A file
-    object is read to its end from where it stands, and not closed.
+    A path is always opened as a local file: `http://…` or `concat:…` names a file that does not exist. A file object
+    is read from its position to its end, and is not closed.
 
     Raises:
-      MediaError: missing, not a regular file, empty, or over `max_bytes`, checked before it is read; or not readable,
-        then or within the `with`.
-      ValueError: `source` is none of the things a source can be.
+      MediaError: the file is missing, not a regular file, empty, or over `max_bytes` (checked before it is read); or
+        it cannot be read, now or later within the `with`.
+      ValueError: `source` is none of these three.
     """
     name = source_name(source)
     with _opened(source, name, max_bytes) as file:
@@ -74,12 +74,12 @@ def open_source(source: Source, max_bytes: int) -> Iterator[OpenSource]:
             raise MediaError(name, Cause.NOT_MEDIA, "expected an image or a video, got an empty file")
         try:
             yield OpenSource(name, file, size)
-        except OSError as error:  # of the disk: those of the decoding libraries are dealt with where they arise
+        except OSError as error:  # from the disk: the decoding libraries' errors are handled where they are called
             raise _unreadable(name, error) from None
 
 
 def source_name(source: Source) -> str:
-    """How an error names a source: on one line, and not at the length of a data URL."""
+    """Returns the name of a source for error messages: on one line, and shortened if it is as long as a data URL."""
     given = os.fspath(source) if isinstance(source, str | os.PathLike) else getattr(source, "name", "<bytes>")
     name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(given))
     return name if len(name) <= 300 else f"{name[:200]}… ({len(name)} characters)"
@@ -94,7 +94,7 @@ def _opened(source: Source, name: str, max_bytes: int) -> BinaryIO:
         raise ValueError(f"expected a path, bytes or a binary file object, got {type(source).__name__}")
     content = io.BytesIO()
     try:
-        # In chunks: read(n) may allocate n bytes whatever the file holds.
+        # In chunks, because read(n) may allocate n bytes even if the file is smaller.
         while content.tell() <= max_bytes and (chunk := source.read(_CHUNK)):
             content.write(chunk)
     except OSError as error:
@@ -110,7 +110,7 @@ def _unreadable(name: str, error: OSError) -> MediaError:
 
 def _opened_path(path: str | os.PathLike[str], name: str) -> BinaryIO:
     try:
-        # O_NONBLOCK: opening a pipe would wait for a writer. What was opened is checked, not what the path says.
+        # O_NONBLOCK: opening a pipe would wait for a writer. The opened file is checked, as the path could change.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the path
         hint = "; only local files are read, fetch it first" if "://" in str(os.fspath(path)) else ""
@@ -118,7 +118,7 @@ def _opened_path(path: str | os.PathLike[str], name: str) -> BinaryIO:
     except IsADirectoryError:
         raise MediaError(name, Cause.NOT_A_FILE, "expected a file, got a directory") from None
     except OSError as error:
-        # A name too long for any file; a socket.
+        # A name that is too long for any file; a socket.
         causes = {errno.ENAMETOOLONG: Cause.NOT_FOUND, errno.ENXIO: Cause.NOT_A_FILE}
         cause = causes.get(error.errno or 0, Cause.UNREADABLE)
         raise MediaError(name, cause, f"cannot be opened ({error.strerror})") from None

@@ -1,4 +1,4 @@
-"""Videos to RGB frames, with PyAV: the wanted frames only, seeking to keyframes where that saves decoding."""
+"""Reads chosen frames of a video as RGB, with PyAV, seeking to keyframes where that saves decoding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from videollava_jax.media.image import check_pixels
 from videollava_jax.media.packets import PacketTable, list_packets, packets_of
 from videollava_jax.media.source import OpenSource, Source, open_source
 
-# Formats that find keyframes by an index; elsewhere a seek is a search, and lands where it can.
+# Formats with an index of keyframes. In others a seek is a search that may land elsewhere.
 _INDEXED = {"mov", "matroska", "avi"}
 # Decoding this many frames costs about as much as a seek.
 _SEEK_COST = 4
@@ -31,11 +31,11 @@ class Video:
 
     Attributes:
       frames: uint8 [F, H, W, 3], RGB, 0-255, upright.
-      indices: int64 [F], which frames of the video they are, counted from 0 in the order of presentation.
-      timestamps: float64 [F], seconds after the video's first frame; NaN where the file gives none.
-      fps: average frames a second, None where the file gives none.
+      indices: int64 [F], the numbers of these frames in the video, from 0 in the order of presentation.
+      timestamps: float64 [F], seconds since the video's first frame; NaN if the file gives none.
+      fps: average frames per second, None if the file gives none.
       total_frames: frames in the video.
-      decoded_frames: frames decoded to get these.
+      decoded_frames: how many frames were decoded to get these.
       source: the name of the file.
     """
 
@@ -55,23 +55,23 @@ def read_video(
 ) -> Video:
     """Reads the frames of a video that `frame_sampling` chooses.
 
-    The packets are listed without decoding, which tells the true number of frames, whatever the header says; then
-    each wanted frame is reached by decoding on or by seeking to a keyframe, whichever decodes less. Where a file's
-    packets do not tell frames for certain, or a seek does not land on the packet it should, everything is decoded
-    in order instead. The frames are the same either way.
+    First the packets are listed without decoding, which gives the true number of frames, whatever the header says.
+    Then each wanted frame is reached by decoding on or by seeking to a keyframe, whichever decodes less. If the
+    packets do not identify the frames for certain, or a seek lands on another packet than expected, everything is
+    decoded in order instead. The frames are the same either way.
 
-    Rotation and mirroring metadata are applied, the shape of pixels is not. 10-bit video becomes 8-bit; transparency
-    is dropped, not blended. A GIF of one frame is a video of one frame; other still images are refused. Formats that
-    do not tell their length (transport and program streams, FLV, ASF, raw streams) are read as far as they go.
+    Rotation and mirroring metadata are applied; non-square pixels stay as they are. 10-bit video becomes 8-bit;
+    transparency is dropped, not blended. A GIF of one frame is a video of one frame; other still images are refused.
+    Formats that do not state their length (transport and program streams, FLV, ASF, raw streams) are read to their end.
 
     Args:
       source: a path, the bytes of a file, or a binary file object.
-      frame_sampling: which frames; `Uniform(8)` is what Video-LLaVA's users know.
-      limits: beyond these the video is refused, before memory is taken.
+      frame_sampling: which frames; the default `Uniform(8)` is that of transformers' documentation.
+      limits: a larger video is refused before memory is taken.
 
     Raises:
-      MediaError: not a video, damaged, cut short, empty, of a format that could open other files, or larger than
-        the limits; also where frames that the file should hold do not decode, or change their size.
+      MediaError: the file is not a video, is damaged, cut short, empty, of a format that could open other files, or
+        over the limits; or frames that it should hold do not decode, or change their size.
       ValueError: `frame_sampling` asks for frames that the video does not have.
     """
     with open_source(source, limits.max_bytes) as opened:
@@ -79,11 +79,13 @@ def read_video(
         return reader.read_webp() if animation.is_webp(opened) else reader.read()
 
 
-class _Disagreement(Exception):
-    """A seek did not land where the packets said, or the file did not seek at all: nothing wrong, but no short cut."""
+class _CannotSeek(Exception):
+    """A seek failed, or landed elsewhere than the packets said. The file is fine, but must be decoded in order."""
 
 
 class _Reader:
+    """Reads the wanted frames of one open video."""
+
     def __init__(self, source: OpenSource, frame_sampling: FrameSampling, limits: MediaLimits):
         self.source = source
         self.frame_sampling = frame_sampling
@@ -99,14 +101,14 @@ class _Reader:
             if table.seekable and container.format.name.split(",")[0] in _INDEXED:
                 try:
                     return self._by_seeking(container, stream, table, wanted).video(fps, total)
-                except _Disagreement:
+                except _CannotSeek:
                     pass
         while True:
             picked = self._in_order(table, wanted)
             if picked.decoded == total:
                 return picked.video(fps, total)
-            # A packet can hold two pictures, and a recording begin with some that do not decode: choose again by
-            # the true number.
+            # A packet can hold two frames, and the first frames of a recording may not decode. Now that the true
+            # number is known, choose again.
             total = picked.decoded
             wanted = self._wanted(total, fps)
 
@@ -122,7 +124,7 @@ class _Reader:
         return picked.video(fps, total)
 
     def _wanted(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
-        """The numbers that `frame_sampling` chooses, checked against the video and the limits."""
+        """Returns the frame numbers that `frame_sampling` chooses, checked against the video and the limits."""
         wanted = np.asarray(self.frame_sampling.indices(total, fps))
         if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= total:
             raise ValueError(f"{self.frame_sampling}: expected numbers of frames from 0 to {total - 1}, got {wanted}")
@@ -139,7 +141,7 @@ class _Reader:
         for number in sorted(picked.numbers):
             start = table.start_for(table.order[number])
             if start is None:
-                raise _Disagreement
+                raise _CannotSeek
             if run is None or start > run.position + _SEEK_COST:
                 run = _Run(container, stream, table, start)
             for at, frame in run.frames:
@@ -148,7 +150,7 @@ class _Reader:
                     break
                 picked.decoded += 1
             else:
-                raise _Disagreement
+                raise _CannotSeek
         return picked
 
     def _in_order(self, table: PacketTable, wanted: npt.NDArray[np.int64]) -> _Picked:
@@ -187,12 +189,12 @@ class _Reader:
 
 
 class _Run:
-    """Decoding from a keyframe on, each packet and each frame held against the table.
+    """Decodes from a keyframe on and checks each packet and frame against the packet table.
 
     Attributes:
-      position: that of the packet last given to the decoder.
-      frames: frames with their numbers, in the order of presentation. Each follows the one before it without a gap;
-        only those shown before the keyframe, for which nobody asks, may be missing.
+      position: position of the packet that the decoder received last.
+      frames: yields frames with their numbers, in the order of presentation and without gaps. Only frames presented
+        before the keyframe, which are not wanted, may be missing.
     """
 
     def __init__(self, container: Any, stream: Any, table: PacketTable, start: int):
@@ -206,45 +208,45 @@ class _Run:
             packets = packets_of(container, stream)
             packet = next(packets, None)
             landed = self._keyframe(packet, start)
-            # Decoding from the first packet on is decoding in order.
+            # From the first packet on, the first frame must be number 0.
             last = -1 if landed == 0 else None
             for frame in self._decoded(chain([packet], packets), stream.codec_context, landed):
                 number = self.table.numbers.get(frame.pts)
                 if number is None or (last is not None and number != last + 1):
-                    raise _Disagreement
+                    raise _CannotSeek
                 if last is not None or self._is_keyframe(frame, landed):
                     last = number
                 yield number, frame
         except av.FFmpegError:
-            raise _Disagreement from None
+            raise _CannotSeek from None
 
     def _decoded(self, packets: Iterable[Any], context: Any, landed: int) -> Iterator[Any]:
         for position, packet in enumerate(packets, landed):
             self.position = position
             if position >= len(self.table.pts) or packet.pts != self.table.pts[position]:
-                raise _Disagreement
+                raise _CannotSeek
             yield from packet.decode()
         yield from context.decode(None)
 
     def _keyframe(self, packet: Any, start: int) -> int:
-        """The position of the keyframe on which a seek landed, at `start` or before."""
+        """Returns the position of the keyframe on which a seek landed, at `start` or before."""
         for position in self.table.keyframes:
             if packet is None or position > start:
                 break
             if self.table.pts[position] == packet.pts:
                 return position
-        raise _Disagreement
+        raise _CannotSeek
 
     def _is_keyframe(self, frame: Any, landed: int) -> bool:
-        """Whether the packet landed on has come out, as the keyframe that its container calls it."""
+        """Returns whether this is the frame of the packet on which the seek landed; it must then be a keyframe."""
         time = self.table.pts[landed]
         if time is None or frame.pts > time or (frame.pts == time and not frame.key_frame):
-            raise _Disagreement
+            raise _CannotSeek
         return bool(frame.pts == time)
 
 
 class _Picked:
-    """The wanted frames among those decoded, by number."""
+    """Collects the wanted frames among the decoded ones, by number."""
 
     def __init__(self, source: OpenSource, limits: MediaLimits, wanted: npt.NDArray[np.int64]):
         self.source, self.limits, self.wanted = source, limits, wanted
@@ -254,7 +256,7 @@ class _Picked:
         self.decoded = 0
 
     def add(self, number: int, frame: Any, seconds: float) -> None:
-        """Counts a frame, and keeps its pixels if it is wanted."""
+        """Counts a decoded frame, and keeps its pixels if it is wanted."""
         self.decoded += 1
         if number not in self.numbers:
             return
@@ -289,9 +291,9 @@ class _Picked:
 
 
 def upright_rgb(frame: Any) -> npt.NDArray[np.uint8]:
-    """A decoded frame as uint8 [H, W, 3], turned and mirrored as its display matrix says, in right angles.
+    """Converts a decoded frame to uint8 [H, W, 3], rotated by right angles and mirrored as its display matrix says.
 
-    The matrix maps a point (x, y), y downwards, to (a x + c y, b x + d y).
+    The matrix maps a point (x, y), with y downwards, to (a x + c y, b x + d y).
     """
     pixels: npt.NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
     matrix = frame.side_data.get("DISPLAYMATRIX")
