@@ -19,10 +19,10 @@ PACKAGE = ROOT / "videollava_jax"
 ORDER = (
     "version",
     "config",
+    "assets",
     "hub",
     "media",
     "processing",
-    "assets",
     "compilation_cache",
     "model",
     "costs",
@@ -40,10 +40,10 @@ ORDER = (
 WITHOUT_JAX = (
     "version",
     "config",
+    "assets",
     "hub",
     "media",
     "processing",
-    "assets",
     "costs",
     "batch.media",
     "batch.lines",

@@ -149,7 +149,7 @@ def batch(arguments: argparse.Namespace) -> None:
 
     def make_runner() -> Runner:
         if arguments.ray:
-            answering.append(runner := _ray_runner(arguments, source, output))
+            answering.append(runner := _ray_runner(arguments, path, source, output))
             return runner
         answering.append(reader := IsolatedReader(processor, limits))
         return _engine(arguments, path, processor, reader)
@@ -220,12 +220,13 @@ def _worker_limits(arguments: argparse.Namespace) -> WorkerLimits:
 
 def _facts(arguments: argparse.Namespace, path: str | Path, template: str) -> dict[str, str]:
     """What makes it this job: the model by content, or by its revision on the hub, and how it computes."""
-    from videollava_jax.processing.files import local_directory
+    from videollava_jax.hub import Wanted, find_model
     from videollava_jax.weights.fingerprint import model_fingerprint
 
-    directory = local_directory(path, None, None)
-    here = Path(path).is_dir()
-    model = model_fingerprint(directory) if here else {"model": f"{path} at {directory.name}"}
+    if isinstance(path, Path):
+        model = model_fingerprint(path)
+    else:
+        model = {"model": f"{path} at {find_model(path, Wanted.SIDE_FILES).name}"}
     return {
         **model,
         "template": template,
@@ -259,10 +260,11 @@ def _engine(
     )
 
 
-def _ray_runner(arguments: argparse.Namespace, source: Path, output: Path) -> RayRunner:
+def _ray_runner(arguments: argparse.Namespace, path: str | Path, source: Path, output: Path) -> RayRunner:
     from videollava_jax.batch.ledger import Paths
     from videollava_jax.batch.lines import read_lines, recognise
     from videollava_jax.batch.ray.cluster import RayOptions, RayRunner
+    from videollava_jax.hub import BUNDLED
 
     options: dict[str, Any] = {"replicas": arguments.replicas, "resources": arguments.replica_resources or {}}
     if arguments.mesh is not None:
@@ -270,8 +272,8 @@ def _ray_runner(arguments: argparse.Namespace, source: Path, output: Path) -> Ra
     if arguments.ray_block is not None:
         options["block"] = arguments.ray_block
     there = argparse.Namespace(**{**vars(arguments), "run": None})
-    if Path(there.model).is_dir():
-        there.model = Path(there.model).resolve()  # replicas have another working directory
+    if isinstance(path, Path) and there.model != BUNDLED:
+        there.model = path  # absolute: replicas have another working directory
     lines = sum(1 for _ in read_lines(source, arguments.format or recognise(source)))
     make_engine = functools.partial(_replica_engine, there)
     return RayRunner(make_engine, RayOptions(**options), spool=Paths(output).media, lines=lines)

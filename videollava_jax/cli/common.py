@@ -94,12 +94,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlavaProcessor]:
-    """The checkpoint that `--model` names, and its processor with the template and pooling that were asked for."""
-    from videollava_jax.assets import TINY
+    """Opens the processor of `--model` with the template and pooling that were asked for; fetches no weights.
+
+    Returns:
+      the model's directory, or its name on the hub, and the processor.
+    """
+    from videollava_jax.hub import find_here
     from videollava_jax.processing.processor import VideoLlavaProcessor
 
-    path = TINY if arguments.model == "tiny" else arguments.model
-    return path, VideoLlavaProcessor.from_pretrained(path, template=arguments.template, video_pooling=arguments.pool)
+    model = find_here(arguments.model, bundled=True) or arguments.model
+    return model, VideoLlavaProcessor.from_pretrained(model, template=arguments.template, video_pooling=arguments.pool)
 
 
 def frame_sampling_of(arguments: argparse.Namespace, frame_window: int) -> FrameSampling:

@@ -22,6 +22,7 @@ from videollava_jax.generation.decoding import row_keys
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.generation.options import DecodeOptions, OnTokens
 from videollava_jax.generation.text import Streamer, to_streamer
+from videollava_jax.hub import Wanted, find_model
 from videollava_jax.model.layers import Quantization
 from videollava_jax.model.sharding import Placement
 from videollava_jax.weights import Options, checkpoint_of, convert_to_orbax, export, load_checkpoint
@@ -61,6 +62,8 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
         mesh: Mesh | None = None,
         quantization: Quantization | None = None,
         verify: Verify = "fast",
+        revision: str | None = None,
+        token: str | None = None,
     ) -> VideoLlavaForConditionalGeneration:
         """Loads a checkpoint; what is compiled from here on is kept for the next run (`compilation_cache`).
 
@@ -75,6 +78,7 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
           quantization: "int8" keeps the decoder's projections in int8 with a scale for each output channel: half the
             memory of bfloat16, at a small error. "w8a8" quantizes the inputs of prefill too, for devices that multiply
             int8 faster; its error is larger.
+          revision, token: for the hub.
 
         Raises:
           ValueError: no such checkpoint, or tensors that do not fit its configuration (all are listed).
@@ -88,7 +92,7 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
                 f"device_map: expected 'auto' or None, got {device_map!r}; choose the platform with JAX_PLATFORMS"
             )
         compilation_cache.enable()
-        directory = _directory(path)
+        directory = find_model(path, Wanted.WEIGHTS, revision=revision, token=token)
         placement = None if mesh is None else lambda config: Placement(config, mesh).parameter
         config, parameters = load_checkpoint(
             directory, dtype, placement=placement, verify=verify, int8=quantization is not None
@@ -256,18 +260,6 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
         if streamer is not None:
             streamer.end()
         return np.concatenate([np.repeat(ids, num_return_sequences, axis=0), answers], axis=1).astype(np.int64)
-
-
-def _directory(path: str | os.PathLike[str]) -> Path:
-    directory = Path(path)
-    if directory.is_dir():
-        return directory
-    name = os.fspath(path)
-    if directory.exists() or name.count("/") != 1 or name.startswith((".", "/")):
-        raise ValueError(f"{name}: expected a checkpoint directory or a hub name such as owner/model, found neither")
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
 
 
 def _either(images: ArrayLike | None, pixel_values: ArrayLike | None) -> ArrayLike | None:

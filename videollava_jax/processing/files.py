@@ -1,9 +1,8 @@
-"""The processor's files: where a checkpoint lies, and what its configuration tells the processor."""
+"""The processor's files, and what a model's configuration tells the processor."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,6 @@ from typing import Any
 
 from videollava_jax.config import SelectStrategy, VideoLlavaConfig
 from videollava_jax.processing.tokenizer import read_json
-
-_HUB_FILES = ["*.json", "*.jinja", "tokenizer.model"]
-_HUB_IGNORED = ["*.index.json"]
 
 
 @dataclass(frozen=True)
@@ -49,31 +45,6 @@ def model_facts(config: dict[str, Any]) -> ModelFacts:
 
 def _square(side: int) -> dict[str, Any]:
     return {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-
-
-def local_directory(directory: str | os.PathLike[str], revision: str | None, token: str | None) -> Path:
-    path = Path(directory)
-    if path.is_dir():
-        return path
-    if not isinstance(directory, str) or directory.count("/") > 1 or directory.startswith((".", "/", "~")):
-        raise ValueError(f"{path}: no such directory; expected one, or a model's name on the Hugging Face hub")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                directory,
-                revision=revision,
-                token=token,
-                allow_patterns=_HUB_FILES,
-                ignore_patterns=_HUB_IGNORED,
-            )
-        )
-    except Exception as error:  # the client raises its own, its HTTP library's, and OSError
-        raise ValueError(
-            f"{directory}: not a directory here, and the Hugging Face hub did not give it "
-            f"({type(error).__name__}); expected a directory, or a model's name on the hub"
-        ) from error
 
 
 def saved_chat_template(path: Path, saved: Mapping[str, Any]) -> str | None:

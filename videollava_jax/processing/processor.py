@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.config import SelectStrategy, checked_pooling, poolings, require_whole_windows
+from videollava_jax.hub import Wanted, find_model
 from videollava_jax.media import FramePreprocessor, MediaLimits, Uniform
-from videollava_jax.processing.files import local_directory, model_facts, saved_chat_template, write_json
+from videollava_jax.processing.files import model_facts, saved_chat_template, write_json
 from videollava_jax.processing.given_media import (
     describe,
     image_pixels,
@@ -132,7 +133,7 @@ class VideoLlavaProcessor:
             ValueError: no such directory or model, a file that cannot be read, or token ids other than the
                 model's configuration names.
         """
-        path = local_directory(directory, revision, token)
+        path = find_model(directory, Wanted.SIDE_FILES, revision=revision, token=token)
         config = read_json(path / "config.json") or {}
         saved = read_json(path / "processor_config.json") or {}
         image = saved.get("image_processor") or read_json(path / "preprocessor_config.json")

@@ -13,10 +13,9 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from videollava_jax.assets import TINY
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.hub import Wanted, find_model
 from videollava_jax.model.sharding import Placement, make_mesh
-from videollava_jax.processing.files import local_directory
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.training.run.recipe import Compute, Recipe
 from videollava_jax.training.update.lora import initial_lora
@@ -47,8 +46,8 @@ class Loaded:
 
 
 def model_directory(name: str) -> Path:
-    """Where a recipe's model lies: a directory, the hub's of that name, or the bundled one for "tiny"."""
-    return TINY if name == "tiny" else local_directory(name, None, None)
+    """Returns the directory of a recipe's model, with its weights: from here, the hub, or bundled ("tiny")."""
+    return find_model(name, Wanted.WEIGHTS, bundled=True)
 
 
 def mesh_of(compute: Compute) -> Mesh:
