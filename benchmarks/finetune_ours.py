@@ -13,7 +13,7 @@ from random_models import drawn, jax_device, shape_of, versions
 from sides import OURS, Measured, Section
 
 from videollava_jax import compilation_cache
-from videollava_jax.media.preprocess import CLIP_MEAN, CLIP_STD
+from videollava_jax.media.preprocess import FramePreprocessor
 from videollava_jax.model.sharding import Placement, make_mesh, put
 from videollava_jax.training.update.lora import initial_lora
 from videollava_jax.training.update.model import Batch, TrainingModel
@@ -48,8 +48,7 @@ class Ours:
         placement = Placement(sized.config, make_mesh(1, 1))
         model = TrainingModel(
             sized.config,
-            mean=CLIP_MEAN,
-            std=CLIP_STD,
+            preprocess=dict.fromkeys(("image", "video"), FramePreprocessor()),
             placement=placement,
             dtype=jnp.bfloat16,
             lora=Lora(rank=work.rank, alpha=2.0 * work.rank) if kind.rates.lora else None,

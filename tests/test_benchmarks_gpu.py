@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.training.rows import UNCHANGED
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.costs.chips import CHIPS
 
@@ -149,7 +150,7 @@ def test_adapters_are_counted_as_the_model_has_them(programs):
     from videollava_jax.training.update.options import Lora, is_lora
 
     config = VideoLlavaConfig.from_hf(TINY)
-    model = TrainingModel(config, mean=(0, 0, 0), std=(1, 1, 1), lora=Lora(rank=3))
+    model = TrainingModel(config, preprocess=UNCHANGED, lora=Lora(rank=3))
     expected = sum(math.prod(shape) for name, shape in model.shapes.items() if is_lora(name))
     assert programs("finetune_work").adapter_parameters(config, 3) == expected
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.training.rows import UNCHANGED
 from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
 from videollava_jax.costs.chips import CHIPS, Roofline, roofline, topology
 from videollava_jax.costs.work import (
@@ -274,7 +275,7 @@ def test_operations_of_a_micro_batch_are_those_that_xla_counts(rates: Rates):
         vision_config=vision, text_config=text, image_token_id=300, video_token_id=301, vision_feature_layer=-1
     )
     lora = Lora(rank=64, dropout=0) if rates.lora else None
-    model = TrainingModel(config, mean=(0, 0, 0), std=(1, 1, 1), lora=lora, remat="none", loss_chunk=64)
+    model = TrainingModel(config, preprocess=UNCHANGED, lora=lora, remat="none", loss_chunk=64)
     parameters = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in model.shapes.items()}
     trained = {name: value for name, value in parameters.items() if rates.trains(name)}
     ids = jax.ShapeDtypeStruct((1, 64), np.int32)

@@ -28,7 +28,7 @@ from tests.planning.training_programs import (
     layer_bytes,
     layers,
 )
-from tests.training.rows import FRAMES, drawn, packed
+from tests.training.rows import FRAMES, UNCHANGED, drawn, packed
 from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.planning.training_programs import (
@@ -61,8 +61,7 @@ SMALL = VideoLlavaConfig(
 def small_model(what: What, mesh: tuple[int, int] | None, dtype: Any = jnp.float32) -> TrainingModel:
     return TrainingModel(
         SMALL,
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
+        preprocess=UNCHANGED,
         placement=None if mesh is None else Placement(SMALL, make_mesh(*mesh)),
         dtype=dtype,
         lora=what.lora and Lora(rank=8),

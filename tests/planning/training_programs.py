@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from tests.planning.plan_programs import GIB, MIB, table
 from tests.planning.tpu_programs import ENVIRONMENT
+from tests.training.rows import UNCHANGED
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.costs.chips import topology
 from videollava_jax.costs.work import train_flops
@@ -87,8 +88,7 @@ def described(case: Case) -> dict[str, Any]:
     placement = Placement(CONFIG, make_mesh(case.data, case.tensor, devices=tpu_devices(case.topology)))
     model = TrainingModel(
         CONFIG,
-        mean=(0, 0, 0),  # no number of these changes a program
-        std=(1, 1, 1),
+        preprocess=UNCHANGED,
         placement=placement,
         dtype=jnp.bfloat16,
         lora=what.lora,

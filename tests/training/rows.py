@@ -12,10 +12,16 @@ import numpy as np
 
 from tests.parity.reference import TEXT
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.media.preprocess import FramePreprocessor
 from videollava_jax.model.sharding import Placement, put
+from videollava_jax.processing.segments import MediaKind
 from videollava_jax.training.update.model import Batch
 
 FRAMES = 2
+UNCHANGED: dict[MediaKind, FramePreprocessor] = dict.fromkeys(
+    ("image", "video"), FramePreprocessor(mean=(0, 0, 0), std=(1, 1, 1))
+)
+"""For a `TrainingModel` that takes pixels on the scale 0-1."""
 
 
 @dataclass(frozen=True)

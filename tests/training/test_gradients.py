@@ -24,7 +24,7 @@ from tests.parity.reference import (
     with_weights,
 )
 from tests.tolerances import SELF
-from tests.training.rows import FRAMES, Drawn, drawn, packed
+from tests.training.rows import FRAMES, UNCHANGED, Drawn, drawn, packed
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.model.video_llava import parameter_shapes
@@ -51,7 +51,7 @@ EVERYTHING = Rates(projector=1.0, decoder=1.0, image_tower=1.0, video_tower=1.0)
 
 
 def model_of(config: VideoLlavaConfig, **changes: Any) -> TrainingModel:
-    return TrainingModel(config, mean=(0, 0, 0), std=(1, 1, 1), **{"loss_chunk": 24, **changes})
+    return TrainingModel(config, preprocess=UNCHANGED, **{"loss_chunk": 24, **changes})
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from videollava_jax.generation.next_token import Sampling
 from videollava_jax.generation.steps import Graph
 from videollava_jax.model.attention import KeysValues
 from videollava_jax.model.cache import PrefixCache, TailCache, empty_tail
+from videollava_jax.model.pixels import normalised
 from videollava_jax.model.sharding import Placement, like, put, resharded, spec_of, whole
 from videollava_jax.model.video_llava import VideoLlava
 
@@ -161,10 +162,8 @@ def encode(
     model: VideoLlava = nnx.merge(graph, state)
     features = []
     for kind, frames, m, s in zip(kinds, pixels, mean, std, strict=True):
-        normalised = (frames.astype(jnp.float32) * jnp.float32(1 / 255) - m) / s
-        features.append(
-            model.encode_images(normalised[:, 0]) if kind == "image" else model.encode_videos(normalised, pooling)
-        )
+        scaled = normalised(frames, m, s)
+        features.append(model.encode_images(scaled[:, 0]) if kind == "image" else model.encode_videos(scaled, pooling))
     return jnp.concatenate(features, axis=1)
 
 

@@ -82,11 +82,9 @@ def load(directory: Path, recipe: Recipe, mesh: Mesh, processor: VideoLlavaProce
         directory, placement=lambda config: Placement(config, mesh).stored, int8=compute.int8
     )
     placement = Placement(config, mesh)
-    pixels = processor.image_processor
     model = TrainingModel(
         config,
-        mean=pixels.mean,
-        std=pixels.std,
+        preprocess={"image": processor.image_processor, "video": processor.video_processor},
         placement=placement,
         dtype=compute.dtype,
         lora=recipe.lora,

@@ -39,8 +39,8 @@ from videollava_jax.weights.checkpoint import open_checkpoint
 from videollava_jax.weights.fingerprint import json_digest
 from videollava_jax.weights.manifest import tensor_hash
 
-FORMAT = 1
-"""Of the files and their names."""
+FORMAT = 2
+"""Of the files, their names and the arithmetic; 1 normalised videos with the images' mean and std."""
 FRAMES = 32
 """That each device encodes at a time."""
 KINDS: tuple[MediaKind, ...] = ("image", "video")

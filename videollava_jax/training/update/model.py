@@ -8,7 +8,7 @@ The same layers as everywhere, in the form that training wants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,8 +18,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.media.preprocess import FramePreprocessor
 from videollava_jax.model.decoder import Context, LlamaLayer
 from videollava_jax.model.layers import Quantization
+from videollava_jax.model.pixels import normalised
 from videollava_jax.model.sharding import STACKED, Placement, like, resharded, shard_over_mesh, spec_of
 from videollava_jax.model.video_llava import abstract_model, named_parameters, with_parameters
 from videollava_jax.processing.segments import MediaKind
@@ -68,7 +70,7 @@ class TrainingModel:
 
     Args:
       config: of the model.
-      mean, std: what pixels in 0 to 1 are normalised with, three numbers each.
+      preprocess: of images and of videos, whose mean and std normalise the pixels of each kind.
       placement: the mesh and its table; None for one device.
       dtype: of compute. Parameters may have another, and are cast when they are used; norms, softmax and the loss are
         float32 anyway.
@@ -83,8 +85,7 @@ class TrainingModel:
         self,
         config: VideoLlavaConfig,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        preprocess: Mapping[MediaKind, FramePreprocessor],
         placement: Placement | None = None,
         dtype: DTypeLike = jnp.float32,
         lora: Lora | None = None,
@@ -98,7 +99,7 @@ class TrainingModel:
                 adapt(layer, lora)
         self.config, self.placement, self.dtype = config, placement, jnp.dtype(dtype)
         self.lora, self.quantization, self.remat, self.loss_chunk = lora, quantization, remat, loss_chunk
-        self._mean, self._std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+        self._preprocess = dict(preprocess)
         shapes = {name: tuple(value.shape) for name, value in named_parameters(nnx.state(model)).items()}
         self.shapes: dict[str, tuple[int, ...]] = {
             name: (len(layers), *shapes[layers[0]]) if STACKED in name else shapes[layers[0]]
@@ -182,17 +183,18 @@ class TrainingModel:
             positions = self.config.tokens_per_image if kind == "image" else self.config.tokens_per_frame
             rows = like(slots, *spec_of(slots)[:1])
             return shard_over_mesh(slots.reshape(-1, positions, slots.shape[-1], out_sharding=rows))
-        hidden = self._tower(f"{kind}_tower", parameters, slots)
+        hidden = self._tower(kind, parameters, slots)
         drops_class = kind == "image" and self.config.vision_feature_select_strategy == "default"
         return hidden[:, 1:] if drops_class else hidden
 
-    def _tower(self, name: str, parameters: Parameters, pixels: jax.Array) -> jax.Array:
+    def _tower(self, kind: MediaKind, parameters: Parameters, pixels: jax.Array) -> jax.Array:
         """The selected hidden states of all frames of all slots [frames, positions, width], spread over all devices."""
-        unit = self.config.frame_window if name == "video_tower" else 1
+        name, unit = f"{kind}_tower", self.config.frame_window if kind == "video" else 1
         rows, S = like(pixels, *spec_of(pixels)[:1]), pixels.shape[-2]
         frames = shard_over_mesh(pixels.reshape(-1, S, S, 3, out_sharding=rows), unit)
-        normalised = ((frames.astype(jnp.float32) / 255 - self._mean) / self._std).astype(self.dtype)
-        embedded = self._part(f"{name}.embeddings", parameters)(normalised)
+        statistics = self._preprocess[kind]
+        scaled = normalised(frames, statistics.mean, statistics.std, self.dtype)
+        embedded = self._part(f"{name}.embeddings", parameters)(scaled)
         x_NPD = self._part(f"{name}.pre_layrnorm", parameters)(embedded)
         wanted = self.config.feature_layers
         last, hidden = self._scan(
