@@ -141,7 +141,7 @@ class Ours:
             yield Measured(work=f"encode, {videos} at a time, videos/s", way=OURS, rates=rates, limit=limit)
 
     def decode(self) -> Iterator[Measured]:
-        """Prefill into the places of a grid, and steps of decoding with one row and with all of them."""
+        """Prefill into the slots of a grid, and steps of decoding with one row and with all of them."""
         shape = self._shape(self.work.rows, self.work.answer_tokens)
         rates, grid = self._filled(shape)
         tokens = len(self.asked.read.ids)
@@ -184,7 +184,7 @@ class Ours:
         grid = self._with_questions(shape, self._filled(shape)[1])
         yield self._decode_rates("decode, int8, many rows, tokens/s", grid, self.work.steps)
         del grid
-        rows = shape.columns
+        rows = shape.slots
         yield self._job("captions, int8, videos/s", rows, self.work.caption_tokens, max_rows=rows)
 
     # ── parts ──
@@ -210,10 +210,10 @@ class Ours:
         """The grid that the engine would take for a question about each of so many videos: what compiles is shared."""
         demand = Demand(len(self.asked.read.ids), [1] * rows, len(self.asked.ids), answer_tokens)
         text, dtype, int8 = self.config.text_config, self.model.dtype, self.storage.int8_kv
-        return choose_shape(demand, text, dtype, parts=1, max_rows=rows, memory=self.memory, int8=int8)
+        return choose_shape(demand, text, dtype, shards=1, max_rows=rows, memory=self.memory, int8=int8)
 
     def _filled(self, shape: GridShape) -> tuple[tuple[float, ...], Grid]:
-        """Rates of prefill in tokens a second, and a grid with the video in all its places."""
+        """Rates of prefill in tokens a second, and a grid with the video in all its slots."""
         model, read = self.model, self.asked.read
         ids = np.zeros((1, shape.prefix), np.int32)
         ids[0, shape.prefix - len(read.ids) :] = read.ids
@@ -224,16 +224,16 @@ class Ours:
         grid = on_device.new_grid(text, shape, model.dtype, None, int8=int8, sampling=sampling_of([], False, False))
         prefix = grid.prefix
 
-        def fill(columns: int) -> None:
+        def fill(slots: int) -> None:
             nonlocal prefix
-            for column in range(columns):
-                prefix = on_device.fill_places(
-                    model.graph, model.state, ids_device, mask_device, features, prefix, np.int32(column)
+            for slot in range(slots):
+                prefix = on_device.prefill_slots(
+                    model.graph, model.state, ids_device, mask_device, features, prefix, np.int32(slot)
                 )
             jax.block_until_ready(prefix)
 
-        fill(shape.columns)
-        some = min(shape.columns, 8)
+        fill(shape.slots)
+        some = min(shape.slots, 8)
         rates = tuple(rate(lambda: fill(some), some * len(read.ids)) for _ in range(self.work.rounds))
         return rates, dataclasses.replace(grid, prefix=prefix)
 
@@ -246,7 +246,7 @@ class Ours:
         nobody = on_device.unwritten(1, shape.answer, self.config.text_config.vocab_size, sampling_of([], False, False))
         fresh = dataclasses.replace(nobody, limit_B=np.full(1, FOR_EVER, np.int32), done_B=np.zeros(1, bool))
         tail, answers = grid.tail, grid.answers
-        for column in range(shape.columns):
+        for slot in range(shape.slots):
             tail, answers = on_device.begin(
                 model.graph,
                 model.state,
@@ -257,7 +257,7 @@ class Ours:
                 tail,
                 answers,
                 self._vocabulary(),
-                np.int32(column),
+                np.int32(slot),
             )
         return Grid(grid.prefix, tail, answers)
 
@@ -346,7 +346,7 @@ class Ours:
 
 
 def _first_row(grid: Grid) -> Grid:
-    """A copy of the first place and the first row, as a grid of their own: what is donated of it is in no other."""
+    """A copy of the first slot and the first row, as a grid of their own: what is donated of it is in no other."""
 
     def first(x: jax.Array) -> jax.Array:
         return jnp.array(x[:1])

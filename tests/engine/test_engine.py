@@ -59,12 +59,12 @@ def test_answers_are_those_of_generate(model, expected, tiny_processor, order, c
 def test_each_medium_is_read_encoded_and_prefilled_once(tiny_model, tiny_processor, monkeypatch, tmp_path):
     """25 questions about each of 3 files, one of them there under two names, in an order that is worst for that."""
     read, encoded, filled = [], [], []
-    processor_read, encode, fill = tiny_processor.read_medium, grid.encode, grid.fill_places
+    processor_read, encode, fill = tiny_processor.read_medium, grid.encode, grid.prefill_slots
     monkeypatch.setattr(
         tiny_processor, "read_medium", lambda medium, *a: read.append(medium.source) or processor_read(medium, *a)
     )
     monkeypatch.setattr(grid, "encode", lambda *a: encoded.append(a[4]) or encode(*a))
-    monkeypatch.setattr(grid, "fill_places", lambda *a: filled.append(a[2]) or fill(*a))
+    monkeypatch.setattr(grid, "prefill_slots", lambda *a: filled.append(a[2]) or fill(*a))
     from PIL import Image
 
     for name, seed in (("a", 0), ("b", 1), ("c", 1), ("d", 2)):
@@ -80,8 +80,8 @@ def test_each_medium_is_read_encoded_and_prefilled_once(tiny_model, tiny_process
 
 def test_a_prefix_that_is_still_there_is_found_again(tiny_model, tiny_processor, monkeypatch):
     filled = []
-    fill = grid.fill_places
-    monkeypatch.setattr(grid, "fill_places", lambda *a: filled.append(a[2]) or fill(*a))
+    fill = grid.prefill_slots
+    monkeypatch.setattr(grid, "prefill_slots", lambda *a: filled.append(a[2]) or fill(*a))
     job = [
         question(f"{q}-{v}", text, videos=[clip(v)], max_new_tokens=4)
         for q, text in enumerate(QUESTIONS)
@@ -93,7 +93,7 @@ def test_a_prefix_that_is_still_there_is_found_again(tiny_model, tiny_processor,
 
 def test_nothing_is_compiled_after_the_warm_up(tiny_model, tiny_processor):
     """Rows end at different steps and are filled again, and the programs stay as many as they were."""
-    programs = (grid.encode, grid.fill_places, grid.begin, grid.report, compiled.decode)
+    programs = (grid.encode, grid.prefill_slots, grid.begin, grid.report, compiled.decode)
     engine = Engine(tiny_model, tiny_processor, max_rows=8)
 
     def job(seed):

@@ -19,7 +19,7 @@ COMMAND = "import sys; from videollava_jax.cli import main; sys.exit(main())"
 MESHES = {"v5e:2x4": (1, 8), "v6e:2x4": (1, 8), "v5p:2x2x2": (1, 8), "v5e:16x16": (32, 8)}
 """Topologies, and data × tensor on them: 8 chips a copy."""
 GRIDS = {"8 × 8": (8, 8), "64 × 1": (64, 1)}
-"""Places × rows of a copy: 64 rows of 2112 + 64 + 128 = 2304 positions."""
+"""Slots × rows of a copy: 64 rows of 2112 + 64 + 128 = 2304 positions."""
 NAMES = ("encode", "prefill", "begin", "decode")
 GIB, MIB = 2**30, 2**20
 
@@ -38,10 +38,10 @@ def planned(topology: str, *arguments: str) -> dict[str, Any]:
 
 def required(topology: str, grid: str, *arguments: str) -> dict[str, Any]:
     """The plan of a batch of 64 a copy."""
-    (data, tensor), (places, rows) = MESHES[topology], GRIDS[grid]
+    (data, tensor), (slots, rows) = MESHES[topology], GRIDS[grid]
     return planned(
         topology,
-        *("--mesh", f"{data}x{tensor}", "--grid", f"{places * data}x{rows}", "--questions", str(rows)),
+        *("--mesh", f"{data}x{tensor}", "--grid", f"{slots * data}x{rows}", "--questions", str(rows)),
         *("--question-tokens", "64", "--answer-tokens", "128", *arguments),
     )
 
@@ -53,7 +53,7 @@ def traffic_ratio(record: dict[str, Any]) -> float:
 
 
 def found(keep: Path | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(topology, grid, plan) of all; of 64 × 1 only decode, as a column's programs are those of 8 × 8 or smaller."""
+    """(topology, grid, plan) of all; of 64 × 1 only decode, as the others' programs are those of 8 × 8 or smaller."""
     for grid in GRIDS:
         for topology in MESHES:
             file = None if keep is None else keep / f"{topology}-{grid}.json".replace(":", "-").replace(" × ", "x")
@@ -94,10 +94,10 @@ def main(keep: Path | None) -> None:
             each = [f"{programs[n]['seconds'] * 1e3:.2f} ({programs[n]['bound']})" for n in NAMES]
             both = [f"{rate['answers_per_second']:.1f}" for rate in (batch["throughput"], record["limit"])]
             rates.append((topology, *each, *both))
-    table(("topology", "places × rows", "weights", "prefixes", "tails", *NAMES, "most", "seconds to compile"), memory)
+    table(("topology", "slots × rows", "weights", "prefixes", "tails", *NAMES, "most", "seconds to compile"), memory)
     print()
     heads = ("read once", "read", "written", "ratio", "big moves", "collectives", "ms at best")
-    table(("topology", "places × rows", *heads), steps)
+    table(("topology", "slots × rows", *heads), steps)
     print()
     table(("topology", *NAMES, "answers/s", "answers/s by arithmetic"), rates)
 

@@ -44,7 +44,7 @@ needs_compiler = pytest.mark.skipif(
 
 def tiny_setting(data: int, tensor: int, **options: Any) -> Setting:
     config = VideoLlavaConfig.from_hf(TINY)
-    shape = GridShape(parts=data, columns=2, rows=3, prefix=192, question=32, answer=32)
+    shape = GridShape(shards=data, slots=2, rows=3, prefix=192, question=32, answer=32)
     return Setting(config=config, mesh=make_mesh(data, tensor), shape=shape, **options)
 
 
@@ -113,7 +113,7 @@ def test_programs_take_what_is_counted(mesh: tuple[int, int], name: Any):
 
 def test_bytes_of_the_whole_model_by_hand():
     """7B in bfloat16 over 8 chips: decoder and head split, towers and projector whole; 64 KiB a token and chip."""
-    shape = GridShape(parts=1, columns=8, rows=8, prefix=2112, question=64, answer=128)
+    shape = GridShape(shards=1, slots=8, rows=8, prefix=2112, question=64, answer=128)
     setting = Setting(config=CONFIG, mesh=make_mesh(1, 8), shape=shape)
     held = setting.resident_bytes
     decoder, whole = 6_607_605_760 + 131_334_144, 2 * 303_179_776 + 20_979_712
@@ -161,8 +161,8 @@ def test_devices_of_a_chip_share_it():
 
 
 def test_throughput_by_hand():
-    """2 × 3 places with 5 rows: 12 questions a video take three rounds, in each 3 columns and 9 steps."""
-    shape = GridShape(parts=2, columns=3, rows=5, prefix=2112, question=64, answer=32)
+    """2 × 3 slots with 5 rows: 12 questions a video take three rounds, in each 3 slots of a shard and 9 steps."""
+    shape = GridShape(shards=2, slots=3, rows=5, prefix=2112, question=64, answer=32)
     seconds = {"encode": 0.1, "prefill": 0.2, "begin": 0.05, "decode": 0.01}
     found = throughput(Job(questions=12, answer_tokens=10), shape, seconds)
     assert dict(found.phases) == pytest.approx({"encode": 0.3, "prefill": 0.6, "begin": 0.45, "decode": 0.27})
@@ -173,13 +173,13 @@ def test_throughput_by_hand():
 
 @pytest.fixture
 def compiler_of(monkeypatch: pytest.MonkeyPatch):
-    """Stands in for the compiler: programs with known needs. Gives what was compiled, and for how many columns."""
+    """Stands in for the compiler: programs with known needs. Gives what was compiled, and for how many slots."""
     seen: list[tuple[str, int]] = []
 
     def install(temporaries: Any) -> list[tuple[str, int]]:
         def compiled(name: Any, setting: Setting, chip: Chip) -> Program:
-            seen.append((name, setting.shape.columns))
-            needed = temporaries(name, setting.shape.columns)
+            seen.append((name, setting.shape.slots))
+            needed = temporaries(name, setting.shape.slots)
             if needed is None:
                 raise MemoryError("Ran out of memory on HBM")
             loop = programs.Traffic(hbm_read_bytes=819_000_000)
@@ -208,16 +208,16 @@ def compiler_of(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_largest_batch_fits_and_the_next_does_not(compiler_of: Any):
-    seen = compiler_of(lambda name, columns: GIB)
+    seen = compiler_of(lambda name, slots: GIB)
     made = make_plan(plan_request(mesh=(1, 8)))
     assert made.batch is not None
     assert made.largest is not None
     assert [name for name, _ in seen] == [*PROGRAMS, "decode"]
     decode = made.largest.programs["decode"]
-    column = sum(size for kind, size in decode.resident.items() if kind != "weights") / made.largest.shape.columns
-    assert decode.total <= made.chip.hbm_bytes < decode.total + column
-    assert made.largest.shape.columns > made.batch.shape.columns
-    # 1 ms each; what a column takes stays the same, and steps are shared by more.
+    per_slot = sum(size for kind, size in decode.resident.items() if kind != "weights") / made.largest.shape.slots
+    assert decode.total <= made.chip.hbm_bytes < decode.total + per_slot
+    assert made.largest.shape.slots > made.batch.shape.slots
+    # 1 ms each; what a slot takes stays the same, and steps are shared by more.
     assert made.largest.throughput is not None
     assert made.batch.throughput is not None
     assert made.largest.throughput.videos_per_second > made.batch.throughput.videos_per_second
@@ -225,28 +225,28 @@ def test_the_largest_batch_fits_and_the_next_does_not(compiler_of: Any):
 
 def test_the_largest_batch_shrinks_until_it_fits(compiler_of: Any):
     """Temporaries that grow with the batch: the first guess, from those of the engine's grid, is too large."""
-    seen = compiler_of(lambda name, columns: columns * 20 * 2**20 if name == "decode" else 0)
+    seen = compiler_of(lambda name, slots: slots * 20 * 2**20 if name == "decode" else 0)
     made = make_plan(plan_request(mesh=(1, 8)))
-    tried = [columns for name, columns in seen if name == "decode"][1:]
+    tried = [slots for name, slots in seen if name == "decode"][1:]
     assert 1 < len(tried) <= plan.TRIES
     assert tried == sorted(set(tried), reverse=True)
     assert made.largest is not None
-    assert made.largest.shape.columns == tried[-1]
+    assert made.largest.shape.slots == tried[-1]
     assert made.largest.programs["decode"].total <= made.chip.hbm_bytes
 
 
 def test_a_largest_batch_that_does_not_compile_is_made_smaller(compiler_of: Any):
-    seen = compiler_of(lambda name, columns: 0)
+    seen = compiler_of(lambda name, slots: 0)
     make_plan(plan_request(mesh=(1, 8)))
-    most = max(columns for _, columns in seen)
-    compiler_of(lambda name, columns: None if columns == most else 0)
+    most = max(slots for _, slots in seen)
+    compiler_of(lambda name, slots: None if slots == most else 0)
     made = make_plan(plan_request(mesh=(1, 8)))
     assert made.largest is not None
-    assert made.largest.shape.columns == most - 1
+    assert made.largest.shape.slots == most - 1
 
 
 def test_a_program_that_does_not_fit_is_told(compiler_of: Any):
-    compiler_of(lambda name, columns: None if name == "begin" else 0)
+    compiler_of(lambda name, slots: None if name == "begin" else 0)
     made = make_plan(plan_request(mesh=(1, 8)))
     assert made.batch is not None
     assert made.batch.too_large == {"begin": "Ran out of memory on HBM"}
@@ -256,10 +256,10 @@ def test_a_program_that_does_not_fit_is_told(compiler_of: Any):
 
 
 def test_a_grid_that_is_given_is_the_grid(compiler_of: Any):
-    seen = compiler_of(lambda name, columns: 0)
+    seen = compiler_of(lambda name, slots: 0)
     made = make_plan(plan_request(mesh=(2, 4), grid=(8, 5), programs=("decode",)))
     assert made.batch is not None
-    assert made.batch.shape == GridShape(parts=2, columns=4, rows=5, prefix=2112, question=64, answer=32)
+    assert made.batch.shape == GridShape(shards=2, slots=4, rows=5, prefix=2112, question=64, answer=32)
     assert seen == [("decode", 4)]
     assert (made.batch.throughput, made.largest) == (None, None)
 
@@ -273,7 +273,7 @@ def test_a_grid_that_is_given_is_the_grid(compiler_of: Any):
     ],
 )
 def test_what_does_not_fit_the_chips_is_refused(compiler_of: Any, options: dict[str, Any], message: str):
-    compiler_of(lambda name, columns: 0)
+    compiler_of(lambda name, slots: 0)
     with pytest.raises(ValueError, match=message):
         make_plan(plan_request(**options))
 

@@ -1,4 +1,4 @@
-"""The host's side of a grid: who is in which place and row, and what rows that begin are told."""
+"""The host's side of a grid: which slots and rows are taken, and what rows that begin are told."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from videollava_jax.generation.next_token import Sampling
 
 
 @dataclass
-class Place:
-    """A place of the grid.
+class Slot:
+    """A slot of the grid.
 
     Attributes:
       group: that it was given to, until all its questions are answered.
@@ -47,16 +47,16 @@ class Board:
     draw: bool
     penalise: bool
     device: Grid
-    places: list[Place] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
 
-    def column(self, column: int) -> list[int]:
-        """The places of a column, one for each part."""
-        return [part * self.shape.columns + column for part in range(self.shape.parts)]
+    def shard_slots(self, index: int) -> list[int]:
+        """The slots of one index, one in each shard."""
+        return [shard * self.shape.slots + index for shard in range(self.shape.shards)]
 
-    def rows_of(self, place: int) -> range:
-        """The rows of a place."""
-        return range(place * self.shape.rows, (place + 1) * self.shape.rows)
+    def rows_of(self, slot: int) -> range:
+        """The rows of a slot."""
+        return range(slot * self.shape.rows, (slot + 1) * self.shape.rows)
 
     def takes(self, question: Question) -> bool:
         """Whether its rows have room for a question and its answer, and its programs what they need."""
@@ -86,7 +86,7 @@ def unwritten_answers(board: Board, questions: Sequence[Question | None], rows: 
         seen = np.zeros((len(rows), V), bool)
         for i, (row, question) in enumerate(zip(rows, questions, strict=True)):
             if question is not None:
-                group = board.places[row // board.shape.rows].group
+                group = board.slots[row // board.shape.rows].group
                 assert group is not None
                 seen[i, np.concatenate([group.read.ids, question.ids])] = True
     limits = [0 if question is None else question.options.max_new_tokens for question in questions]

@@ -1,12 +1,13 @@
-"""A grid on the device: prefixes in its places, questions in its rows, and the compiled functions that fill them.
+"""A grid on the device: prefixes in its slots, questions in its rows, and the compiled functions that fill them.
 
-    column       0          1                places stand in columns of W, one for each part that the data axis of the
-    part 0   [ place 0 ] [ place 1 ]         mesh splits the batch into: a column is filled and emptied together, and
-    part 1   [ place 2 ] [ place 3 ]         no device sends another its part of a cache.
-                 │
-                 └─ R rows, each with a question about the place's prefix
+    slot index   0          1                each of the W shards of a batch (the data axis of the mesh) has P slots:
+    shard 0   [ slot 0 ] [ slot 1 ]          the slots of one index, one in each shard, are filled and freed together,
+    shard 1   [ slot 2 ] [ slot 3 ]          so that no device sends another its share of a cache
+                  │
+                  └─ R rows, each with a question about the prefix in the slot
 
-Filling one column leaves the others as they are. Every function takes its buffers back: nothing of a cache is copied.
+Filling the slots of one index leaves the others unchanged. The buffers of the grid are donated to every function that
+changes them: no cache is copied.
 """
 
 from __future__ import annotations
@@ -39,40 +40,40 @@ class GridShape:
     """How large a grid is; every number is a dimension of what is compiled.
 
     Attributes:
-      parts: W, what the data axis splits a batch into.
-      columns: P; there are W × P places.
-      rows: R, questions of one place at a time.
-      prefix: slots of a place.
-      question: slots of a row for its question.
-      answer: slots of a row for its answer.
+      shards: W, what the data axis of the mesh splits a batch into.
+      slots: P, the slots of each shard; there are W × P.
+      rows: R, the rows of each slot.
+      prefix: positions of a slot.
+      question: positions of a row for its question.
+      answer: positions of a row for its answer.
     """
 
-    parts: int
-    columns: int
+    shards: int
+    slots: int
     rows: int
     prefix: int
     question: int
     answer: int
 
     @property
-    def places(self) -> int:
-        """Prefixes that are held at a time."""
-        return self.parts * self.columns
+    def prefixes(self) -> int:
+        """The prefixes held at a time: W × P, one in each slot."""
+        return self.shards * self.slots
 
     @property
     def batch(self) -> int:
         """Rows in all: B."""
-        return self.places * self.rows
+        return self.prefixes * self.rows
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Grid:
-    """The state of all places and rows.
+    """The state of all slots and rows.
 
     Attributes:
-      prefix: a place each.
-      tail, answers: a row each; the rows of a place are neighbours.
+      prefix: of each slot.
+      tail, answers: of each row; the rows of a slot are neighbours.
     """
 
     prefix: PrefixCache
@@ -94,13 +95,13 @@ def new_grid(
     Args:
       dtype: of compute, and of keys and values.
       int8: those of prefixes in int8 with a scale for each vector.
-      sampling: one row of it tells which of its parts are compiled.
+      sampling: a one-row template; its static flags `draw` and `penalise` decide which branches are compiled.
     """
-    G, K, H = shape.places, text.num_key_value_heads, text.head_dim
+    G, K, H = shape.prefixes, text.num_key_value_heads, text.head_dim
     key_shape = (G, K, shape.prefix, H)
 
-    def zeros(of: tuple[int, ...], kind: DTypeLike, place: Any) -> jax.Array:
-        return jnp.zeros(of, kind, device=place)
+    def zeros(of: tuple[int, ...], kind: DTypeLike, sharding: Any) -> jax.Array:
+        return jnp.zeros(of, kind, device=sharding)
 
     cache = None if placement is None else placement.cache(G)
     scale = None if placement is None else placement.cache_scale(G)
@@ -123,8 +124,8 @@ def new_grid(
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _new_tail(prefix: PrefixCache, rows: int, slots: int, dtype: np.dtype[Any], question: int) -> TailCache:
-    return empty_tail(prefix, rows, slots, dtype, question=question)
+def _new_tail(prefix: PrefixCache, rows: int, capacity: int, dtype: np.dtype[Any], question: int) -> TailCache:
+    return empty_tail(prefix, rows, capacity, dtype, question=question)
 
 
 def unwritten(rows: int, width: int, V: int, sampling: Sampling) -> Answers:
@@ -168,22 +169,22 @@ def encode(
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames=("prefix",))
-def fill_places(
+def prefill_slots(
     graph: Graph,
     state: Any,
     ids_WS: jax.Array,
     mask_WS: jax.Array,
     features_WMD: jax.Array | None,
     prefix: PrefixCache,
-    column: jax.Array,
+    slot: jax.Array,
 ) -> PrefixCache:
-    """Puts prefixes, padded on the left to the slots of a place, into the places of a column."""
+    """Computes prefixes, padded on the left to the length of a slot, and puts them into the slots of one index."""
     model: VideoLlava = nnx.merge(graph, state)
     int8 = prefix.layers[0].key_scale is not None
     x_WSD = model.embed_prefix(ids_WS, features_WMD)
     _, new = model.prefill(x_WSD, mask_WS, int8=int8)
     W = ids_WS.shape[0]
-    filled: PrefixCache = jax.tree.map(lambda old, x: _put(old, x.astype(old.dtype)[:, None], W, column), prefix, new)
+    filled: PrefixCache = jax.tree.map(lambda old, x: _put(old, x.astype(old.dtype)[:, None], W, slot), prefix, new)
     return filled
 
 
@@ -207,25 +208,25 @@ def begin(
     tail: TailCache,
     answers: Answers,
     vocabulary: Vocabulary,
-    column: jax.Array,
+    slot: jax.Array,
 ) -> tuple[TailCache, Answers]:
-    """Puts questions into rows of a column, and chooses the first token of each answer.
+    """Puts questions into rows of the slots of one index, and chooses the first token of each answer.
 
     Args:
-      ids_ET, mask_ET: the questions of all W × R rows of the column, padded on the left, T at most `tail.question`.
+      ids_ET, mask_ET: the questions of all W × R rows of these slots, padded on the left, T at most `tail.question`.
       fresh: answers without a token; those that are done are of rows that keep what they have.
-      column: int32 scalar.
+      slot: int32 scalar, the index of the slots within their shards.
     """
     model: VideoLlava = nnx.merge(graph, state)
     E, T = ids_ET.shape
     W = prefix.prefixes // (answers.done_B.shape[0] // E)
     R = E // W
-    part = PrefixCache(
-        layers=tuple(jax.tree.map(lambda x: _take(x, W, column), kv) for kv in prefix.layers),
-        valid_GS=_take(prefix.valid_GS, W, column),
-        length_G=_take(prefix.length_G, W, column),
+    own = PrefixCache(
+        layers=tuple(jax.tree.map(lambda x: _take(x, W, slot), kv) for kv in prefix.layers),
+        valid_GS=_take(prefix.valid_GS, W, slot),
+        length_G=_take(prefix.length_G, W, slot),
     )
-    x_ETD, layers = model.begin(ids_ET, mask_ET, part)
+    x_ETD, layers = model.begin(ids_ET, mask_ET, own)
     first = with_next_token(model.next_logits(x_ETD), fresh, vocabulary)
 
     filled_E = ~fresh.done_B
@@ -234,12 +235,12 @@ def begin(
     def into_rows(old: jax.Array, new: jax.Array) -> jax.Array:
         """Whole rows, free slots as zeros: whatever a row that went wrong has left would be multiplied by nothing."""
         new = jnp.pad(new, [padded[1], (0, 0)] + [(0, 0)] * (new.ndim - 2)).astype(old.dtype)
-        return _put_rows(old, new, filled_E, W, R, column, axis=1)
+        return _put_rows(old, new, filled_E, W, R, slot, axis=1)
 
     def rows(old: jax.Array, new: jax.Array) -> jax.Array:
-        return _put_rows(old, new, filled_E, W, R, column, axis=0)
+        return _put_rows(old, new, filled_E, W, R, slot, axis=0)
 
-    positions_E = jnp.repeat(part.length_G, R, out_sharding=like(part.length_G, *spec_of(part.length_G)))
+    positions_E = jnp.repeat(own.length_G, R, out_sharding=like(own.length_G, *spec_of(own.length_G)))
     kept = [kv.reordered("SGKH") for kv in layers]
     tail = dataclasses.replace(
         tail,
@@ -286,41 +287,41 @@ def score(
     return whole(total_E), whole((likeliest_ET | ~wanted_ET).all(axis=-1))
 
 
-def _by_column(x: jax.Array, parts: int, axis: int = 0, *within: int) -> jax.Array:
-    """The places on an axis as parts × columns, with `within` more axes; the parts take over how the axis is split."""
+def _by_slot(x: jax.Array, shards: int, axis: int = 0, *within: int) -> jax.Array:
+    """Reshapes an axis [shards * slots * within] to [shards, slots, *within]; its sharding moves to `shards`."""
     before, split, after = spec_of(x)[:axis], spec_of(x)[axis], spec_of(x)[axis + 1 :]
-    columns = x.shape[axis] // (parts * math.prod(within))
-    shape = (*x.shape[:axis], parts, columns, *within, *x.shape[axis + 1 :])
+    slots = x.shape[axis] // (shards * math.prod(within))
+    shape = (*x.shape[:axis], shards, slots, *within, *x.shape[axis + 1 :])
     return x.reshape(shape, out_sharding=like(x, *before, split, None, *(None for _ in within), *after))
 
 
-def _take(x: jax.Array, parts: int, column: jax.Array) -> jax.Array:
-    """[G, …] to [W, …]: the places of a column. G is parts × columns."""
-    columns = _by_column(x, parts)
-    taken: jax.Array = jax.lax.dynamic_index_in_dim(columns, column, axis=1, keepdims=False)
+def _take(x: jax.Array, shards: int, slot: jax.Array) -> jax.Array:
+    """Returns the slots of one index: [G, …] to [W, …]."""
+    slots = _by_slot(x, shards)
+    taken: jax.Array = jax.lax.dynamic_index_in_dim(slots, slot, axis=1, keepdims=False)
     return taken
 
 
-def _put(x: jax.Array, new: jax.Array, parts: int, column: jax.Array) -> jax.Array:
-    """[G, …] with [W, 1, …] in the places of a column."""
-    columns = _by_column(x, parts)
-    new = resharded(new, like(columns, *spec_of(columns)))
-    return jax.lax.dynamic_update_slice_in_dim(columns, new, column, axis=1).reshape(
+def _put(x: jax.Array, new: jax.Array, shards: int, slot: jax.Array) -> jax.Array:
+    """Puts [W, 1, …] into the slots of one index of [G, …]."""
+    slots = _by_slot(x, shards)
+    new = resharded(new, like(slots, *spec_of(slots)))
+    return jax.lax.dynamic_update_slice_in_dim(slots, new, slot, axis=1).reshape(
         x.shape, out_sharding=like(x, *spec_of(x))
     )
 
 
 def _put_rows(
-    x: jax.Array, new: jax.Array, filled_E: jax.Array, parts: int, rows: int, column: jax.Array, *, axis: int
+    x: jax.Array, new: jax.Array, filled_E: jax.Array, shards: int, rows: int, slot: jax.Array, *, axis: int
 ) -> jax.Array:
-    """An array with B rows on `axis`, with new ones in the rows of a column that are to be filled."""
-    split = _by_column(x, parts, axis, rows)
-    old = jax.lax.dynamic_index_in_dim(split, column, axis=axis + 1, keepdims=False)
+    """Puts new rows into the rows of the slots of one index that `filled_E` selects; `axis` has all B rows."""
+    split = _by_slot(x, shards, axis, rows)
+    old = jax.lax.dynamic_index_in_dim(split, slot, axis=axis + 1, keepdims=False)
     sharding = like(old, *spec_of(old))
     new = new.reshape(old.shape, out_sharding=sharding)
-    filled = filled_E.reshape(parts, rows, out_sharding=like(old, *spec_of(old)[axis : axis + 2]))
-    filled = filled.reshape(*(1,) * axis, parts, rows, *(1,) * (old.ndim - axis - 2))
+    filled = filled_E.reshape(shards, rows, out_sharding=like(old, *spec_of(old)[axis : axis + 2]))
+    filled = filled.reshape(*(1,) * axis, shards, rows, *(1,) * (old.ndim - axis - 2))
     mixed = jnp.where(filled, new, old)
     mixed = resharded(jnp.expand_dims(mixed, axis + 1), like(split, *spec_of(split)))
-    updated: jax.Array = jax.lax.dynamic_update_slice_in_dim(split, mixed, column, axis=axis + 1)
+    updated: jax.Array = jax.lax.dynamic_update_slice_in_dim(split, mixed, slot, axis=axis + 1)
     return updated.reshape(x.shape, out_sharding=like(x, *spec_of(x)))

@@ -32,7 +32,7 @@ class Group:
 
 
 class Pending:
-    """Groups that no place has taken yet, oldest first; the media of the first `ahead` of them are being read."""
+    """Groups that no slot has taken yet, oldest first; the media of the first `ahead` of them are being read."""
 
     def __init__(self, read: Callable[[Prefix], ReadPrefix], readers: int, ahead: int):
         self._read, self._ahead = read, ahead
@@ -58,7 +58,7 @@ class Pending:
         return found
 
     def take(self, group: Group) -> Group:
-        """A group that a place takes, or that has failed."""
+        """A group that a slot takes, or that has failed."""
         del self._groups[group.prefix.key]
         self.questions -= len(group.waiting)
         return group

@@ -1,11 +1,11 @@
 """One run of the engine: the host's loop that keeps a grid full.
 
-    requests ──▶ groups, by media ──▶ places ──▶ rows ──▶ results
+    requests ──▶ groups, by media ──▶ slots ───▶ rows ──▶ results
                  media read ahead     encode,    begin,
                  by threads           prefill    decode
 
-A step of the loop takes requests in, gives free columns to groups, free rows to questions, and lets the device decode
-until enough rows have ended. A column whose questions are all answered is given to the next groups; its prefix stays
+A step of the loop takes requests in, gives free slots to groups, free rows to questions, and lets the device decode
+until enough rows have ended. A slot whose questions are all answered is given to the next groups; its prefix stays
 until then, and is found again by requests about the same media. All of it is decided by the requests alone, so several
 processes that are given the same requests do the same.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.engine import grid as on_device
-from videollava_jax.engine.board import Board, Place, Row, sampling_of, unwritten_answers
+from videollava_jax.engine.board import Board, Row, Slot, sampling_of, unwritten_answers
 from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.groups import Group, Pending
 from videollava_jax.engine.media import encode_prefixes
@@ -53,7 +53,7 @@ class Run:
         self._model, self._processor, self._options = model, processor, options
         self._max_rows, self._memory = max_rows, memory
         self._text = model.config.text_config
-        self._parts = 1 if model.placement is None else model.placement.data
+        self._shards = 1 if model.placement is None else model.placement.data
         self._preparer = Preparer(
             processor,
             model.config,
@@ -77,7 +77,7 @@ class Run:
         try:
             while True:
                 exhausted = exhausted or self._take_in(incoming)
-                self._give_places()
+                self._give_slots()
                 self._begin_questions()
                 if self._board is not None and self._board.live:
                     self._decode()
@@ -100,7 +100,7 @@ class Run:
 
     def _take_in(self, incoming: Iterator[Request]) -> bool:
         """Makes requests ready until the window is full. True when there are no more."""
-        while self._pending.questions + self._waiting_in_places() < self._options.window:
+        while self._pending.questions + self._waiting_in_slots() < self._options.window:
             request = next(incoming, None)
             if request is None:
                 return True
@@ -112,26 +112,26 @@ class Run:
             except (ValueError, TypeError, OSError) as error:
                 self._fail(request.id, str(error), getattr(error, "cause", None))
                 continue
-            place = self._place_of(question)
-            if place is None or place.group is None:
+            slot = self._slot_of(question)
+            if slot is None or slot.group is None:
                 self._pending.add(question)
-            elif why := self._too_long(place.length, question):
+            elif why := self._too_long(slot.length, question):
                 self._fail(request.id, why)
             else:
-                place.group.waiting.append(question)
+                slot.group.waiting.append(question)
         return False
 
-    def _waiting_in_places(self) -> int:
-        places = [] if self._board is None else self._board.places
-        return sum(len(place.group.waiting) for place in places if place.group is not None)
+    def _waiting_in_slots(self) -> int:
+        slots = [] if self._board is None else self._board.slots
+        return sum(len(slot.group.waiting) for slot in slots if slot.group is not None)
 
-    def _place_of(self, question: Question) -> Place | None:
-        """The place whose group asks about the same prefix, if there is one and its rows take the question."""
+    def _slot_of(self, question: Question) -> Slot | None:
+        """The slot whose group asks about the same prefix, if there is one and its rows take the question."""
         if self._board is None or not self._board.takes(question):
             return None
-        for place in self._board.places:
-            if place.group is not None and place.group.prefix.key == question.prefix.key:
-                return place
+        for slot in self._board.slots:
+            if slot.group is not None and slot.group.prefix.key == question.prefix.key:
+                return slot
         return None
 
     def _too_long(self, prefix: int, question: Question) -> str | None:
@@ -148,37 +148,37 @@ class Run:
         line = " ".join(error.split())
         self._finished.append(Result(id=request_id, finish_reason="error", error=line, cause=cause))
 
-    # ── places ──
+    # ── slots ──
 
     def _busy(self) -> bool:
-        return self._board is not None and any(place.group is not None for place in self._board.places)
+        return self._board is not None and any(slot.group is not None for slot in self._board.slots)
 
-    def _give_places(self) -> None:
-        """Gives the columns that are free to the oldest groups that fit."""
+    def _give_slots(self) -> None:
+        """Gives the slots that are free to the oldest groups that fit."""
         while len(self._pending):
             needed = self._board is None or not (self._busy() or self._fitting(self._board))
             if needed and not self._new_board():
                 continue  # the groups that were looked at have failed, and others may follow
             assert self._board is not None
-            column = next((c for c in range(self._board.shape.columns) if self._is_free(self._board, c)), None)
-            groups = [] if column is None else self._fitting(self._board)
-            if column is None or not groups:
+            index = next((c for c in range(self._board.shape.slots) if self._is_free(self._board, c)), None)
+            groups = [] if index is None else self._fitting(self._board)
+            if index is None or not groups:
                 return
-            self._fill(self._board, self._best_column(self._board, groups, column), groups)
+            self._fill(self._board, self._best_slot(self._board, groups, index), groups)
 
-    def _is_free(self, board: Board, column: int) -> bool:
-        return all(board.places[place].group is None for place in board.column(column))
+    def _is_free(self, board: Board, index: int) -> bool:
+        return all(board.slots[slot].group is None for slot in board.shard_slots(index))
 
-    def _best_column(self, board: Board, groups: list[Group], otherwise: int) -> int:
-        """A free column that holds these prefixes already, if there is one."""
+    def _best_slot(self, board: Board, groups: list[Group], otherwise: int) -> int:
+        """A free slot index that holds these prefixes already, if there is one."""
         keys = [group.prefix.key for group in groups]
-        for column in range(board.shape.columns):
-            if self._is_free(board, column) and [board.places[p].holds for p in board.column(column)] == keys:
-                return column
+        for index in range(board.shape.slots):
+            if self._is_free(board, index) and [board.slots[p].holds for p in board.shard_slots(index)] == keys:
+                return index
         return otherwise
 
     def _fitting(self, board: Board) -> list[Group]:
-        """The oldest groups that fit the board, with media that can be encoded together: at most one a part."""
+        """The oldest groups that fit the board, with media that can be encoded together: at most one for each shard."""
         chosen: list[Group] = []
         for group in self._readable():
             read = group.read
@@ -189,7 +189,7 @@ class Run:
             if chosen and read.signature != chosen[0].read.signature:
                 continue
             chosen.append(group)
-            if len(chosen) == self._parts:
+            if len(chosen) == self._shards:
                 break
         return chosen
 
@@ -232,8 +232,8 @@ class Run:
             demand,
             self._text,
             dtype,
-            parts=self._parts,
-            max_rows=max(self._max_rows, self._parts),
+            shards=self._shards,
+            max_rows=max(self._max_rows, self._shards),
             memory=self._memory,
             int8=int8,
         )
@@ -249,66 +249,66 @@ class Run:
             on_device.new_grid(
                 self._text, shape, dtype, model.placement, int8=int8, sampling=sampling_of([], draw, penalise)
             ),
-            [Place() for _ in range(shape.places)],
+            [Slot() for _ in range(shape.prefixes)],
             [Row() for _ in range(shape.batch)],
         )
         return True
 
-    def _fill(self, board: Board, column: int, groups: list[Group]) -> None:
-        """Puts the prefixes of groups into a column, where they are not in it already."""
+    def _fill(self, board: Board, index: int, groups: list[Group]) -> None:
+        """Puts the prefixes of groups into the slots of one index, where they are not there already."""
         for group in groups:
             self._pending.take(group)
-        padded = [*groups, *[groups[-1]] * (self._parts - len(groups))]  # places without a group hold a neighbour's
-        places = [board.places[place] for place in board.column(column)]
-        if [place.holds for place in places] != [group.prefix.key for group in padded]:
+        padded = [*groups, *[groups[-1]] * (self._shards - len(groups))]  # slots without a group hold a neighbour's
+        slots = [board.slots[slot] for slot in board.shard_slots(index)]
+        if [slot.holds for slot in slots] != [group.prefix.key for group in padded]:
             reads = [group.read for group in padded]
             ids = np.zeros((len(reads), board.shape.prefix), np.int32)
             for row, read in enumerate(reads):
                 ids[row, board.shape.prefix - len(read.ids) :] = read.ids
             mask = np.arange(board.shape.prefix) >= board.shape.prefix - np.array([[len(r.ids)] for r in reads])
             model = self._model
-            prefix = on_device.fill_places(
+            prefix = on_device.prefill_slots(
                 model.graph,
                 model.state,
                 model.on_devices(ids),
                 model.on_devices(mask),
                 encode_prefixes(model, self._processor, reads, padded[0].prefix.pooling),
                 board.device.prefix,
-                np.int32(column),
+                np.int32(index),
             )
             board.device = Grid(prefix, board.device.tail, board.device.answers)
-            for place, group in zip(places, padded, strict=True):
-                place.holds, place.length = group.prefix.key, len(group.read.ids)
-        for place, group in zip(places, groups, strict=False):
-            place.group = group
+            for slot, group in zip(slots, padded, strict=True):
+                slot.holds, slot.length = group.prefix.key, len(group.read.ids)
+        for slot, group in zip(slots, groups, strict=False):
+            slot.group = group
 
     # ── rows ──
 
     def _begin_questions(self) -> None:
-        """Puts waiting questions into free rows, in the columns where that is worth a call."""
+        """Puts waiting questions into free rows, in the slots where that is worth a call."""
         board = self._board
         if board is None:
             return
-        for column in range(board.shape.columns):
+        for index in range(board.shape.slots):
             chosen: dict[int, Question] = {}
             live = 0
-            for place in board.column(column):
-                group = board.places[place].group
-                rows = board.rows_of(place)
+            for slot in board.shard_slots(index):
+                group = board.slots[slot].group
+                rows = board.rows_of(slot)
                 live += sum(board.rows[row].question is not None for row in rows)
                 free = [row for row in rows if board.rows[row].question is None]
                 if group is not None:
                     chosen |= dict(zip(free, group.waiting, strict=False))
-            if chosen and (not live or 2 * len(chosen) >= board.shape.rows * board.shape.parts):
-                for place in board.column(column):
-                    group = board.places[place].group
+            if chosen and (not live or 2 * len(chosen) >= board.shape.rows * board.shape.shards):
+                for slot in board.shard_slots(index):
+                    group = board.slots[slot].group
                     if group is not None:
-                        for _ in range(sum(row in chosen for row in board.rows_of(place))):
+                        for _ in range(sum(row in chosen for row in board.rows_of(slot))):
                             group.waiting.popleft()
-                self._begin(board, column, chosen)
+                self._begin(board, index, chosen)
 
-    def _begin(self, board: Board, column: int, chosen: dict[int, Question]) -> None:
-        rows = [row for place in board.column(column) for row in board.rows_of(place)]
+    def _begin(self, board: Board, index: int, chosen: dict[int, Question]) -> None:
+        rows = [row for slot in board.shard_slots(index) for row in board.rows_of(slot)]
         T = bucket(max(len(question.ids) for question in chosen.values()), TEXT_BUCKET)
         ids = np.zeros((len(rows), T), np.int32)
         mask = np.zeros((len(rows), T), bool)
@@ -329,7 +329,7 @@ class Run:
             device.tail,
             device.answers,
             self._vocabulary,
-            np.int32(column),
+            np.int32(index),
         )
         board.device = Grid(device.prefix, tail, answers)
         for row, question in chosen.items():
@@ -377,11 +377,11 @@ class Run:
             board.device = Grid(device.prefix, tail, answers)
 
     def _finish(self, board: Board, index: int, answer: npt.NDArray[np.int32], finite: bool) -> None:
-        """One row's answer becomes a result, and the row is free; so is its place, if it was the last."""
-        place = board.places[index // board.shape.rows]
+        """One row's answer becomes a result, and the row is free; so is its slot, if it was the last."""
+        slot = board.slots[index // board.shape.rows]
         question = board.rows[index].question
         assert question is not None
-        assert place.group is not None
+        assert slot.group is not None
         board.rows[index] = Row()
         options = question.options
         if finite:
@@ -394,8 +394,8 @@ class Run:
                     text=answer_text(self._processor.tokenizer, token_ids),
                     token_ids=token_ids,
                     finish_reason="stop" if stopped or at_string else "length",
-                    prompt_tokens=place.length + len(question.ids),
-                    shared_tokens=place.length,
+                    prompt_tokens=slot.length + len(question.ids),
+                    shared_tokens=slot.length,
                 )
             )
         else:
@@ -405,8 +405,8 @@ class Run:
                 "not_finite",
             )
         rows = board.rows_of(index // board.shape.rows)
-        if not place.group.waiting and all(board.rows[row].question is None for row in rows):
-            place.group = None
+        if not slot.group.waiting and all(board.rows[row].question is None for row in rows):
+            slot.group = None
 
     def _decided_vocabulary(self) -> Vocabulary:
         options = self._preparer.decoding

@@ -1,4 +1,4 @@
-"""How large a grid fits the memory: places, rows and slots, worked out and said."""
+"""How large a grid fits the memory: its slots and rows, chosen from the requests and the memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def token_bytes(config: TextConfig, dtype: DTypeLike, *, int8: bool = False) -> 
 
 def cache_bytes(shape: GridShape, config: TextConfig, dtype: DTypeLike, *, int8: bool) -> int:
     """Bytes of all keys and values of a grid; `int8`: those of its prefixes are int8."""
-    prefixes = shape.places * shape.prefix * token_bytes(config, dtype, int8=int8)
+    prefixes = shape.prefixes * shape.prefix * token_bytes(config, dtype, int8=int8)
     return prefixes + shape.batch * (shape.question + shape.answer) * token_bytes(config, dtype)
 
 
@@ -65,17 +65,17 @@ def free_memory(placement: Placement | None) -> int:
 
 
 def choose_shape(
-    demand: Demand, config: TextConfig, dtype: DTypeLike, *, parts: int, max_rows: int, memory: int, int8: bool
+    demand: Demand, config: TextConfig, dtype: DTypeLike, *, shards: int, max_rows: int, memory: int, int8: bool
 ) -> GridShape:
     """The largest grid within the rows and the memory, no larger than what is asked for.
 
     Args:
-      parts: W, what the mesh splits a batch into.
+      shards: W, what the mesh splits a batch into.
       max_rows: rows in all.
       memory: bytes for all caches.
 
     Raises:
-      ValueError: not one place with one row fits.
+      ValueError: not one slot with one row fits.
     """
     S, Q, A = (
         bucket(max(demand.prefix, 1), PREFIX_BUCKET),
@@ -84,24 +84,24 @@ def choose_shape(
     )
     most = max(demand.questions)
     mean = sum(demand.questions) / len(demand.questions)
-    # Rows that few places fill cost a share of every step: with uneven counts, as many as the mean needs.
+    # Rows that few slots fill cost a share of every step: with uneven counts, as many as the mean needs.
     rows = most if most <= 2 * mean else 1 << (int(mean) - 1).bit_length()
-    rows = max(1, min(rows, max_rows // parts))
+    rows = max(1, min(rows, max_rows // shards))
 
-    def column(rows: int) -> int:
-        return cache_bytes(GridShape(parts, 1, rows, S, Q, A), config, dtype, int8=int8)
+    def per_slot(rows: int) -> int:
+        return cache_bytes(GridShape(shards, 1, rows, S, Q, A), config, dtype, int8=int8)
 
-    while rows > 1 and column(rows) > memory:
+    while rows > 1 and per_slot(rows) > memory:
         rows = (rows + 1) // 2
-    if column(rows) > memory:
+    if per_slot(rows) > memory:
         raise ValueError(
-            f"one prefix of {S} slots and one row of {Q + A} for each of {parts} parts take "
-            f"{column(rows) / 2**20:.0f} MiB of keys and values, and there are {memory / 2**20:.0f} MiB for them: "
+            f"one prefix of {S} positions and one row of {Q + A} on each of {shards} batch shards take "
+            f"{per_slot(rows) / 2**20:.0f} MiB of keys and values, and there are {memory / 2**20:.0f} MiB for them: "
             "raise memory=, shorten prompts and answers, or keep prefixes in int8"
         )
-    wanted = -(-len(demand.questions) // parts)
-    columns = max(1, min(wanted, max_rows // (parts * rows), memory // column(rows)))
-    return GridShape(parts, columns, rows, S, Q, A)
+    wanted = -(-len(demand.questions) // shards)
+    slots = max(1, min(wanted, max_rows // (shards * rows), memory // per_slot(rows)))
+    return GridShape(shards, slots, rows, S, Q, A)
 
 
 def described(shape: GridShape, config: TextConfig, dtype: DTypeLike, *, int8: bool) -> str:
@@ -109,6 +109,7 @@ def described(shape: GridShape, config: TextConfig, dtype: DTypeLike, *, int8: b
     size = cache_bytes(shape, config, dtype, int8=int8)
     kind = "int8 and " * int8 + jnp.dtype(dtype).name
     return (
-        f"{shape.places} prefixes of {shape.prefix} slots with {shape.rows} rows of {shape.question} + {shape.answer} "
-        f"each: {shape.batch} rows, {size / 2**20:.0f} MiB of keys and values in {kind}"
+        f"{shape.prefixes} prefixes of {shape.prefix} positions with {shape.rows} rows of "
+        f"{shape.question} + {shape.answer} each: {shape.batch} rows, {size / 2**20:.0f} MiB of keys and values "
+        f"in {kind}"
     )

@@ -1,8 +1,8 @@
 """The engine's four programs with abstract arguments, compiled for a mesh whose chips need not be here.
 
-    encode    one video a data part           ┐
-    prefill   a column of prefixes            ├ what `engine/run.py` calls, with the same shapes, shardings and donation
-    begin     the questions of a column       │
+    encode    one video for each shard        ┐
+    prefill   one prefix for each shard       ├ what `engine/run.py` calls, with the same shapes, shardings and donation
+    begin     questions after their prefixes  │
     decode    all rows, a step of the loop    ┘
 
 Nothing is allocated: arguments are shapes with shardings, and what is read is what the compiler says and writes.
@@ -55,7 +55,7 @@ class Setting:
     Attributes:
       config: of the model; it computes in bfloat16.
       mesh: data × tensor.
-      shape: of the grid; its parts are those of the mesh.
+      shape: of the grid; its shards are those of the mesh's data axis.
       frames, pooling: of each video.
       int8_weights: the decoder's projections in int8.
       int8_cache: keys and values of prefixes in int8.
@@ -265,7 +265,7 @@ def abstract_parameters(placement: Placement, *, int8: bool) -> tuple[Any, State
 
 def abstract_grid(placement: Placement, shape: GridShape, *, int8: bool) -> Grid:
     """What `new_grid` makes, as shapes with shardings."""
-    G, text = shape.places, placement.config.text_config
+    G, text = shape.prefixes, placement.config.text_config
     plain = jax.eval_shape(lambda: grid.new_grid(text, shape, COMPUTE, None, int8=int8, sampling=greedy_sampling()))
     by_rank = {4: placement.cache(G), 3: placement.cache_scale(G), 2: placement.batch(G), 1: placement.batch(G)}
     prefix = jax.tree.map(lambda x: _placed(x, by_rank[len(x.shape)]), plain.prefix)
@@ -298,7 +298,7 @@ def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tu
     graph, state = setting.model
     shape, held = setting.shape, setting.grid
     text, vision = setting.config.text_config, setting.config.vision_config
-    W, E = shape.parts, shape.parts * shape.rows
+    W, E = shape.shards, shape.shards * shape.rows
 
     def array(*of: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         """One whose first axis is a batch."""
@@ -319,7 +319,7 @@ def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tu
         return grid.encode, (graph, state, ("video",), setting.pooling, (pixels,), statistics, statistics)
     if name == "prefill":
         tokens = setting.frames * setting.config.pooled_tokens_per_frame(setting.pooling)
-        return grid.fill_places, (
+        return grid.prefill_slots, (
             graph,
             state,
             array(W, shape.prefix),
@@ -350,8 +350,8 @@ def _attention_flops(name: ProgramName, setting: Setting) -> float:
     """Operations of attention on a device, in the programs where kernels compute it."""
     shape, text = setting.shape, setting.config.text_config
     queries, before, rows = {
-        "prefill": (shape.prefix, 0, shape.parts),
-        "begin": (shape.question, shape.prefix, shape.parts * shape.rows),
+        "prefill": (shape.prefix, 0, shape.shards),
+        "begin": (shape.question, shape.prefix, shape.shards * shape.rows),
     }.get(name, (0, 0, 0))
     seen = rows * (queries * before + queries * (queries + 1) / 2)
     return 4.0 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * seen / setting.mesh.size

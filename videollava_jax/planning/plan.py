@@ -48,7 +48,7 @@ class PlanRequest:
       config, storage: the model.
       job: what is asked about each video.
       mesh: data and tensor; None for the fewest chips a copy that leave the caches room.
-      grid: places and rows a place; None for what the engine chooses, and the largest batch beside it.
+      grid: slots, and rows of each; None for what the engine chooses, and the largest batch beside it.
       programs: to compile; the throughput takes all four.
     """
 
@@ -206,10 +206,10 @@ def _weights_bytes(request: PlanRequest, tensor: int) -> float:
 
 def _given_shape(request: PlanRequest, data: int) -> GridShape:
     assert request.grid is not None
-    places, rows = request.grid
-    if places % data or places < 1 or rows < 1:
-        raise ValueError(f"grid {places}x{rows}: expected places × rows, the places a multiple of {data}")
-    return _shape(request, data, places, rows, places * rows, memory=1 << 62)
+    slots, rows = request.grid
+    if slots % data or slots < 1 or rows < 1:
+        raise ValueError(f"grid {slots}x{rows}: expected slots × rows, the slots a multiple of {data}")
+    return _shape(request, data, slots, rows, slots * rows, memory=1 << 62)
 
 
 def _engine_shape(request: PlanRequest, chip: Chip, data: int, tensor: int) -> GridShape:
@@ -228,7 +228,7 @@ def _shape(request: PlanRequest, data: int, videos: int, questions: int, max_row
     job, int8 = request.job, request.storage.int8_kv
     demand = Demand(job.prefix_tokens(request.config), [questions] * videos, job.question_tokens, job.answer_tokens)
     text = request.config.text_config
-    return choose_shape(demand, text, jnp.bfloat16, parts=data, max_rows=max_rows, memory=memory, int8=int8)
+    return choose_shape(demand, text, jnp.bfloat16, shards=data, max_rows=max_rows, memory=memory, int8=int8)
 
 
 # ── compiling ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -251,7 +251,7 @@ def _setting(request: PlanRequest, mesh: Mesh, shape: GridShape) -> Setting:
 def _batch(
     request: PlanRequest, chip: Chip, mesh: Mesh, shape: GridShape, names: Iterable[Any], known: Mapping[str, Program]
 ) -> BatchPlan:
-    """A grid with programs compiled for it, and those that are known and do not depend on its columns."""
+    """A grid with programs compiled for it, and those that are known and do not depend on how many slots it has."""
     from videollava_jax.planning.engine_programs import compile_program
 
     setting = _setting(request, mesh, shape)
@@ -273,26 +273,26 @@ def _batch(
 
 
 def _largest(request: PlanRequest, chip: Chip, mesh: Mesh, batch: BatchPlan) -> BatchPlan | None:
-    """The grid with as many columns as fit beside the weights and what programs need; decode is compiled to see.
+    """The grid with as many slots as fit beside the weights and what programs need; decode is compiled to see.
 
-    What the other programs need for themselves depends on a column alone, not on how many there are.
+    What the other programs need for themselves does not depend on how many slots there are.
     """
     known = {name: program for name, program in batch.programs.items() if name != "decode"}
     held = batch.programs["decode"].resident
-    column = sum(size for kind, size in held.items() if kind != "weights") / batch.shape.columns
+    per_slot = sum(size for kind, size in held.items() if kind != "weights") / batch.shape.slots
     extra = max(program.extra for program in batch.programs.values())
-    columns = int((chip.hbm_bytes - held["weights"] - extra) / column)
+    slots = int((chip.hbm_bytes - held["weights"] - extra) / per_slot)
     for _ in range(TRIES):
-        if columns < 1:
+        if slots < 1:
             return None
-        tried = _batch(request, chip, mesh, dataclasses.replace(batch.shape, columns=columns), ["decode"], known)
-        excess = column
+        tried = _batch(request, chip, mesh, dataclasses.replace(batch.shape, slots=slots), ["decode"], known)
+        excess = per_slot
         if "decode" in tried.programs:
             extra = max(program.extra for program in tried.programs.values())
             excess = sum(tried.programs["decode"].resident.values()) + extra - chip.hbm_bytes
         if excess <= 0:
             return tried
-        columns -= math.ceil(excess / column)
+        slots -= math.ceil(excess / per_slot)
     return None
 
 
@@ -304,13 +304,13 @@ def throughput(job: Job, shape: GridShape, seconds: Mapping[str, float]) -> Thro
     """
     rounds = math.ceil(job.questions / shape.rows)
     phases = {
-        "encode": shape.columns * seconds["encode"],
-        "prefill": shape.columns * seconds["prefill"],
-        "begin": rounds * shape.columns * seconds["begin"],
+        "encode": shape.slots * seconds["encode"],
+        "prefill": shape.slots * seconds["prefill"],
+        "begin": rounds * shape.slots * seconds["begin"],
         # An answer's first token comes from the logits of the question.
         "decode": rounds * (job.answer_tokens - 1) * seconds["decode"],
     }
-    videos = shape.places / sum(phases.values())
+    videos = shape.prefixes / sum(phases.values())
     return Throughput(
         videos_per_second=videos,
         answers_per_second=videos * job.questions,

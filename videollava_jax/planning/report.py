@@ -39,7 +39,7 @@ def record(plan: Plan) -> dict[str, Any]:
 def _batch(batch: BatchPlan) -> dict[str, Any]:
     shape = batch.shape
     return {
-        "grid": {**dataclasses.asdict(shape), "places": shape.places, "batch": shape.batch},
+        "grid": {**dataclasses.asdict(shape), "prefixes": shape.prefixes, "batch": shape.batch},
         "programs": {name: _program(program, batch) for name, program in batch.programs.items()},
         "too_large": dict(batch.too_large),
         "read_once": batch.read_once,
@@ -96,8 +96,8 @@ def text(plan: Plan) -> str:
 
 def _grid(shape: GridShape) -> str:
     return (
-        f"{shape.places} prefixes of {shape.prefix} slots with {shape.rows} rows of {shape.question} + {shape.answer} "
-        f"each: {shape.batch} rows"
+        f"{shape.prefixes} prefixes of {shape.prefix} positions with {shape.rows} rows of "
+        f"{shape.question} + {shape.answer} each: {shape.batch} rows"
     )
 
 
