@@ -110,7 +110,7 @@ def sampling_of(questions: Sequence[Question | None], draw: bool, penalise: bool
         return np.array([otherwise if q is None else value(q.options) for q in rows], dtype)
 
     return Sampling(
-        keys_B=row_keys([0 if q is None else q.request.seed for q in rows], len(rows)),
+        keys_B=row_keys([0 if q is None else q.options.seed for q in rows], len(rows)),
         draw_B=each(lambda o: o.do_sample, False, bool),
         temperature_B=each(lambda o: o.temperature, 1, np.float32),
         top_k_B=each(lambda o: o.top_k, 0, np.int32),

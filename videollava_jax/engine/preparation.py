@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.engine.request import Request
-from videollava_jax.generation.options import DecodeOptions
+from videollava_jax.generation.options import GenerationOptions, require_own
 from videollava_jax.media import Uniform
 from videollava_jax.processing.given_media import require_sources, with_media
 from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -59,7 +59,7 @@ class Question:
     """
 
     request: Request
-    options: DecodeOptions
+    options: GenerationOptions
     prefix: Prefix
     ids: Ids
     choices: tuple[Ids, ...] = ()
@@ -112,7 +112,7 @@ class Preparer:
         self._decoding = decoding
         self._read_medium = reader or processor.read_medium
         self._digests: dict[Hashable, str] = {}
-        self.decoding = DecodeOptions.resolve(defaults, config, max_new_tokens=1, **decoding)
+        self.decoding = GenerationOptions.resolve(decoding, defaults, config)
 
     def question(self, request: Request) -> Question:
         """A request as a prefix and the tokens after it. Media are named by content, and not decoded yet.
@@ -121,14 +121,9 @@ class Preparer:
           ValueError: a request that cannot be carried out.
           OSError: a file that is not there.
         """
-        options = DecodeOptions.resolve(
-            self._defaults,
-            self._config,
-            max_new_tokens=request.max_new_tokens,
-            tokenizer=self._processor.tokenizer,
-            **self._decoding,
-            **request.options,
-        )
+        require_own(request.options)
+        own = {"max_new_tokens": request.max_new_tokens, "seed": request.seed, **request.options}
+        options = GenerationOptions.resolve({**self._decoding, **own}, self._defaults, self._config)
         before, after = self._segments(request).split()
         ids = [i for part in after.parts if isinstance(part, TextIds) for i in part.ids]
         if not ids:

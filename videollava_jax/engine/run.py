@@ -363,7 +363,7 @@ class Run:
                 continue
             options = row.question.options
             answer = tokens[i, : count[i]]
-            end = ended(answer, row.looked_at, options) if options.stop_strings else None
+            end = ended(answer, row.looked_at, options, self._processor.tokenizer) if options.stop_strings else None
             row.looked_at = int(count[i])
             if not (done[i] or end is not None):
                 continue
@@ -386,8 +386,8 @@ class Run:
         options = question.options
         if finite:
             token_ids = tuple(answer.tolist())
-            stopped = token_ids and token_ids[-1] in options.eos_token_ids
-            at_string = bool(options.stop_strings) and ended(answer, 0, options) is not None
+            stopped = token_ids and token_ids[-1] in options.eos_token_id
+            at_string = bool(options.stop_strings) and ended(answer, 0, options, self._processor.tokenizer) is not None
             self._finished.append(
                 Result(
                     id=question.request.id,
@@ -413,7 +413,7 @@ class Run:
         suppressed = np.zeros(self._text.vocab_size, bool)
         suppressed[list(options.suppress_tokens)] = True
         return Vocabulary(
-            eos_E=np.array(options.eos_token_ids, np.int32),  # type: ignore[arg-type]
+            eos_E=np.array(options.eos_token_id, np.int32),  # type: ignore[arg-type]
             suppressed_V=suppressed,  # type: ignore[arg-type]
             pad=np.int32(options.pad_token_id),  # type: ignore[arg-type]
         )

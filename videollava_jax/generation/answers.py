@@ -82,5 +82,10 @@ def with_next_token(logits_BV: jax.Array, answers: Answers, vocabulary: Vocabula
 
 
 def bucket(length: int, step: int) -> int:
-    """The smallest multiple of `step` that holds `length`: shapes, and so compilations, are few."""
+    """Returns the smallest multiple of `step` that holds `length`, so that few shapes are compiled."""
     return -(-length // step) * step
+
+
+def answer_capacity(max_new_tokens: int) -> int:
+    """Returns the positions of a cache that are kept for an answer."""
+    return bucket(max_new_tokens, ANSWER_BUCKET)

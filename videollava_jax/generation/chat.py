@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from videollava_jax.generation.answers import answer_capacity
 from videollava_jax.generation.decoding import row_keys
 from videollava_jax.generation.loaded import LoadedModel
-from videollava_jax.generation.options import DecodeOptions
+from videollava_jax.generation.options import ANSWER_TOKENS, GenerationOptions
 from videollava_jax.generation.text import TextStream, answer_text
 from videollava_jax.media import Medium
 from videollava_jax.model.cache import Cache
@@ -121,8 +122,6 @@ class Chat:
         self,
         question: str,
         *,
-        max_new_tokens: int = 128,
-        seed: int = 0,
         on_text: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Turn:
@@ -130,26 +129,18 @@ class Chat:
 
         Args:
           question: text; a literal `<video>` or `</s>` in it is only text.
-          max_new_tokens: the answer is cut there.
-          seed: of the draws, with `do_sample=True`.
           on_text: called with each new piece of the answer's text as it is decoded.
-          options: `do_sample`, `temperature`, `top_p`, … of `VideoLlavaForConditionalGeneration.generate`.
+          options: fields of `GenerationOptions`: `max_new_tokens` (128 where it is left out), `do_sample`, `seed`, ….
 
         Raises:
+          TypeError: an unknown option.
           ValueError: bad options, a medium that cannot be read, or a conversation longer than the model's positions.
         """
         started = time.perf_counter()
         model, tokenizer = self._model, self._processor.tokenizer
         content = [*([] if self._messages else self._media), {"type": "text", "text": question}]
         messages = [*self._messages, {"role": "user", "content": content}]
-        decoding = DecodeOptions.resolve(
-            model.generation_config,
-            model.config,
-            max_new_tokens=max_new_tokens,
-            on_tokens=None if on_text is None else TextStream(tokenizer, on_text),
-            tokenizer=tokenizer,
-            **options,
-        )
+        decoding = model.resolved({"max_new_tokens": ANSWER_TOKENS, **options})
         held, self._held = self._held, None  # its cache is donated: until the turn has succeeded there is none
         if held is None:
             ids, logits, cache = self._begin(messages, decoding)
@@ -157,19 +148,27 @@ class Chat:
         else:
             ids = self._ids(messages)
             try:
-                model.require_positions(len(ids), max_new_tokens)
+                model.require_positions(len(ids), decoding.max_new_tokens)
             except ValueError:
                 self._held = held
                 raise
             logits, cache, cached = self._continue(held, ids, decoding)
-        answers, cache = model.decode(logits, cache, row_keys(seed, 1), [ids], decoding)
+        answers, cache = model.decode(
+            logits,
+            cache,
+            row_keys(decoding.seed, 1),
+            [ids],
+            decoding,
+            tokenizer=tokenizer,
+            on_tokens=None if on_text is None else TextStream(tokenizer, on_text),
+        )
         answer = answers[0].astype(np.int32)
         text = answer_text(tokenizer, answer.tolist()).rstrip()
         self._held = _Held(cache, np.concatenate([ids, answer[:-1]]))  # the last token was never fed back
         self._messages = [*messages, {"role": "assistant", "content": text}]
         return Turn(question, text, tuple(answer.tolist()), len(ids), cached, time.perf_counter() - started)
 
-    def _begin(self, messages: list[dict[str, Any]], decoding: DecodeOptions) -> tuple[Ids, jax.Array, Cache]:
+    def _begin(self, messages: list[dict[str, Any]], decoding: GenerationOptions) -> tuple[Ids, jax.Array, Cache]:
         """Reads the media and computes the whole prompt."""
         inputs = self._processor.apply_chat_template(
             messages, template=self._template, tokenize=True, max_new_tokens=decoding.max_new_tokens, **self._read
@@ -178,7 +177,7 @@ class Chat:
         self._media_lengths = [processor.tokens_per_image for _ in inputs.get("pixel_values_images", ())]
         tokens_per_frame = processor.pooled_tokens_per_frame(inputs.get("video_pooling", 1))
         self._media_lengths += [len(frames) * tokens_per_frame for frames in inputs.get("pixel_values_videos", ())]
-        logits, cache = self._model.prefill(**inputs, room=decoding.room)
+        logits, cache = self._model.prefill(**inputs, room=answer_capacity(decoding.max_new_tokens))
         return np.asarray(inputs["input_ids"][0], np.int32), logits, cache
 
     def _ids(self, messages: list[dict[str, Any]]) -> Ids:
@@ -186,10 +185,12 @@ class Chat:
         segments = self._processor.encode(messages, template=self._template)
         return segments.expand(self._media_lengths, self._processor.encoder.media_ids).input_ids.astype(np.int32)
 
-    def _continue(self, held: _Held, ids: Ids, decoding: DecodeOptions) -> tuple[jax.Array, Cache, int]:
+    def _continue(self, held: _Held, ids: Ids, decoding: GenerationOptions) -> tuple[jax.Array, Cache, int]:
         """Computes what the prompt has beyond the cache: at least its last token, for the logits after it."""
         shorter = min(len(held.ids), len(ids) - 1)
         different = np.flatnonzero(held.ids[:shorter] != ids[:shorter])
         cached = int(different[0]) if len(different) else shorter
-        logits, cache = self._model.extend(ids[None, cached:], held.cache.keep(cached), room=decoding.room)
+        logits, cache = self._model.extend(
+            ids[None, cached:], held.cache.keep(cached), room=answer_capacity(decoding.max_new_tokens)
+        )
         return logits, cache, cached

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.generation import steps as compiled
-from videollava_jax.generation.answers import Answers, Vocabulary
+from videollava_jax.generation.answers import Answers, Vocabulary, answer_capacity
 from videollava_jax.generation.next_token import Sampling
-from videollava_jax.generation.options import DecodeOptions
+from videollava_jax.generation.options import GenerationOptions
 from videollava_jax.generation.steps import Graph
-from videollava_jax.generation.text import ended
+from videollava_jax.generation.text import OnTokens, ended
 from videollava_jax.model.cache import Cache
 
 STREAM_CHUNK = 8  # steps between two looks at the answers, while streaming or watching for stop strings
@@ -28,15 +28,20 @@ def decode(
     cache: Cache,
     keys_B: jax.Array,
     seen: Sequence[npt.NDArray[np.int32]],
-    options: DecodeOptions,
+    options: GenerationOptions,
+    *,
+    tokenizer: Any = None,
+    on_tokens: OnTokens | None = None,
 ) -> tuple[npt.NDArray[np.int64], Cache]:
     """Decodes answers after what the cache holds.
 
     Args:
       logits_BV: of the first new token.
-      cache: with at least `options.room` free slots; its tail is donated.
+      cache: with at least `answer_capacity(options.max_new_tokens)` free slots; its tail is donated.
       keys_B: a key for the draws of each row.
       seen: the tokens of each row's prompt, for the repetition penalty.
+      tokenizer: needed with `options.stop_strings`.
+      on_tokens: called after every chunk of steps.
 
     Returns:
       The new tokens int64 [B, n], padded behind the end of each row, and the cache that holds all but the last of the
@@ -47,12 +52,12 @@ def decode(
     """
     rows, V = logits_BV.shape
     vocabulary = Vocabulary(
-        eos_E=jnp.asarray(options.eos_token_ids, jnp.int32),
+        eos_E=jnp.asarray(options.eos_token_id, jnp.int32),
         suppressed_V=_marks([np.array(options.suppress_tokens, np.int32)], V)[0],
         pad=jnp.asarray(options.pad_token_id, jnp.int32),
     )
     limit = options.max_new_tokens
-    chunk = STREAM_CHUNK if options.stop_strings or options.on_tokens else limit
+    chunk = STREAM_CHUNK if options.stop_strings or on_tokens else limit
     answers = compiled.choose(logits_BV, _unwritten(rows, V, keys_B, seen, options), vocabulary)
     tail, never = cache.tail, jnp.asarray(rows + 1, jnp.int32)
     ends = np.full(rows, limit)
@@ -61,11 +66,11 @@ def decode(
         before, written = written, int(answers.count_B.max())
         tokens = np.asarray(answers.tokens_BN)[:, :written]
         for row in np.flatnonzero(ends == limit):
-            end = ended(tokens[row], before, options)
+            end = ended(tokens[row], before, options, tokenizer)
             ends[row] = limit if end is None else end
         tokens = np.where(np.arange(written) < ends[:, None], tokens, options.pad_token_id)[:, : ends.max()]
-        if options.on_tokens and tokens.shape[1] > before:
-            options.on_tokens(tokens[:, before:].astype(np.int64))
+        if on_tokens and tokens.shape[1] > before:
+            on_tokens(tokens[:, before:].astype(np.int64))
         if (ends <= written).all() or bool(answers.done_B.all()):
             break
         steps = jnp.asarray(chunk - 1 if written == 1 else chunk, jnp.int32)
@@ -80,7 +85,7 @@ def decode(
 
 
 def _unwritten(
-    rows: int, V: int, keys_B: jax.Array, seen: Sequence[npt.NDArray[np.int32]], options: DecodeOptions
+    rows: int, V: int, keys_B: jax.Array, seen: Sequence[npt.NDArray[np.int32]], options: GenerationOptions
 ) -> Answers:
     penalise = options.repetition_penalty != 1.0
     sampling = Sampling(
@@ -95,7 +100,7 @@ def _unwritten(
     )
     return Answers(
         token_B=jnp.full((rows,), options.pad_token_id, jnp.int32),
-        tokens_BN=jnp.full((rows, options.room), options.pad_token_id, jnp.int32),
+        tokens_BN=jnp.full((rows, answer_capacity(options.max_new_tokens)), options.pad_token_id, jnp.int32),
         count_B=jnp.zeros((rows,), jnp.int32),
         limit_B=jnp.full((rows,), options.max_new_tokens, jnp.int32),
         done_B=jnp.zeros((rows,), bool),

@@ -5,7 +5,7 @@ Chats, the engine and the face that transformers' users see all stand on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -21,7 +21,8 @@ from videollava_jax.config import VideoLlavaConfig, checked_pooling, poolings, r
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.answers import PROMPT_BUCKET, bucket
 from videollava_jax.generation.decoding import decode
-from videollava_jax.generation.options import DecodeOptions
+from videollava_jax.generation.options import GenerationOptions
+from videollava_jax.generation.text import OnTokens
 from videollava_jax.model.cache import Cache
 from videollava_jax.model.layers import Quantization
 from videollava_jax.model.sharding import Placement, put
@@ -138,10 +139,32 @@ class LoadedModel:
         cache: Cache,
         keys_B: jax.Array,
         prompts: Sequence[npt.NDArray[np.int32]],
-        options: DecodeOptions,
+        options: GenerationOptions,
+        *,
+        tokenizer: Any = None,
+        on_tokens: OnTokens | None = None,
     ) -> tuple[npt.NDArray[np.int64], Cache]:
-        """Answers after what the cache holds: `decoding.decode` with this model."""
-        return decode(self.graph, self.state, logits_BV, cache, keys_B, prompts, options)
+        """Decodes answers after what the cache holds: `decoding.decode` with this model."""
+        return decode(
+            self.graph,
+            self.state,
+            logits_BV,
+            cache,
+            keys_B,
+            prompts,
+            options,
+            tokenizer=tokenizer,
+            on_tokens=on_tokens,
+        )
+
+    def resolved(self, given: Mapping[str, Any]) -> GenerationOptions:
+        """Returns generation options: what was given, then the checkpoint's, then transformers' defaults.
+
+        Raises:
+          TypeError: an unknown name.
+          ValueError: a value of a wrong type or out of range.
+        """
+        return GenerationOptions.resolve(given, self.generation_config, self.config)
 
     def require_positions(self, prompt: int, max_new_tokens: int) -> None:
         """Raises a ValueError where a prompt of so many tokens and its answer are longer than the positions."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex, get_args
@@ -18,10 +18,11 @@ from jax.typing import ArrayLike, DTypeLike
 
 from videollava_jax import compilation_cache
 from videollava_jax.generation import steps as compiled
+from videollava_jax.generation.answers import answer_capacity
 from videollava_jax.generation.decoding import row_keys
 from videollava_jax.generation.loaded import LoadedModel
-from videollava_jax.generation.options import DecodeOptions, OnTokens
-from videollava_jax.generation.text import Streamer, to_streamer
+from videollava_jax.generation.options import KINDS, Whole, parsed
+from videollava_jax.generation.text import OnTokens, Streamer, require_tokenizer, to_streamer
 from videollava_jax.hub import Wanted, find_model
 from videollava_jax.model.layers import Quantization
 from videollava_jax.model.sharding import Placement
@@ -180,22 +181,13 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
         *,
         pixel_values: ArrayLike | None = None,
         video_pooling: SupportsIndex = 1,
-        max_new_tokens: int | None = None,
         max_length: int | None = None,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
         num_return_sequences: int = 1,
         seed: int | Sequence[int] = 0,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-        suppress_tokens: Sequence[int] = (),
-        stop_strings: str | Sequence[str] = (),
         tokenizer: Any = None,
         on_tokens: OnTokens | None = None,
         streamer: Streamer | None = None,
+        **options: Any,
     ) -> npt.NDArray[np.int64]:
         """Prompts and what follows them, as transformers returns it.
 
@@ -203,12 +195,14 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
 
         Args:
           video_pooling: as in a call; the processor's output carries it.
+          max_length: of the prompt and the answer, where `max_new_tokens` is left out.
           seed: of the draws, one for all rows or one a row. A row's draws depend on its seed alone, so equal
             prompts with equal seeds get equal answers; `num_return_sequences` gives different ones.
-          stop_strings: a row ends with the token that completes one of these; needs `tokenizer`.
+          tokenizer: turns tokens back into text; needed with `stop_strings`.
           on_tokens: called with the new tokens [B, n] of every chunk of 8 steps, for streaming.
           streamer: transformers' `TextStreamer` and its like: is given the prompt, then each step's tokens, 8 steps at
             a time.
+          options: the other fields of `GenerationOptions`: `max_new_tokens`, `do_sample`, `temperature`, ….
 
         Returns:
           int64 [B × num_return_sequences, T + new]; rows that ended early are padded.
@@ -219,47 +213,60 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
           FloatingPointError: logits that are not finite, naming the rows.
         """
         ids, mask = self.checked_text(input_ids, attention_mask)
-        defaults = self.generation_config
         B, T = ids.shape
-        lengths = np.asarray(mask).sum(axis=1)
-        if max_new_tokens is None:
-            max_length = max_length or defaults.get("max_length")
-            max_new_tokens = max_length - T if max_length is not None else defaults.get("max_new_tokens", 20)
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens} (the prompt has {T} tokens)")
-        self.require_positions(int(lengths.max()), max_new_tokens)
-        options = DecodeOptions.resolve(
-            defaults,
-            self.config,
-            max_new_tokens=max_new_tokens,
-            do_sample=do_sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            suppress_tokens=suppress_tokens,
-            stop_strings=stop_strings,
-            tokenizer=tokenizer,
-            on_tokens=on_tokens if streamer is None else to_streamer(streamer, on_tokens),
-        )
-        keys = row_keys(seed, B, num_return_sequences)
-        if num_return_sequences > 1 and not options.do_sample:
+        copies = parsed("num_return_sequences", Whole(1), num_return_sequences)
+        seeds = [parsed("seed", KINDS["seed"], each) for each in (seed if isinstance(seed, Iterable) else [seed] * B)]
+        answer = self._max_new_tokens(options.get("max_new_tokens"), max_length, T)
+        decoding = self.resolved({**options, "max_new_tokens": answer})
+        require_tokenizer(decoding, tokenizer)
+        self.require_positions(int(np.asarray(mask).sum(axis=1).max()), decoding.max_new_tokens)
+        keys = row_keys(seeds, B, copies)
+        if copies > 1 and not decoding.do_sample:
             raise ValueError("num_return_sequences above 1 needs do_sample=True: greedy answers would all be the same")
         images = _either(pixel_values_images, pixel_values)
         if streamer is not None:
-            streamer.put(np.repeat(ids, num_return_sequences, axis=0).astype(np.int64))
+            streamer.put(np.repeat(ids, copies, axis=0).astype(np.int64))
         logits, cache = self.prefill(
-            ids, mask, images, pixel_values_videos, video_pooling=video_pooling, room=options.room
+            ids,
+            mask,
+            images,
+            pixel_values_videos,
+            video_pooling=video_pooling,
+            room=answer_capacity(decoding.max_new_tokens),
         )
-        if num_return_sequences > 1:
-            logits, cache = jnp.repeat(logits, num_return_sequences, axis=0), cache.repeat(num_return_sequences)
-        prompts = [ids[row][mask[row]] for row in range(B) for _ in range(num_return_sequences)]
-        answers, _ = self.decode(logits, cache, keys, prompts, options)
+        if copies > 1:
+            logits, cache = jnp.repeat(logits, copies, axis=0), cache.repeat(copies)
+        prompts = [ids[row][mask[row]] for row in range(B) for _ in range(copies)]
+        answers, _ = self.decode(
+            logits,
+            cache,
+            keys,
+            prompts,
+            decoding,
+            tokenizer=tokenizer,
+            on_tokens=on_tokens if streamer is None else to_streamer(streamer, on_tokens),
+        )
         if streamer is not None:
             streamer.end()
-        return np.concatenate([np.repeat(ids, num_return_sequences, axis=0), answers], axis=1).astype(np.int64)
+        return np.concatenate([np.repeat(ids, copies, axis=0), answers], axis=1).astype(np.int64)
+
+    def _max_new_tokens(self, given: int | None, max_length: int | None, prompt: int) -> int | None:
+        """The tokens that an answer is cut at, None where neither the caller nor the checkpoint says it.
+
+        Args:
+          given: `max_new_tokens` of the call, which comes before `max_length`.
+          prompt: tokens of it.
+        """
+        if given is not None:
+            return given
+        if max_length is None and self.generation_config.get("max_new_tokens") is None:
+            max_length = self.generation_config.get("max_length")
+        if max_length is None:
+            return None
+        longest: int = parsed("max_length", Whole(1), max_length)
+        if longest <= prompt:
+            raise ValueError(f"max_length: expected more than the {prompt} tokens of the prompt, got {longest}")
+        return longest - prompt
 
 
 def _either(images: ArrayLike | None, pixel_values: ArrayLike | None) -> ArrayLike | None:

@@ -8,7 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.generation.options import DecodeOptions, OnTokens
+from videollava_jax.generation.options import GenerationOptions
+
+OnTokens = Callable[[npt.NDArray[np.int64]], None]
+"""Called with the new tokens int64 [rows, n] after every chunk of steps."""
 
 
 class Streamer(Protocol):
@@ -58,13 +61,24 @@ def answer_text(tokenizer: Any, tokens: Sequence[int]) -> str:
     return text.lstrip(" ")
 
 
-def ended(tokens: npt.NDArray[np.int32], checked: int, options: DecodeOptions) -> int | None:
-    """How many tokens it takes to end a row, None where it has not ended; none of the first `checked` ends it."""
+def require_tokenizer(options: GenerationOptions, tokenizer: Any) -> None:
+    """Raises a ValueError where stop strings have no tokenizer to turn tokens back into text."""
+    if options.stop_strings and tokenizer is None:
+        raise ValueError("stop_strings need tokenizer=, to turn tokens back into text")
+
+
+def ended(tokens: npt.NDArray[np.int32], checked: int, options: GenerationOptions, tokenizer: Any = None) -> int | None:
+    """Returns the number of tokens after which a row has ended, None where it has not.
+
+    Args:
+      checked: number of first tokens that are known not to end it.
+      tokenizer: needed with stop strings.
+    """
     for count in range(checked + 1, len(tokens) + 1):
-        if tokens[count - 1] in options.eos_token_ids:
+        if tokens[count - 1] in options.eos_token_id:
             return count
         if options.stop_strings:
-            text = _continuation(options.tokenizer, tokens[:count].tolist())
+            text = _continuation(tokenizer, tokens[:count].tolist())
             if any(stop in text for stop in options.stop_strings):
                 return count
     return None
