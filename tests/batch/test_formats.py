@@ -198,14 +198,14 @@ def test_a_conversation_stays_as_it_is():
 
 
 def test_options_and_defaults():
-    defaults = Defaults(max_new_tokens=9, temperature=0.5, top_p=0.9, seed=10, video_pooling=2)
+    defaults = Defaults(options={"max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9, "seed": 10}, video_pooling=2)
     made = request("jsonl", index=3, defaults=defaults, id="a", prompt="?")
     assert (made.id, made.max_new_tokens, made.seed, made.video_pooling) == ("3", 9, 13, 2)
     assert made.options == {"do_sample": True, "temperature": 0.5, "top_p": 0.9}
     said = {"temperature": 0, "seed": 1, "frames": 4, "pool": 1, "stop_strings": ["."], "max_new_tokens": 2}
     made = request("jsonl", index=3, defaults=defaults, id="a", prompt="?", options=said)
     assert (made.max_new_tokens, made.seed, made.video_pooling, made.frame_sampling) == (2, 1, 1, Uniform(4))
-    assert made.options == {"do_sample": False, "stop_strings": ["."]}
+    assert made.options == {"do_sample": False, "stop_strings": (".",)}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_vllms_media_parts_and_sampling():
     made = request("openai", **line)
     assert (made.max_new_tokens, made.seed) == (7, 4)
     assert made.options == {
-        "do_sample": True, "temperature": 0.2, "top_p": 0.5, "top_k": 3, "stop_strings": ["\n"],
+        "do_sample": True, "temperature": 0.2, "top_p": 0.5, "top_k": 3, "stop_strings": ("\n",),
     }  # fmt: skip
     resolved = with_sources(made, lambda kind, source: f"{kind}:{source[:5]}")
     assert parts(resolved)[:2] == [

@@ -69,7 +69,7 @@ def test_a_finished_output_is_left_alone(tmp_path):
     after = (tmp_path / "out.jsonl").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     with pytest.raises(JobMismatch, match="max_new_tokens: 128 then, 5 now"):
-        run(tmp_path, Echo(), defaults=Defaults(max_new_tokens=5))
+        run(tmp_path, Echo(), defaults=Defaults(options={"max_new_tokens": 5}))
     write_questions(tmp_path / "in.jsonl", 4)
     with pytest.raises(JobMismatch, match="SHA-256"):
         run(tmp_path, Echo())

@@ -158,7 +158,7 @@ def run_media_job(place: Path, name: str, media: list[Medium], model: Any, proce
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     reader = IsolatedReader(processor, WorkerLimits(seconds=seconds, memory=MEMORY * MEBIBYTE))
     engine = Engine(model, processor, reader=reader, readers=READERS)
-    options = BatchOptions(defaults=Defaults(max_new_tokens=6), media_root=place / "media")
+    options = BatchOptions(defaults=Defaults(options={"max_new_tokens": 6}), media_root=place / "media")
     started, problems = time.perf_counter(), []
     with environment(**{MARK: mark, "PYTHONPATH": _faults(place)}), watched() as seen:
         try:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from videollava_jax.batch.lines import ID_KEYS, Form, Line, line_id
 from videollava_jax.engine import Request
+from videollava_jax.generation.options import (
+    KINDS,
+    OPENAI_NAMES,
+    Whole,
+    for_command,
+    from_json,
+    from_openai,
+    parsed,
+    require_own,
+)
 from videollava_jax.media import Uniform
 from videollava_jax.processing.segments import MEDIA_TOKENS, MediaKind
 
@@ -18,20 +27,8 @@ Source = tuple[MediaKind, Any]
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"))
 CHAT_URL = "/v1/chat/completions"
-_OPTIONS = frozenset(
-    (
-        "max_new_tokens",
-        "seed",
-        "do_sample",
-        "temperature",
-        "top_p",
-        "top_k",
-        "repetition_penalty",
-        "stop_strings",
-        "frames",
-        "pool",
-    )
-)
+_MEDIA_OPTIONS = ("frames", "pool")
+"""Options of a line that say how its media are read."""
 # Fields of an OpenAI body that change no answer of ours, and those that ask for what there is not unless they say so.
 _NEUTRAL = frozenset(
     ("model", "messages", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier")
@@ -47,16 +44,6 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "tools": ([],),
     "response_format": ({"type": "text"},),
 }
-_OPENAI_OPTIONS = {
-    "max_tokens": "max_new_tokens",
-    "max_completion_tokens": "max_new_tokens",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "repetition_penalty": "repetition_penalty",
-    "seed": "seed",
-    "stop": "stop_strings",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +51,20 @@ class Defaults:
     """What holds for lines that say nothing of their own.
 
     Attributes:
-      max_new_tokens, top_p: as in `generate`.
-      temperature: 0 for the likeliest tokens.
-      seed: of the first line; each line after it has the next one.
+      options: of generation, by name. Where a name is left out, answers have at most 128 tokens and each is the
+        likeliest one, and the checkpoint decides the rest. `seed` is that of the first line; each line after it has
+        the next one.
       frame_sampling: which frames of a video file; None for 8, evenly.
       video_pooling: None for the processor's.
     """
 
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
     frame_sampling: Any = None
     video_pooling: int | None = None
+
+    def __post_init__(self) -> None:
+        require_own(self.options)
+        object.__setattr__(self, "options", for_command(self.options))
 
 
 def to_request(line: Line, form: Form, defaults: Defaults = Defaults()) -> Request:
@@ -90,16 +78,18 @@ def to_request(line: Line, form: Form, defaults: Defaults = Defaults()) -> Reque
     if line_id(line, form) is None:
         key = ID_KEYS[form]
         raise ValueError(f"expected a string or a whole number under {key!r}, got {_named(line.fields.get(key))}")
+    options: dict[str, Any] = {}
     if form == "openai":
         asked, options = _openai(line.fields)
     elif form == "llava":
-        asked, options = _llava(line.fields)
+        asked = _llava(line.fields)
     elif form == "jsonl":
         asked, options = _ours(line.fields)
     else:
         media = [*_media(line.fields, "image"), *_media(line.fields, "video")]
-        asked, options = _asked(line.fields.get("prompt"), media), {}
-    return Request(id=str(line.index), **asked, **_generation(options, line.index, defaults))
+        asked = _asked(line.fields.get("prompt"), media)
+    reading = {"frame_sampling": defaults.frame_sampling, "video_pooling": defaults.video_pooling}
+    return Request(id=str(line.index), **{**reading, **asked}, **_generation(options, line.index, defaults))
 
 
 def prompt_text(line: Line, form: Form) -> str:
@@ -149,53 +139,54 @@ def _part_source(part: Any) -> Source | None:
 # ── the forms ──
 
 
-def _ours(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    if misplaced := sorted(_OPTIONS & fields.keys()):
-        raise ValueError(f"{misplaced[0]!r} stands beside the prompt: expected it under 'options'")
-    options = fields.get("options", {})
-    if not isinstance(options, Mapping):
-        raise ValueError(f"expected an object under 'options', got {_named(options)}")
+def _ours(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    if misplaced := sorted(fields.keys() & {*KINDS, *_MEDIA_OPTIONS}):
+        raise ValueError(f"{misplaced[0]!r} stands next to the prompt: expected it under 'options'")
+    given = fields.get("options", {})
+    if not isinstance(given, Mapping):
+        raise ValueError(f"expected an object under 'options', got {_named(given)}")
+    options = from_json(given, others=_MEDIA_OPTIONS)
+    reading: dict[str, Any] = {}
+    if given.get("frames") is not None:
+        reading["frame_sampling"] = Uniform(parsed("frames", Whole(1), given["frames"]))
+    if given.get("pool") is not None:
+        reading["video_pooling"] = parsed("pool", Whole(1), given["pool"])
     media = [*_media(fields, "image"), *_media(fields, "video"), *_mixed_media(fields.get("media", []))]
     conversation, prompt = fields.get("conversation"), fields.get("prompt")
     if (conversation is None) == (prompt is None):
         raise ValueError("expected a 'prompt' or a 'conversation', one of the two")
     if conversation is None:
-        return _asked(prompt, media), options
+        return {**_asked(prompt, media), **reading}, options
     if media:
         raise ValueError("the media of a conversation belong into its messages")
-    return {"conversation": _messages(conversation, "conversation")}, options
+    return {"conversation": _messages(conversation, "conversation"), **reading}, options
 
 
-def _llava(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+def _llava(fields: Mapping[str, Any]) -> dict[str, Any]:
     text = fields.get("text")
     if not isinstance(text, str):
         raise ValueError(f"expected a string under 'text', got {_named(text)}")
     for token in MEDIA_TOKENS.values():  # some files carry them along; where the media stand is the template's affair
         text = text.replace(f"{token}\n", "").replace(token, "")
-    return _asked(text, [*_media(fields, "image"), *_media(fields, "video")]), {}
+    return _asked(text, [*_media(fields, "image"), *_media(fields, "video")])
 
 
-def _openai(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+def _openai(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     for key, expected in (("method", "POST"), ("url", CHAT_URL)):
         if fields.get(key, expected) != expected:
             raise ValueError(f"expected {expected!r} under {key!r}, got {_named(fields[key])}")
     body = fields.get("body")
     if not isinstance(body, Mapping):
         raise ValueError(f"expected an object under 'body', got {_named(body)}")
-    options = {}
     for key, value in body.items():
-        if value is None or key in _NEUTRAL or value in _NEUTRAL_VALUES.get(key, ()):
-            continue
-        if key not in _OPENAI_OPTIONS:
+        neutral = value is None or key in _NEUTRAL or value in _NEUTRAL_VALUES.get(key, ())
+        if not neutral and key not in OPENAI_NAMES:
             raise ValueError(f"body.{key} is not supported: expected it to be left out")
-        options[_OPENAI_OPTIONS[key]] = value
-    if isinstance(options.get("stop_strings"), str):
-        options["stop_strings"] = [options["stop_strings"]]
     messages = [
         {**message, "role": "system"} if message.get("role") == "developer" else message
         for message in _messages(body.get("messages"), "body.messages")
     ]
-    return {"conversation": messages}, options
+    return {"conversation": messages}, from_openai(body)
 
 
 # ── their parts ──
@@ -249,34 +240,17 @@ def _messages(given: Any, where: str) -> list[Mapping[str, Any]]:
     return given
 
 
-def _generation(options: Mapping[str, Any], index: int, defaults: Defaults) -> dict[str, Any]:
-    """The arguments of `Request` for a line's options."""
-    if unknown := sorted(options.keys() - _OPTIONS):
-        raise ValueError(f"unknown option {unknown[0]!r}: expected {', '.join(sorted(_OPTIONS))}")
-    temperature = options.get("temperature", defaults.temperature)
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature: expected a number from 0 on, got {_named(temperature)}")
-    draw = options.get("do_sample", temperature > 0)
-    kept: dict[str, Any] = {"do_sample": draw}
-    if draw:
-        kept |= {"temperature": temperature or 1.0, "top_p": options.get("top_p", defaults.top_p)}
-        kept |= {"top_k": options["top_k"]} if "top_k" in options else {}
-    kept |= {key: options[key] for key in ("repetition_penalty", "stop_strings") if key in options}
-    frames = options.get("frames")
+def _generation(given: Mapping[str, Any], index: int, defaults: Defaults) -> dict[str, Any]:
+    """The arguments of `Request` for a line's own options and the defaults of the job."""
+    options = {**defaults.options, **given}
+    if not options["do_sample"]:
+        options = {name: value for name, value in options.items() if name not in ("temperature", "top_k", "top_p")}
+    first = options.pop("seed", 0)
     return {
-        "max_new_tokens": _whole(options, "max_new_tokens", defaults.max_new_tokens),
-        "seed": _whole(options, "seed", defaults.seed + index),
-        "frame_sampling": defaults.frame_sampling if frames is None else Uniform(_whole(options, "frames", 8)),
-        "video_pooling": defaults.video_pooling if "pool" not in options else _whole(options, "pool", 1),
-        "options": kept,
+        "max_new_tokens": options.pop("max_new_tokens"),
+        "seed": given.get("seed", (first + index + 2**63) % 2**64 - 2**63),  # beyond 64 bits it starts at the other end
+        "options": options,
     }
-
-
-def _whole(options: Mapping[str, Any], name: str, otherwise: int) -> int:
-    value = options.get(name, otherwise)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name}: expected a whole number, got {_named(value)}")
-    return value
 
 
 def _named(value: Any) -> str:

@@ -20,10 +20,7 @@ def job_identity(source: Path, form: Form, defaults: Defaults) -> dict[str, str]
         "version": __version__,
         "input's SHA-256": digest,
         "format": form,
-        "max_new_tokens": str(defaults.max_new_tokens),
-        "temperature": f"{defaults.temperature:g}",
-        "top_p": f"{defaults.top_p:g}",
-        "seed": str(defaults.seed),
+        **{name: str(defaults.options[name]) for name in sorted(defaults.options)},
         "frames": repr(defaults.frame_sampling),
         "pooling": str(defaults.video_pooling),
     }

@@ -19,6 +19,7 @@ from videollava_jax.cli.common import (
     print_error,
     print_json,
 )
+from videollava_jax.generation.options import from_arguments
 
 if TYPE_CHECKING:
     from videollava_jax.generation.chat import Chat, Turn
@@ -75,11 +76,12 @@ def ask(arguments: argparse.Namespace) -> None:
 
     if arguments.picture is not None:
         require_picture_name(arguments.picture)
+    options = from_arguments(arguments)
     media, chat = _open(arguments)
     turns = []
     for question in arguments.question:
         chat.restart()
-        turn = chat.ask(question, **_generation(arguments))
+        turn = chat.ask(question, **options)
         turns.append(turn)
         if arguments.json:
             print_json(_record(media, turn))
@@ -104,6 +106,7 @@ def add_chat(commands: Commands) -> None:
 
 
 def chat(arguments: argparse.Namespace) -> None:
+    options = from_arguments(arguments)
     media, chat = _open(arguments)
     interactive = sys.stdin.isatty()
     if interactive:
@@ -121,7 +124,7 @@ def chat(arguments: argparse.Namespace) -> None:
             continue
         on_text = None if arguments.json else _stream
         try:
-            turn = chat.ask(question, on_text=on_text, **_generation(arguments))
+            turn = chat.ask(question, on_text=on_text, **options)
         except ValueError as error:  # too long, say: the conversation can go on
             if not interactive:
                 raise
@@ -153,15 +156,6 @@ def _open(arguments: argparse.Namespace) -> tuple[list[Medium], Chat]:
             require_whole_windows(medium.path, len(medium.frames), processor.frame_window)
     model = VideoLlavaForConditionalGeneration.from_pretrained(path, dtype=arguments.dtype)
     return media, Chat.about(model, processor, media)
-
-
-def _generation(arguments: argparse.Namespace) -> dict[str, Any]:
-    options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed}
-    if arguments.temperature is not None and arguments.temperature > 0:
-        options |= {"do_sample": True, "temperature": arguments.temperature, "top_p": arguments.top_p}
-    else:
-        options["do_sample"] = False
-    return options
 
 
 def _record(media: Sequence[Medium], turn: Turn) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from videollava_jax.cli.common import (
     print_error,
     print_json,
 )
+from videollava_jax.generation.options import SHARED, from_arguments
 
 if TYPE_CHECKING:
     from videollava_jax.batch.media.isolation import IsolatedReader, WorkerLimits
@@ -133,6 +134,7 @@ def batch(arguments: argparse.Namespace) -> None:
     from videollava_jax.config import require_whole_windows
 
     source, output = _job_files(arguments)
+    generation = from_arguments(arguments)
     if not source.is_file():
         raise ValueError(f"{source}: no such file; expected the questions")
     path, processor = open_processor(arguments)
@@ -161,10 +163,7 @@ def batch(arguments: argparse.Namespace) -> None:
     options = BatchOptions(
         form=arguments.format,
         defaults=Defaults(
-            max_new_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature or 0.0,
-            top_p=arguments.top_p,
-            seed=arguments.seed,
+            options={name: value for name, value in generation.items() if name not in SHARED},
             frame_sampling=frame_sampling_of(arguments, processor.frame_window),
             video_pooling=arguments.pool,
         ),
@@ -233,7 +232,13 @@ def _facts(arguments: argparse.Namespace, path: str | Path, template: str) -> di
         "dtype": arguments.dtype or "the checkpoint's",
         "int8 weights": str(arguments.int8_weights),
         "int8 cache": str(arguments.int8_cache),
+        **{name: str(value) for name, value in _shared_options(arguments).items()},
     }
+
+
+def _shared_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of generation that hold for the engine and not for a line."""
+    return {name: value for name, value in from_arguments(arguments).items() if name in SHARED}
 
 
 def _engine(
@@ -257,6 +262,7 @@ def _engine(
         int8_cache=arguments.int8_cache,
         readers=arguments.workers,
         reader=reader,
+        **_shared_options(arguments),
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from videollava_jax.generation.options import add_option_flags
 from videollava_jax.processing.prompt import TEMPLATES
 
 if TYPE_CHECKING:
@@ -84,13 +85,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rule.add_argument("--fps", type=float, help="so many a second, at most N")
     rule.add_argument("--indices", type=_indices, metavar="I,I,...", help="exactly these, counted from 0")
-    answer = parser.add_argument_group("answers")
-    answer.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
-    answer.add_argument(
-        "--temperature", type=float, help="draw tokens at this temperature; default: the likeliest ones"
-    )
-    answer.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest with this mass")
-    answer.add_argument("--seed", type=int, default=0, help="of the draws; default: %(default)s")
+    add_option_flags(parser.add_argument_group("answers"))
 
 
 def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlavaProcessor]:

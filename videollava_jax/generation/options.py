@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,6 +32,10 @@ _SMALLEST, _LARGEST = 1e-6, 1e6
 class Kind(Protocol):
     """The type and range of an option; as text, what an error message says was expected."""
 
+    @property
+    def hint(self) -> str:
+        """The range in few words, for help texts; empty where there is nothing to say."""
+
     def parse(self, value: Any) -> Any:
         """Returns the value in its own type; raises TypeError, ValueError or OverflowError for any other."""
 
@@ -48,6 +52,10 @@ class Whole:
 
     def __str__(self) -> str:
         return f"a whole number from {self.low} to {self.high}"
+
+    @property
+    def hint(self) -> str:
+        return f"{self.low} or more" if self.high == _INT32 else "64 bits"
 
     def parse(self, value: Any) -> int:
         if isinstance(value, (bool, np.bool_)):
@@ -69,8 +77,12 @@ class Number:
     open_low: bool = False
 
     def __str__(self) -> str:
+        return f"a number {self.hint}"
+
+    @property
+    def hint(self) -> str:
         lower = f"above {self.low:g}, at most" if self.open_low else f"from {self.low:g} to"
-        return f"a number {lower} {self.high:.7g}"
+        return f"{lower} {self.high:.7g}"
 
     def parse(self, value: Any) -> float:
         if isinstance(value, (bool, np.bool_, str, bytes)):
@@ -91,6 +103,10 @@ class Truth:
     def __str__(self) -> str:
         return "true or false"
 
+    @property
+    def hint(self) -> str:
+        return ""
+
     def parse(self, value: Any) -> bool:
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -107,6 +123,10 @@ class Text:
 
     def __str__(self) -> str:
         return "a string that is not empty"
+
+    @property
+    def hint(self) -> str:
+        return ""
 
     def parse(self, value: Any) -> str:
         if not isinstance(value, str) or not value:
@@ -125,6 +145,10 @@ class Several:
 
     def __str__(self) -> str:
         return f"{self.each}, or a list of such"
+
+    @property
+    def hint(self) -> str:
+        return self.each.hint
 
     def parse(self, value: Any) -> tuple[Any, ...]:
         if isinstance(value, (bytes, Mapping)):
@@ -176,13 +200,15 @@ class GenerationOptions:
 
     max_new_tokens: int = _option(20, Whole(1), "cut the answer after this number of tokens", metavar="N")
     do_sample: bool = _option(False, Truth(), "draw tokens instead of taking the likeliest one")
-    temperature: float = _option(1.0, Number(0, _LARGEST), "draw tokens at this temperature; 0 for the likeliest ones")
-    top_k: int = _option(50, Whole(0), "draw from this number of likeliest tokens; 0 for all", metavar="K")
+    temperature: float = _option(
+        1.0, Number(0, _LARGEST), "draw tokens at this temperature, 0 for the likeliest ones", metavar="T"
+    )
+    top_k: int = _option(50, Whole(0), "draw from this number of likeliest tokens, 0 for all", metavar="K")
     top_p: float = _option(
         1.0, Number(0, 1, open_low=True), "draw from the likeliest tokens with this probability mass", metavar="P"
     )
     repetition_penalty: float = _option(
-        1.0, Number(_SMALLEST, _LARGEST), "above 1: make tokens that were there less likely", metavar="FACTOR"
+        1.0, Number(_SMALLEST, _LARGEST), "make tokens that were there less likely, above 1", metavar="FACTOR"
     )
     seed: int = _option(0, Whole(-(2**63), 2**63 - 1), "of the draws", metavar="N")
     eos_token_id: tuple[int, ...] = _option(
@@ -193,7 +219,7 @@ class GenerationOptions:
         (), Several(Whole(0)), "tokens that are never chosen", metavar="ID,ID,...", shared=True
     )
     stop_strings: tuple[str, ...] = _option(
-        (), Several(Text()), "end the answer once it holds this text; can be repeated", metavar="TEXT"
+        (), Several(Text()), "end the answer once it holds this text, can be repeated", metavar="TEXT"
     )
 
     def __post_init__(self) -> None:
@@ -221,7 +247,7 @@ class GenerationOptions:
           ValueError: a value of a wrong type or out of range; the message names the option.
         """
         given = {name: value for name, value in given.items() if value is not None}
-        if unknown := sorted(given.keys() - KINDS):
+        if unknown := sorted(given.keys() - KINDS.keys()):
             raise TypeError(f"unknown option {unknown[0]!r}: expected {', '.join(KINDS)}")
         given = checked(given)
         values = {"eos_token_id": config.eos_token_ids, **from_generation_config(generation_config, given), **given}
@@ -309,22 +335,26 @@ OPENAI_NAMES: Mapping[str, str] = {
 """OpenAI's and vLLM's names of options to ours; of two for one option the later counts."""
 
 
-def from_json(found: Mapping[str, Any], shown: Mapping[str, str] | None = None) -> dict[str, Any]:
+def from_json(
+    found: Mapping[str, Any], *, others: Collection[str] = (), shown: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Returns the options of one question from a JSON object; null is as good as left out.
 
     A temperature above 0 asks for drawn tokens, and 0 for the likeliest ones.
 
     Args:
+      others: names in the same object that the caller reads itself.
       shown: the names that error messages have instead of ours.
 
     Raises:
       ValueError: an unknown name, a value of a wrong type or out of range, or an option that one question of many
         cannot have for itself.
     """
-    if unknown := sorted(found.keys() - KINDS):
-        raise ValueError(f"unknown option {unknown[0]!r}: expected {', '.join(n for n in KINDS if n not in SHARED)}")
+    if unknown := sorted(found.keys() - KINDS.keys() - set(others)):
+        known = [*(name for name in KINDS if name not in SHARED), *others]
+        raise ValueError(f"unknown option {unknown[0]!r}: expected {', '.join(known)}")
     require_own(found)
-    return _drawn_by_temperature(checked(found, shown))
+    return _drawn_by_temperature(checked({n: value for n, value in found.items() if n not in others}, shown))
 
 
 def from_openai(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -368,17 +398,18 @@ def add_option_flags(parser: argparse._ActionsContainer) -> None:
         kind, about = option.metadata["kind"], option.metadata["about"]
         flag = f"--{option.name.replace('_', '-')}"
         if isinstance(kind, Truth):
-            decided = "default: when --temperature is above 0"
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{about}; {decided}")
+            decided = "(default: when --temperature is above 0)"
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{about} {decided}")
             continue
         own = "the checkpoint's" if option.name in SHARED else f"the checkpoint's, or {option.default or 'none'}"
+        default = f"default: {_FLAG_DEFAULTS.get(option.name, own)}"
         repeated = kind == Several(Text())
         parser.add_argument(
             flag,
             type=_reader(kind.each if repeated else kind),
             action="append" if repeated else "store",
             metavar=option.metadata["metavar"],
-            help=f"{about} ({kind}; default: {_FLAG_DEFAULTS.get(option.name, own)})",
+            help=f"{about} ({'; '.join(filter(None, [kind.hint, default]))})",
         )
 
 

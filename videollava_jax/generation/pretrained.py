@@ -215,12 +215,12 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
         ids, mask = self.checked_text(input_ids, attention_mask)
         B, T = ids.shape
         copies = parsed("num_return_sequences", Whole(1), num_return_sequences)
-        seeds = [parsed("seed", KINDS["seed"], each) for each in (seed if isinstance(seed, Iterable) else [seed] * B)]
+        seeds = [parsed("seed", KINDS["seed"], row) for row in seed] if isinstance(seed, Iterable) else None
         answer = self._max_new_tokens(options.get("max_new_tokens"), max_length, T)
-        decoding = self.resolved({**options, "max_new_tokens": answer})
+        decoding = self.resolved({**options, "max_new_tokens": answer, "seed": seed if seeds is None else None})
         require_tokenizer(decoding, tokenizer)
         self.require_positions(int(np.asarray(mask).sum(axis=1).max()), decoding.max_new_tokens)
-        keys = row_keys(seeds, B, copies)
+        keys = row_keys(decoding.seed if seeds is None else seeds, B, copies)
         if copies > 1 and not decoding.do_sample:
             raise ValueError("num_return_sequences above 1 needs do_sample=True: greedy answers would all be the same")
         images = _either(pixel_values_images, pixel_values)
