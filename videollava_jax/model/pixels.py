@@ -23,5 +23,6 @@ def normalised(pixels: jax.Array, mean: Statistic, std: Statistic, dtype: DTypeL
       mean, std: three numbers each, on the scale 0-1.
       dtype: of the result.
     """
-    scaled = pixels.astype(jnp.float32) * jnp.float32(1 / 255)
-    return ((scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)).astype(dtype)
+    mean32, std32 = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    scaled: jax.Array = (pixels.astype(jnp.float32) * jnp.float32(1 / 255) - mean32) / std32
+    return scaled.astype(dtype)
