@@ -1,15 +1,8 @@
-"""Jobs for the engine's tests: models of the tiny one's shape, clips, questions, and what `generate` answers."""
+"""Jobs for the engine's tests: clips, questions, and what `generate` answers."""
 
-import dataclasses
-
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.engine import Request
-from videollava_jax.model.sharding import Placement, put
-from videollava_jax.model.video_llava import VideoLlava, named_parameters
 
 QUESTIONS = (
     "what colour is it?",
@@ -18,36 +11,6 @@ QUESTIONS = (
     "how many?",
     "is it left or right of the other one?",
 )
-
-
-def random_model(tiny, *, heads=8, kv_heads=8, mesh=None, **changes):
-    """A random float32 model that the tiny one's processor serves, with logits far apart.
-
-    Args:
-      changes: of its configuration.
-    """
-    text = dataclasses.replace(
-        tiny.config.text_config,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=16,
-        vocab_size=-(-tiny.config.text_config.vocab_size // 8) * 8,
-    )
-    config = dataclasses.replace(tiny.config, text_config=text, **changes)
-    parameters = named_parameters(nnx.state(VideoLlava(config, rngs=nnx.Rngs(3))))
-    for name in ("lm_head.weight", "language_model.embed_tokens.weight"):
-        if name in parameters:
-            parameters[name] = parameters[name] * 20
-    return on_mesh(VideoLlavaForConditionalGeneration(config, parameters), mesh)
-
-
-def on_mesh(model, mesh):
-    """The same model on a mesh."""
-    if mesh is None:
-        return model
-    place = Placement(model.config, mesh).parameter
-    parameters = {name: put(np.asarray(x), place(name, x.shape)) for name, x in model.parameters.items()}
-    return VideoLlavaForConditionalGeneration(model.config, parameters, model.generation_config, mesh=mesh)
 
 
 def clip(seed, frames=8):
@@ -85,10 +48,3 @@ def generated(model, processor, request):
         **request.options,
     )  # fmt: skip
     return tuple(out[0, inputs["input_ids"].shape[1] :].tolist())
-
-
-def poisoned(model, name):
-    """The same model with one NaN in a parameter."""
-    parameters = dict(model.parameters)
-    parameters[name] = parameters[name].at[0, 0].set(jnp.nan)
-    return VideoLlavaForConditionalGeneration(model.config, parameters, model.generation_config)

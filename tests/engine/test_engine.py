@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.jobs import QUESTIONS, clip, generated, mixed_job, question, random_model
+from tests.engine.jobs import QUESTIONS, clip, generated, mixed_job, question
+from tests.small_models import random_model
 from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.cli.demo import QUESTIONS as DEMO_QUESTIONS

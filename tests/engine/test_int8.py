@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.engine.jobs import clip, question, random_model
+from tests.engine.jobs import clip, question
+from tests.small_models import random_model
 from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.engine import Engine
 from videollava_jax.model.attention import KeysValues, attention

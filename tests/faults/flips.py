@@ -51,7 +51,8 @@ def write_directory(place: Path, kind: str) -> Path:
     """A directory of some megabytes, as `convert` or `export` writes it."""
     import videollava_jax.weights.convert as convert
     import videollava_jax.weights.manifest as manifest
-    from tests.weights.checkpoints import random_parameters, small_config, write_checkpoint
+    from tests.small_models import random_parameters, small_config
+    from tests.weights.checkpoints import write_checkpoint
     from videollava_jax.weights import Options, convert_to_orbax, export
 
     # As with a large checkpoint: several groups, and files that are not hashed whole.

@@ -19,7 +19,8 @@ from typing import Any
 
 from tests.faults.children import Child, Died, command, run, timed
 from tests.faults.tables import Tally
-from tests.weights.checkpoints import random_parameters, read_all, small_config, write_checkpoint
+from tests.small_models import random_parameters, small_config
+from tests.weights.checkpoints import read_all, write_checkpoint
 
 Snapshot = dict[str, tuple[int, int, str]]
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.weights.checkpoints import random_parameters, small_config, write_checkpoint
+from tests.small_models import random_parameters, small_config
+from tests.weights.checkpoints import write_checkpoint
 from videollava_jax.weights import convert_to_orbax
 
 SWAP = "equal sizes exchanged"

@@ -15,7 +15,8 @@ import jsonargparse  # noqa: F401
 import pytest  # noqa: F401  the children of a test import its main module anew
 from tqdm import tqdm
 
-from tests.weights.checkpoints import random_parameters, small_config, write_checkpoint
+from tests.small_models import random_parameters, small_config
+from tests.weights.checkpoints import write_checkpoint
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.weights import open_checkpoint
 

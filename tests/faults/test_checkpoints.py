@@ -22,7 +22,8 @@ from tests.faults.fuzzing import fuzz, message_problem
 from tests.faults.interruptions import fill, forbid, kill, meet
 from tests.faults.mutations import INDEX
 from tests.faults.tables import Tally, table
-from tests.weights.checkpoints import ROWS, random_parameters, read_all, small_config, write_checkpoint
+from tests.small_models import ROWS, random_parameters, small_config
+from tests.weights.checkpoints import read_all, write_checkpoint
 from videollava_jax.weights import (
     WeightsError,
     convert_to_orbax,

@@ -1,10 +1,10 @@
-"""Random transformers models, ours with the same weights, and batches for both."""
+"""Drawn prompts and batches for transformers and for ours, and the logits of both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,97 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tests.small_models import TEXT, array
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
-from videollava_jax.model.video_llava import VideoLlava, abstract_model, with_parameters
-
-IMAGE, VIDEO, VOCABULARY = 90, 91, 99
-TEXT = 80  # ids from 3 to here are text in the tests' prompts
-
-
-def hf_config(**changes: Any) -> Any:
-    """A small transformers configuration; `vision` and `text` change the parts, other names the whole."""
-    from transformers import VideoLlavaConfig as HFVideoLlavaConfig
-
-    vision = {
-        "model_type": "clip_vision_model",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "image_size": 28,
-        "patch_size": 14,
-    }
-    text = {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 256,
-        "pad_token_id": 0,
-    }
-    media = {"image_token_index": IMAGE, "video_token_index": VIDEO}
-    parts = {"vision_config": vision | changes.pop("vision", {}), "text_config": text | changes.pop("text", {})}
-    return HFVideoLlavaConfig(**(media | parts | changes))
-
-
-def hf_model(torch: Any, config: Any, seed: int = 0) -> Any:
-    """A random model of transformers' own initialisation, in float32, ready to run."""
-    from transformers import VideoLlavaForConditionalGeneration
-
-    torch.manual_seed(seed)
-    return VideoLlavaForConditionalGeneration(config).eval()
-
-
-def sharp_hf_model(torch: Any, config: Any, seed: int = 0) -> Any:
-    """A random model in which every part matters: projections of unit gain, no bias 0 and no norm 1.
-
-    With transformers' own initialisation and so small a width, scores of attention are near 0, logits near 0.02:
-    attention averages whatever the positions are, and a wrong rotary base would stay within the tolerance.
-    """
-    model = hf_model(torch, config, seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-            else:
-                parameter.normal_(0, parameter[0].numel() ** -0.5)
-    return model
-
-
-@lru_cache
-def _abstract(config: VideoLlavaConfig, dtype: Any) -> tuple[Any, Any]:
-    return nnx.split(abstract_model(config, dtype=dtype))
-
-
-def ours(model: Any, dtype: Any = jnp.float32) -> VideoLlava:
-    """Our model with the weights of a transformers model in memory."""
-    config = VideoLlavaConfig.from_hf(model.config)
-    return with_weights(config, weights_of(model), dtype)
-
-
-def weights_of(model: Any) -> dict[str, np.ndarray]:
-    """The weights of a transformers model by our names."""
-    tied = model.config.tie_word_embeddings
-    return {
-        name.removeprefix("model."): array(tensor)
-        for name, tensor in model.state_dict().items()
-        if not (tied and name == "lm_head.weight")
-    }
-
-
-def public(model: Any, **generation_config: Any) -> VideoLlavaForConditionalGeneration:
-    """Our public class with the weights of a transformers model in memory."""
-    weights = {name: jnp.asarray(weight) for name, weight in weights_of(model).items()}
-    return VideoLlavaForConditionalGeneration(VideoLlavaConfig.from_hf(model.config), weights, generation_config)
-
-
-def with_weights(config: VideoLlavaConfig, weights: dict[str, np.ndarray], dtype: Any = jnp.float32) -> VideoLlava:
-    graph, state = _abstract(config, dtype)
-    return nnx.merge(graph, with_parameters(state, {n: jnp.asarray(w, dtype) for n, w in weights.items()}))
+from videollava_jax.model.video_llava import VideoLlava
 
 
 @dataclass(frozen=True)
@@ -206,10 +118,6 @@ def _logits(graph: Any, state: Any, given: dict[str, jax.Array | None]) -> jax.A
 def logits(model: VideoLlava, given: Batch) -> np.ndarray:
     """float32 [B, T, V] of our model: encode, then the whole sequences."""
     return np.asarray(_logits(*nnx.split(model), vars(given)), np.float32)
-
-
-def array(tensor: Any) -> np.ndarray:
-    return tensor.detach().float().numpy()
 
 
 def channels_last(pixels: np.ndarray) -> jnp.ndarray:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.parity.reference import batch, hf_config, hf_logits, hf_model, logits, ours, sharp_hf_model
+from tests.parity.reference import batch, hf_logits, logits
+from tests.small_models import hf_config, hf_model, ours, sharp_hf_model
 from videollava_jax.model.attention import KeysValues, attention
 from videollava_jax.model.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, rotary
 

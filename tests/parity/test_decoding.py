@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.parity.reference import collate, drawn_row, hf_config, public, sharp_hf_model
+from tests.parity.reference import collate, drawn_row
 from tests.processing.llama_vocabulary import train_small_model
+from tests.small_models import hf_config, public, sharp_hf_model
 from videollava_jax.processing.tokenizer import load_tokenizer
 
 PAD = 602  # behind the 600 pieces of the small vocabulary and the two placeholders

@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import TextIteratorStreamer
 
-from tests.parity.reference import IMAGE, VIDEO, array, assert_close, hf_config, hf_model
+from tests.parity.reference import assert_close
+from tests.small_models import IMAGE, VIDEO, array, hf_config, hf_model
 from tests.tolerances import MODEL
 from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
 from videollava_jax.weights import convert_to_orbax, recognise

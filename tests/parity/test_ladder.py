@@ -8,18 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.parity.reference import (
-    Batch,
-    array,
-    assert_close,
-    batch,
-    channels_last,
-    hf_config,
-    hf_logits,
-    logits,
-    ours,
-    sharp_hf_model,
-)
+from tests.parity.reference import Batch, assert_close, batch, channels_last, hf_logits, logits
+from tests.small_models import array, hf_config, ours, sharp_hf_model
 from tests.tolerances import LAYER, MODEL, SELF
 from videollava_jax.generation.steps import extend, prefill
 from videollava_jax.model.attention import KeysValues, attention

@@ -9,19 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.parity.reference import (
-    array,
-    assert_close,
-    batch,
-    channels_last,
-    hf_config,
-    hf_logits,
-    logits,
-    ours,
-    sharp_hf_model,
-    weights_of,
-    with_weights,
-)
+from tests.parity.reference import assert_close, batch, channels_last, hf_logits, logits
+from tests.small_models import array, hf_config, ours, sharp_hf_model, weights_of, with_weights
 from tests.tolerances import LAYER, MODEL
 from videollava_jax.config import VideoLlavaConfig, VisionConfig
 from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration

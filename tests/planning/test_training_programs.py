@@ -28,8 +28,8 @@ from tests.planning.training_programs import (
     layer_bytes,
     layers,
 )
+from tests.small_models import SMALL
 from tests.training.rows import FRAMES, UNCHANGED, drawn, packed
-from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.planning.training_programs import (
     StepProgram,
@@ -44,18 +44,6 @@ from videollava_jax.training.update.model import TrainingModel
 from videollava_jax.training.update.optimizer import build_optimizer
 from videollava_jax.training.update.options import Lora, Optimizer, Rates
 from videollava_jax.training.update.step import Trainer
-
-SMALL = VideoLlavaConfig(
-    vision_config=VisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, image_size=28
-    ),
-    text_config=TextConfig(
-        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=5, num_attention_heads=4,
-        num_key_value_heads=4, head_dim=16,
-    ),
-    image_token_id=100,
-    video_token_id=101,
-)  # fmt: skip
 
 
 def small_model(what: What, mesh: tuple[int, int] | None, dtype: Any = jnp.float32) -> TrainingModel:

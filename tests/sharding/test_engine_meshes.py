@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.engine.jobs import generated, mixed_job, on_mesh, random_model
+from tests.engine.jobs import generated, mixed_job
+from tests.small_models import on_mesh, random_model
 from tests.tolerances import SELF
 from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.assets import TINY

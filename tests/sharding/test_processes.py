@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.compiling import ENVIRONMENT
-from tests.engine.jobs import generated, mixed_job, random_model
+from tests.engine.jobs import generated, mixed_job
+from tests.small_models import random_model
 
 CASES = {"2x4": "random", "1x8": "tiny"}
 """Meshes, and the model on each."""
@@ -22,7 +23,8 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
 assert jax.device_count() == 8 and jax.process_count() == 2
-from tests.engine.jobs import mixed_job, on_mesh, random_model
+from tests.engine.jobs import mixed_job
+from tests.small_models import on_mesh, random_model
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
 from videollava_jax.assets import TINY
 from videollava_jax.engine import Engine

@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.weights.checkpoints import random_parameters, small_config, write_checkpoint
+from tests.small_models import random_parameters, small_config
+from tests.weights.checkpoints import write_checkpoint
 from videollava_jax.weights import Options, convert_to_orbax, load_checkpoint
 from videollava_jax.weights.quantize import is_quantizable
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.parity.reference import TEXT
+from tests.small_models import TEXT
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.media.preprocess import FramePreprocessor
 from videollava_jax.model.sharding import Placement, put

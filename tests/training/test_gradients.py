@@ -14,15 +14,8 @@ import numpy as np
 import optax
 import pytest
 
-from tests.parity.reference import (
-    Batch,
-    assert_close,
-    hf_config,
-    logits,
-    sharp_hf_model,
-    weights_of,
-    with_weights,
-)
+from tests.parity.reference import Batch, assert_close, logits
+from tests.small_models import hf_config, sharp_hf_model, weights_of, with_weights
 from tests.tolerances import SELF
 from tests.training.rows import FRAMES, UNCHANGED, Drawn, drawn, packed
 from videollava_jax.config import VideoLlavaConfig

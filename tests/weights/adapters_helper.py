@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.weights.checkpoints import DTYPES, theirs
+from tests.small_models import DTYPES
+from tests.weights.checkpoints import theirs
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.model.video_llava import parameter_shapes
 

@@ -1,4 +1,4 @@
-"""Random checkpoints on disk, in any layout, written with the safetensors library and names spelt out here."""
+"""Checkpoints on disk, in any layout, written with the safetensors library and names spelt out here."""
 
 from __future__ import annotations
 
@@ -6,46 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
-from videollava_jax.model.video_llava import parameter_shapes
-
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-ROWS = 40
-"""Rows of the authors' vocabulary; media and padding have the ids behind them."""
-
-
-def small_config(variant: str = "hf", **changes: Any) -> VideoLlavaConfig:
-    """A model of a few thousand parameters, with heads of 64 in the towers as LanguageBind's have."""
-    vision = dict(hidden_size=64, intermediate_size=24, num_hidden_layers=2, num_attention_heads=1, image_size=28)
-    text = dict(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        pad_token_id=ROWS + 2,
-    )
-    act = "gelu" if variant == "original" else "quick_gelu"
-    return VideoLlavaConfig(
-        vision_config=VisionConfig(**(vision | {"hidden_act": act} | changes.pop("vision", {}))),
-        text_config=TextConfig(**(text | changes.pop("text", {}))),
-        variant=variant,
-        image_token_id=ROWS,
-        video_token_id=ROWS + 1,
-        **changes,
-    )
-
-
-def random_parameters(config: VideoLlavaConfig, seed: int, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Arrays by our names."""
-    rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal(shape).astype(DTYPES[dtype]) for name, shape in parameter_shapes(config).items()}
+from tests.small_models import ROWS
+from videollava_jax.config import VideoLlavaConfig
 
 
 def theirs(name: str, layout: str) -> str:

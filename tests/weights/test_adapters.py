@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from tests import tolerances
+from tests.small_models import DTYPES, ROWS, random_parameters, small_config
 from tests.weights.adapters_helper import (
     LAYOUTS,
     PROJECTOR,
@@ -31,15 +32,7 @@ from tests.weights.adapters_helper import (
     write_adapter,
     write_files,
 )
-from tests.weights.checkpoints import (
-    DTYPES,
-    ROWS,
-    assert_same_bits,
-    random_parameters,
-    read_all,
-    small_config,
-    write_checkpoint,
-)
+from tests.weights.checkpoints import assert_same_bits, read_all, write_checkpoint
 from videollava_jax.cli import main
 from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.weights import Options, WeightsError, convert_to_orbax, open_checkpoint, verify_checkpoint
@@ -439,7 +432,7 @@ def peft():
 
 
 def live_model(torch, dtype, seed=0):
-    from tests.parity.reference import hf_config, sharp_hf_model
+    from tests.small_models import hf_config, sharp_hf_model
 
     return sharp_hf_model(torch, hf_config(), seed).to(getattr(torch, dtype))
 

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests.weights.checkpoints import assert_same_bits, random_parameters, read_all, small_config, write_checkpoint
+from tests.small_models import random_parameters, small_config
+from tests.weights.checkpoints import assert_same_bits, read_all, write_checkpoint
 from videollava_jax.weights import WeightsError, convert_to_orbax, export, open_checkpoint
 
 

@@ -7,13 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.weights.checkpoints import (
-    assert_same_bits,
-    random_parameters,
-    read_all,
-    small_config,
-    write_checkpoint,
-)
+from tests.small_models import random_parameters, small_config
+from tests.weights.checkpoints import assert_same_bits, read_all, write_checkpoint
 from videollava_jax.cli import main
 
 PROGRAMS = Path(__file__).parents[2] / "convert"

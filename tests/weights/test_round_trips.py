@@ -8,15 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.weights.checkpoints import (
-    ROWS,
-    assert_same_bits,
-    random_parameters,
-    read_all,
-    small_config,
-    theirs,
-    write_checkpoint,
-)
+from tests.small_models import ROWS, random_parameters, small_config
+from tests.weights.checkpoints import assert_same_bits, read_all, theirs, write_checkpoint
 from videollava_jax.weights import (
     LAYOUTS,
     Options,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from tests.weights.checkpoints import assert_same_bits, random_parameters, read_all, small_config, write_checkpoint
+from tests.small_models import random_parameters, small_config
+from tests.weights.checkpoints import assert_same_bits, read_all, write_checkpoint
 from videollava_jax.config import VideoLlavaConfig, _read_own
 from videollava_jax.weights import Options, WeightsError, convert_to_orbax, export, load_checkpoint, open_checkpoint
 from videollava_jax.weights import memory as memory_module
