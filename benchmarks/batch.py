@@ -36,8 +36,8 @@ from videollava_jax.assets import TINY
 from videollava_jax.assets.world import CLIP_KINDS, EVAL_SEEDS, Question, encode_mp4, sample_clip
 from videollava_jax.batch.formats import Defaults, with_sources
 from videollava_jax.batch.media.isolation import IsolatedReader
+from videollava_jax.batch.pending import pending_lines
 from videollava_jax.batch.runner import BatchOptions, run_batch
-from videollava_jax.batch.together import left_lines
 from videollava_jax.engine import Engine, Request
 
 NEW_TOKENS = 6
@@ -104,9 +104,9 @@ def write_job(place: Path, clips: int, questions: int, seed: int) -> dict[str, A
 def requests_of(place: Path) -> list[Request]:
     """The same lines as requests for the engine, with paths, under the ids of the lines."""
     found = []
-    for left in left_lines(place / "job.jsonl", "openai", Defaults(), ()):
-        assert isinstance(left.request, Request)
-        request = with_sources(left.request, lambda _, name: str(place / "media" / name))
+    for line in pending_lines(place / "job.jsonl", "openai", Defaults(), ()):
+        assert isinstance(line.request, Request)
+        request = with_sources(line.request, lambda _, name: str(place / "media" / name))
         found.append(request)
     return found
 

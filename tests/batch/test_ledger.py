@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.faults.children import run
-from videollava_jax.batch.ledger import JobMismatch, Ledger, LedgerError, Paths, finished, locked, remove
+from videollava_jax.batch.ledger import JobMismatch, Ledger, LedgerError, Paths, locked, read_receipt, remove
 
 IDENTITY = {"input": "abc", "model": "tiny"}
 
@@ -44,7 +44,7 @@ def test_records_are_there_after_the_next_opening(tmp_path):
         ledger.close()
         remove(paths)
     assert (tmp_path / "out.jsonl").read_text() == "record 0\nrecord 1\nrecord 2\n"
-    assert finished(paths, IDENTITY)["lines"] == 3
+    assert read_receipt(paths, IDENTITY)["lines"] == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.job.json"]
 
 
@@ -75,13 +75,13 @@ def test_another_job_is_refused_with_what_differs(tmp_path):
 
 def test_an_output_that_is_not_ours_is_refused(tmp_path):
     paths = Paths(tmp_path / "out")
-    assert finished(paths, IDENTITY) is None
+    assert read_receipt(paths, IDENTITY) is None
     paths.output.write_text("precious\n")
     with pytest.raises(JobMismatch, match="is there already"):
-        finished(paths, IDENTITY)
+        read_receipt(paths, IDENTITY)
     paths.receipt.write_text(json.dumps({"sha256": "0", "fingerprint": {}}))
     with pytest.raises(JobMismatch, match="is there already"):
-        finished(paths, IDENTITY)
+        read_receipt(paths, IDENTITY)
 
 
 def test_an_output_that_a_killed_run_was_about_to_replace(tmp_path, monkeypatch):
@@ -91,7 +91,7 @@ def test_an_output_that_a_killed_run_was_about_to_replace(tmp_path, monkeypatch)
         ledger = Ledger(paths, IDENTITY)
         ledger.add(0, "an error", "not_found")
         ledger.write_output(1, IDENTITY)
-        first = finished(paths, IDENTITY)
+        first = read_receipt(paths, IDENTITY)
         ledger.forget_errors()
         ledger.add(0, "an answer", None)
         with monkeypatch.context() as patched:
@@ -100,16 +100,16 @@ def test_an_output_that_a_killed_run_was_about_to_replace(tmp_path, monkeypatch)
             with pytest.raises(pytest.fail.Exception):
                 ledger.write_output(1, IDENTITY)
         assert paths.output.read_text() == "an error\n"
-        assert finished(paths, IDENTITY) is None
+        assert read_receipt(paths, IDENTITY) is None
         with pytest.raises(JobMismatch, match="model: tiny then, large now"):
-            finished(paths, {**IDENTITY, "model": "large"})
+            read_receipt(paths, {**IDENTITY, "model": "large"})
         ledger.write_output(1, IDENTITY)
         ledger.close()
     assert paths.output.read_text() == "an answer\n"
-    assert finished(paths, IDENTITY)["replaces"] == first["sha256"]
+    assert read_receipt(paths, IDENTITY)["replaces"] == first["sha256"]
     paths.output.write_text("precious\n")
     with pytest.raises(JobMismatch, match="is there already"):
-        finished(paths, IDENTITY)
+        read_receipt(paths, IDENTITY)
 
 
 def test_two_runs_do_not_meet(tmp_path):

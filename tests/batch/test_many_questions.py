@@ -38,7 +38,7 @@ def test_each_clip_is_decoded_and_encoded_once(answered):
 
 def test_the_counts_notice_clips_that_are_read_again(job, monkeypatch):
     """In the order of the lines, a window does not hold all questions about a clip."""
-    monkeypatch.setattr(runner, "together", lambda lines: lines)
+    monkeypatch.setattr(runner, "grouped_by_media", lambda lines: lines)
     _, counts, _ = job[1].batch(1)
     assert len(counts.decoded) > CLIPS
     assert counts.encoded > CLIPS

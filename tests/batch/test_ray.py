@@ -347,7 +347,7 @@ def test_blocks_carry_what_only_the_driver_has(tmp_path, monkeypatch):
         assert isinstance(media[4], FrameFile)
         assert [Path(path).read_bytes() for path in (media[0], media[4])] == [b"picture", b"frames"]
         error = Result(id="0", finish_reason="error", error=f"{media[0]} and {media[1]}: bad")
-        assert here.as_on_the_driver(error).error == f"{picture} and shared.mp4: bad"
+        assert here.with_driver_paths(error).error == f"{picture} and shared.mp4: bad"
     assert not Path(media[0]).exists()
     monkeypatch.setattr(blocks_module, "MOST_BYTES", 6)
     assert sizes(blocks(requests, 4, spool)) == [2, 1]
@@ -396,7 +396,7 @@ def test_what_the_source_of_requests_raises_is_no_error_of_the_engine():
 
 
 def test_what_answer_lines_refuses():
-    with pytest.raises(ValueError, match="whose lines stand for themselves, got csv"):
+    with pytest.raises(ValueError, match="as tables are not lines; got csv"):
         AnswerLines(lambda: None, BatchOptions(form="csv"))
     with pytest.raises(ValueError, match="a column 'text', got prompt"):
         AnswerLines(lambda: None)({"prompt": np.array(["?"])})

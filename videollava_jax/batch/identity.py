@@ -1,4 +1,4 @@
-"""What makes two runs the same job: input, model, prompt, decoding, our version; by content, and not by dates."""
+"""Decides whether two runs are the same job: by input, model, decoding and version; by content, not by dates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from videollava_jax.weights.fingerprint import json_digest
 
 
 def job_identity(source: Path, form: Form, defaults: Defaults) -> dict[str, str]:
-    """The part of a fingerprint that needs no model."""
+    """Returns the part of a job's identity that does not depend on the model: version, input and defaults."""
     with open(source, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -27,5 +27,5 @@ def job_identity(source: Path, form: Form, defaults: Defaults) -> dict[str, str]
 
 
 def identity_digest(identity: Mapping[str, str]) -> str:
-    """All of it as one hash."""
+    """Hashes a whole identity."""
     return json_digest(dict(identity))

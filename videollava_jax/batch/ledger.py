@@ -1,11 +1,13 @@
-"""The answers of a job, each committed once and durably, in SQLite beside the output. No JAX in here.
+"""Commits each answer of a job once and durably, to an SQLite file next to the output. No JAX.
 
 OUTPUT.partial/
-  lock        held by the run at work; the kernel frees it when that run dies
-  ledger.db   the job's fingerprint, and a row for each line that is done
-  media/      what data: URLs and hosts gave
-OUTPUT        appears whole, in the input's order, when every line is done
-OUTPUT.job.json   what made it: the fingerprint, counts, and the output's SHA-256
+  lock        held by the current run; the kernel releases it when the run dies
+  ledger.db   the job's identity, and a row for each line that is done
+  media/      files from data: URLs and from hosts
+OUTPUT        appears complete, in the input's order, when every line is done
+OUTPUT.job.json   the receipt: the job's identity, counts, and the output's SHA-256
+
+In both files the identity is stored as "fingerprint".
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ Identity = Mapping[str, str]
 T = TypeVar("T")
 
 _AT_ONCE = 1000
-"""Records of one commit, at most."""
+"""The most records in one commit."""
 
 
 class LedgerError(OSError):
@@ -37,11 +39,11 @@ class LedgerError(OSError):
 
 
 class JobMismatch(ValueError):
-    """What is there belongs to another job."""
+    """The ledger or the output belongs to another job."""
 
 
 class Paths:
-    """Where the parts of a job lie; see the head of this file."""
+    """The paths of a job's files, as drawn at the top of this module."""
 
     def __init__(self, output: Path):
         self.output = output
@@ -54,10 +56,10 @@ class Paths:
 
 @contextmanager
 def locked(paths: Paths) -> Iterator[None]:
-    """The job's directory, made and held against other runs.
+    """Makes the job's directory and locks it against other runs.
 
     Raises:
-      LedgerError: another run holds it, or it cannot be made.
+      LedgerError: another run holds the lock, or the directory cannot be made.
     """
     while True:
         try:
@@ -66,7 +68,7 @@ def locked(paths: Paths) -> Iterator[None]:
         except FileNotFoundError:
             if not paths.output.parent.is_dir():
                 raise LedgerError(f"{paths.output.parent}: no such directory for the output") from None
-            continue  # the run before us is taking its directory away
+            continue  # the previous run is just removing its directory
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -75,7 +77,7 @@ def locked(paths: Paths) -> Iterator[None]:
         except OSError as error:
             os.close(descriptor)
             raise LedgerError(
-                f"{paths.lock}: this file system knows no locks ({os.strerror(error.errno or 0)}); "
+                f"{paths.lock}: this file system has no locks ({os.strerror(error.errno or 0)}); "
                 "write to a local disk and copy the output"
             ) from None
         try:
@@ -83,27 +85,27 @@ def locked(paths: Paths) -> Iterator[None]:
                 break
         except FileNotFoundError:
             pass
-        os.close(descriptor)  # the file was taken away before we locked it
+        os.close(descriptor)  # the previous run removed the file before we locked it
     try:
         yield
     finally:
-        if not paths.ledger.exists():  # nothing was begun, or all is over
+        if not paths.ledger.exists():  # nothing was begun, or everything is done
             remove(paths)
         os.close(descriptor)
 
 
 class Ledger:
-    """The rows of a job; made by one thread, added to by one thread.
+    """The records of a job. One thread may create it, and one thread may add to it.
 
-    Records are committed by a thread of its own, all that have come since the last commit at once: the disk's wait is
-    nobody else's. SQLite does the rest: a write-ahead log, synced at each commit.
+    A separate thread commits: each time all records that came since its last commit, so that nobody else waits for
+    the disk. SQLite keeps a write-ahead log and syncs it at each commit.
 
     Args:
       paths: of a job that is `locked`.
-      fingerprint: of the job.
+      identity: of the job.
 
     Raises:
-      JobMismatch: the ledger is of another job; the message says what differs.
+      JobMismatch: the ledger belongs to another job; the message says what differs.
       LedgerError: it cannot be opened.
     """
 
@@ -122,7 +124,7 @@ class Ledger:
 
     def _open(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.paths.ledger, check_same_thread=False, isolation_level=None)
-        # With the lock exclusive, the log needs no shared memory, which network file systems have not.
+        # With an exclusive lock the log needs no shared memory, which network file systems lack.
         for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
             database.execute(f"PRAGMA {pragma}").fetchall()
         database.execute("BEGIN IMMEDIATE")
@@ -142,15 +144,15 @@ class Ledger:
         require_same_job(self.paths.directory, json.loads(found["fingerprint"]), identity)
         return int(found["created"])
 
-    # ── what is there ──
+    # ── reading ──
 
     def done(self) -> dict[int, str | None]:
-        """Line → the cause of its error, None for answers, of all that is committed."""
+        """Maps every line that has a record to the cause of its error, None for an answer."""
         self.flush()
         return self._safely(lambda: dict(self._database.execute("SELECT line, cause FROM answers")))
 
     def forget_errors(self) -> None:
-        """Takes the records of errors away, for another attempt."""
+        """Deletes the records of errors, so that their lines are tried again."""
         self.flush()
 
         def forget() -> None:
@@ -159,22 +161,22 @@ class Ledger:
 
         self._safely(forget)
 
-    # ── what comes ──
+    # ── adding ──
 
     def add(self, line: int, record: str, cause: str | None) -> None:
-        """Takes a line's record; it is durable after `flush`, and soon without.
+        """Queues a line's record. It is durable soon, and for certain after `flush`.
 
         Raises:
-          LedgerError: an earlier one could not be committed. All that were are kept.
+          LedgerError: an earlier record could not be committed. Those committed before it are kept.
         """
         self._raise_error()
         self._queue.put((line, record, cause))
 
     def flush(self) -> None:
-        """Waits until all that was added is durable.
+        """Waits until all added records are durable.
 
         Raises:
-          LedgerError: it could not be.
+          LedgerError: a record could not be committed.
         """
         if self._thread.is_alive():
             reached = threading.Event()
@@ -183,7 +185,7 @@ class Ledger:
         self._raise_error()
 
     def close(self) -> None:
-        """Commits what was added and closes the file. Raises nothing: `flush` tells what went wrong."""
+        """Commits what was added and closes the file. It does not raise; `flush` does if a commit failed."""
         self._queue.put(None)
         self._thread.join()
         self._database.close()
@@ -193,7 +195,7 @@ class Ledger:
             raise LedgerError(str(self._error)) from self._error
 
     def _commit_all(self) -> None:
-        """The thread's work: waits for one, and commits it with all that have come behind it."""
+        """Runs in the committing thread: waits for a record and commits it with all that are queued behind it."""
         while True:
             items = [self._queue.get()]
             while len(items) < _AT_ONCE and not self._queue.empty():
@@ -212,7 +214,7 @@ class Ledger:
 
     def _insert(self, rows: list[tuple[int, str, str | None]]) -> None:
         with self._transaction():
-            # A plain INSERT: a second record for a line is refused, never exchanged.
+            # A plain INSERT, so that a second record for a line is an error and never replaces the first.
             self._database.executemany("INSERT INTO answers VALUES (?, ?, ?)", rows)
 
     @contextmanager
@@ -222,12 +224,12 @@ class Ledger:
             yield
             self._database.execute("COMMIT")
         except BaseException:
-            if self._database.in_transaction:  # SQLite has rolled back already where a disk is full
+            if self._database.in_transaction:  # when a disk is full, SQLite has already rolled back
                 self._database.execute("ROLLBACK")
             raise
 
     def _safely(self, action: Callable[[], T]) -> T:
-        """Runs an action on the database, its errors as ours."""
+        """Runs an action on the database and turns SQLite's errors into LedgerErrors."""
         try:
             return action()
         except sqlite3.IntegrityError as error:
@@ -243,10 +245,10 @@ class Ledger:
     # ── the output ──
 
     def write_output(self, lines: int, identity: Identity) -> None:
-        """Writes the output whole, in the input's order, and the receipt beside it; one that is the same already stays.
+        """Writes the complete output, in the input's order, and its receipt. An equal output is left untouched.
 
         Raises:
-          LedgerError: not every line has its record, or the disk is full; then nothing has changed.
+          LedgerError: a line has no record, or the disk is full. Then nothing has changed.
         """
         self.flush()
         causes = self.done()
@@ -268,10 +270,10 @@ class Ledger:
                 "lines": lines,
                 "errors": dict(Counter(cause for cause in causes.values() if cause is not None)),
                 "sha256": digest.hexdigest(),
-                # Of an output whose errors were tried again, for a run that is killed before the next is in its place.
+                # The hash of the old output, in case this run is killed before the new output has replaced it.
                 **({} if before in (None, digest.hexdigest()) else {"replaces": before}),
             }
-            # The receipt first: an output without one is somebody else's.
+            # The receipt comes first, because an output without one counts as somebody else's file.
             _write_durably(self.paths.receipt, json.dumps(receipt, indent=1) + "\n", self.paths.directory)
             if before == digest.hexdigest():
                 temporary.unlink()
@@ -287,25 +289,33 @@ class Ledger:
 
 
 def require_same_job(where: Path, then: Identity, now: Identity) -> None:
-    """Refuses to go on with another job's answers.
+    """Checks that a ledger or output belongs to this job.
+
+    Args:
+      where: the file or directory, for the message.
+      then: the identity stored with it.
+      now: the identity of this job.
 
     Raises:
-      JobMismatch: with what differs.
+      JobMismatch: they differ; the message says where.
     """
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if names:
-        told = "\n".join(f"  {n}: {then.get(n, 'nothing')} then, {now.get(n, 'nothing')} now" for n in names)
+        differences = "\n".join(f"  {n}: {then.get(n, 'nothing')} then, {now.get(n, 'nothing')} now" for n in names)
         raise JobMismatch(
-            f"{where} is of another job:\n{told}\nRun the same command as then, or choose another output, or remove it"
+            f"{where} is of another job:\n{differences}\n"
+            "Run the same command as then, or choose another output, or remove it"
         )
 
 
-def finished(paths: Paths, identity: Identity) -> Mapping[str, Any] | None:
-    """The receipt of an output that is there and whole; None where there is none yet, or one that a run was about to
-    replace when it was killed.
+def read_receipt(paths: Paths, identity: Identity) -> Mapping[str, Any] | None:
+    """Returns the receipt of a complete output.
+
+    Returns:
+      The receipt; None if there is no output yet, or one that a run was about to replace when it was killed.
 
     Raises:
-      JobMismatch: the output is of another job, or not what a job has written.
+      JobMismatch: the output belongs to another job, or was not written by a job.
     """
     if not paths.output.exists():
         return None
@@ -317,15 +327,15 @@ def finished(paths: Paths, identity: Identity) -> Mapping[str, Any] | None:
         whole = replaced = False
     if not whole and not replaced:
         raise JobMismatch(
-            f"{paths.output} is there already, and not as a job of ours wrote it: choose another output, or remove it"
+            f"{paths.output} exists already, and not as videollava wrote it: choose another output, or remove it"
         )
     require_same_job(paths.output, then, identity)
     return dict(receipt) if whole else None
 
 
 def remove(paths: Paths) -> None:
-    """Takes the job's directory away, the lock at last; nothing where it is gone."""
-    paths.ledger.unlink(missing_ok=True)  # first: what is left of it without its log is not all that it held
+    """Removes the job's directory, the lock last. Does nothing if it is gone."""
+    paths.ledger.unlink(missing_ok=True)  # first, because a ledger without its log has lost records
     for path in paths.directory.glob("*"):
         if path != paths.lock:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -338,7 +348,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _now() -> int:
-    """Seconds since 1970; fixed by SOURCE_DATE_EPOCH, where equal runs have to give equal bytes."""
+    """Returns the seconds since 1970, or SOURCE_DATE_EPOCH, which makes the outputs of equal runs equal."""
     return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
 
 

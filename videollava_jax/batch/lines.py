@@ -1,4 +1,4 @@
-"""A job's input as numbered lines: which form it has, its lines as dictionaries, their ids. No JAX in here."""
+"""Reads a job's input as numbered lines: recognises its form, parses lines to dictionaries, checks ids. No JAX."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ID_KEYS: Mapping[Form, str] = {
     "parquet": "id",
 }
 _LOOKED_AT = 100
-"""Lines that are looked at for the form: the first ones may be damaged."""
+"""How many lines `recognise` reads at most; more than one, as the first may be damaged."""
 _LONGEST_FIELD = 2**30
-"""Characters of a CSV field; Python's own limit of 131,072 is shorter than a picture."""
+"""The most characters in a CSV field; Python's default of 131,072 is too few for an image."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Line:
     """A line of the input.
 
     Attributes:
-      index: counted from 0, blank lines left out: its place in the output.
-      number: counted from 1 in the file; a row in Parquet.
-      fields: what it holds; empty where it cannot be read.
-      error: why it cannot be read; None for sound lines.
+      index: its position in the output: from 0, without blank lines.
+      number: its line number in the file, from 1; the row in Parquet.
+      fields: its content; empty if it cannot be parsed.
+      error: why it cannot be parsed; None if it was.
     """
 
     index: int
@@ -45,10 +45,10 @@ class Line:
 
 
 def recognise(path: Path) -> Form:
-    """The form of an input: by its suffix, then by the keys of its first lines.
+    """Recognises the form of an input by its suffix, or by the keys of its first lines.
 
     Raises:
-      ValueError: none of them.
+      ValueError: it has none of the known forms.
     """
     suffix = path.suffix.lower()
     if suffix == ".csv":
@@ -62,7 +62,7 @@ def recognise(path: Path) -> Form:
                 return form
         first = first or line
     if first is None:
-        raise ValueError(f"{path}: expected a question a line, and the file holds no lines")
+        raise ValueError(f"{path}: expected a question on each line, but the file holds no lines")
     what = first.error or f"an object with the keys {', '.join(map(repr, first.fields)) or '(none)'}"
     raise ValueError(
         f"{path}, line {first.number}: expected a JSON object with 'id', 'custom_id' (OpenAI) or 'question_id' "
@@ -71,7 +71,7 @@ def recognise(path: Path) -> Form:
 
 
 def read_lines(path: Path, form: Form) -> Iterator[Line]:
-    """The lines of an input, in order; what is wrong with one is its `error`.
+    """Reads the lines of an input, in order. A line that cannot be parsed has an `error`.
 
     Raises:
       ValueError: the file as a whole cannot be read in this form.
@@ -83,7 +83,7 @@ def read_lines(path: Path, form: Form) -> Iterator[Line]:
 
 
 def line_id(line: Line, form: Form) -> str | int | None:
-    """The id as the line has it; None where it has none, or one that is no id."""
+    """Returns the id of a line, a string or an integer; None if it has none or its value is neither."""
     value = line.fields.get(ID_KEYS[form])
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         return None
@@ -91,10 +91,10 @@ def line_id(line: Line, form: Form) -> str | int | None:
 
 
 def count_lines(lines: Iterable[Line], form: Form) -> int:
-    """How many lines there are, with every id looked at: "1" and 1 are one id.
+    """Counts the lines and checks that their ids differ; "1" and 1 are the same id.
 
     Raises:
-      ValueError: an id that comes more than once, with its lines.
+      ValueError: an id occurs more than once; the message names its lines.
     """
     first: dict[str, int] = {}
     again: dict[str, list[int]] = {}
@@ -106,11 +106,11 @@ def count_lines(lines: Iterable[Line], form: Form) -> int:
             if before != line.number:
                 again.setdefault(str(found), [before]).append(line.number)
     if again:
-        told = [f"{_short(name)} on lines {', '.join(map(str, numbers[:5]))}" for name, numbers in again.items()]
-        more = f"; and {len(told) - 10} more" if len(told) > 10 else ""
+        repeated = [f"{_short(name)} on lines {', '.join(map(str, numbers[:5]))}" for name, numbers in again.items()]
+        more = f"; and {len(repeated) - 10} more" if len(repeated) > 10 else ""
         raise ValueError(
-            f"expected an id of its own for each line, and {len(again)} come more than once: "
-            f"{'; '.join(told[:10])}{more}"
+            f"expected a different id on each line, but {len(again)} come more than once: "
+            f"{'; '.join(repeated[:10])}{more}"
         )
     return count
 
@@ -172,7 +172,7 @@ def _csv_line(index: int, number: int, header: list[str], row: list[str]) -> Lin
         return Line(index, number, {}, f"expected {len(header)} columns, got {len(row)}")
     try:
         "".join(row).encode()
-    except UnicodeEncodeError:  # bytes that are not UTF-8 came as halves of surrogate pairs
+    except UnicodeEncodeError:  # surrogateescape has turned bytes that are not UTF-8 into lone surrogates
         return Line(index, number, {}, "not UTF-8")
     return Line(index, number, {name: value for name, value in zip(header, row, strict=True) if value})
 

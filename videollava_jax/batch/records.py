@@ -1,4 +1,4 @@
-"""Results as the lines of the output, in the form that belongs to the input's. No JAX in here."""
+"""Writes results as lines of the output, in the form that matches the input's. No JAX."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tag:
-    """What a record repeats of its line.
+    """The parts of an input line that its record repeats.
 
     Attributes:
-      index: its place in the output.
-      number: in the file, from 1.
-      id: as the line has it; None where it has none.
+      index: position in the output, from 0.
+      number: line number in the input, from 1.
+      id: the line's id; None if it has none.
       prompt: its question.
     """
 
@@ -36,9 +36,9 @@ class JobFacts:
     """What all records of a job have in common.
 
     Attributes:
-      model: as it was named.
-      created: seconds since 1970, when the job began.
-      digest: of the job; answers of two jobs have other ids.
+      model: the model's name.
+      created: when the job began, seconds since 1970.
+      digest: hash of the job's identity, from which answers get their ids.
     """
 
     model: str
@@ -47,17 +47,21 @@ class JobFacts:
 
 
 def record(form: Form, tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> str:
-    """One line of the output, without its end.
+    """Returns the line of the output for a result, without a line break.
 
     Args:
-      cause: the kind of the error, for programs to count by; None for answers.
+      form: of the input.
+      tag: the line that was answered.
+      result: its answer or error.
+      cause: the kind of error, for programs that count; None for an answer.
+      facts: of the job.
     """
     make = {"openai": _openai, "llava": _llava}.get(form, _ours)
     value = make(tag, result, cause, facts)
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can escape and UTF-8 cannot encode
         return json.dumps(value)
     return text
 
@@ -81,7 +85,7 @@ def _openai(tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> Map
     if result.error is None:
         status, body = 200, _completion(name, result, facts)
     else:
-        # What the model itself does wrong is the server's fault, everything else the line's.
+        # Infinite logits are the server's fault, every other error is the line's.
         status = 500 if cause == "not_finite" else 400
         message = result.error if tag.id is not None else f"line {tag.number}: {result.error}"
         kind = "server_error" if status == 500 else "invalid_request_error"
@@ -130,5 +134,5 @@ def _llava(tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> Mapp
 
 
 def _name(tag: Tag, facts: JobFacts) -> str:
-    """An id of the answer: the same whenever the job is run."""
+    """Returns an id for the answer, the same in every run of the job."""
     return hashlib.sha256(f"{facts.digest}/{tag.index}".encode()).hexdigest()[:24]

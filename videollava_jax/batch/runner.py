@@ -1,4 +1,4 @@
-"""A job from its input to its output: what is not done yet goes to a runner, and each result to the ledger."""
+"""Runs a job: gives the lines without a record to a runner as requests, and commits its results to the ledger."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ from tqdm import tqdm
 
 from videollava_jax.batch.formats import Defaults, with_sources
 from videollava_jax.batch.identity import identity_digest, job_identity
-from videollava_jax.batch.ledger import Ledger, Paths, finished, locked, remove
+from videollava_jax.batch.ledger import Ledger, Paths, locked, read_receipt, remove
 from videollava_jax.batch.lines import Form, count_lines, read_lines, recognise
 from videollava_jax.batch.media.spool import Fetch, Resolver, Spool, short_name
+from videollava_jax.batch.pending import PendingLine, grouped_by_media, pending_lines
 from videollava_jax.batch.records import JobFacts, record
-from videollava_jax.batch.summary import Step, Summary
-from videollava_jax.batch.together import Left, left_lines, together
+from videollava_jax.batch.summary import ErrorRate, Summary
 from videollava_jax.engine import Request, Result
 
 _FETCHERS, _AHEAD = 8, 32
-"""Threads that find media, and lines that they are ahead."""
+"""How many threads find media, and how many lines ahead of the runner they work."""
 
 
 class Runner(Protocol):
-    """What answers: an `Engine`, or anything that gives one result for each request."""
+    """An `Engine`, or anything else that gives one result for each request."""
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Result]: ...
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Yields one result for each request, in any order."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +47,21 @@ class BatchOptions:
     """How a job is run.
 
     Attributes:
-      form: of the input; None for what it looks like.
-      defaults: for lines that say nothing of their own.
-      media_root: media are under it; None for any path.
-      fetch: for http and https (a `remote.Fetcher`); None refuses them.
-      max_bytes: of one medium.
-      max_error_rate: a run ends when more than this share of its lines have failed, of those whose media were looked
-        for or of those that were answered.
-      retry_errors: lines whose record is an error are tried again.
-      keep_ledger: the job's directory stays when the output is written.
-      model: as records name it.
-      facts: what else makes it this job and no other: a fingerprint of the model, its dtype.
-      on_stop: called when the run is told to end, to end what it waits for.
-      grace: seconds after which a run that was told to end, and is busy still (compiling, say), commits what there is
-        and ends this process; None waits for as long as it takes.
+      form: of the input; None recognises it.
+      defaults: options for lines that set none of their own.
+      media_root: the directory that media must be in; None allows any path.
+      fetch: fetches http and https URLs (a `remote.Fetcher`); None refuses them.
+      max_bytes: the most bytes of one medium.
+      max_error_rate: the run ends when more than this share of lines has failed, among those whose media were looked
+        for or among those that were answered.
+      retry_errors: whether lines whose record is an error are tried again.
+      keep_ledger: whether the job's directory stays after the output is written.
+      model: the model's name in records.
+      facts: stored with the job, such as the model's fingerprint and dtype. A later run with other facts is refused
+        instead of resumed.
+      on_stop: called when a signal stops the run, to end whatever the run waits for.
+      grace: seconds after a signal until a run that is still busy (compiling, for example) commits its records and
+        ends the process; None waits without limit.
     """
 
     form: Form | None = None
@@ -76,11 +79,11 @@ class BatchOptions:
 
 
 class Stopped(BaseException):
-    """A signal has ended the run. All that was committed is kept.
+    """A signal has ended the run. Everything that was committed is kept.
 
     Attributes:
-      signal: its number.
-      summary: of what was done until then.
+      signal: the number of the signal.
+      summary: the counts of the run so far.
     """
 
     def __init__(self, number: int, summary: Summary):
@@ -92,29 +95,30 @@ class Stopped(BaseException):
 
 
 def run_batch(source: Path, output: Path, make_runner: Callable[[], Runner], options: BatchOptions) -> Summary:
-    """Runs a job, or what is left of it, and writes its output: one record for each line of the input, in its order.
+    """Runs or resumes a job and writes its output: one record for each line of the input, in the input's order.
 
     Args:
-      source: the input; see `formats`.
-      output: appears when every line has its record. What is done until then lies beside it, see `ledger`.
-      make_runner: called once, when there is something to run.
+      source: the input (see `formats`).
+      output: appears when every line has a record. Until then the records are in a ledger next to it (see `ledger`).
+      make_runner: called once, if there is something to run.
+      options: how to run it.
 
     Raises:
-      ValueError: an input that cannot be read, ids that come twice, a ledger or output of another job.
-      TooManyErrors: over `max_error_rate`.
-      OSError: another run is at work, a full disk.
-      Stopped: by SIGTERM or SIGINT.
+      ValueError: the input cannot be read, ids repeat, or a ledger or output belongs to another job.
+      TooManyErrors: more lines failed than `max_error_rate` allows.
+      OSError: another run of the job is active, or the disk is full.
+      Stopped: SIGTERM or SIGINT came.
     """
     form = options.form or recognise(source)
     paths = Paths(output)
     with locked(paths):
         if output.exists() and output.samefile(source):
-            raise ValueError(f"{output}: the output would take the place of the input")
+            raise ValueError(f"{output}: the output would replace the input; choose another output")
         count = count_lines(read_lines(source, form), form)
         identity = {**job_identity(source, form, options.defaults), **options.facts}
-        receipt = finished(paths, identity)
-        if receipt is None or paths.ledger.exists():  # beside an output, it is perhaps ahead of it
-            summary = _go_on(source, form, count, paths, identity, make_runner, options)
+        receipt = read_receipt(paths, identity)
+        if receipt is None or paths.ledger.exists():  # a ledger may have records that the output lacks
+            summary = _resume(source, form, count, paths, identity, make_runner, options)
         elif options.retry_errors and receipt["errors"]:
             raise ValueError(
                 f"{output}: --retry-errors needs the ledger, which --keep-ledger would have kept; remove the output to "
@@ -127,7 +131,7 @@ def run_batch(source: Path, output: Path, make_runner: Callable[[], Runner], opt
     return summary
 
 
-def _go_on(
+def _resume(
     source: Path,
     form: Form,
     count: int,
@@ -136,7 +140,7 @@ def _go_on(
     make_runner: Callable[[], Runner],
     options: BatchOptions,
 ) -> Summary:
-    """Does what a ledger lacks, and brings the output to what it holds."""
+    """Runs the lines without a record, then writes the output from the ledger."""
     ledger = Ledger(paths, identity)
     try:
         if options.retry_errors:
@@ -151,7 +155,7 @@ def _go_on(
 
 @dataclass(frozen=True)
 class _Found:
-    """A request whose media are files; for each of them the file and what the line calls it."""
+    """A request whose media are files; and for each medium the file and its name in the line."""
 
     request: Request
     media: list[tuple[Any, str]]
@@ -159,15 +163,15 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A line whose request the runner was given, with the media as of `_Found`; the `number`-th, counted from 1."""
+    """A line whose request the runner has received, as the `number`-th from 1; `media` as in `_Found`."""
 
-    left: Left
+    line: PendingLine
     media: list[tuple[Any, str]]
     number: int
 
 
 class _Job:
-    """The lines that are left, on their way through a runner."""
+    """One run of a job: passes the pending lines through a runner and commits the results."""
 
     def __init__(
         self, source: Path, form: Form, ledger: Ledger, facts: JobFacts, summary: Summary, options: BatchOptions
@@ -177,9 +181,9 @@ class _Job:
         self._done = ledger.done()
         summary.before = len(self._done)
         self._asked: dict[str, _Asked] = {}
-        # A step each: a runner may be given a thousand lines before its first result, and each that is not even
-        # given to it is an error at once.
-        self._finding, self._answering, self._given = Step(), Step(), 0
+        # Two rates, because a runner may receive a thousand lines before its first result, while a line whose media
+        # are not found is an error at once.
+        self._finding, self._answering, self._given = ErrorRate(), ErrorRate(), 0
         self._media: set[str] = set()
         self._signal: int | None = None
         self._started = 0.0
@@ -190,7 +194,7 @@ class _Job:
             return self._summary
         with self._signals():
             runner = make_runner()
-            self._require_going_on()
+            self._raise_if_stopped()
             self._run(runner)
         return self._summary
 
@@ -205,7 +209,7 @@ class _Job:
             results = runner.run(self._requests())
             try:
                 for result in results:
-                    self._take(result)
+                    self._commit_result(result)
                 if self._asked:
                     raise RuntimeError(f"{len(self._asked)} requests came back without a result")
             finally:
@@ -218,39 +222,39 @@ class _Job:
     # ── lines to requests ──
 
     def _requests(self) -> Iterator[Request]:
-        """The requests that are left, by their media; these are looked for by threads, some lines ahead."""
+        """Yields the pending requests, grouped by media, which threads find some lines ahead."""
         pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="find-media")
-        ahead: deque[tuple[Left, Future[_Found]]] = deque()
-        lines = together(self._left())
+        ahead: deque[tuple[PendingLine, Future[_Found]]] = deque()
+        lines = grouped_by_media(self._pending())
         try:
             while True:
-                for left in itertools.islice(lines, _AHEAD - len(ahead)):
-                    ahead.append((left, pool.submit(self._find, left)))
+                for line in itertools.islice(lines, _AHEAD - len(ahead)):
+                    ahead.append((line, pool.submit(self._find_media, line)))
                 if not ahead:
                     return
-                left, future = ahead.popleft()
+                line, future = ahead.popleft()
                 try:
-                    found = self._waited_for(future)
+                    found = self._wait_for(future)
                 except (ValueError, OSError) as error:
-                    self._fail(left, error)
+                    self._commit_error(line, error)
                     continue
-                self._finding.add(self._finding.lines + 1, left.about, None)
+                self._finding.add(self._finding.lines + 1, line.about, None)
                 self._given += 1
-                left = dataclasses.replace(left, request=found.request)  # its own holds whole data: URLs
-                self._asked[found.request.id] = _Asked(left, found.media, self._given)
+                line = dataclasses.replace(line, request=found.request)  # without the content of data: URLs
+                self._asked[found.request.id] = _Asked(line, found.media, self._given)
                 yield found.request
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _left(self) -> Iterator[Left]:
-        for left in left_lines(self._source, self._form, self._options.defaults, self._done):
-            self._require_going_on()
-            yield left
+    def _pending(self) -> Iterator[PendingLine]:
+        for line in pending_lines(self._source, self._form, self._options.defaults, self._done):
+            self._raise_if_stopped()
+            yield line
 
-    def _find(self, left: Left) -> _Found:
-        """A line's request with its media found."""
-        if isinstance(left.request, ValueError):
-            raise left.request
+    def _find_media(self, line: PendingLine) -> _Found:
+        """Finds the media of a line, as files, and returns its request with them."""
+        if isinstance(line.request, ValueError):
+            raise line.request
         held: list[tuple[Any, str]] = []
 
         def resolve(kind: Any, source: Any) -> Any:
@@ -258,51 +262,51 @@ class _Job:
             return held[-1][0]
 
         try:
-            return _Found(with_sources(left.request, resolve), held)
+            return _Found(with_sources(line.request, resolve), held)
         except BaseException:
             for file, _ in held:
                 self._spool.release(file)
             raise
 
-    def _waited_for(self, future: Future[_Found]) -> _Found:
+    def _wait_for(self, future: Future[_Found]) -> _Found:
         while True:
-            self._require_going_on()
+            self._raise_if_stopped()
             try:
                 return future.result(timeout=0.2)
             except TimeoutError:
                 if future.done():
-                    raise  # its own
+                    raise  # the TimeoutError is the future's result
 
     # ── results to records ──
 
-    def _take(self, result: Result) -> None:
-        """Commits a result, and what its request held is given back."""
+    def _commit_result(self, result: Result) -> None:
+        """Commits a result and releases the media of its request."""
         if result.id not in self._asked:
-            raise RuntimeError(f"a result of {result.id!r}, which was not asked or has its result already")
+            raise RuntimeError(f"a result of {result.id!r}, which was not requested or has its result already")
         if result.error is not None:
-            self._require_going_on()  # perhaps it has failed only because its worker was stopped
+            self._raise_if_stopped()  # it may have failed only because its worker was stopped
         asked = self._asked.pop(result.id)
         for file, name in asked.media:
             self._spool.release(file)
             self._media.add(os.fspath(file))
-            if result.error is not None:  # of what the line named, wherever it lies on this machine
+            if result.error is not None:  # the error names the medium as the line does, not this machine's file
                 result = dataclasses.replace(result, error=result.error.replace(os.fspath(file), name))
         self._summary.videos = len(self._media)
         cause = (result.cause or "invalid_request") if result.error is not None else None
-        self._answering.add(asked.number, asked.left.about, cause)
-        self._commit(self._answering, asked.left, result, cause)
-        self._require_going_on()
+        self._answering.add(asked.number, asked.line.about, cause)
+        self._commit(self._answering, asked.line, result, cause)
+        self._raise_if_stopped()
 
-    def _fail(self, left: Left, error: Exception) -> None:
-        """Commits an error that needed no runner."""
-        self._require_going_on()
+    def _commit_error(self, line: PendingLine, error: Exception) -> None:
+        """Commits the error of a line that never reached the runner."""
+        self._raise_if_stopped()
         cause = str(getattr(error, "cause", "invalid_request"))
-        result = Result(id=str(left.tag.index), finish_reason="error", error=" ".join(str(error).split()))
-        self._finding.add(self._finding.lines + 1, left.about, cause)
-        self._commit(self._finding, left, result, cause)
+        result = Result(id=str(line.tag.index), finish_reason="error", error=" ".join(str(error).split()))
+        self._finding.add(self._finding.lines + 1, line.about, cause)
+        self._commit(self._finding, line, result, cause)
 
-    def _commit(self, step: Step, left: Left, result: Result, cause: str | None) -> None:
-        self._ledger.add(left.tag.index, record(self._form, left.tag, result, cause, self._facts), cause)
+    def _commit(self, rate: ErrorRate, line: PendingLine, result: Result, cause: str | None) -> None:
+        self._ledger.add(line.tag.index, record(self._form, line.tag, result, cause, self._facts), cause)
         summary = self._summary
         if cause is None:
             summary.answered += 1
@@ -312,20 +316,20 @@ class _Job:
         errors = summary.errors.total()
         self._bar.set_postfix_str(f"{summary.videos / seconds:.2f} media/s, {errors} errors", refresh=False)
         self._bar.update()
-        step.require_hope(self._options.max_error_rate, result.error)
+        rate.check(self._options.max_error_rate, result.error)
 
     # ── signals and the bar ──
 
-    def _require_going_on(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self._signal is not None:
             self._ledger.flush()
             raise Stopped(self._signal, self._summary)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end the run between two results: an exception at any place could leave a lock held.
+        """Makes SIGTERM and SIGINT end the run between two results, as an exception elsewhere could leave a lock held.
 
-        A second one raises KeyboardInterrupt at once.
+        A second signal raises KeyboardInterrupt at once.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -337,11 +341,11 @@ class _Job:
             self._signal = number
             if self._options.on_stop is not None:
                 self._options.on_stop()
-            told.put(number)
+            wakeup.put(number)
 
-        # Of all that tells another thread something, this alone may be used while the same is under way beneath us.
-        told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        watcher = threading.Thread(target=self._watch, args=[told], name="grace", daemon=True)
+        # SimpleQueue.put is reentrant: a signal handler may call it even while it interrupts another put.
+        wakeup: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        watcher = threading.Thread(target=self._watch, args=[wakeup], name="grace", daemon=True)
         watcher.start()
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -349,16 +353,16 @@ class _Job:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            told.put(None)
+            wakeup.put(None)
             watcher.join()
 
-    def _watch(self, told: queue.SimpleQueue[int | None]) -> None:
-        """Ends the process when a signal has come and the run has not ended within the grace."""
-        number = told.get()
+    def _watch(self, wakeup: queue.SimpleQueue[int | None]) -> None:
+        """Ends the process if the run does not end within the grace after a signal."""
+        number = wakeup.get()
         if number is None or self._options.grace is None:
             return
         try:
-            told.get(timeout=self._options.grace)
+            wakeup.get(timeout=self._options.grace)
             return
         except queue.Empty:
             pass

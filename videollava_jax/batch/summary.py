@@ -1,4 +1,4 @@
-"""What a run has done, and whether the rest of it is worth its time. No JAX in here."""
+"""Counts what a run has done, and ends a run in which too many lines fail. No JAX."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LEAST_FAILED = 20
-"""Media of lines that have failed, before their errors are a rate; a line without media counts as one."""
+"""How many different media must have failed before the error rate counts; a line without media is one."""
 
 
 @dataclass
 class Summary:
-    """What a run has done.
+    """The counts of a run.
 
     Attributes:
-      lines: of the input.
-      before: done by earlier runs.
-      answered: by this one.
-      errors: of this one, by cause.
-      videos: media that this run's answers are about, each counted once.
-      seconds: of this run, without loading the model.
+      lines: lines of the input.
+      before: lines done by earlier runs.
+      answered: answers of this run.
+      errors: errors of this run, by cause.
+      videos: media that this run's lines are about, each counted once.
+      seconds: duration of this run, without loading the model.
     """
 
     lines: int
@@ -33,35 +33,35 @@ class Summary:
 
     @property
     def done(self) -> int:
-        """Lines that have a record."""
+        """How many lines have a record."""
         return self.before + self.answered + self.errors.total()
 
     def record(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Returns all counts as a dictionary for JSON."""
         return {**vars(self), "errors": dict(self.errors), "done": self.done}
 
     def __str__(self) -> str:
         if self.before == self.lines:
             return f"nothing to do: all {self.lines} lines are done"
         rate = f"{self.answered / self.seconds:.2f} answers/s, {self.videos / self.seconds:.2f} media/s"
-        told = f"{self.done} of {self.lines} lines done, {self.before} of them before: {self.answered} answers"
+        counts = f"{self.done} of {self.lines} lines done, {self.before} of them before: {self.answered} answers"
         causes = ", ".join(f"{count} {cause}" for cause, count in self.errors.most_common())
-        return f"{told}, {self.errors.total()} errors{f' ({causes})' if causes else ''}, {self.seconds:.1f} s, {rate}"
+        return f"{counts}, {self.errors.total()} errors{f' ({causes})' if causes else ''}, {self.seconds:.1f} s, {rate}"
 
 
 class TooManyErrors(ValueError):
-    """So many lines have failed that the rest is not worth its time."""
+    """More lines have failed than `max_error_rate` allows, so the run has ended early."""
 
 
 @dataclass
-class Step:
-    """What a step of the job (finding media, answering) has done, for the rate of its errors.
+class ErrorRate:
+    """The rate of errors in one step of a job: finding media, or answering.
 
     Attributes:
-      lines: that had come to it when the last of those came that went through it; of errors, which are told sooner than
-        answers are ready, the rate is that among all that were looked at.
-      causes: of its errors.
-      failed: what the first lines that have failed are about: many questions about one bad file are one misfortune.
+      lines: lines that had entered the step when the latest finished line entered it. Errors are known before answers
+        are ready, so a rate among finished lines alone would be too high.
+      causes: how often each cause of error occurred.
+      failed: the media of the first failed lines. Many questions about one bad file count once.
     """
 
     lines: int = 0
@@ -69,18 +69,25 @@ class Step:
     failed: set[Hashable] = field(default_factory=set)
 
     def add(self, number: int, about: Hashable, cause: str | None) -> None:
-        """Counts a line that went through, the `number`-th that came; without a cause it has not failed."""
+        """Counts a finished line, the `number`-th to enter the step.
+
+        Args:
+          number: from 1.
+          about: its media, as `PendingLine.about`.
+          cause: of its error; None if it did not fail.
+        """
         self.lines = max(self.lines, number)
         if cause is not None:
             self.causes[cause] += 1
             if len(self.failed) < LEAST_FAILED:
                 self.failed.add(about)
 
-    def require_hope(self, most: float, last: str | None) -> None:
-        """Raises TooManyErrors when more than this share of the lines have failed, and with enough media.
+    def check(self, most: float, last: str | None) -> None:
+        """Raises TooManyErrors if too many lines have failed, about at least `LEAST_FAILED` different media.
 
         Args:
-          last: what was wrong with the last line.
+          most: the largest share of lines that may fail.
+          last: the error of the last line, for the message.
         """
         failed = self.causes.total()
         if len(self.failed) < LEAST_FAILED or failed <= most * self.lines:

@@ -1,1 +1,1 @@
-"""The media of a job: found within a root, from URLs and hosts; read by worker processes within limits. No JAX."""
+"""A job's media: found below a root, in data: URLs and on hosts; read by worker processes within limits. No JAX."""

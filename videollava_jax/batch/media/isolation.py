@@ -1,7 +1,7 @@
-"""Media read by worker processes: one that crashes, hangs or wants too much memory is an error, and nothing else.
+"""Reads media in worker processes, so that a file that crashes one, hangs or takes too much memory is only an error.
 
-Each worker has pipes of its own: pools that share a pipe and its lock among workers can be stopped by one that dies
-while it holds the lock. The engine's reading threads each wait for one worker, so no more are at work than threads.
+Each worker has its own pipes. In a pool whose workers share a pipe and its lock, one that dies with the lock stops all
+others. Each of the engine's reading threads waits for one worker, so there are no more busy workers than threads.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from videollava_jax.media import Cause, MediaLimits
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.segments import Media
 
-_SURE = frozenset((Cause.NOT_FOUND, Cause.NOT_A_FILE))
-"""Errors that no worker's state can bring about."""
+_FINAL_CAUSES = frozenset((Cause.NOT_FOUND, Cause.NOT_A_FILE))
+"""Causes that do not depend on a worker's state, so a new worker need not try again."""
 START_SECONDS = 120
-"""For a worker's imports, on a busy machine."""
+"""How long a worker's imports may take on a busy machine."""
 
 
 class WorkerError(ValueError):
-    """What a worker says of a medium, or what became of the worker.
+    """A worker could not read a medium, or crashed or hung while reading it.
 
     Attributes:
-      cause: a `media.Cause`, or "worker_crashed", "worker_timeout".
+      cause: a `media.Cause`, "worker_crashed", "worker_timeout" or "stopped".
     """
 
     def __init__(self, cause: str, message: str):
@@ -49,13 +49,13 @@ class WorkerError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerLimits:
-    """What reading a medium may take.
+    """What reading a medium may cost.
 
     Attributes:
-      seconds: by the clock.
-      memory: bytes of address space, beyond what a worker has after its imports.
-      max_bytes: of a file.
-      attempts: at a medium that crashes or hangs its worker.
+      seconds: wall time.
+      memory: bytes of address space, in addition to those that a worker has after its imports.
+      max_bytes: bytes of a file.
+      attempts: how many new workers a medium may crash or hang.
     """
 
     seconds: float = 60.0
@@ -70,10 +70,14 @@ class WorkerLimits:
 
 
 class IsolatedReader:
-    """An engine's `reader`: the processor's `read_medium`, in processes. Any thread may call.
+    """An engine's `reader` that does the work of the processor's `read_medium` in worker processes. Thread-safe.
+
+    Args:
+      processor: how media become pixels.
+      limits: of each medium.
 
     Attributes:
-      started: workers that were started; more than there are threads when some have died.
+      started: how many workers were started; more than there are threads if some died.
     """
 
     def __init__(self, processor: VideoLlavaProcessor, limits: WorkerLimits = WorkerLimits()):
@@ -88,14 +92,14 @@ class IsolatedReader:
         self.started = 0
 
     def __call__(self, medium: Media, frame_sampling: Any) -> npt.NDArray[np.uint8]:
-        """uint8 [F, S, S, 3], RGB, 0-255.
+        """Reads a medium as uint8 [F, S, S, 3], RGB, 0-255.
 
         Raises:
-          WorkerError: it cannot be read, or its worker died of it, at every attempt.
-          ValueError: frames that the model does not take.
+          WorkerError: it cannot be read, or it crashed or hung its worker at every attempt.
+          ValueError: the model does not take this number of frames.
         """
         if not isinstance(medium.source, (str, os.PathLike)):
-            return self._processor.read_medium(medium, frame_sampling)  # pixels already
+            return self._processor.read_medium(medium, frame_sampling)  # given as pixels
         processor = self._processor
         preprocess = processor.image_processor if medium.kind == "image" else processor.video_processor
         task = Task(medium.kind, medium.source, frame_sampling, preprocess, self._media_limits, self._limits.seconds)
@@ -105,8 +109,11 @@ class IsolatedReader:
         return pixels
 
     def _attempt(self, task: Task) -> npt.NDArray[np.uint8]:
-        """Pixels from any worker, but errors from a new one alone: what a hostile file has left in a worker (memory,
-        threads) must not be the error of the file that comes after it."""
+        """Accepts pixels from any worker, but errors only from a new one.
+
+        A hostile file may leave a worker with little memory or with stray threads, and must not make the next file
+        fail.
+        """
         lost, new = 0, False
         while True:
             worker = self._take(new)
@@ -114,13 +121,13 @@ class IsolatedReader:
             try:
                 pixels = worker.read(task)
             except WorkerError as error:
-                if error.cause in _SURE:
+                if error.cause in _FINAL_CAUSES:
                     self._give_back(worker)
                     raise
                 self._discard(worker)
                 if not used:
                     raise
-            except _Lost as error:
+            except _WorkerLost as error:
                 self._discard(worker)
                 lost += 1
                 if self._stopped:
@@ -159,20 +166,20 @@ class IsolatedReader:
             self._all.discard(worker)
 
     def stop(self) -> None:
-        """Kills the workers: what is being read fails at once, and what would be. A signal handler may call it."""
+        """Kills the workers, so that current and later reads fail at once. A signal handler may call it."""
         self._stopped = True
         for worker in list(self._all):
             worker.kill()
 
     def close(self) -> None:
-        """Ends the workers; no reading may be under way."""
+        """Ends the workers. No thread may be reading."""
         self.stop()
         for worker in list(self._all):
             self._discard(worker)
 
 
-class _Lost(Exception):
-    """A worker that is of no more use."""
+class _WorkerLost(Exception):
+    """A worker has died, hung or sent garbage, and cannot be used again."""
 
     def __init__(self, cause: str, message: str):
         super().__init__(message)
@@ -180,20 +187,20 @@ class _Lost(Exception):
 
 
 class _Worker:
-    """A process and its pipes; `used` once it was given something to read."""
+    """A worker process and its pipes. `used` says whether it has received a task."""
 
     def __init__(self, memory: int):
         home = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
         self._process = subprocess.Popen(
-            # -P: the working directory may be full of strangers' files, and holds no modules.
+            # -P: no modules from the working directory, which may hold files of strangers.
             [sys.executable, "-P", "-m", "videollava_jax.batch.media.worker", str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # Arenas of malloc, one a thread, would take much of the address space that is limited.
+            # malloc reserves an arena for each thread, which would use up much of the limited address space.
             env={"MALLOC_ARENA_MAX": "2", **os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C is for the run, which then ends its workers
+            start_new_session=True,  # so that Ctrl-C reaches only the run, which ends its workers itself
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -203,7 +210,12 @@ class _Worker:
         self.used = False
 
     def read(self, task: Task) -> npt.NDArray[np.uint8]:
-        """The pixels, or a WorkerError of the worker's; `_Lost` when it has died or was too slow."""
+        """Returns the pixels of a task's medium.
+
+        Raises:
+          WorkerError: the worker could not read it.
+          _WorkerLost: the worker has died, was too slow or sent garbage.
+        """
         if not self._ready:
             self._receive(time.monotonic() + START_SECONDS, f"a worker did not start within {START_SECONDS} s")
             self._ready = True
@@ -214,27 +226,27 @@ class _Worker:
         except OSError:
             raise self._died() from None
         late = f"its worker was still reading after {task.seconds:g} s"
-        said, pixels = self._receive(time.monotonic() + task.seconds, late)
-        if "error" in said:
-            raise WorkerError(str(said.get("cause")), str(said["error"]))
-        return _checked(said, pixels, task)
+        reply, pixels = self._receive(time.monotonic() + task.seconds, late)
+        if "error" in reply:
+            raise WorkerError(str(reply.get("cause")), str(reply["error"]))
+        return _checked(reply, pixels, task)
 
     def _receive(self, deadline: float, late: str) -> tuple[dict[str, Any], memoryview]:
         (length,) = LENGTH.unpack(self._exactly(LENGTH.size, deadline, late))
         if length > MediaLimits().max_bytes_returned:
-            raise _Lost("worker_crashed", "its worker answered with nonsense")
+            raise _WorkerLost("worker_crashed", "its worker sent garbage")
         content = self._exactly(length, deadline, late)
         end = content.find(b"\n") + 1
         try:
-            said = json.loads(content[:end])
+            reply = json.loads(content[:end])
         except ValueError:
-            said = None
-        if not isinstance(said, dict):
-            raise _Lost("worker_crashed", "its worker answered with nonsense")
-        return said, memoryview(content)[end:]
+            reply = None
+        if not isinstance(reply, dict):
+            raise _WorkerLost("worker_crashed", "its worker sent garbage")
+        return reply, memoryview(content)[end:]
 
     def _exactly(self, count: int, deadline: float, late: str) -> bytearray:
-        """So many bytes of the worker's answers, before the deadline."""
+        """Reads exactly `count` bytes from the worker, before the deadline."""
         found = bytearray(count)
         view, have = memoryview(found), 0
         poll = select.poll()
@@ -242,26 +254,27 @@ class _Worker:
         while have < count:
             if not poll.poll(max(0, math.ceil(1000 * (deadline - time.monotonic())))):
                 self.kill()
-                raise _Lost("worker_timeout", late)
+                raise _WorkerLost("worker_timeout", late)
             got = os.readv(self._answers, [view[have:]])
             if not got:
                 raise self._died()
             have += got
         return found
 
-    def _died(self) -> _Lost:
-        with suppress(subprocess.TimeoutExpired):  # its pipe is closed a moment before it has a status
+    def _died(self) -> _WorkerLost:
+        with suppress(subprocess.TimeoutExpired):  # the pipe closes a moment before the exit status is known
             self._process.wait(5)
         self.kill()
         status = self._process.wait()
-        cause = "worker_timeout" if -status in (14, 24) else "worker_crashed"  # SIGALRM and SIGXCPU: its own clocks
-        return _Lost(cause, f"its worker died ({f'signal {-status}' if status < 0 else f'status {status}'})")
+        cause = "worker_timeout" if -status in (14, 24) else "worker_crashed"  # SIGALRM and SIGXCPU, its own limits
+        return _WorkerLost(cause, f"its worker died ({f'signal {-status}' if status < 0 else f'status {status}'})")
 
     def kill(self) -> None:
+        """Kills the process, without waiting for its end."""
         self._process.kill()
 
     def close(self) -> None:
-        """Kills it, takes its status, closes its pipes."""
+        """Kills the process, waits for its end and closes its pipes."""
         self.kill()
         self._process.wait()
         with suppress(OSError):
@@ -270,10 +283,10 @@ class _Worker:
         self._process.stdout.close()
 
 
-def _checked(said: dict[str, Any], pixels: memoryview, task: Task) -> npt.NDArray[np.uint8]:
-    """The pixels that a worker sent, in the shape that they have to have."""
+def _checked(reply: dict[str, Any], pixels: memoryview, task: Task) -> npt.NDArray[np.uint8]:
+    """Returns the pixels that a worker sent, if they have the expected shape."""
     side = task.preprocess.crop_size
-    shape = tuple(said.get("shape", ()))
+    shape = tuple(reply.get("shape", ()))
     if len(shape) != 4 or shape[1:] != (side, side, 3) or math.prod(shape) != len(pixels) or not len(pixels):
-        raise _Lost("worker_crashed", "its worker answered with nonsense")
+        raise _WorkerLost("worker_crashed", "its worker sent garbage")
     return np.frombuffer(pixels, np.uint8).reshape(shape)

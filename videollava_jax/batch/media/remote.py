@@ -1,7 +1,7 @@
-"""Media from hosts that were allowed by name, and from no address of a private network. No JAX in here.
+"""Fetches media from hosts that are allowed by name, but never from an address of a private network. No JAX.
 
-A name is resolved once and the connection made to that address, so that what was checked is what is spoken to. Every
-redirect is a new request with all checks. Proxies of the environment are not used.
+A host name is resolved once, and the connection is made to the address that was checked. Every redirect is a new
+request with all checks. Proxies set in the environment are not used.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 REDIRECTS = 5
 _CHUNK = 2**16
 _WAIT = 10.0
-"""Seconds without a byte."""
+"""The most seconds without a byte."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-class _Passing(Exception):
-    """A failure that another attempt may not meet."""
+class _Transient(Exception):
+    """A failure that may not occur at the next attempt."""
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the internet: not private, loopback, link-local, multicast or reserved.
+    """Returns whether an address is public: not private, loopback, link-local, multicast or reserved.
 
-    An IPv6 address that stands for an IPv4 one is judged by that.
+    An IPv6 address that embeds an IPv4 address is public only if the IPv4 address is.
     """
     if isinstance(address, ipaddress.IPv6Address):
         inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
@@ -49,13 +49,13 @@ def is_public(address: Address) -> bool:
 
 
 class Fetcher:
-    """Fetches URLs.
+    """Fetches URLs of allowed hosts.
 
     Args:
-      hosts: names that may be asked, each "example.org", or "example.org:8080" for a port other than the usual ones.
-      seconds: that one URL may take, with redirects.
-      attempts: at a URL whose host does not answer or answers with a passing failure.
-      allowed_address: which addresses may be spoken to.
+      hosts: names of allowed hosts, "example.org", or "example.org:8080" for a port other than 80 and 443.
+      seconds: the most seconds for one URL, with redirects.
+      attempts: how often to try if the host does not answer, or answers with a status such as 503.
+      allowed_address: returns whether connections to an address are allowed.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Fetcher:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Ends what is being fetched."""
+        """Ends current fetches, which then fail."""
         self._stopped.set()
 
     def __call__(self, url: str, file: BinaryIO, max_bytes: int) -> None:
-        """Writes what a URL names to a file.
+        """Fetches a URL into a file.
 
         Raises:
-          SourceError: not allowed, too large, or not to be had.
+          SourceError: it is not allowed, too large, or could not be fetched.
         """
         deadline = time.monotonic() + self._seconds
         for attempt in range(self._attempts):
@@ -86,8 +86,8 @@ class Fetcher:
                 file.seek(0)
                 file.truncate()
                 return self._follow(url, file, max_bytes, deadline)
-            except (_Passing, OSError, http.client.HTTPException) as error:
-                why = str(error) if isinstance(error, _Passing) else type(error).__name__
+            except (_Transient, OSError, http.client.HTTPException) as error:
+                why = str(error) if isinstance(error, _Transient) else type(error).__name__
                 last = attempt + 1 == self._attempts or time.monotonic() > deadline
                 if last or self._stopped.wait(0.5 * 2**attempt):
                     raise SourceError("fetch_failed", f"{url[:200]}: cannot be fetched ({why})") from None
@@ -96,8 +96,8 @@ class Fetcher:
     def _follow(self, url: str, file: BinaryIO, max_bytes: int, deadline: float) -> None:
         for _ in range(REDIRECTS + 1):
             connection, target = self._connect(url, deadline)
-            # A host that sends a byte now and then keeps every single wait short.
-            timer = threading.Timer(max(0.0, deadline - time.monotonic()), _cut, [connection.sock])
+            # The socket's timeout does not stop a host that sends a byte now and then; the timer does.
+            timer = threading.Timer(max(0.0, deadline - time.monotonic()), _shut_down, [connection.sock])
             timer.daemon = True
             timer.start()
             try:
@@ -115,7 +115,7 @@ class Fetcher:
         self, answer: http.client.HTTPResponse, url: str, file: BinaryIO, max_bytes: int, deadline: float
     ) -> None:
         if answer.status in (408, 425, 429) or answer.status >= 500:
-            raise _Passing(f"status {answer.status}")
+            raise _Transient(f"status {answer.status}")
         if answer.status != 200:
             raise SourceError("fetch_failed", f"{url[:200]}: status {answer.status}")
         announced = answer.length
@@ -124,17 +124,17 @@ class Fetcher:
             if (announced or 0) > max_bytes or count > max_bytes:
                 raise SourceError("too_large", f"{url[:200]}: over the limit of {max_bytes} bytes")
             if time.monotonic() > deadline or self._stopped.is_set():
-                raise _Passing(f"not whole after {self._seconds:g} s")
+                raise _Transient(f"not whole after {self._seconds:g} s")
             chunk = answer.read1(_CHUNK)
             if not chunk:
                 break
             file.write(chunk)
             count += len(chunk)
         if announced is not None and count != announced:
-            raise _Passing(f"{count} of {announced} bytes came")
+            raise _Transient(f"{count} of {announced} bytes came")
 
     def _connect(self, url: str, deadline: float) -> tuple[http.client.HTTPConnection, str]:
-        """A connection to the address that was checked, and what to ask for there."""
+        """Connects to a URL's host, at an address that was checked. Returns the connection and the path to request."""
         try:
             parts = urllib.parse.urlsplit(url)
             host, port = (parts.hostname or "").rstrip("."), parts.port
@@ -142,15 +142,15 @@ class Fetcher:
             raise SourceError("forbidden_source", f"{url[:200]}: not a URL") from None
         if parts.scheme not in ("http", "https") or parts.username is not None or any(c in url for c in " \r\n\t"):
             raise SourceError("forbidden_source", f"{url[:200]}: expected a plain http: or https: URL")
-        usual = 443 if parts.scheme == "https" else 80
-        named = host if port in (None, usual) else f"{host}:{port}"
+        default_port = 443 if parts.scheme == "https" else 80
+        named = host if port in (None, default_port) else f"{host}:{port}"
         if named not in self._hosts:
             raise SourceError("forbidden_source", f"{url[:200]}: the host {named!r} is not allowed by --allow-host")
-        address = self._address(host, port or usual, url)
+        address = self._address(host, port or default_port, url)
         wait = max(0.1, min(_WAIT, deadline - time.monotonic()))
-        made = _Pinned(host, port or usual, timeout=wait)
-        made.default_port = usual  # which the Host header leaves out
-        made.sock = socket.create_connection((str(address), port or usual), timeout=wait)
+        made = _PinnedConnection(host, port or default_port, timeout=wait)
+        made.default_port = default_port  # the Host header leaves the default port out
+        made.sock = socket.create_connection((str(address), port or default_port), timeout=wait)
         if parts.scheme == "https":
             try:
                 made.sock = ssl.create_default_context().wrap_socket(made.sock, server_hostname=host)
@@ -163,7 +163,7 @@ class Fetcher:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
-            raise _Passing("the name of its host cannot be resolved") from None
+            raise _Transient("the name of its host cannot be resolved") from None
         addresses = [ipaddress.ip_address(entry[4][0]) for entry in found]
         for address in addresses:
             if not self._allowed_address(address):
@@ -173,14 +173,15 @@ class Fetcher:
         return addresses[0]
 
 
-def _cut(connection: socket.socket) -> None:
-    """Ends whatever waits for a socket."""
+def _shut_down(connection: socket.socket) -> None:
+    """Shuts a socket down, which ends a read that waits for it."""
     with suppress(OSError):
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # of TLS too, which its own method would unwrap first
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # not SSLSocket's own method, which would unwrap TLS first
 
 
-class _Pinned(http.client.HTTPConnection):
-    """A connection that was made already, and is made by nobody else."""
+class _PinnedConnection(http.client.HTTPConnection):
+    """A connection whose socket is given, so that http.client never connects by itself."""
 
     def connect(self) -> None:
+        """Never called, as the socket exists already."""
         raise AssertionError("a connection is made once, to the address that was checked")

@@ -1,7 +1,7 @@
-"""Media of a line to files: paths within a root, data: URLs and what is fetched, in a directory of the job. No JAX.
+"""Turns the media that lines name into files: paths below a root, data: URLs, and URLs of hosts. No JAX.
 
-A file is there for as long as some question needs it. Frames that come one by one (vLLM's `data:video/jpeg;base64,
-<frame>,<frame>`) are one file too, which `read_frames` takes apart.
+Files for URLs are in a directory of the job, as long as a question needs them. A video given as encoded frames (vLLM's
+`data:video/jpeg;base64,<frame>,<frame>`) is one file, which `read_frames` reads.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from videollava_jax.media import Cause, MediaError, MediaLimits, read_image
 from videollava_jax.processing.segments import MediaKind
 
 Fetch = Callable[[str, BinaryIO, int], None]
-"""(URL, file, most bytes): fetches the one into the other."""
+"""Fetches a URL into a file: called with the URL, the file and the most bytes."""
 
 
 class SourceError(ValueError):
-    """A medium that a line may not name, or that cannot be had.
+    """A line names a medium that is forbidden or cannot be obtained.
 
     Attributes:
-      cause: for programs to count by.
+      cause: the kind of error, for programs that count.
     """
 
     def __init__(self, cause: str, message: str):
@@ -47,7 +47,7 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class FrameFile(os.PathLike[str]):
-    """A video as a file of encoded frames: a line with their sizes in JSON, then the frames, one after the other."""
+    """The path of a video stored as encoded frames: a line with their sizes in JSON, then the frames in order."""
 
     path: str
 
@@ -56,17 +56,17 @@ class FrameFile(os.PathLike[str]):
 
 
 def read_frames(path: str, limits: MediaLimits) -> list[npt.NDArray[np.uint8]]:
-    """The frames of a `FrameFile`: uint8 [H, W, 3] each."""
+    """Reads the frames of a `FrameFile`, uint8 [H, W, 3] each."""
     with open(path, "rb") as file:
         sizes = json.loads(file.readline())
         return [read_image(file.read(size), limits) for size in sizes]
 
 
 class Spool:
-    """Files by the content of what they hold, each for as long as it is in use.
+    """Temporary files named by their content, each deleted when its last user releases it.
 
     Args:
-      directory: of the job alone; emptied now and when closed.
+      directory: used by this job only; emptied now and at `close`.
     """
 
     def __init__(self, directory: Path):
@@ -77,7 +77,7 @@ class Spool:
         directory.mkdir(parents=True)
 
     def take(self, write: Callable[[BinaryIO], None]) -> str:
-        """The path of a file with what `write` writes; `release` gives it back. Any thread may call."""
+        """Stores what `write` writes and returns the file's path, to be given to `release` later. Thread-safe."""
         descriptor, temporary = tempfile.mkstemp(dir=self._directory, suffix=".new")
         try:
             with os.fdopen(descriptor, "w+b") as file:
@@ -95,7 +95,7 @@ class Spool:
                 os.unlink(temporary)
 
     def release(self, source: Any) -> None:
-        """One user fewer of a file; what is not of this spool is left alone."""
+        """Counts one user of a file less, and deletes it after the last. Files from elsewhere are left alone."""
         if not isinstance(source, (str, os.PathLike)):
             return
         path = os.fspath(source)
@@ -107,17 +107,18 @@ class Spool:
                 os.unlink(path)
 
     def close(self) -> None:
+        """Removes the directory."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class Resolver:
-    """Turns what lines name into files that may be read.
+    """Turns the names of media in lines into files that may be read.
 
     Args:
-      spool: holds what is not a file yet.
-      root: paths are relative to it and may not leave it; None for any path.
-      fetch: for http and https; None refuses them.
-      max_bytes: of one medium.
+      spool: stores media from URLs.
+      root: paths are relative to it and must stay below it; None allows any path.
+      fetch: fetches http and https URLs; None refuses them.
+      max_bytes: the most bytes of one medium.
     """
 
     def __init__(self, spool: Spool, *, root: Path | None, fetch: Fetch | None, max_bytes: int):
@@ -125,11 +126,11 @@ class Resolver:
         self._root = None if root is None else Path(os.path.realpath(root))
 
     def __call__(self, kind: MediaKind, source: Any) -> Any:
-        """A path, or a `FrameFile`.
+        """Returns the path of a medium, or a `FrameFile`.
 
         Raises:
-          SourceError: refused, or not to be had.
-          MediaError: no such file, or not a regular one.
+          SourceError: the name is forbidden, or the medium cannot be obtained.
+          MediaError: there is no such file, or it is not a regular one.
         """
         if not isinstance(source, str):
             raise SourceError("invalid_request", f"expected a path or a URL, got a {type(source).__name__}")
@@ -162,7 +163,7 @@ class Resolver:
             missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
             cause = Cause.NOT_FOUND if missing else Cause.UNREADABLE
             raise MediaError(short_name(name), cause, os.strerror(error.errno or 0).lower()) from None
-        if not stat.S_ISREG(found.st_mode):  # the engine will hash it: a pipe would never end
+        if not stat.S_ISREG(found.st_mode):  # a pipe would never end when it is hashed
             raise MediaError(short_name(name), Cause.NOT_A_FILE, "expected a file, got a directory, a pipe or a device")
         if found.st_size > self._max_bytes:
             raise self._too_large(short_name(name), found.st_size)
@@ -215,7 +216,7 @@ def _write_all(parts: Sequence[bytes]) -> Callable[[BinaryIO], None]:
 
 
 def short_name(name: str) -> str:
-    """A source in a message: on one line, and not at the length of a data: URL."""
+    """Returns a source's name for messages: on one line, and shortened if it is long."""
     most = 40 if name.startswith("data:") else 200
     printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:most])
     return printable if len(name) <= most else f"{printable}… ({len(name)} characters)"

@@ -1,7 +1,7 @@
-"""A worker process: reads media within limits, so that a file that crashes or hangs it takes nothing else with it.
+"""The program of a worker process, which reads media within limits, so that a bad file can only crash the worker.
 
-Tasks come pickled from the parent, which is trusted; answers go back as a line of JSON and raw pixels, since what has
-decoded a hostile file is not. Each is preceded by its length in 8 bytes. No JAX in here.
+The worker trusts its parent, which sends tasks as pickles. The parent does not trust the worker, as it has decoded
+hostile files: answers are a line of JSON and raw pixels. Each message is preceded by its length in 8 bytes. No JAX.
 
     python -m videollava_jax.batch.media.worker BYTES-OF-MEMORY
 """
@@ -30,7 +30,7 @@ from videollava_jax.processing.segments import MediaKind
 
 LENGTH = struct.Struct("<Q")
 CPU_SHARE = 4
-"""Seconds of all processors together, for each second that a task may take."""
+"""The most CPU seconds of a task, on all processors together, for each second of its time limit."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ class Task:
     """A medium to read.
 
     Attributes:
+      kind: "image" or "video".
       source: a path or a `FrameFile`.
-      frame_sampling: which frames of a video.
-      preprocess: how it becomes pixels.
-      seconds: that it may take.
+      frame_sampling: which frames of a video to take.
+      preprocess: how frames are resized and cropped.
+      limits: of the file.
+      seconds: the time limit.
     """
 
     kind: MediaKind
@@ -53,7 +55,7 @@ class Task:
 
 
 def read_task(task: Task) -> npt.NDArray[np.uint8]:
-    """The pixels of a task's medium: uint8 [F, S, S, 3], RGB, 0-255."""
+    """Reads the medium of a task as uint8 [F, S, S, 3], RGB, 0-255."""
     source = task.source
     if isinstance(source, FrameFile):
         source = read_frames(source.path, task.limits)
@@ -63,17 +65,18 @@ def read_task(task: Task) -> npt.NDArray[np.uint8]:
 
 
 def main() -> None:
+    """Answers tasks from standard input until it ends."""
     tasks = sys.stdin.buffer
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what a library prints is no answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that a library's prints do not mix with answers
     _limit_memory(int(sys.argv[1]))
     _send(answers, {"ready": os.getpid()})
     while len(head := tasks.read(LENGTH.size)) == LENGTH.size:
         task = pickle.loads(tasks.read(LENGTH.unpack(head)[0]))
         _limit_time(task.seconds)
-        said, pixels = _answer(task)
+        reply, pixels = _answer(task)
         signal.alarm(0)
-        _send(answers, said, pixels)
+        _send(answers, reply, pixels)
 
 
 def _answer(task: Task) -> tuple[dict[str, Any], bytes]:
@@ -83,26 +86,29 @@ def _answer(task: Task) -> tuple[dict[str, Any], bytes]:
     except MediaError as error:
         return {"error": str(error), "cause": error.cause}, b""
     except MemoryError:
-        return {"error": f"{_name(task)}: takes more memory than a worker has", "cause": "too_large"}, b""
+        return {"error": f"{_task_name(task)}: takes more memory than a worker has", "cause": "too_large"}, b""
     except (ValueError, OSError) as error:
         return {"error": " ".join(str(error).split())[:500], "cause": "invalid_request"}, b""
-    except Exception as error:  # a library's own kind: its text may hold memory addresses
-        return {"error": f"{_name(task)}: cannot be decoded ({type(error).__name__})", "cause": "decode_failed"}, b""
+    except Exception as error:  # a library's own exception, whose text may contain memory addresses
+        return {
+            "error": f"{_task_name(task)}: cannot be decoded ({type(error).__name__})",
+            "cause": "decode_failed",
+        }, b""
 
 
-def _name(task: Task) -> str:
+def _task_name(task: Task) -> str:
     return str(os.fspath(task.source))
 
 
-def _send(file: BinaryIO, said: dict[str, Any], content: bytes = b"") -> None:
-    line = json.dumps(said).encode() + b"\n"
+def _send(file: BinaryIO, reply: dict[str, Any], content: bytes = b"") -> None:
+    line = json.dumps(reply).encode() + b"\n"
     file.write(LENGTH.pack(len(line) + len(content)) + line)
     file.write(content)
     file.flush()
 
 
 def _limit_memory(beyond: int) -> None:
-    """Address space beyond what the imports took; no core dumps, no written files, few open ones."""
+    """Limits the address space to `beyond` bytes more than now; allows no core dumps, no writing, few open files."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
     for what, limit in (
         (resource.RLIMIT_AS, taken + beyond),
@@ -116,7 +122,7 @@ def _limit_memory(beyond: int) -> None:
 
 
 def _limit_time(seconds: float) -> None:
-    """The kernel ends this process when a task takes too long, even where its parent was killed and cannot."""
+    """Makes the kernel end this process if a task takes too long, as the parent may have been killed by then."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used.ru_utime + used.ru_stime + CPU_SHARE * seconds), hard))

@@ -1,4 +1,4 @@
-"""Requests in blocks, with what they need of this machine's disk: what another machine is sent at once."""
+"""Groups requests into blocks that can be sent to another machine, with the files that only this machine has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from videollava_jax.batch.media.spool import FrameFile
 from videollava_jax.engine import Request, Result
 
 MOST_BYTES = 64 * 2**20
-"""Of files that a block carries; it ends with the request that goes beyond."""
+"""The bytes of files after which a block ends; the last request's files may exceed it."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Block:
     """Requests that one replica answers.
 
     Attributes:
-      requests: their media are paths and `FrameFile`s.
-      directory: that relative paths start from, which every machine has to see.
-      files: contents of those media that only the driver's disk holds, by their path there.
+      requests: with media as paths and `FrameFile`s.
+      directory: where relative paths start; every machine must be able to read it.
+      files: contents of media that are only on the driver's disk, by their path there.
     """
 
     requests: tuple[Request, ...]
@@ -35,13 +35,14 @@ class Block:
 
 
 def blocks(requests: Iterable[Request], size: int, spool: Path) -> Iterator[Block]:
-    """Requests in their order, cut where the media change.
+    """Cuts requests into blocks, in their order, where the media change.
 
-    Questions about the same media that follow each other stay in one block, which may have twice the size for that.
+    Consecutive questions about the same media stay in one block, which may grow to twice the size for that.
 
     Args:
-      size: requests of a block, at least; the last one may have fewer.
-      spool: media under it are carried along.
+      requests: in the order of the job.
+      size: the least requests in a block; the last block may have fewer.
+      spool: files below this directory are sent along with the block.
     """
     taken: list[Request] = []
     files: dict[str, bytes] = {}
@@ -77,34 +78,34 @@ class Unpacked:
     """A block on the machine that answers it.
 
     Attributes:
-      requests: their media are absolute paths of this machine.
-      places: paths of this machine, by those of the driver.
+      requests: with media as absolute paths on this machine.
+      local_paths: paths on this machine, by the driver's paths.
     """
 
     requests: list[Request]
-    places: Mapping[str, str]
+    local_paths: Mapping[str, str]
 
-    def as_on_the_driver(self, result: Result) -> Result:
-        """A result whose error names files as the driver does."""
+    def with_driver_paths(self, result: Result) -> Result:
+        """Returns a result whose error names files by the driver's paths."""
         if result.error is None:
             return result
         error = result.error
-        for there, here in self.places.items():
+        for there, here in self.local_paths.items():
             error = error.replace(here, there)
         return dataclasses.replace(result, error=error)
 
 
 @contextmanager
 def unpacked(block: Block) -> Iterator[Unpacked]:
-    """A block's requests with the files that it carries written to a directory, which is there until the end."""
+    """Writes a block's files to a temporary directory, removed at the end; yields requests that use them."""
     with tempfile.TemporaryDirectory(prefix="videollava-") as place:
-        places = {path: os.path.join(place, os.path.basename(path)) for path in block.files}
+        local_paths = {path: os.path.join(place, os.path.basename(path)) for path in block.files}
         for path, content in block.files.items():
-            Path(places[path]).write_bytes(content)
+            Path(local_paths[path]).write_bytes(content)
 
         def local(_: Any, source: Any) -> Any:
             path = os.fspath(source)
-            here = places.setdefault(path, os.path.join(block.directory, path))
+            here = local_paths.setdefault(path, os.path.join(block.directory, path))
             return FrameFile(here) if isinstance(source, FrameFile) else here
 
-        yield Unpacked([with_sources(request, local) for request in block.requests], places)
+        yield Unpacked([with_sources(request, local) for request in block.requests], local_paths)

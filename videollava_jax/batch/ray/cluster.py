@@ -1,12 +1,13 @@
-"""A job on a Ray cluster: this process keeps the ledger, and replicas of the engine answer blocks of its requests.
+"""Runs a job on a Ray cluster: this process keeps the ledger, and replicas of the engine answer blocks of requests.
 
-    requests ──blocks──▶ shelf ◀──by number── replicas ──blocks of results──▶ the job's ledger
-    (this process)       an actor beside       `map_batches` over numbers,
-                         this process          wherever Ray runs them
+    requests ──blocks──▶ store ◀──by number── replicas ──blocks of results──▶ the job's ledger
+    (this process)       an actor on           `map_batches` over numbers,
+                         this machine          wherever Ray runs them
 
-Ray Data wants to know what there is before it begins, and requests are made one by one as they are needed. So its
-dataset is of numbers: a replica is given one and takes the block of that number from the shelf, or waits for it. What
-is lost with a node, Ray asks for again, by the same number: a block stays on the shelf until its results are here.
+Ray Data must know its dataset before it begins, but requests are made one by one as they are needed. So the dataset
+consists of numbers: a replica receives a number and takes the block of that number from the store, waiting for it if
+necessary. If a node is lost, Ray gives its number to another replica. Therefore a block stays in the store until its
+results have arrived.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from videollava_jax.engine import Request, Result
 from videollava_jax.version import __version__
 
 MOST_BLOCKS = 1000
-"""Of one execution of Ray Data. When they are used up another begins, and the replicas load their models again."""
+"""The most blocks in one execution of Ray Data. For more, another begins, and its replicas load their models again."""
 
 
 class ReplicaError(OSError):
-    """Replicas cannot be had, or one has ended the run."""
+    """The cluster has no room for a replica, or a replica has ended the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +48,13 @@ class RayOptions:
     """How a cluster is used.
 
     Attributes:
-      replicas: at most, though there is no room for all of them yet; None for as many as there is room for now.
-      resources: of each replica, by Ray's names; empty for a TPU or a GPU for each of `devices`, where the cluster has
-        any, and for a CPU otherwise.
-      devices: of the mesh of a replica.
-      block: requests of a block, at least. What is lost with a replica, and the more of them the less its device idles
-        between two.
-      attempts: at a block whose replica dies.
+      replicas: the most replicas, even if there is not yet room for all; None for as many as there is room for now.
+      resources: of each replica, by Ray's names. If empty, a TPU or GPU for each of `devices` if the cluster has any,
+        otherwise a CPU.
+      devices: devices in the mesh of a replica.
+      block: the least requests in a block. A lost replica loses one block; larger blocks mean less idle time between
+        blocks.
+      attempts: how many replicas may die while they answer a block.
     """
 
     replicas: int | None = None
@@ -70,16 +71,17 @@ class RayOptions:
 
 
 class RayRunner:
-    """A runner for `run_batch`, whose requests are answered on the machines of a Ray cluster.
+    """A runner for `run_batch` whose requests are answered on the machines of a Ray cluster.
 
-    The cluster is the one that RAY_ADDRESS names, or the one that runs on this machine, or one of this machine alone
-    that ends with the runner. All machines have this version of this package, and see the media and the model under
-    the same paths as this process; media in `spool` are sent along.
+    The cluster is the one that RAY_ADDRESS names, else one that runs on this machine, else a new one on this machine
+    that ends with the runner. All machines need this version of this package, and the media and the model under the
+    same paths as this process; files in `spool` are sent to them.
 
     Args:
       make_runner: makes an `Engine` in each replica; sent there by cloudpickle.
-      spool: where the job keeps what data: URLs and hosts gave: `Paths(output).media`.
-      lines: of the input; as good a guess as one has.
+      options: how the cluster is used.
+      spool: the job's directory of media from URLs, `Paths(output).media`.
+      lines: how many lines the input has; an estimate suffices.
 
     Raises:
       ValueError: Ray is not installed.
@@ -88,7 +90,7 @@ class RayRunner:
 
     def __init__(self, make_runner: Callable[[], Runner], options: RayOptions, *, spool: Path, lines: int):
         self._ray = _imported()
-        # Not more than there are blocks: idle replicas make room for those of a lost node when no number is left.
+        # Not more numbers than blocks: only when none is left do idle replicas make room for those of a lost node.
         self._numbers = max(1, min(MOST_BLOCKS, math.ceil(lines / options.block)))
         self._make_runner, self._options, self._spool = make_runner, options, spool
         self._stopped = False
@@ -96,8 +98,8 @@ class RayRunner:
         if self._ours:
             _connect(self._ray)
         try:
-            self._resources = dict(options.resources) or self._usual_resources()
-            self.replicas = options.replicas or self._room()
+            self._resources = dict(options.resources) or self._default_resources()
+            self.replicas = options.replicas or self._replicas_that_fit()
             if not self.replicas:
                 wanted = ", ".join(f"{name}={count:g}" for name, count in self._resources.items())
                 raise ReplicaError(f"the Ray cluster has no machine with {wanted}, which one replica needs")
@@ -106,12 +108,12 @@ class RayRunner:
             raise
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """One result for each request, a block of them at a time.
+        """Yields one result for each request, block by block.
 
-        An error with the cause "replica_lost" is that of a block whose replicas died at every attempt.
+        If every replica that tries a block dies, its requests have errors with the cause "replica_lost".
 
         Raises:
-          ReplicaError: a replica could not start, or raised what is no single request's fault.
+          ReplicaError: a replica could not start, or failed for a reason that lies in no single request.
         """
         left = blocks(requests, self._options.block, self._spool)
         for first in left:
@@ -124,11 +126,11 @@ class RayRunner:
                 execution.close(seconds=0 if self._stopped else 5)
 
     def _answers(self, execution: _Execution, left: Iterable[Block]) -> Iterator[Result]:
-        """The results of as many blocks as one execution takes."""
+        """Yields the results of the blocks of one execution."""
         numbered, ended = enumerate(left), False
-        waiting: dict[int, str] = {}  # the first request of each block that is under way
+        waiting: dict[int, str] = {}  # the id of the first request of each block without results, by number
         while True:
-            while not ended and len(waiting) < 2 * self.replicas:  # one under way and one ready for each
+            while not ended and len(waiting) < 2 * self.replicas:  # each replica answers one and has one ready
                 number, block = next(numbered, (0, None))
                 if block is None:
                     execution.end()
@@ -143,26 +145,26 @@ class RayRunner:
                 number, results = found
                 del waiting[number]
                 yield from results
-            elif self._stopped:  # any result will do: the run ends when it is given one
+            elif self._stopped:  # the run ends at the next result, whichever it is
                 name = next(iter(waiting.values()))
                 yield Result(id=name, finish_reason="error", error="the run was stopped", cause="stopped")
                 return
 
     def stop(self) -> None:
-        """Ends the waiting for replicas. A signal handler may call it."""
+        """Ends the wait for replicas. A signal handler may call it."""
         self._stopped = True
 
     def close(self) -> None:
-        """Leaves the cluster, which ends the replicas; one that this runner has started ends too."""
+        """Leaves the cluster, which ends the replicas, and a cluster that this runner has started."""
         if self._ours:
             self._ray.shutdown()
 
-    def _usual_resources(self) -> dict[str, float]:
+    def _default_resources(self) -> dict[str, float]:
         there = self._ray.cluster_resources()
         kind = next((name for name in ("TPU", "GPU") if there.get(name)), None)
         return {"CPU": 1} if kind is None else {kind: self._options.devices}
 
-    def _room(self) -> int:
+    def _replicas_that_fit(self) -> int:
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         return sum(
             min(int(machine.get(name, 0) // count) for name, count in self._resources.items()) for machine in machines
@@ -181,10 +183,9 @@ def _imported() -> Any:
 
 
 def _connect(ray: Any) -> None:
-    """To a cluster, and quietly.
+    """Connects to a cluster without printing, and keeps the current signal handlers.
 
-    Ray would take SIGTERM for itself and leave the process wherever it is then, a lock in its hands: signals are for
-    whoever handles them now.
+    Ray's own handler of SIGTERM would raise anywhere, even while a lock is held.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     theirs = ray._private.utils.set_sigterm_handler
@@ -200,7 +201,7 @@ def _connect(ray: Any) -> None:
 
 
 class _Execution:
-    """One execution of Ray Data, and the shelf that it takes its blocks from."""
+    """One execution of Ray Data, and the store of its blocks."""
 
     def __init__(
         self,
@@ -215,19 +216,19 @@ class _Execution:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        self._shelf = ray.remote(Shelf).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._store = ray.remote(BlockStore).options(num_cpus=0, scheduling_strategy=here).remote()
         special = {name: count for name, count in resources.items() if name not in ("CPU", "GPU")}
-        asked = ray.data.from_items([{"block": i} for i in range(numbers)], override_num_blocks=numbers)
-        asked.context.enable_progress_bars = False
-        asked.context.print_on_execution_start = False
-        # A pool whose replicas are all at work grows to its size again; by Ray's own measure it would want queues.
-        asked.context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-        answers = asked.map_batches(
+        numbered = ray.data.from_items([{"block": i} for i in range(numbers)], override_num_blocks=numbers)
+        numbered.context.enable_progress_bars = False
+        numbered.context.print_on_execution_start = False
+        # At 1.0 a pool that has lost replicas grows again when all others are busy; by default it takes queued tasks.
+        numbered.context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+        answers = numbered.map_batches(
             AnswerBlock,
-            fn_constructor_args=(make_runner, self._shelf, attempts, __version__),
+            fn_constructor_args=(make_runner, self._store, attempts, __version__),
             batch_size=1,
             batch_format="pyarrow",
-            # From one on, so that a replica which is idle makes room for one that has lost its node.
+            # min_size=1, so that an idle replica can make room for one whose node was lost.
             compute=ray.data.ActorPoolStrategy(
                 min_size=1, max_size=replicas, initial_size=replicas, max_tasks_in_flight_per_actor=1
             ),
@@ -235,65 +236,67 @@ class _Execution:
             num_gpus=resources.get("GPU", 0),
             resources=special,
         )
-        self._came: queue.SimpleQueue[tuple[int, bytes] | BaseException | None] = queue.SimpleQueue()
+        self._received: queue.SimpleQueue[tuple[int, bytes] | BaseException | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._collect, args=[answers], name="ray-answers", daemon=True)
         self._thread.start()
 
     def _collect(self, answers: Any) -> None:
-        """The thread's work: what Ray gives, handed on as it comes."""
+        """Runs in a thread: passes on the results that Ray yields, as they come."""
         try:
             for table in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for number, raw in zip(table["block"].to_pylist(), table["results"].to_pylist(), strict=True):
                     if raw:
-                        self._came.put((number, raw))
+                        self._received.put((number, raw))
                 if self._closed:
                     return
-            self._came.put(None)
+            self._received.put(None)
         except BaseException as error:
-            self._came.put(error)
+            self._received.put(error)
 
     def put(self, number: int, block: Block) -> None:
-        """Puts a block where replicas find it."""
-        self._ray.get(self._shelf.put.remote(number, pickle.dumps(block)))
+        """Puts a block into the store."""
+        self._ray.get(self._store.put.remote(number, pickle.dumps(block)))
 
     def end(self) -> None:
-        """No more blocks will come."""
-        self._ray.get(self._shelf.end.remote())
+        """Says that no more blocks will come."""
+        self._ray.get(self._store.end.remote())
 
     def results(self) -> tuple[int, list[Result]] | None:
-        """The results of the next block that is done; None where there is none within a moment.
+        """Returns the number and the results of the next finished block; None if there is none within 0.2 seconds.
 
         Raises:
-          ReplicaError: a replica says that it cannot go on, or Ray has given up.
+          ReplicaError: a replica has reported that it cannot go on, or Ray has given up.
         """
         try:
-            came = self._came.get(timeout=0.2)
+            item = self._received.get(timeout=0.2)
         except queue.Empty:
             return None
-        if isinstance(came, tuple):
-            number, raw = came
+        if isinstance(item, tuple):
+            number, raw = item
             found = pickle.loads(raw)
             if isinstance(found, list):
-                self._shelf.remove.remote(number)
+                self._store.remove.remote(number)
                 return number, found
-            told = found
+            reason = found
         else:
-            told = f"{type(came).__name__}: {str(came).strip().splitlines()[0]}" if came else "Ray Data has ended early"
-        raise ReplicaError(f"a replica has failed: {told}. What is done is kept: the same command goes on from there")
+            reason = (
+                f"{type(item).__name__}: {str(item).strip().splitlines()[0]}" if item else "Ray Data has ended early"
+            )
+        raise ReplicaError(f"a replica has failed: {reason}. What is done is kept: the same command goes on from there")
 
     def close(self, seconds: float) -> None:
-        """Ends the replicas, and waits so long at most for what they have under way."""
+        """Ends the replicas, and waits at most `seconds` for the blocks that they are answering."""
         self._closed = True
-        self._shelf.end.remote()
+        self._store.end.remote()
         self._thread.join(timeout=seconds)
 
 
 # ── in other processes ──
 
 
-class Shelf:
-    """Blocks by their number, in an actor; those that ask for one that is not there yet wait."""
+class BlockStore:
+    """An actor that holds blocks by number; who asks for one that is not there yet waits for it."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, bytes] = {}
@@ -304,17 +307,19 @@ class Shelf:
         self._changed = asyncio.Condition()
 
     async def put(self, number: int, block: bytes) -> None:
+        """Stores a pickled block."""
         async with self._changed:
             self._blocks[number] = block
             self._changed.notify_all()
 
     async def end(self) -> None:
+        """Says that no more blocks will come, which ends the waiting for them."""
         async with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     async def take(self, number: int) -> tuple[bytes, int, str]:
-        """A block, how often it was given before, and why it was not answered then; nothing where there is none."""
+        """Returns a block, how often it was taken before, and why it was not answered then; empty if there is none."""
         async with self._changed:
             await self._changed.wait_for(lambda: number in self._blocks or number in self._done or self._ended)
         if number not in self._blocks:
@@ -323,31 +328,31 @@ class Shelf:
         return self._blocks[number], self._given[number] - 1, self._failed.get(number, "")
 
     async def fail(self, number: int, why: str) -> None:
-        """Keeps why a replica is about to die."""
+        """Keeps the reason why the replica that took a block is about to die."""
         self._failed[number] = why
 
     async def remove(self, number: int) -> None:
-        """Takes away a block whose results have come."""
+        """Removes a block whose results have arrived."""
         self._blocks.pop(number, None)
         self._done.add(number)
 
 
 class AnswerBlock:
-    """A replica on the shelf's blocks, for `map_batches`: {"block": number} in, its pickled results beside it out.
+    """A replica for `map_batches`: takes {"block": number}, answers that block, and adds its pickled results.
 
-    What ends the run is a text in the place of results: Ray would put its own around an exception.
+    An error that ends the run is returned as a text instead of results, because Ray would wrap an exception.
     """
 
-    def __init__(self, make_runner: Callable[[], Runner], shelf: Any, attempts: int, version: str):
+    def __init__(self, make_runner: Callable[[], Runner], store: Any, attempts: int, version: str):
         self._ray = _imported()
-        self._shelf, self._attempts = shelf, attempts
+        self._store, self._attempts = store, attempts
         self._broken = ""
         try:
             if version != __version__:
                 raise ValueError(f"videollava-jax {__version__} is installed, and the job was started with {version}")
             self._replica = Replica(make_runner)
         except Exception as error:
-            self._broken = _told(error)
+            self._broken = _error_text(error)
 
     def __call__(self, batch: Any) -> Any:
         (number,) = batch["block"].to_pylist()
@@ -355,39 +360,39 @@ class AnswerBlock:
         return {"block": [number], "results": [results]}
 
     def _results(self, number: int) -> bytes:
-        """The pickled results of a block, or what ends the run; nothing where the shelf has no such block."""
-        raw, before, why = self._ray.get(self._shelf.take.remote(number))
+        """Returns the pickled results of a block, or the error that ends the run; empty if there is no such block."""
+        raw, before, why = self._ray.get(self._store.take.remote(number))
         if not raw:
             return b""
         block = pickle.loads(raw)
         if before >= self._attempts:
-            return pickle.dumps(_lost(block, before, why))
+            return pickle.dumps(_lost_results(block, before, why))
         try:
             return pickle.dumps(self._answer(block))
         except MemoryError as error:
-            return pickle.dumps(_told(error))
-        except RuntimeError as error:  # the device's: in another process, or at another place, it may be sound
-            self._ray.get(self._shelf.fail.remote(number, _told(error)))
+            return pickle.dumps(_error_text(error))
+        except RuntimeError as error:  # of the device: another process or another machine may have a sound one
+            self._ray.get(self._store.fail.remote(number, _error_text(error)))
             os._exit(1)
 
     def _answer(self, block: Block) -> list[Result]:
         with unpacked(block) as here:
-            return [self._named(here.as_on_the_driver(result)) for result in self._replica.run(here.requests)]
+            return [self._with_host_name(here.with_driver_paths(result)) for result in self._replica.run(here.requests)]
 
-    def _named(self, result: Result) -> Result:
-        """An error that only this machine has, with the machine's name."""
+    def _with_host_name(self, result: Result) -> Result:
+        """Adds this machine's name to the error that a file, which the driver has found, is missing here."""
         if result.cause != "not_found":
             return result
         hint = f"on {socket.gethostname()}, while the driver has it: expected media under one path on all machines"
         return dataclasses.replace(result, error=f"{result.error}, {hint}")
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (on {socket.gethostname()})"
 
 
-def _lost(block: Block, attempts: int, why: str) -> list[Result]:
-    """The results of a block that has cost replicas their lives."""
+def _lost_results(block: Block, attempts: int, why: str) -> list[Result]:
+    """Returns error results for a block that was never answered, because all replicas that tried it died."""
     times = "once" if attempts == 1 else f"{attempts} times"
     error = f"its replica died {times} while it answered this line and {len(block.requests) - 1} others"
     error += f" ({why})" if why else ""

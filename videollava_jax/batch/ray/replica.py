@@ -1,6 +1,6 @@
-"""An engine that stands for many: requests that break it fail alone; and `AnswerLines`, for pipelines of Ray Data.
+"""An engine in which a request that raises fails alone, and `AnswerLines`, for pipelines of Ray Data.
 
-Nothing here imports Ray: it calls these classes where its workers are.
+This module does not import Ray; Ray creates and calls these classes in its workers.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from videollava_jax.engine import Request, Result
 
 
 class Replica:
-    """A runner around another, for which an exception is the end of one request and not of those beside it.
+    """Wraps a runner so that an exception fails only the request that caused it.
 
     Args:
-      make_runner: called once.
+      make_runner: makes the wrapped runner; called once.
     """
 
     def __init__(self, make_runner: Callable[[], Runner]):
         self._runner = make_runner()
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """One result for each request.
+        """Yields one result for each request.
 
-        After an exception the requests that were under way are tried again, each by itself, and the one that raises
-        again has an error with the cause "engine_failed".
+        After an exception all requests without a result are tried again one by one. Those that raise again have an
+        error with the cause "engine_failed".
 
         Raises:
-          MemoryError, RuntimeError: the device or the engine is at fault, and no request.
+          MemoryError, RuntimeError: the device or the engine is at fault, not a request.
         """
-        source = _Watched(requests)
+        source = _TrackedRequests(requests)
         while True:
             try:
                 for result in self._runner.run(source):
-                    source.under_way.pop(result.id, None)
+                    source.pending.pop(result.id, None)
                     yield result
                 return
             except Exception as error:
                 if error is source.error or isinstance(error, (MemoryError, RuntimeError)):
                     raise
-            while source.under_way:
-                yield self._alone(source.under_way.pop(next(iter(source.under_way))))
+            while source.pending:
+                yield self._run_alone(source.pending.pop(next(iter(source.pending))))
 
-    def _alone(self, request: Request) -> Result:
+    def _run_alone(self, request: Request) -> Result:
         try:
             (result,) = self._runner.run([request])
             return result
@@ -60,12 +60,12 @@ class Replica:
             return Result(id=request.id, finish_reason="error", error=line, cause="engine_failed")
 
 
-class _Watched:
-    """Requests on their way into a runner: those that have no result yet, and what their source has raised."""
+class _TrackedRequests:
+    """Passes requests on; remembers those without a result, in `pending`, and an exception of their source."""
 
     def __init__(self, requests: Iterable[Request]):
         self._requests = iter(requests)
-        self.under_way: dict[str, Request] = {}
+        self.pending: dict[str, Request] = {}
         self.error: BaseException | None = None
 
     def __iter__(self) -> Iterator[Request]:
@@ -79,29 +79,29 @@ class _Watched:
         except BaseException as error:
             self.error = error
             raise
-        self.under_way[request.id] = request
+        self.pending[request.id] = request
         return request
 
 
 class AnswerLines:
-    """For `ray.data.Dataset.map_batches`: lines of a job in one column, and their records in another.
+    """Answers lines of a job in `ray.data.Dataset.map_batches`: reads one column, adds another with the records.
 
-    A batch is a small job of its own (see `runner`): its lines are in any of the forms but tables, what is wrong with
-    one is its record's `error`, and every line has one record. Its ids have to differ within the batch. Answers that
-    are drawn need a `seed` in their line: what a batch holds is for Ray to say, and so is a line's place in it.
+    Each batch is run as a small job (see `runner`): its lines have any form except tables, and each gets one record,
+    which has an `error` if it failed. Ids must differ within a batch. Lines whose answers are sampled need a `seed`,
+    because otherwise it depends on the line's position in the batch, and Ray decides what a batch holds.
 
     Args:
       make_runner: makes an `Engine`, once in each replica.
-      options: a job's; `form` is jsonl where they say none; `max_error_rate`, `retry_errors` and
-        `keep_ledger` do not apply.
-      column: of the lines, as text or bytes. They have to come as they were written: `ray.data.read_json` would give
-        all lines the fields that any of them has.
+      options: as of a job; without a `form`, it is jsonl. `max_error_rate`, `retry_errors` and `keep_ledger` are
+        ignored.
+      column: the column of lines, as text or bytes. Read them with `ray.data.read_text`: `ray.data.read_json` would
+        give every line all fields that occur in any line.
     """
 
     def __init__(self, make_runner: Callable[[], Runner], options: BatchOptions | None = None, *, column: str = "text"):
         options = options or BatchOptions()
         if options.form in ("csv", "parquet"):
-            raise ValueError(f"form: expected one whose lines stand for themselves, got {options.form}")
+            raise ValueError(f"form: expected jsonl, openai or llava, as tables are not lines; got {options.form}")
         self._replica = Replica(make_runner)
         self._options = dataclasses.replace(
             options, form=options.form or "jsonl", max_error_rate=1, retry_errors=False, keep_ledger=False
@@ -109,13 +109,13 @@ class AnswerLines:
         self._column = column
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch with one column more, `record`: a line of JSON for each line.
+        """Returns the batch with one more column, `record`: a line of JSON for each line.
 
         Args:
-          batch: arrays of one length, by column.
+          batch: columns by name, arrays of the same length.
 
         Raises:
-          ValueError: no such column; an id that comes twice.
+          ValueError: the column of lines is missing, or an id repeats.
         """
         if self._column not in batch:
             raise ValueError(f"expected lines in a column {self._column!r}, got {', '.join(batch)}")
@@ -129,6 +129,6 @@ class AnswerLines:
 
 
 def _one_line(line: Any) -> bytes:
-    """A line without its ends; in JSON they are blanks. An empty one is no question, and has its record too."""
+    """Returns a line as bytes without line breaks, which are only blanks in JSON. An empty line becomes "null"."""
     raw = line if isinstance(line, bytes) else str(line).encode("utf-8", "surrogatepass")
     return raw.replace(b"\n", b" ").replace(b"\r", b" ").strip() or b"null"

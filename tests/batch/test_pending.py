@@ -5,13 +5,13 @@ import json
 import pytest
 
 from videollava_jax.batch.formats import Defaults
-from videollava_jax.batch.together import left_lines, together
+from videollava_jax.batch.pending import grouped_by_media, pending_lines
 
 
 def lines_of(tmp_path, lines, done=()):
     path = tmp_path / "in.jsonl"
     path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
-    return left_lines(path, "jsonl", Defaults(), done)
+    return pending_lines(path, "jsonl", Defaults(), done)
 
 
 def about(*names):
@@ -22,7 +22,7 @@ def about(*names):
 
 
 def order(lines, **most):
-    return [left.tag.index for left in together(lines, **most)]
+    return [line.tag.index for line in grouped_by_media(lines, **most)]
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_what_is_alike_and_what_is_not(tmp_path):
         "no JSON\n",
     ]
     found = list(lines_of(tmp_path, lines))
-    keys = [left.about for left in found]
+    keys = [line.about for line in found]
     assert keys[0] == keys[2] == keys[6]
     assert len(set(keys)) == len(lines) - 2
     assert isinstance(found[5].request, ValueError)
-    assert [left.tag.id for left in found[:2]] == [0, 1]
+    assert [line.tag.id for line in found[:2]] == [0, 1]
     assert order(found) == [0, 2, 6, 1, 3, 4, 5, 7, 8, 9]
 
 
@@ -68,11 +68,11 @@ def test_no_more_is_read_than_may_be_held(tmp_path):
     read = []
 
     def counted():
-        for left in lines_of(tmp_path, about(*"abcdef")):
-            read.append(left.tag.index)
-            yield left
+        for line in lines_of(tmp_path, about(*"abcdef")):
+            read.append(line.tag.index)
+            yield line
 
-    lines = together(counted(), most_lines=2)
+    lines = grouped_by_media(counted(), most_lines=2)
     next(lines)
     assert read == [0, 1]
     next(lines)

@@ -1,4 +1,4 @@
-"""The lines that are left to do, those about the same media one after the other: each medium is read once for all."""
+"""Reads the lines that are left to answer, and puts lines about the same media together, so each is read once."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from videollava_jax.engine import Request
 
 HELD_LINES = 2**16
 HELD_CHARACTERS = 2**27
-"""Of the media's names: `data:` URLs are as long as what they hold."""
+"""The most characters of held lines' media names; a `data:` URL is as long as its content."""
 
 
 @dataclass(frozen=True)
-class Left:
-    """A line that is left to do.
+class PendingLine:
+    """A line that has no record yet.
 
     Attributes:
-      tag: what its record repeats of it.
-      request: its media as the line names them; or why it has none.
-      about: equal for lines that name the same media; a line without media has its own.
-      characters: of the media's names.
+      tag: the parts of the line that its record will repeat.
+      request: its request, with media named as in the line; or the error why there is none.
+      about: equal for lines that name the same media, different for lines without media.
+      characters: length of the names of its media.
     """
 
     tag: Tag
@@ -36,8 +36,8 @@ class Left:
     characters: int
 
 
-def left_lines(source: Path, form: Form, defaults: Defaults, done: Container[int]) -> Iterator[Left]:
-    """The lines of an input that are not done, in its order."""
+def pending_lines(source: Path, form: Form, defaults: Defaults, done: Container[int]) -> Iterator[PendingLine]:
+    """Yields the lines of an input that are not in `done`, in the input's order."""
     for line in read_lines(source, form):
         if line.index in done:
             continue
@@ -51,17 +51,23 @@ def left_lines(source: Path, form: Form, defaults: Defaults, done: Container[int
         try:
             request = with_sources(to_request(line, form, defaults), note)
         except ValueError as error:
-            request = error.with_traceback(None)  # which holds the line
+            request = error.with_traceback(None)  # the traceback would keep the line in memory
         about = hashlib.blake2b("\0".join(names).encode(errors="surrogatepass"), digest_size=16).digest()
         tag = Tag(line.index, line.number, line_id(line, form), prompt_text(line, form))
-        yield Left(tag, request, about if names else line.index, sum(map(len, names)))
+        yield PendingLine(tag, request, about if names else line.index, sum(map(len, names)))
 
 
-def together(
-    lines: Iterable[Left], most_lines: int = HELD_LINES, most_characters: int = HELD_CHARACTERS
-) -> Iterator[Left]:
-    """The same lines: each medium's after its first one, as far as they come while no more than so many are held."""
-    groups: OrderedDict[bytes | int, deque[Left]] = OrderedDict()
+def grouped_by_media(
+    lines: Iterable[PendingLine], most_lines: int = HELD_LINES, most_characters: int = HELD_CHARACTERS
+) -> Iterator[PendingLine]:
+    """Yields the lines reordered: after a line about some media come all others about them that are held by then.
+
+    Args:
+      lines: in the input's order.
+      most_lines: how many lines may be held.
+      most_characters: how many characters of media names may be held.
+    """
+    groups: OrderedDict[bytes | int, deque[PendingLine]] = OrderedDict()
     incoming, count, characters = iter(lines), 0, 0
     while True:
         while count < most_lines and characters < most_characters and (line := next(incoming, None)) is not None:
@@ -70,7 +76,7 @@ def together(
         if not groups:
             return
         about, group = next(iter(groups.items()))
-        if not group:  # only now: what came since its last line was taken might have been about the same
+        if not group:  # not sooner, as the lines read since its last line was taken might have joined it
             del groups[about]
             continue
         line = group.popleft()
