@@ -1,4 +1,4 @@
-"""Chips and what limits them: memory, bandwidth, arithmetic; and the least time that work takes on them."""
+"""The peak rates of accelerators (memory, bandwidth, arithmetic), and the least time of work on them (rooflines)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _GIB, _MIB = 2**30, 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One accelerator; all rates are peaks of dense arithmetic, as its maker states them.
+    """An accelerator. All rates are peaks of dense arithmetic, as stated by the manufacturer.
 
     Attributes:
       name: as in a topology: `"v5e"`, `"h100"`.
       kind: "tpu" or "gpu".
-      hbm_bytes: high-bandwidth memory; what a program may use of it is a little less.
-      hbm_bytes_per_second: its bandwidth.
-      bf16_flops: multiplications and additions a second, bfloat16 in and float32 accumulated.
-      int8_ops: the same in int8; None where the maker states none.
-      interconnect_bytes_per_second: what the chip can send to its neighbours, all links together, in one direction.
-      vmem_bytes: on-chip memory that the compiler places buffers in; 0 for GPUs, whose caches place themselves.
-      devices: devices that JAX shows for a chip.
+      hbm_bytes: size of the high-bandwidth memory; programs can use a little less.
+      hbm_bytes_per_second: bandwidth of that memory.
+      bf16_flops: multiplications and additions per second of bfloat16 inputs, accumulated in float32.
+      int8_ops: the same for int8; None if the manufacturer states none.
+      interconnect_bytes_per_second: bytes that the chip can send to its neighbours, over all links, in one direction.
+      vmem_bytes: on-chip memory in which the compiler places buffers; 0 for GPUs, whose caches are automatic.
+      devices: how many devices JAX shows for a chip.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Chip:
     devices: int = 1
 
 
-# TPUs: the tables of docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; there the interconnect counts both
+# TPUs: from the tables of docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, whose interconnect rates count both
 # directions. Interconnect of v4: six links of 50 GB/s, arxiv.org/abs/2304.01433, table 4. VMEM, and the capacity of
 # v5e and v6e in bytes: jax/_src/pallas/mosaic/tpu_info.py.
-# GPUs: NVIDIA's data sheets, without sparsity; where they state only the rate with sparsity, half of it. NVLink counts
-# both directions there too; L4, L40S and A10G have PCI Express 4.0 × 16.
+# GPUs: from NVIDIA's data sheets, without sparsity, or half the rate with sparsity if only that is stated. Rates of
+# NVLink count both directions there too. L4, L40S and A10G have PCI Express 4.0 × 16.
 _ALL = (
     Chip(
         name="v4",
@@ -134,7 +134,7 @@ _ALL = (
         int8_ops=1979 * _TFLOP,
         interconnect_bytes_per_second=450 * _GB,
     ),
-    # What programs reached on one: copies of large arrays, and large matrix products.
+    # The rates that copies of large arrays and large matrix products reached on an H200.
     Chip(
         name="h200-measured",
         kind="gpu",
@@ -178,13 +178,13 @@ CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in _ALL}
 
 
 def topology(name: str) -> tuple[Chip, int]:
-    """Reads `"v5e:2x4"` or `"v5p:4x4x4"` as JAX names TPU topologies, `"h100:8"` for GPUs, `"h200"` for one of them.
+    """Parses JAX's names of TPU topologies, `"v5e:2x4"` or `"v5p:4x4x4"`, and `"h100:8"` or `"h200"` for GPUs.
 
     Returns:
-      The chip, and how many.
+      The chip, and how many there are.
 
     Raises:
-      ValueError: no such chip, or sizes that are no numbers above 0.
+      ValueError: the chip is unknown, or a size is not a positive integer.
     """
     chip_name, _, sizes = name.lower().strip().partition(":")
     if chip_name not in CHIPS:
@@ -209,20 +209,20 @@ _KINDS = (
     (r"L4$", "l4"),
     (r"A10G", "a10g"),
 )
-"""What JAX calls a device (`device_kind`), as a pattern, and which chip that is."""
+"""Patterns for JAX's `device_kind`, and the chip's name."""
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that a device of JAX belongs to; None for those without figures here, and for CPUs."""
+    """Returns the chip that a device of JAX belongs to; None for CPUs and for chips that are not in `CHIPS`."""
     return next((CHIPS[name] for pattern, name in _KINDS if re.search(pattern, device_kind)), None)
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """The least time that work takes.
+    """The least time that some work takes.
 
     Attributes:
-      compute_seconds, memory_seconds, interconnect_seconds: each resource alone.
+      compute_seconds, memory_seconds, interconnect_seconds: the least time of each resource.
     """
 
     compute_seconds: float
@@ -231,7 +231,7 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
-        """The slowest resource's time: all of them may work at once."""
+        """The time of the slowest resource, as all of them may work at once."""
         return max(self.compute_seconds, self.memory_seconds, self.interconnect_seconds)
 
     @property
@@ -243,13 +243,14 @@ class Roofline:
 
 
 def roofline(flops: float, hbm_bytes: float, chip: Chip, chips: int = 1, *, sent_bytes: float = 0.0) -> Roofline:
-    """The least time that bfloat16 work takes when it is split evenly over chips.
+    """Returns the least time of bfloat16 work that is split evenly over chips.
 
     Args:
       flops: floating-point operations of all chips together; a multiplication and an addition are two.
-      hbm_bytes: bytes read and written in high-bandwidth memory, of all chips together.
-      chip, chips: which, and how many.
-      sent_bytes: bytes that each single chip sends to others.
+      hbm_bytes: bytes that all chips together read and write in high-bandwidth memory.
+      chip: the kind of chip.
+      chips: how many.
+      sent_bytes: bytes that each chip sends to others.
 
     Raises:
       ValueError: less than one chip.

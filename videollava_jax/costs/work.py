@@ -1,7 +1,7 @@
-"""The arithmetic of the model's work: parameters, operations, bytes; and the rates that no engine can exceed.
+"""Counts the parameters, operations and bytes of the model, and the rates of whole jobs that no engine can exceed.
 
-Operations are those of matrix products and attention (a multiplication and an addition are two); norms, activations and
-rotary embedding are left out, far below a percent. Causal attention counts what lies below the diagonal.
+Operations are those of matrix products and attention; a multiplication and an addition are two. Norms, activations and
+rotary embedding, far below a percent, are left out. Causal attention counts only pairs below the diagonal.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ class Parameters:
     """How many parameters each part of the model has, as a checkpoint holds them.
 
     Attributes:
-      decoder: with its embedding, as `language_model` in a checkpoint.
-      embedding: that part of `decoder`.
-      head: 0 when it is tied to the embedding.
+      image_tower, video_tower, projector: of these.
+      decoder: including its embedding, like `language_model` in a checkpoint.
+      embedding: the embedding alone, which is part of `decoder`.
+      head: 0 if it is tied to the embedding.
     """
 
     image_tower: int
@@ -37,11 +38,12 @@ class Parameters:
 
     @property
     def total(self) -> int:
+        """All parameters of the model."""
         return self.image_tower + self.video_tower + self.projector + self.decoder + self.head
 
 
 def parameters(config: VideoLlavaConfig) -> Parameters:
-    """Counts the parameters of a model of this shape."""
+    """Counts the parameters of a model with this configuration."""
     text, vision = config.text_config, config.vision_config
     D = text.hidden_size
     embedding = text.vocab_size * D
@@ -83,7 +85,7 @@ def _kv_width(config: VideoLlavaConfig) -> int:
 
 
 def _decoder_projections(config: VideoLlavaConfig) -> int:
-    """Weights of the decoder's projections: what every token is multiplied by, save the head."""
+    """Counts the weights of the decoder's projections, with which every token is multiplied, without the head."""
     text = config.text_config
     attention = 2 * text.hidden_size * (_query_width(config) + _kv_width(config))
     return text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
@@ -97,7 +99,7 @@ def _head(config: VideoLlavaConfig) -> int:
 
 
 def tower_flops(config: VideoLlavaConfig, frames: int, *, video: bool) -> float:
-    """Operations of a tower on `frames` frames or images: only the layers up to the last selected feature run."""
+    """Counts the operations of a tower on frames or images. Only the layers up to the last selected feature run."""
     vision = config.vision_config
     D, M, positions = vision.hidden_size, vision.intermediate_size, vision.num_patches + 1
     layer = 2 * (4 * D * D + 2 * D * M) * positions + 4 * positions**2 * D
@@ -108,24 +110,25 @@ def tower_flops(config: VideoLlavaConfig, frames: int, *, video: bool) -> float:
 
 
 def projector_flops(config: VideoLlavaConfig, tokens: int) -> float:
-    """Operations of the projector on so many tokens."""
+    """Counts the operations of the projector on `tokens` tokens."""
     D = config.text_config.hidden_size
     width = config.vision_config.hidden_size * len(config.feature_layers)
     return 2.0 * tokens * (width * D + D * D)
 
 
 def encode_flops(config: VideoLlavaConfig, *, frames: int = 0, images: int = 0) -> float:
-    """Operations from pixels to decoder features, for a video of `frames` frames and for images."""
+    """Counts the operations from pixels to decoder features, for `frames` frames of videos and for images."""
     features = frames * config.tokens_per_frame + images * config.tokens_per_image
     towers = tower_flops(config, frames, video=True) + tower_flops(config, images, video=False)
     return towers + projector_flops(config, features)
 
 
 def decoder_flops(config: VideoLlavaConfig, tokens: int, prefix: int = 0, *, logits: int = 1) -> float:
-    """Operations of the decoder on `tokens` new tokens of one row, after `prefix` tokens that a cache holds.
+    """Counts the operations of the decoder on `tokens` new tokens of one row, after `prefix` tokens in a cache.
 
     Args:
-      tokens: a prompt's, a question's, or 1 for a step of decoding.
+      config: the model.
+      tokens: of a prompt, of a question, or 1 for a step of decoding.
       prefix: tokens before them; 0 for a prefill.
       logits: how many of the new tokens go through the head.
     """
@@ -144,18 +147,19 @@ def train_flops(
     frames: int = 0,
     adapters: int = 0,
 ) -> float:
-    """Operations of forward and backward that a micro-batch cannot do without: what MFU is counted by.
+    """Counts the necessary operations of a micro-batch, forward and backward, from which MFU is computed.
 
-    The backward pass of a product is one for the gradient of its inputs, wherever something before it is trained, and
-    one for that of its weights, where these are trained; of attention it is twice the forward pass. Not counted:
-    padding, empty slots, and what is computed again to save memory. All tokens count as going through the head.
+    The backward pass of a matrix product takes one product for the gradient of its inputs, if anything before it is
+    trained, and one for the gradient of its weights, if these are trained; that of attention takes twice the forward
+    pass. Not counted are padding, empty media slots, and recomputation to save memory. All tokens go through the head.
 
     Args:
-      trained: groups of parameters, as `training.parameters.GROUPS` names them.
-      lengths: tokens of each sequence; those of a row do not attend to one another.
-      images: how many there are.
-      frames: of all videos together.
-      adapters: parameters of low-rank projections beside the decoder's, which are trained.
+      config: the model.
+      trained: the trained groups of parameters, of `training.update.parameters.GROUPS`.
+      lengths: tokens of each sequence; sequences in one row do not attend to each other.
+      images: number of images.
+      frames: frames of all videos together.
+      adapters: parameters of the decoder's LoRA adapters, which are trained.
     """
     total, D = 0.0, config.text_config.hidden_size
     for length in lengths:
@@ -170,7 +174,7 @@ def train_flops(
         both, second = projector_flops(config, tokens), 2.0 * tokens * D * D
         total += encoded * (3 if tower in trained else 1)
         total += both * (2 if "projector" in trained else 1)
-        # The gradient of the projector's inputs is for the tower, that between its two layers for its first layer too.
+        # The tower needs the gradient of the projector's inputs; its first layer needs that between its two layers.
         total += both if tower in trained else second if "projector" in trained else 0.0
     return total
 
@@ -192,14 +196,14 @@ class Storage:
 
 
 def weight_bytes(config: VideoLlavaConfig, storage: Storage = Storage()) -> int:
-    """What a step of decoding reads of the weights: the decoder's projections, norms and biases, and the head."""
+    """Returns the bytes of weights that a step of decoding reads: the decoder without its embedding, and the head."""
     counted = parameters(config)
     rest = counted.decoder - counted.embedding - _decoder_projections(config) + _head(config)
     return _projection_bytes(config, storage) + _BF16 * rest
 
 
 def stored_bytes(config: VideoLlavaConfig, storage: Storage = Storage()) -> int:
-    """What all the weights take in memory, towers and embedding included."""
+    """Returns the bytes that all weights take in memory, including towers and embedding."""
     rest = parameters(config).total - _decoder_projections(config)
     return _projection_bytes(config, storage) + _BF16 * rest
 
@@ -213,7 +217,7 @@ def _projection_bytes(config: VideoLlavaConfig, storage: Storage) -> int:
 
 
 def kv_bytes(config: VideoLlavaConfig, tokens: int = 1, storage: Storage = Storage()) -> int:
-    """What the cache of so many tokens takes: 512 KiB a token for the 7B model in bfloat16, 264 KiB in int8."""
+    """Returns the bytes of the KV cache of `tokens` tokens; for the 7B model 512 KiB each, 264 KiB in int8."""
     text = config.text_config
     a_head = text.head_dim * _INT8 + _SCALE if storage.int8_kv else text.head_dim * _BF16
     return 2 * text.num_hidden_layers * text.num_key_value_heads * a_head * tokens
@@ -230,14 +234,17 @@ def decode_step(
     tail: float,
     storage: Storage = Storage(),
 ) -> Roofline:
-    """The least time of one step of decoding.
+    """Returns the least time of one step of decoding.
 
     Args:
-      config, chip, chips: the model, split over so many chips.
-      prefixes: prefixes in the cache, each read once for all its rows.
+      config: the model.
+      chip: the kind of chip.
+      chips: how many chips the model is split over.
+      prefixes: prefixes in the cache; each is read once for all its rows.
       rows: rows of the batch, all prefixes together.
-      prefix, tail: tokens of each prefix, and of what each row has of its own.
-      storage: of weights and caches.
+      prefix: tokens of each prefix.
+      tail: tokens of each row after its prefix.
+      storage: dtypes of weights and caches.
     """
     flops = rows * decoder_flops(config, 1, round(prefix + tail))
     cached = kv_bytes(config, prefix * prefixes, storage) + kv_bytes(config, 1, storage) * tail * rows
@@ -251,7 +258,7 @@ def decode_step(
 
 
 def all_reduced_bytes(config: VideoLlavaConfig, tokens: int, chips: int) -> float:
-    """What each chip sends when `tokens` tokens run through a decoder split over `chips`: two all-reduces a layer."""
+    """Returns the bytes that each chip of a split decoder sends for `tokens` tokens: two all-reduces a layer."""
     text = config.text_config
     once = _BF16 * tokens * text.hidden_size * 2 * (chips - 1) / chips
     return 2 * text.num_hidden_layers * once
@@ -262,14 +269,14 @@ def all_reduced_bytes(config: VideoLlavaConfig, tokens: int, chips: int) -> floa
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The same work for each of many videos.
+    """A job that asks the same questions about each of many videos.
 
     Attributes:
-      frames: of a video.
-      pooling: `video_pooling` of its frames, 1 for none.
-      prompt_tokens: text before the questions that all of them share, beside the video's own tokens.
-      questions: asked of each video.
-      question_tokens, answer_tokens: of each; a caption is a question with a long answer.
+      frames: frames of a video.
+      pooling: `video_pooling` of the frames, 1 for none.
+      prompt_tokens: tokens of text that all questions about a video share, without the video's own tokens.
+      questions: questions about each video.
+      question_tokens, answer_tokens: tokens of each; a caption is a question with a long answer.
     """
 
     frames: int = 8
@@ -285,19 +292,19 @@ class Job:
                 raise ValueError(f"Job.{name}: expected at least 1, got {getattr(self, name)}")
 
     def prefix_tokens(self, config: VideoLlavaConfig) -> int:
-        """Tokens that all questions of a video share."""
+        """Returns the number of tokens that all questions about a video share."""
         return self.prompt_tokens + self.frames * config.pooled_tokens_per_frame(self.pooling)
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What a job cannot exceed.
+    """The throughput that a job cannot exceed.
 
     Attributes:
-      videos_per_second, answers_per_second, tokens_per_second: of all chips together; tokens are answers' tokens.
+      videos_per_second, answers_per_second, tokens_per_second: of all chips together; only tokens of answers count.
       tensor: chips that share one copy of the weights.
-      rows: the batch of each copy, as large as its memory allows.
-      phases: the least time of each phase for such a batch on one copy: encode, prefill, begin, decode.
+      rows: rows in the batch of each copy, as many as its memory allows.
+      phases: the least seconds of each phase (encode, prefill, begin, decode) for such a batch on one copy.
     """
 
     videos_per_second: float
@@ -317,16 +324,19 @@ def best_possible(
     storage: Storage = Storage(),
     tensor: int | None = None,
 ) -> Limit:
-    """The rates that no engine exceeds: every phase at its roofline, one after the other, nothing lost between them.
+    """Returns the throughput that no engine exceeds: every phase takes its roofline's time, without gaps.
 
-    Each video is encoded and prefilled once, all its questions extend it, and their answers are decoded together with
-    those of as many videos as memory holds beside the weights. Products run in bfloat16, also with int8 storage.
+    Each video is encoded and prefilled once, and all its questions begin from its cache. Their answers are decoded
+    together with those of as many videos as fit into memory next to the weights. Products run in bfloat16, even with
+    int8 storage.
 
     Args:
-      job, config: the work and the model.
-      chip, chips: the hardware.
-      storage: of weights and caches.
-      tensor: chips that share a copy of the weights; None takes the number that gives the highest rate, among those
+      job: the work.
+      config: the model.
+      chip: the kind of chip.
+      chips: how many.
+      storage: dtypes of weights and caches.
+      tensor: chips that share a copy of the weights; None takes the number with the highest throughput, among those
         that divide the chips and the key-value heads.
 
     Raises:
@@ -347,13 +357,13 @@ def best_possible(
 
 
 def _video_bytes(job: Job, config: VideoLlavaConfig, storage: Storage) -> int:
-    """Cache of one video with all its questions and answers."""
+    """Returns the bytes of the KV cache of one video with all its questions and answers."""
     tokens = job.prefix_tokens(config) + job.questions * (job.question_tokens + job.answer_tokens)
     return kv_bytes(config, tokens, storage)
 
 
 def _limit(job: Job, config: VideoLlavaConfig, chip: Chip, chips: int, tensor: int, storage: Storage) -> Limit | None:
-    """The limit with copies of the weights on `tensor` chips each; None when not even one video fits."""
+    """Returns the limit with each copy of the weights on `tensor` chips; None if not even one video fits."""
     free = chip.hbm_bytes * tensor - stored_bytes(config, storage)
     videos = int(free // _video_bytes(job, config, storage))
     if videos < 1:
@@ -362,7 +372,7 @@ def _limit(job: Job, config: VideoLlavaConfig, chip: Chip, chips: int, tensor: i
     weights = weight_bytes(config, storage)
 
     def decoder(flops: float, tokens: int) -> float:
-        """Tokens that run through the decoder while its weights are read once."""
+        """Returns the least seconds for tokens that run through the decoder while its weights are read once."""
         sent = all_reduced_bytes(config, tokens, tensor)
         return roofline(flops, weights, chip, tensor, sent_bytes=sent).seconds
 

@@ -1,1 +1,1 @@
-"""The reader of compiled programs: their text as objects, their memory traffic, their copies."""
+"""Reads compiled XLA programs: parses their text, counts their memory traffic, finds copies of their arguments."""

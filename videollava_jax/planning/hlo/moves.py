@@ -1,4 +1,4 @@
-"""Which moves of a compiled program are of its arguments, weights and caches say, and not of what it computes."""
+"""Finds copies of whole arguments (weights, caches) in a compiled program, as opposed to copies of intermediates."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from videollava_jax.planning.hlo.traffic import Move, read_program
 
 
 def moved_arguments(text: str, at_least: int) -> tuple[Move, ...]:
-    """Moves of `at_least` so many bytes (`Traffic.big_moves`) of buffers that stem from an argument.
+    """Returns the moves of at least `at_least` bytes (`Traffic.big_moves`) of buffers that come from an argument.
 
-    A buffer stems from an argument, or from what a loop carries, when it is one, is one that was moved or converted,
-    or is one with a part of it replaced. Sizes alone do not tell: activations can be as large as weights.
+    A buffer comes from an argument, or from the state of a loop, if it is one, a moved or converted one, or one with a
+    part replaced. Size alone does not decide, as activations can be as large as weights.
 
     Args:
       text: `compiled.as_text()`.
+      at_least: bytes.
 
     Raises:
-      ValueError: not the text of an XLA module.
+      ValueError: it is not the text of an XLA module.
     """
     module = parse(text)
     homes = {i.name: c for c in module.computations.values() for i in c.instructions}
@@ -28,7 +29,7 @@ def moved_arguments(text: str, at_least: int) -> tuple[Move, ...]:
 
 
 def _stems_from_argument(where: Computation, instruction: Instruction) -> bool:
-    """Follows a buffer backwards, through operands with as many elements as it has."""
+    """Follows a buffer backwards through operands with the same number of elements, until an argument or a loop."""
     seen: set[str] = set()
     front = [instruction]
     while front:
@@ -42,9 +43,9 @@ def _stems_from_argument(where: Computation, instruction: Instruction) -> bool:
 
 
 def _carried(where: Computation, instruction: Instruction) -> Iterator[Instruction]:
-    """The operands that may hold the buffer that an instruction gives on."""
+    """Yields the operands that may hold the buffer that an instruction returns."""
     sizes = _sizes(instruction)
-    # Large buffers are fetched in slices and put together without a copy.
+    # The compiler fetches large buffers in slices and joins them without a copy.
     in_slices = instruction.custom_call == "ConcatBitcast" or instruction.opcode.startswith("slice-")
     for name in instruction.operands:
         operand = where.by_name.get(name)

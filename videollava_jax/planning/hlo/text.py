@@ -1,4 +1,4 @@
-"""The text of an XLA module as objects: computations, instructions, shapes with layout and memory space."""
+"""Parses the text of an XLA module: computations, instructions, shapes with layout and memory space."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Shape:
     Attributes:
       dtype: XLA's name, such as `bf16`.
       dims: its logical shape.
-      minor_to_major: the layout, the fastest axis first; empty where the text gives none.
-      tile: the first tile of the layout, such as (8, 128); 0 for an axis that it does not split.
+      minor_to_major: the layout, the fastest axis first; empty if the text gives none.
+      tile: the first tile of the layout, such as (8, 128); 0 for an axis that is not tiled.
       memory_space: 0 for high-bandwidth memory (or the only memory); on a TPU 1 is VMEM, 2 semaphores, 6 SMEM.
     """
 
@@ -36,11 +36,12 @@ class Shape:
 
     @property
     def in_hbm(self) -> bool:
+        """Whether the array is in high-bandwidth memory."""
         return self.memory_space == 0
 
     @cached_property
     def bytes(self) -> int:
-        """The size in memory, with the padding of the tiles."""
+        """The size in memory, including the padding of tiles."""
         order = self.minor_to_major or tuple(reversed(range(len(self.dims))))
         sizes = [self.dims[axis] for axis in order]
         for place, tile in enumerate(reversed(self.tile)):
@@ -58,10 +59,16 @@ class Instruction:
     """One line of a computation: `%name = result opcode(operands), attributes`.
 
     Attributes:
-      literal: what a constant holds, as it stands in the text; also the number of a parameter.
-      index: the place in a tuple that a `get-tuple-element` takes, else -1.
+      name, opcode, result, operands: as in the line above; operands by their names.
+      called: the computations that it calls, by attribute such as `body`.
+      branches: the computations of a `conditional`.
+      custom_call: the target of a `custom-call`.
+      literal: the value of a constant as text; of a parameter, its number.
+      index: the element of a tuple that a `get-tuple-element` takes, else -1.
       direction: how a `compare` compares, such as LT.
-      iterations: how often the body of a `while` runs, where the compiler says so.
+      iterations: how often the body of a `while` runs, if the compiler says.
+      source: the JAX operation that it comes from, if the compiler says.
+      is_root: whether it is the computation's result.
     """
 
     name: str
@@ -80,7 +87,7 @@ class Instruction:
 
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
-        """Every array of the result, tuples opened."""
+        """Every array in the result, from all levels of its tuples."""
         return tuple(_leaves(self.result))
 
     @property
@@ -90,25 +97,28 @@ class Instruction:
 
     @property
     def has_tuple_result(self) -> bool:
+        """Whether the result is a tuple."""
         return not isinstance(self.result, Shape)
 
     @property
     def is_integer(self) -> bool:
-        """Whether it is a constant that is one integer."""
+        """Whether it is a constant, namely one integer."""
         return self.opcode == "constant" and re.fullmatch(r"-?\d+", self.literal) is not None
 
     @property
     def base_opcode(self) -> str:
-        """The opcode without the `-start` of an asynchronous one."""
+        """The opcode without the suffix `-start` of asynchronous instructions."""
         return self.opcode.removesuffix("-start")
 
     @cached_property
     def result_shapes(self) -> tuple[Shape, ...]:
-        """The arrays that the instruction makes: of an asynchronous start neither its operands nor its state.
+        """The arrays that the instruction produces.
 
-        copy-start                          (target, source, state)
-        all-reduce-start                    result
-        other starts                        (operands, results, state ...)
+        The result of an asynchronous start also contains its operands and its state, which are left out:
+
+            copy-start                          (target, source, state)
+            all-reduce-start                    result
+            other starts                        (operands, results, state ...)
         """
         if not self.opcode.endswith("-start") or isinstance(self.result, Shape) or self.base_opcode == "all-reduce":
             return self.shapes
@@ -118,21 +128,24 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Computation:
-    """A computation; of the entry and of bodies of loops the instructions stand in the order in which they run."""
+    """A computation. In the entry and in bodies of loops the instructions are in the order in which they run."""
 
     name: str
     instructions: tuple[Instruction, ...]
 
     @cached_property
     def by_name(self) -> Mapping[str, Instruction]:
+        """The instructions by name."""
         return {instruction.name: instruction for instruction in self.instructions}
 
     @cached_property
     def order(self) -> Mapping[str, int]:
-        return {instruction.name: place for place, instruction in enumerate(self.instructions)}
+        """The index of each instruction, by name."""
+        return {instruction.name: index for index, instruction in enumerate(self.instructions)}
 
     @cached_property
     def users(self) -> Mapping[str, tuple[Instruction, ...]]:
+        """The instructions that have a value as an operand, by the value's name."""
         found: dict[str, list[Instruction]] = {}
         for instruction in self.instructions:
             for name in dict.fromkeys(instruction.operands):
@@ -141,38 +154,47 @@ class Computation:
 
     @cached_property
     def parameters(self) -> Mapping[int, str]:
+        """The names of the parameters, by number."""
         return {i.parameter: i.name for i in self.instructions if i.opcode == "parameter"}
 
     @cached_property
     def root(self) -> Instruction:
+        """The instruction whose result is the computation's."""
         return next((i for i in self.instructions if i.is_root), self.instructions[-1])
 
     def origin(self, name: str) -> Instruction:
-        """The instruction that a value comes from, before copies of it."""
+        """Returns the instruction that made a value, looking through copies and bitcasts."""
         found = self.by_name[name]
         while found.opcode in ("copy", "bitcast"):
             found = self.by_name[found.operands[0]]
         return found
 
     def element(self, name: str, index: int) -> Instruction | None:
-        """What makes an element of a tuple; None where that stands in another computation."""
+        """Returns the instruction that made an element of a tuple; None if it is in another computation."""
         made = self.origin(name)
         return self.origin(made.operands[index]) if made.opcode == "tuple" else None
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module: its computations, the entry, and which of the entry's parameters a result may overwrite."""
+    """A module.
+
+    Attributes:
+      computations: by name.
+      entry: the computation that runs first.
+      donated: numbers of the entry's parameters whose buffers a result may overwrite.
+    """
 
     computations: Mapping[str, Computation]
     entry: Computation
     donated: frozenset[int]
 
     def iterations(self, where: Computation, loop: Instruction) -> int | None:
-        """How often the body of a `while` runs, when the text says so: `for (i = start; i < stop; i += step)`.
+        """Returns how often the body of a `while` runs, if it is `for (i = start; i < stop; i += step)`, else None.
 
         Args:
-          where: the computation that `loop` stands in.
+          where: the computation that contains `loop`.
+          loop: the `while` instruction.
         """
         if loop.iterations is not None:
             return loop.iterations
@@ -193,10 +215,10 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Parses the text of an HLO module, as `compiled.as_text()` gives it.
+    """Parses the text of an HLO module, `compiled.as_text()`.
 
     Raises:
-      ValueError: not such a text, or a line that cannot be read.
+      ValueError: it is not such a text, or a line cannot be parsed.
     """
     if not text.lstrip().startswith("HloModule"):
         raise ValueError("expected the text of a compiled XLA module, which begins with HloModule")
@@ -206,7 +228,7 @@ def parse(text: str) -> Module:
         computations[name] = Computation(name, tuple(_instruction(line) for line in lines))
         entry = name if is_entry else entry
     if not entry:
-        raise ValueError("the module has no ENTRY computation: expected the whole text of compiled.as_text()")
+        raise ValueError("the module has no ENTRY computation: expected the complete text of compiled.as_text()")
     first = text.lstrip().partition("\n")[0]
     _, found, aliases = first.partition("input_output_alias=")
     donated = frozenset(int(n) for n in re.findall(r":\s*\((\d+)", _between(aliases, 0))) if found else frozenset()
@@ -214,26 +236,26 @@ def parse(text: str) -> Module:
 
 
 def _computations(text: str) -> Iterator[tuple[bool, str, list[str]]]:
-    """Each computation as (is it the entry, name, a line an instruction)."""
+    """Yields for each computation whether it is the entry, its name, and its instructions, a line each."""
     header: re.Match[str] | None = None
     lines: list[str] = []
     for line in text.splitlines():
         if header is None:
             header = None if line.startswith(("HloModule", " ", "}")) else _HEADER.match(line)
             lines = []
-        elif line.startswith("}") and not line.startswith("}}"):  # these close what a kernel says of itself
+        elif line.startswith("}") and not line.startswith("}}"):  # "}}" ends a kernel's metadata
             yield bool(header[1]), header[2], lines
             header = None
         elif _INSTRUCTION.match(line):
             lines.append(line)
         elif lines:
-            lines[-1] += line  # a constant or a kernel's metadata over several lines
+            lines[-1] += line  # a constant or a kernel's metadata spans several lines
 
 
 def _instruction(line: str) -> Instruction:
     match = _INSTRUCTION.match(line)
     assert match is not None
-    # Comments such as /*index=5*/, and quoted strings, which may hold any bracket.
+    # Comments such as /*index=5*/ and quoted strings are removed, as they may contain any bracket.
     source = re.search(r'op_name="([^"]*)"', line)
     target = re.search(r'custom_call_target="([^"]*)"', line)
     iterations = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
@@ -267,7 +289,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _split_result(text: str) -> tuple[str, str]:
-    """The result's type and what follows it."""
+    """Splits a line into the type of the result and the rest."""
     if text.startswith("("):
         result = _between(text, 0)
         return result, text[len(result) :].lstrip()
@@ -278,7 +300,7 @@ def _split_result(text: str) -> tuple[str, str]:
 
 
 def _between(text: str, start: int) -> str:
-    """From the bracket at `start` to the one that closes it."""
+    """Returns the text from the bracket at `start` to the one that closes it."""
     depth = 0
     for place in range(start, len(text)):
         if text[place] in "({":
@@ -306,7 +328,7 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _operands(text: str) -> Iterator[str]:
-    """Names of the operands; older texts give each its type before it."""
+    """Yields the names of the operands, without their types, which older texts include."""
     for part in _parts(text):
         yield part.split()[-1].lstrip("%")
 
@@ -339,7 +361,7 @@ def _leaves(result: Result) -> Iterator[Shape]:
 
 
 def _bits(dtype: str) -> int:
-    """Bits an element: `bf16` 16, `f8e4m3fn` 8, `s4` 4."""
+    """Returns the bits of an element: `bf16` 16, `f8e4m3fn` 8, `s4` 4."""
     if dtype in _BITS:
         return _BITS[dtype]
     number = re.match(r"[a-z]+(\d+)", dtype)
