@@ -327,7 +327,7 @@ def read_receipt(paths: Paths, identity: Identity) -> Mapping[str, Any] | None:
         whole = replaced = False
     if not whole and not replaced:
         raise JobMismatch(
-            f"{paths.output} exists already, and not as videollava wrote it: choose another output, or remove it"
+            f"{paths.output} is there already, and not as videollava wrote it: choose another output, or remove it"
         )
     require_same_job(paths.output, then, identity)
     return dict(receipt) if whole else None
