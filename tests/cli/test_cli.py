@@ -152,7 +152,7 @@ def test_wrong_arguments_are_told_with_the_usage(arguments, capsys):
     assert "usage: videollava" in capsys.readouterr().err
 
 
-COMMANDS = ["demo", "ask", "chat", "batch", "convert", "export", "verify", "plan"]
+COMMANDS = ["demo", "ask", "chat", "batch", "convert", "export", "verify", "plan", "finetune", "train-export"]
 HELPS = """
 import contextlib, io, json, sys
 from videollava_jax.cli import main

@@ -11,6 +11,7 @@ from videollava_jax.cli.ask import add_ask, add_chat, add_demo
 from videollava_jax.cli.batch import add_batch
 from videollava_jax.cli.checkpoints import add_convert, add_export, add_verify
 from videollava_jax.cli.common import print_error
+from videollava_jax.cli.finetune import add_finetune, add_train_export
 from videollava_jax.cli.plan import add_plan
 from videollava_jax.version import __version__
 
@@ -26,6 +27,8 @@ Ask questions about images and videos with Video-LLaVA, in JAX.
   videollava export 7b-orbax 7b-hf --layout hub            and back
   videollava verify 7b-orbax                               is every bit as it was written?
   videollava ask --model 7b-orbax clip.mp4 "Why is this funny?"
+  videollava finetune --config lora --model 7b-orbax --output runs/mine --data.train mine.json
+  videollava train-export runs/mine mine-hf                the model that this run has made
   videollava plan --topology v5e:2x4 --questions 25        does it fit chips that are not here, and how fast at best?
 """
 
@@ -55,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"videollava {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_demo, add_ask, add_chat, add_batch, add_convert, add_export, add_verify, add_plan):
+    questions, checkpoints = (add_demo, add_ask, add_chat, add_batch), (add_convert, add_export, add_verify)
+    for add in (*questions, *checkpoints, add_finetune, add_train_export, add_plan):
         add(commands)
     return parser

@@ -1,8 +1,12 @@
-"""`train/finetune.py` and `train/export.py`: runs that go on, that are refused, and what comes out of them."""
+"""`videollava finetune` and `train-export`: runs that go on, that are refused, and what comes out of them."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import runpy
+import shutil
+import signal
 import warnings
 from pathlib import Path
 
@@ -12,14 +16,16 @@ import pytest
 
 from tests.parity.reference import assert_close
 from tests.tolerances import MODEL
-from tests.training.conftest import program
+from tests.training.conftest import ROOT, program
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
 from videollava_jax.assets import TINY
+from videollava_jax.cli import main as videollava
 from videollava_jax.costs.chips import CHIPS
-from videollava_jax.training.run import speed
+from videollava_jax.training.run import loop, speed
 from videollava_jax.training.run.checkpoints import Checkpoints
+from videollava_jax.training.run.export import export_run
 from videollava_jax.training.run.metrics import read_metrics
-from videollava_jax.training.run.recipe import read_recipe
+from videollava_jax.training.run.recipe import RECIPES, read_recipe
 from videollava_jax.weights import open_checkpoint
 
 LORA = ("--rates.lora", "1e-2", "--rates.projector", "1e-3", "--lora.rank", "4", "--lora.dropout", "0.1")
@@ -37,9 +43,7 @@ def lora_run(fine_tune, data, tmp_path_factory):
 
 
 def export(*arguments: object) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["export.py", *map(str, arguments)])
-        program("export").main()
+    assert videollava(["train-export", *map(str, arguments)]) == 0
 
 
 def prompt(model, rng):
@@ -108,9 +112,73 @@ def test_a_full_run_out_to_orbax(fine_tune, tmp_path):
     assert changed == {name for name in before if not name.startswith(("image_tower", "video_tower"))}
     # Of another step, and of none.
     with pytest.raises(ValueError, match="expected a checkpoint of step 2, found 3"):
-        export(tmp_path / "run", tmp_path / "other", "--step", 2)
+        export_run(tmp_path / "run", tmp_path / "other", step=2)
     with pytest.raises(ValueError, match="expected the directory of a run"):
-        export(tmp_path, tmp_path / "other")
+        export_run(tmp_path, tmp_path / "other")
+
+
+SMALL = (
+    *("--data.steps", "1", "--data.batch", "6", "--data.rows", "2", "--data.row_tokens", "400"),
+    *("--data.videos_per_row", "2", "--data.images_per_row", "2", "--data.workers", "0"),
+    *("--compute.data", "1", "--compute.dtype", "float32"),
+)
+
+
+def test_paths_may_be_relative_begin_at_home_and_end_in_a_slash(data, tmp_path, monkeypatch, capsys):
+    home, here, elsewhere = (tmp_path / name for name in ("home", "here", "elsewhere"))
+    shutil.copytree(TINY, home / "model")
+    (here / "lists").mkdir(parents=True)
+    elsewhere.mkdir()
+    shutil.copy(data, here / "lists" / "data.json")
+    (here / "media").symlink_to(data.parent)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    given = ["--model", "~/model/", "--output", "runs/mine/", "--data.train", "lists/data.json"]
+    given += ["--data.media_root", "media/", "--data.features", "~/features/", *FULL, *SMALL]
+    assert videollava(["finetune", *given]) == 0
+    assert (here / "runs" / "mine" / "checkpoints" / "1").is_dir()
+    assert (home / "features").is_dir()
+    monkeypatch.chdir(elsewhere)
+    assert program("finetune").main(["--config", "../here/runs/mine/recipe.yaml"]) == 0
+    assert "from step 1 of 1" in capsys.readouterr().err
+    for target, *options in (["model/"], ["orbax/", "--layout", "orbax"], ["~/adapter", "--adapter"]):
+        export("../here/runs/mine/", target, *options)
+    export("../here/runs/mine", "again", "--model", "../home/model/", "--layout", "orbax")
+    one, other = (open_checkpoint(elsewhere / name).tensors for name in ("orbax", "again"))
+    assert all(np.array_equal(one[name].read(), other[name].read()) for name in {*one, *other})
+    assert (elsewhere / "model" / "model.safetensors").exists()
+    assert (home / "adapter" / "adapter_config.json").exists()
+
+
+def test_the_program_export_is_the_command(lora_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["export.py", str(lora_run), str(tmp_path / "adapter"), "--adapter"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "train" / "export.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert f"in layout memory: {tmp_path / 'adapter'}" in capsys.readouterr().out
+
+
+def test_the_command_ends_with_the_status_of_the_run(data, lora_run, tmp_path, monkeypatch, capsys):
+    given = ["--model", "tiny", "--data.train", str(data), *LORA, *SMALL]
+    assert videollava(["finetune", *given, "--output", str(lora_run)]) == 1
+    assert "videollava: " in (said := capsys.readouterr().err)
+    assert "holds another run" in said
+    monkeypatch.setattr(loop, "fine_tune", lambda *_: 128 + signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        videollava(["finetune", *given, "--output", str(tmp_path / "run")])
+    assert ended.value.code == 128 + signal.SIGTERM
+    with pytest.raises(SystemExit) as ended:
+        videollava(["finetune", *given, "--data.epoch=2"])
+    assert ended.value.code == 2
+    assert "usage: videollava finetune" in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_is_named_with_what_installs_it(monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "jsonargparse" else found(name))
+    assert videollava(["finetune", "--config", "lora"]) == 1
+    said = capsys.readouterr().err
+    assert said == "videollava: fine-tuning needs jsonargparse, not installed here: pip install -e '.[train]'\n"
 
 
 def test_the_runs_template_is_the_models(fine_tune, tmp_path):
@@ -178,13 +246,15 @@ def test_a_save_that_fails_fails_the_run(fine_tune, tmp_path, monkeypatch):
 
 
 def test_recipes_are_read_and_wrong_ones_refused(capsys):
-    recipes = sorted((Path(program("finetune").__file__).parent / "recipes").glob("*.yaml"))
+    recipes = sorted(RECIPES.glob("*.yaml"))
     assert len(recipes) >= 6
+    assert {file.resolve() for file in (ROOT / "train" / "recipes").glob("*.yaml")} == set(recipes)
     for file in recipes:
         more = ["--output", "x", "--data.train", "x.json"]
         recipe, text = read_recipe(["--config", str(file), *more])
         assert read_recipe(["--config", str(file), *more, "--seed", "3"])[0].seed == 3
-        assert recipe.data.files == ["x.json"]
+        assert recipe.data.files == [str(Path("x.json").absolute())]
+        assert read_recipe([f"--config={file.stem}", *more]) == (recipe, text)
         assert "learning" not in text
     tiny = ["--model", "tiny", "--output", "x", "--data.train", "x.json"]
     wrong = {
@@ -203,11 +273,7 @@ def test_recipes_are_read_and_wrong_ones_refused(capsys):
 
 def test_pku_hyper_parameters():
     """Of the authors' scripts: facts that a recipe must not lose."""
-    recipes = Path(program("finetune").__file__).parent / "recipes"
-    read = {
-        name: read_recipe(["--config", str(recipes / f"{name}.yaml")])[0]
-        for name in ("pretrain", "finetune", "lora", "qlora")
-    }
+    read = {name: read_recipe(["--config", name])[0] for name in ("pretrain", "finetune", "lora", "qlora")}
     assert (read["pretrain"].rates.projector, read["pretrain"].data.batch) == (1e-3, 256)
     assert (read["finetune"].rates.decoder, read["finetune"].rates.projector, read["finetune"].data.batch) == (
         2e-5,
@@ -250,8 +316,7 @@ def test_the_readmes_example_answers_with_sentences(recipe, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["shapes_data.py", str(tmp_path / "data")])
         program("shapes_data").main()
-    recipes = Path(program("finetune").__file__).parent / "recipes"
-    arguments = ["--config", str(recipes / f"{recipe}.yaml"), "--output", str(tmp_path / "run"), "--compute.data", "1"]
+    arguments = ["--config", recipe, "--output", str(tmp_path / "run"), "--compute.data", "1"]
     arguments += ["--data.train", str(tmp_path / "data" / "train.json")]
     assert program("finetune").main([*arguments, "--data.held_out", str(tmp_path / "data" / "held_out.json")]) == 0
     assert read_metrics(tmp_path / "run")[-1]["held_out_exact"] >= 0.95

@@ -1,21 +1,104 @@
-"""What a run has learnt, taken out of its checkpoints: what PEFT calls an adapter."""
+"""What a run has learnt, out of its checkpoints: an adapter for PEFT, or the model that it is merged into."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from videollava_jax.model.sharding import STACKED
+from videollava_jax.processing.prompt import get_template
+from videollava_jax.processing.tokenizer import read_json
+from videollava_jax.training.run.base_model import model_directory
 from videollava_jax.training.run.recipe import Recipe
-from videollava_jax.training.run.run_directory import CHECKPOINTS
+from videollava_jax.training.run.run_directory import CHECKPOINTS, recipe_of
 from videollava_jax.training.update.options import is_lora
-from videollava_jax.weights.adapters import Adapter, LowRank
+from videollava_jax.weights import Options, convert_to_orbax, export
+from videollava_jax.weights.adapters import Adapter, LowRank, write_peft
 from videollava_jax.weights.orbax import open_layers
+
+PROCESSOR = "processor_config.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_run` has written.
+
+    Attributes:
+      run: the run's directory.
+      target: the directory that was written.
+      layout: of the tensors' names; "orbax" for an Orbax directory.
+      tensors: their number.
+      base: the directory of the model that the run's weights were merged into; None for an adapter.
+    """
+
+    run: Path
+    target: Path
+    layout: str
+    tensors: int
+    base: Path | None
+
+    def __str__(self) -> str:
+        what = "an adapter" if self.base is None else f"{self.base} with what {self.run} has learnt"
+        return f"{what}, {self.tensors} tensors in layout {self.layout}: {self.target}"
+
+
+def export_run(
+    run: Path,
+    target: Path,
+    *,
+    layout: str | None = None,
+    adapter: bool = False,
+    step: int | None = None,
+    model: str | None = None,
+) -> Exported:
+    """Writes the model that a run has made, or only what the run has trained, as an adapter for PEFT.
+
+    Args:
+      run: the run's directory.
+      target: of the result; it appears whole or not at all.
+      layout: of the tensors' names, or "orbax"; by default "hub" for a model, "memory" for an adapter.
+      adapter: write only what was trained.
+      step: of the checkpoint; None for the last one.
+      model: where the model is that the run began with; None for where the run's recipe says.
+
+    Raises:
+      ValueError: `run` is not a run's directory, has no such checkpoint, or the target is taken.
+      WeightsError: a tensor is damaged or does not fit.
+    """
+    run, target = run.expanduser().absolute(), target.expanduser().absolute()
+    recipe = recipe_of(run)
+    found = learnt(run, recipe, step)
+    if adapter:
+        names = layout or "memory"
+        return Exported(run, target, names, len(write_peft(found, target, names)), None)
+    base = model_directory(model or recipe.model)
+    options = Options(files=prompt_files(base, recipe.data.template))
+    if layout == "orbax":
+        done = convert_to_orbax(found, target, options, base=base)
+    else:
+        done = export(base, target, layout or "hub", options, adapter=found)
+    return Exported(run, target, done.layout, len(done.tensors), base)
+
+
+def prompt_files(base: Path, template: str | None) -> dict[str, bytes]:
+    """Returns the files that make a processor write prompts as the run did, here and in transformers.
+
+    Args:
+      base: the directory of the model that the run began with.
+      template: of the run's recipe; None, the model's own, needs no files.
+    """
+    if template is None:
+        return {}
+    settings = {**(read_json(base / PROCESSOR) or {}), "prompt_template": template}
+    jinja = get_template(template).to_jinja()
+    return {PROCESSOR: json.dumps(settings, indent=2).encode() + b"\n", "chat_template.jinja": jinja.encode()}
 
 
 def learnt(run: Path, recipe: Recipe, step: int | None = None) -> Adapter:
-    """What a run has learnt, as an adapter to the model that it began with; nothing is read yet.
+    """Opens what a run has learnt as an adapter to the model that it began with; no tensor is read yet.
 
-    Low-rank projections are the adapter's pairs, everything else that was trained takes the place of the model's own.
+    Low-rank projections become the adapter's pairs; every other trained tensor replaces the model's own.
 
     Args:
       run: the run's directory.

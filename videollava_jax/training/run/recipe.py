@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from videollava_jax.training.update.options import Lora, Optimizer, Rates, Remat
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""The recipes of the package, by file name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,22 +198,36 @@ def _flat(tree: dict[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def read_recipe(arguments: Sequence[str] | None = None, *, description: str = "") -> tuple[Recipe, str]:
-    """The recipe that a command line says, and it whole as YAML.
+def read_recipe(
+    arguments: Sequence[str] | None = None, *, description: str = "", prog: str | None = None
+) -> tuple[Recipe, str]:
+    """Parses a command line into a recipe; also returns the complete recipe as YAML.
 
     Args:
-      arguments: of the command line; None for the program's own. `--config FILE` reads YAML, and what comes after it
-        changes single fields: `--data.epochs 2`.
+      arguments: of the command line; None for the program's own. `--config FILE` reads YAML, or a recipe of the
+        package by its name (`--config lora`), and what follows it changes single fields: `--data.epochs 2`.
+      description, prog: of `--help`.
 
     Raises:
       SystemExit: a field that is not known, is missing or has a wrong value, said on standard error; or `--help`.
+      ValueError: jsonargparse is not installed.
     """
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    require_packages("jsonargparse")
+    from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
-    parser = ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="a recipe; what follows it changes single fields")
+    class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):  # type: ignore[misc]
+        """Keeps the lines of the description, and shows defaults."""
+
+    parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False, formatter_class=Formatter)
+    named = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+    parser.add_argument(
+        "--config",
+        action=ActionConfigFile,
+        help=f"a recipe: a YAML file, or one of {named}; what follows it changes single fields",
+    )
     parser.add_class_arguments(Recipe)
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args(_with_recipe_files(sys.argv[1:] if arguments is None else arguments))
+    _make_absolute(chosen)
     text = parser.dump(chosen, skip_unset=False)
     try:
         fields = vars(parser.instantiate(chosen))
@@ -214,3 +235,42 @@ def read_recipe(arguments: Sequence[str] | None = None, *, description: str = ""
     except ValueError as error:
         parser.error(str(error))
         raise  # not reached: it has ended the program
+
+
+def require_packages(*names: str) -> None:
+    """Raises a ValueError that names the extra to install, where one of its packages is not installed."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"fine-tuning needs {', '.join(missing)}, not installed here: pip install -e '.[train]'")
+
+
+def _with_recipe_files(arguments: Sequence[str]) -> list[str]:
+    """Replaces the name of a packaged recipe after `--config` with its file; a file of that name goes first."""
+
+    def file_of(name: str) -> str:
+        packaged = RECIPES / f"{name}.yaml"
+        return str(packaged) if not Path(name).exists() and packaged.exists() else name
+
+    found = list(arguments)
+    for i, argument in enumerate(found):
+        if i and found[i - 1] == "--config":
+            found[i] = file_of(argument)
+        elif argument.startswith("--config="):
+            found[i] = f"--config={file_of(argument.removeprefix('--config='))}"
+    return found
+
+
+def _make_absolute(chosen: Any) -> None:
+    """Makes a recipe's paths absolute, so that the copy in the run's directory means the same from anywhere."""
+
+    def absolute(path: Any) -> Any:
+        if isinstance(path, list):
+            return [absolute(one) for one in path]
+        return path if path is None or path == "" else str(Path(path).expanduser().absolute())
+
+    # A model may be a name on the hub, or "tiny".
+    if chosen.model != "tiny" and chosen.model is not None and Path(chosen.model).expanduser().is_dir():
+        chosen.model = absolute(chosen.model)
+    chosen.output = absolute(chosen.output)
+    for name in ("train", "held_out", "media_root", "features"):
+        chosen.data[name] = absolute(chosen.data[name])
