@@ -166,7 +166,9 @@ def test_fine_tuning_fetches_the_weights_and_so_does_its_export(hub, tmp_path, m
     shutil.rmtree(tmp_path / "cache")
     program = ROOT / "train" / "export.py"
     monkeypatch.setattr(sys, "argv", [str(program), str(tmp_path / "run"), str(tmp_path / "model")])
-    runpy.run_path(str(program), run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(program), run_name="__main__")
+    assert ended.value.code == 0
     assert hub.sent.count(WEIGHTS) == 2
     assert (tmp_path / "model" / "model.safetensors").is_file()
 

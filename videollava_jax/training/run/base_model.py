@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.hub import Wanted, find_model
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.training.run.recipe import Compute, Recipe
@@ -43,11 +42,6 @@ class Loaded:
     def without_towers(self) -> Loaded:
         """The same without the towers' parameters, for a run that reads features."""
         return replace(self, frozen={name: value for name, value in self.frozen.items() if not is_tower(name)})
-
-
-def model_directory(name: str) -> Path:
-    """Returns the directory of a recipe's model, with its weights: from here, the hub, or bundled ("tiny")."""
-    return find_model(name, Wanted.WEIGHTS, bundled=True)
 
 
 def mesh_of(compute: Compute) -> Mesh:

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from videollava_jax.hub import Wanted, find_model, local_path
 from videollava_jax.model.sharding import STACKED
 from videollava_jax.processing.prompt import get_template
 from videollava_jax.processing.tokenizer import read_json
-from videollava_jax.training.run.base_model import model_directory
 from videollava_jax.training.run.recipe import Recipe
 from videollava_jax.training.run.run_directory import CHECKPOINTS, recipe_of
 from videollava_jax.training.update.options import is_lora
@@ -66,13 +66,13 @@ def export_run(
       ValueError: `run` is not a run's directory, has no such checkpoint, or the target is taken.
       WeightsError: a tensor is damaged or does not fit.
     """
-    run, target = run.expanduser().absolute(), target.expanduser().absolute()
+    run, target = local_path(run), local_path(target)
     recipe = recipe_of(run)
     found = learnt(run, recipe, step)
     if adapter:
         names = layout or "memory"
         return Exported(run, target, names, len(write_peft(found, target, names)), None)
-    base = model_directory(model or recipe.model)
+    base = find_model(model or recipe.model, Wanted.WEIGHTS, bundled=True)
     options = Options(files=prompt_files(base, recipe.data.template))
     if layout == "orbax":
         done = convert_to_orbax(found, target, options, base=base)

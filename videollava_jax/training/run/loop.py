@@ -9,17 +9,17 @@ import dataclasses
 import signal
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from videollava_jax import compilation_cache
+from videollava_jax.hub import Wanted, find_model, local_path
 from videollava_jax.model.sharding import Placement
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.training.data.skips import SkipCounter
-from videollava_jax.training.run.base_model import load, mesh_of, model_directory
+from videollava_jax.training.run.base_model import load, mesh_of
 from videollava_jax.training.run.checkpoints import Checkpoints
 from videollava_jax.training.run.guards import StopSignals, Watchdog
 from videollava_jax.training.run.inputs import batch_shape, encode_media, load_rows, on_devices, read_data
@@ -65,7 +65,7 @@ def fine_tune(recipe: Recipe, text: str) -> int:
 
 def _run(recipe: Recipe, text: str, stack: ExitStack) -> int:
     """The run, from top to bottom; the stack closes what it opens."""
-    checkpoint, output = model_directory(recipe.model), Path(recipe.output)
+    checkpoint, output = find_model(recipe.model, Wanted.WEIGHTS, bundled=True), local_path(recipe.output)
     mesh = mesh_of(recipe.compute)
 
     # ── data ──

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from videollava_jax.hub import BUNDLED, local_path
 from videollava_jax.training.update.options import Lora, Optimizer, Rates, Remat
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -266,10 +267,10 @@ def _make_absolute(chosen: Any) -> None:
     def absolute(path: Any) -> Any:
         if isinstance(path, list):
             return [absolute(one) for one in path]
-        return path if path is None or path == "" else str(Path(path).expanduser().absolute())
+        return path if not path else str(local_path(path))
 
-    # A model may be a name on the hub, or "tiny".
-    if chosen.model != "tiny" and chosen.model is not None and Path(chosen.model).expanduser().is_dir():
+    # Anything else is a name on the hub, or a directory that is not here.
+    if chosen.model not in (None, BUNDLED) and local_path(chosen.model).is_dir():
         chosen.model = absolute(chosen.model)
     chosen.output = absolute(chosen.output)
     for name in ("train", "held_out", "media_root", "features"):
