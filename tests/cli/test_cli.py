@@ -152,6 +152,53 @@ def test_wrong_arguments_are_told_with_the_usage(arguments, capsys):
     assert "usage: videollava" in capsys.readouterr().err
 
 
+def test_numbers_that_make_no_sense_are_the_errors_of_their_lines(tmp_path, capsys):
+    wrong = {"seed": 2**70, "temperature": float("nan"), "max_new_tokens": 3.5, "top_k": 10**30, "stop_strings": [""]}
+    wrong |= {"top_p": True, "repetition_penalty": float("inf"), "frames": 0, "pool": 2**40, "suppress_tokens": [1]}
+    lines = [{"id": name, "video": CLIP, "prompt": "Which way?", "options": {name: v}} for name, v in wrong.items()]
+    lines.append({"id": "good", "video": CLIP, "prompt": "Which way does it move?", "options": {"seed": -(2**63)}})
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["batch", str(source), str(output), "--json"]) == 0
+    *refused, good = records(output.read_text())
+    assert good["text"] == "up"
+    for record in refused:
+        assert record["error"].startswith(f"{record['id']}: "), record
+        assert record["cause"] == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temperature", "nan"], "temperature: expected a number from 0 to 1000000, got nan"),
+        (["--top-p", "0"], "top_p: expected a number above 0, at most 1, got 0.0"),
+        (["--seed", str(2**64)], "seed: expected a whole number"),
+        (["--suppress-tokens", "9999"], "suppress_tokens: expected ids below"),
+    ],
+)
+@pytest.mark.parametrize("command", ["ask", "batch"])
+def test_flags_out_of_range_end_the_command(tmp_path, capsys, command, flags, message):
+    (tmp_path / "in.jsonl").write_text(json.dumps({"id": "a", "video": CLIP, "prompt": "?"}))
+    asked = [CLIP, "?"] if command == "ask" else [str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")]
+    assert main([command, *asked, *flags]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("videollava: ")
+    assert message in said
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_every_option_of_generation_is_a_flag(capsys):
+    drawn = ["--temperature", "5", "--top-k", "5", "--max-new-tokens", "6", "--json"]
+    assert main(["ask", IMAGE, "Where is it?", *drawn, "--suppress-tokens", "2"]) == 0
+    tokens = records(capsys.readouterr().out)[0]["token_ids"]
+    assert len(tokens) == 6  # without an end
+    ends = ["--suppress-tokens", "2", "--eos-token-id", f"2,{tokens[2]}"]
+    assert main(["ask", IMAGE, "Where is it?", *drawn, *ends]) == 0
+    assert records(capsys.readouterr().out)[0]["token_ids"] == tokens[: tokens.index(tokens[2]) + 1]
+    assert main(["ask", IMAGE, "How many shapes are there?", "--stop-strings", "re", "--stop-strings", "hr"]) == 0
+    assert capsys.readouterr().out.strip() == "three"
+
+
 COMMANDS = ["demo", "ask", "chat", "batch", "convert", "export", "verify", "plan", "finetune", "train-export"]
 HELPS = """
 import contextlib, io, json, sys

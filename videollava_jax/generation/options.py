@@ -97,6 +97,7 @@ class Number:
         return float(text)
 
 
+@dataclass(frozen=True)
 class Truth:
     """True or False, and no number in their place."""
 
@@ -118,6 +119,7 @@ class Truth:
         return text.lower() == "true"
 
 
+@dataclass(frozen=True)
 class Text:
     """A string that is not empty."""
 
