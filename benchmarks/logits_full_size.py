@@ -22,7 +22,7 @@ import numpy as np
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.generation.comparing import fixed_inputs
 from videollava_jax.weights import Checkpoint, open_checkpoint
-from videollava_jax.weights.files import open_directory
+from videollava_jax.weights.source import Source
 
 FRAMES = 2
 
@@ -95,7 +95,7 @@ def their_logits(directory: Path, config: VideoLlavaConfig, inputs: dict[str, An
     from transformers import VideoLlavaForConditionalGeneration
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-    tensors = open_directory(directory)
+    tensors = Source.open(directory).stored
 
     def read(name: str) -> torch.Tensor:
         return torch.from_numpy(tensors[name].read().astype(np.float32))

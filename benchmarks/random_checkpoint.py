@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.model.video_llava import parameter_shapes
-from videollava_jax.weights.files import StoredTensor, write_safetensors_directory
+from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.layouts import LAYOUTS
+from videollava_jax.weights.writing import write_safetensors_directory
 
 SHARD_BYTES = 5 * 10**9  # as the hub's checkpoint is cut
 BLOCK = 2**22

@@ -6,8 +6,11 @@ import os
 import re
 from enum import Enum
 from pathlib import Path
+from typing import TypeAlias
 
 from videollava_jax.assets import TINY
+
+StrPath: TypeAlias = str | os.PathLike[str]
 
 BUNDLED = "tiny"
 """The name of the model that comes with the package, in commands and recipes."""
@@ -28,7 +31,7 @@ class Wanted(Enum):
     """The files of configuration, tokenizer and processor: megabytes, where the weights are gigabytes."""
 
 
-def local_path(path: str | os.PathLike[str]) -> Path:
+def local_path(path: StrPath) -> Path:
     """Returns an absolute path, with `~` as the home directory.
 
     Orbax takes absolute paths only, and TensorStore none with `..` in it. Symbolic links stay: messages show the path
@@ -47,7 +50,7 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     return absolute.resolve() if ".." in absolute.parts else absolute
 
 
-def find_here(name: str | os.PathLike[str], *, bundled: bool = False) -> Path | None:
+def find_here(name: StrPath, *, bundled: bool = False) -> Path | None:
     """Returns the absolute path of a model's directory on this machine; None for a name to look up on the hub.
 
     Args:
@@ -78,7 +81,7 @@ def find_here(name: str | os.PathLike[str], *, bundled: bool = False) -> Path | 
 
 
 def find_model(
-    name: str | os.PathLike[str],
+    name: StrPath,
     wanted: Wanted,
     *,
     revision: str | None = None,

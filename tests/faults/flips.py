@@ -49,14 +49,14 @@ def _outcome(outcome: str, where: str) -> tuple[str, str]:
 
 def write_directory(place: Path, kind: str) -> Path:
     """A directory of some megabytes, as `convert` or `export` writes it."""
-    import videollava_jax.weights.convert as convert
     import videollava_jax.weights.manifest as manifest
+    import videollava_jax.weights.stream as stream
     from tests.small_models import random_parameters, small_config
     from tests.weights.checkpoints import write_checkpoint
     from videollava_jax.weights import Options, convert_to_orbax, export
 
     # As with a large checkpoint: several groups, and files that are not hashed whole.
-    convert.GROUP_BYTES = 2**20  # type: ignore[attr-defined]
+    stream.GROUP_BYTES = 2**20  # type: ignore[attr-defined]
     manifest.SMALL = 2**16
     vision = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2}
     text = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2}

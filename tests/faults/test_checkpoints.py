@@ -420,7 +420,7 @@ def test_hashes_and_counts_are_waited_for(tmp_path, monkeypatch, layout):
         time.sleep(0.003)
         return tensor_hash(array)
 
-    monkeypatch.setattr("videollava_jax.weights.convert.tensor_hash", slowly)
+    monkeypatch.setattr("videollava_jax.weights.stream.tensor_hash", slowly)
     config = small_config()
     parameters = random_parameters(config, 0)
     for name in ("a", "b"):

@@ -37,7 +37,7 @@ from videollava_jax.cli import main
 from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.weights import Options, WeightsError, convert_to_orbax, open_checkpoint, verify_checkpoint
 from videollava_jax.weights.adapters import is_adapter, merge_adapter, open_adapter, write_peft
-from videollava_jax.weights.convert import nonfinite
+from videollava_jax.weights.stream import nonfinite
 
 LIVE = "the comparison with live PEFT needs peft (pip install peft)"
 LINEAR_1 = [PROJECTOR[0] + leaf for leaf in ("weight", "bias")]

@@ -21,7 +21,7 @@ from videollava_jax.weights import (
     open_checkpoint,
     verify_checkpoint,
 )
-from videollava_jax.weights.checkpoint import stored_tensors
+from videollava_jax.weights.source import Source
 
 HF = ("hub", "hf5", "memory")
 
@@ -211,7 +211,7 @@ def test_int8_weights_are_within_half_a_scale(tmp_path, dtype):
     write_checkpoint(tmp_path / "a", config, parameters, "hub")
     convert_to_orbax(tmp_path / "a", tmp_path / "int8", Options(int8=True))
     assert verify_checkpoint(tmp_path / "int8") == []
-    stored = stored_tensors(tmp_path / "int8")
+    stored = Source.open(tmp_path / "int8").stored
     _, loaded = load_checkpoint(tmp_path / "int8", verify="full")
     assert loaded.keys() == parameters.keys()
     quantized = 0

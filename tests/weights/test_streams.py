@@ -12,13 +12,14 @@ from orbax.checkpoint import v1 as ocp
 
 from tests.small_models import random_parameters, small_config
 from tests.weights.checkpoints import assert_same_bits, read_all, write_checkpoint
+from videollava_jax.assets import TINY
 from videollava_jax.config import VideoLlavaConfig, _read_own
 from videollava_jax.weights import Options, WeightsError, convert_to_orbax, export, load_checkpoint, open_checkpoint
 from videollava_jax.weights import memory as memory_module
-from videollava_jax.weights.convert import nonfinite
 from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.memory import LEAST, empty, reused_memory
 from videollava_jax.weights.orbax import PARAMETERS, open_orbax, restore_orbax, write_orbax
+from videollava_jax.weights.stream import nonfinite
 
 BYTES = np.dtype(np.uint8)
 
@@ -79,7 +80,7 @@ def test_memory_is_not_kept_beyond_a_measure(monkeypatch):
 def test_conversion_in_many_groups(tmp_path, monkeypatch):
     config = small_config()
     expected = write_checkpoint(tmp_path / "a", config, random_parameters(config, 0, "bfloat16"), "hub")
-    monkeypatch.setattr("videollava_jax.weights.convert.GROUP_BYTES", 2000)
+    monkeypatch.setattr("videollava_jax.weights.stream.GROUP_BYTES", 2000)
     convert_to_orbax(tmp_path / "a", tmp_path / "orbax")
     export(tmp_path / "orbax", tmp_path / "b", "hub")
     assert_same_bits(read_all(tmp_path / "b"), expected)
@@ -207,9 +208,6 @@ def test_a_directory_of_ours_is_opened_without_torch(converted):
 
 
 def test_the_bundled_model_loads():
-    from videollava_jax.weights import loading
-
-    directory = loading.Path(loading.__file__).parents[1] / "assets" / "tiny"
-    config, parameters = load_checkpoint(directory)
-    assert parameters.keys() == open_checkpoint(directory).tensors.keys()
+    config, parameters = load_checkpoint(TINY)
+    assert parameters.keys() == open_checkpoint(TINY).tensors.keys()
     assert config.text_config.num_hidden_layers > 0

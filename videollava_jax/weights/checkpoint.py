@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.hub import StrPath, local_path
 from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.weights.errors import WeightsError, cause
-from videollava_jax.weights.files import StoredTensor, open_directory
+from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.layouts import EMBEDDING, HEAD, TEMPORAL, VOCABULARY, Layout, Rows, learnt, recognise
-from videollava_jax.weights.orbax import is_orbax, open_orbax
 from videollava_jax.weights.pku import is_pku_config, padded_rows, read_json, read_pku_config
 from videollava_jax.weights.quantize import dequantized
+from videollava_jax.weights.source import Source
 
 LEAST_OF_A_LAYER = 9
 """Tensors of a decoder's layer without biases; a tower's has more."""
@@ -32,16 +33,18 @@ class Checkpoint:
     """A checkpoint on disk, or in memory.
 
     Attributes:
-      directory: where it lies.
-      layout: the layout it was recognised as; "orbax" for a directory of ours.
+      directory: the absolute path of its directory.
+      layout: the layout that it was recognised as; "orbax" for what `convert_to_orbax` wrote.
       config: its configuration.
       tensors: by our names, in our shapes.
+      source: the directory that it was opened from; None for parameters in memory.
     """
 
     directory: Path
     layout: str
     config: VideoLlavaConfig
     tensors: Mapping[str, StoredTensor]
+    source: Source | None = None
 
     @property
     def size(self) -> int:
@@ -54,39 +57,41 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def open_checkpoint(directory: Path, tower_config: Path | None = None) -> Checkpoint:
+def open_checkpoint(directory: StrPath | Source, tower_config: StrPath | None = None) -> Checkpoint:
     """Opens a checkpoint in any known layout and checks its names, shapes and dtypes; no tensor is read.
 
     Args:
-      directory: transformers' (hub, 5.x, in memory), the authors' (pku), or an Orbax directory of ours.
+      directory: in one of transformers' layouts (hub, 5.x, in memory), the authors' (pku), or what `convert_to_orbax`
+        wrote; or what `Source.open` returned for it.
       tower_config: LanguageBind's own config.json, for what the authors' does not say of the towers; by default it
         is read off the weights' shapes.
 
     Raises:
       WeightsError: everything that is missing, unknown, of another shape or dtype is listed at once.
     """
-    if is_orbax(directory):
-        found = dequantized(open_orbax(directory))
-        config = _read_config(directory, found, tower_config)
-        _require_fit(directory, config, found, {})
-        return Checkpoint(directory, ORBAX, config, found)
-    tensors = open_directory(directory)
+    source = Source.open(directory)
+    path, stored = source.directory, source.stored
+    tower = None if tower_config is None else local_path(tower_config)
+    if source.is_orbax:
+        found = dequantized(stored)
+        config = _read_config(path, found, tower)
+        _require_fit(path, config, found, {})
+        return Checkpoint(path, ORBAX, config, found, source)
     try:
-        layout = recognise(tensors)
+        layout = recognise(stored)
     except WeightsError as error:
-        raise WeightsError(f"{directory}: {error}") from None
-    tensors = {name: tensors[name] for name in learnt(tensors)}
-    by_ours = {layout.to_ours(name) or name: tensor for name, tensor in tensors.items()}
-    config = _read_config(directory, by_ours, tower_config)
+        raise WeightsError(f"{path}: {error}") from None
+    by_ours = {layout.to_ours(name) or name: stored[name] for name in learnt(stored)}
+    config = _read_config(path, by_ours, tower)
     if config.tie_word_embeddings:
-        by_ours = _untie(directory, by_ours)
+        by_ours = _untie(path, by_ours)
     if not layout.media_rows:
-        # The rows that are there have to be as many as the configuration says: only those behind them are made up.
+        # The rows in the file have to be as many as the configuration says: only those after them are made up.
         extra = config.text_config.vocab_size - min(config.image_token_id, config.video_token_id)
         by_ours |= {name: _with_rows(by_ours[name], extra) for name in VOCABULARY if name in by_ours}
-    _require_fit(directory, config, by_ours, {ours: tensor.name for ours, tensor in by_ours.items()})
+    _require_fit(path, config, by_ours, {ours: tensor.name for ours, tensor in by_ours.items()})
     named = {ours: dataclasses.replace(tensor, name=ours) for ours, tensor in by_ours.items()}
-    return Checkpoint(directory, layout.name, config, named)
+    return Checkpoint(path, layout.name, config, named, source)
 
 
 def checkpoint_of(config: VideoLlavaConfig, parameters: Mapping[str, Any]) -> Checkpoint:
@@ -113,10 +118,11 @@ def _read_config(directory: Path, tensors: Mapping[str, StoredTensor], tower_con
     """
     path = directory / "config.json"
     with _told(path):
-        if is_pku_config(directory):
-            config = read_pku_config(directory, tensors, tower_config)
+        raw = read_json(path)
+        if is_pku_config(raw):
+            config = read_pku_config(directory, raw, tensors, tower_config)
         else:
-            config = VideoLlavaConfig.from_hf(read_json(path))
+            config = VideoLlavaConfig.from_hf(raw)
         again = VideoLlavaConfig.from_hf(config.to_hf())
     if again != config:
         raise WeightsError(f"{path}: a conversion could not keep it: it would be read again as {again}")
@@ -133,11 +139,6 @@ def _told(path: Path) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split()) if type(error) is ValueError else cause(error)
         raise WeightsError(f"{path}: {text}") from error
-
-
-def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """The tensors of a checkpoint under the names that its own files give them."""
-    return open_orbax(directory) if is_orbax(directory) else open_directory(directory)
 
 
 def for_layout(checkpoint: Checkpoint, layout: Layout, *, drop_temporal: bool = False) -> list[StoredTensor]:

@@ -6,32 +6,29 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
-from tqdm import tqdm
 
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.hub import StrPath, local_path
 from videollava_jax.weights.adapters import Adapter, is_adapter, merge_adapter, open_adapter
-from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint, stored_tensors
-from videollava_jax.weights.directory import whole_directory
+from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint
+from videollava_jax.weights.directory import is_there, whole_directory
 from videollava_jax.weights.errors import WeightsError, cause
-from videollava_jax.weights.files import StoredTensor, drop_from_cache, write_safetensors_directory
+from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.layouts import LAYOUTS
-from videollava_jax.weights.manifest import Manifest, TensorHash, file_hashes, read_manifest, require, tensor_hash
-from videollava_jax.weights.memory import reused_memory
-from videollava_jax.weights.orbax import GROUP_BYTES, write_orbax
+from videollava_jax.weights.manifest import Manifest, TensorHash, check_tensors, file_hashes, require
+from videollava_jax.weights.orbax import write_orbax
 from videollava_jax.weights.pku import write_pku_config
-from videollava_jax.weights.quantize import quantized
-from videollava_jax.weights.verify import check_tensors, require_intact, verify_checkpoint
-
-Array = npt.NDArray[Any]
+from videollava_jax.weights.quantize import quantize_tensors
+from videollava_jax.weights.source import Source
+from videollava_jax.weights.stream import Stream
+from videollava_jax.weights.writing import write_safetensors_directory
 
 SIDE_FILES = (
     "generation_config.json",
@@ -94,17 +91,18 @@ class Options:
 
 
 def convert_to_orbax(
-    source: Path | Checkpoint | Adapter,
-    target: Path,
+    source: StrPath | Checkpoint | Adapter,
+    target: StrPath,
     options: Options = Options(),
     *,
-    tower_config: Path | None = None,
-    base: Path | None = None,
+    tower_config: StrPath | None = None,
+    base: StrPath | Checkpoint | None = None,
 ) -> Conversion:
     """Converts a checkpoint in any known layout to an Orbax directory with its manifest.
 
     Args:
-      source: the checkpoint, or with `base` an adapter; opened or where it lies.
+      source: the checkpoint, or with `base` an adapter; its directory, or opened.
+      target: must not exist, or hold exactly this already.
       tower_config: LanguageBind's config.json, for a checkpoint of the authors'.
       base: the checkpoint that the adapter in `source` is merged into.
 
@@ -112,29 +110,38 @@ def convert_to_orbax(
       WeightsError: what `open_checkpoint` raises, values that are not finite, a target that holds something else,
         or a disk that does not take it. What was there before is there still, and nothing else.
     """
-    if isinstance(source, Adapter) and base is None:
-        raise WeightsError(f"{source.directory}: expected the checkpoint that this adapter is merged into as `base`")
-    opened = _open(base or source, tower_config, adapter=None if base is None else source)  # type: ignore[arg-type]
-    config = opened.checkpoint.config.to_hf()
-    return _write(opened, list(opened.checkpoint.tensors.values()), target, ORBAX, config, options)
+    if base is None:
+        if isinstance(source, Adapter):
+            raise WeightsError(
+                f"{source.directory}: expected the checkpoint that this adapter is merged into as `base`"
+            )
+        checkpoint = _open(source, tower_config)
+    elif isinstance(source, Checkpoint):
+        raise WeightsError(f"{source.directory}: a checkpoint; with `base` an adapter was expected")
+    else:
+        checkpoint = merge_adapter(_open(base, tower_config), _open_adapter(source))
+    return _write(checkpoint, list(checkpoint.tensors.values()), target, ORBAX, checkpoint.config.to_hf(), options)
 
 
 def export(
-    source: Path | Checkpoint,
-    target: Path,
+    source: StrPath | Checkpoint,
+    target: StrPath,
     layout: str,
     options: Options = Options(),
     *,
     drop_temporal: bool = False,
-    adapter: Path | Adapter | None = None,
+    adapter: StrPath | Adapter | None = None,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> Conversion:
-    """Writes a checkpoint (an Orbax directory of ours, or any other that is known) in another layout, as safetensors.
+    """Writes a checkpoint (what `convert_to_orbax` wrote, or in any other known layout) as safetensors.
 
     Args:
+      source: the checkpoint's directory, or opened.
+      target: must not exist, or hold exactly this already.
       layout: "hub", "hf5", "memory" (transformers') or "pku" (the authors').
       drop_temporal: leave the video tower's attention over time out where the layout cannot hold it.
-      adapter: an adapter to merge on the way: where it lies, or opened.
+      adapter: an adapter to merge on the way: its directory, or opened.
+      max_shard_bytes: of one file; a tensor that is larger gets a file of its own.
 
     Raises:
       WeightsError: as in `convert_to_orbax`, and where the layout cannot hold the model.
@@ -143,84 +150,78 @@ def export(
         raise WeightsError(f"layout {layout} has no int8 weights: they are stored in Orbax directories alone")
     if layout not in LAYOUTS:
         raise WeightsError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
-    opened = _open(source, adapter=adapter)
-    checkpoint = opened.checkpoint
+    checkpoint = _open(source)
+    if adapter is not None:
+        checkpoint = merge_adapter(checkpoint, _open_adapter(adapter))
     tensors = for_layout(checkpoint, LAYOUTS[layout], drop_temporal=drop_temporal)
     config = _without_temporal(checkpoint.config) if drop_temporal else checkpoint.config
     raw = write_pku_config(config) if layout == "pku" else config.to_hf()
-    return _write(opened, tensors, target, layout, raw, options, max_shard_bytes)
+    return _write(checkpoint, tensors, target, layout, raw, options, max_shard_bytes)
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A checkpoint to be handed on, and what its manifest says of it.
-
-    Attributes:
-      checkpoint: with an adapter merged into it where one is given.
-      manifested: the tensors of the manifest, by what reads them: a tensor that is passed on as it is keeps that.
-      manifest: empty where there is none.
-    """
-
-    checkpoint: Checkpoint
-    manifested: Mapping[Callable[[], Array], StoredTensor]
-    manifest: Manifest
-
-    def require_intact(self, tensors: Iterable[StoredTensor]) -> dict[str, TensorHash]:
-        """What the manifest says of the tensors that are passed on as they are, to be compared when they pass.
-
-        What is damaged is not handed on with hashes of its own: the tensors that are changed on the way, or stay
-        behind, are read and compared here.
-
-        Raises:
-          WeightsError: a tensor of these is not what the manifest says.
-        """
-        as_they_are = {tensor.name: tensor.read for tensor in tensors if tensor.read in self.manifested}
-        passed = set(as_they_are.values())
-        others = {t.name: t for read, t in self.manifested.items() if read not in passed}
-        require(self.checkpoint.directory, check_tensors(self.manifest, others))
-        return {name: self.manifest.tensors[self.manifested[read].name] for name, read in as_they_are.items()}
-
-
-def _open(
-    source: Path | Checkpoint, tower_config: Path | None = None, *, adapter: Path | Adapter | None = None
-) -> _Opened:
+def _open(source: StrPath | Checkpoint, tower_config: StrPath | None = None) -> Checkpoint:
+    """Opens what is converted, after a look at its manifest."""
     if isinstance(source, Checkpoint):
-        checkpoint, stored, manifest = source, {}, None
-    else:
-        if is_adapter(source):
-            raise WeightsError(f"{source}: an adapter, not a model: --base says which checkpoint it is merged into")
-        require_intact(source, "fast")
-        manifest = read_manifest(source)
-        stored = {} if manifest is None else stored_tensors(source)
-        checkpoint = open_checkpoint(source, tower_config)
-    if adapter is not None:
-        checkpoint = merge_adapter(checkpoint, open_adapter(adapter) if isinstance(adapter, Path) else adapter)
-    return _Opened(checkpoint, {tensor.read: tensor for tensor in stored.values()}, manifest or Manifest({}, {}))
+        return source
+    opened = Source.open(source)
+    if is_adapter(opened):
+        raise WeightsError(f"{source}: an adapter, not a model: --base says which checkpoint it is merged into")
+    opened.require_intact("fast")
+    return open_checkpoint(opened, tower_config)
+
+
+def _open_adapter(adapter: StrPath | Adapter) -> Adapter:
+    return adapter if isinstance(adapter, Adapter) else open_adapter(adapter)
+
+
+def _manifested(checkpoint: Checkpoint, tensors: Iterable[StoredTensor]) -> dict[str, TensorHash]:
+    """Returns what the source's manifest says of the tensors that are copied unchanged, to be compared as they stream.
+
+    Damage is not handed on under new hashes: the source's tensors that are changed on the way, or left out, are read
+    and compared here.
+
+    Raises:
+      WeightsError: one of the latter is not what the manifest says.
+    """
+    source = checkpoint.source
+    if source is None or source.manifest is None:
+        return {}
+    # A tensor that is copied unchanged, under whatever name, keeps the callable that reads it.
+    by_reader = {tensor.read: tensor for tensor in source.stored.values()}
+    unchanged = {tensor.name: tensor.read for tensor in tensors if tensor.read in by_reader}
+    readers = set(unchanged.values())
+    others = {tensor.name: tensor for read, tensor in by_reader.items() if read not in readers}
+    require(source.directory, check_tensors(source.manifest, others))
+    return {name: source.manifest.tensors[by_reader[read].name] for name, read in unchanged.items()}
 
 
 def _write(
-    opened: _Opened,
+    checkpoint: Checkpoint,
     tensors: list[StoredTensor],
-    target: Path,
+    target: StrPath,
     layout: str,
     config: dict[str, Any],
     options: Options,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> Conversion:
-    """Writes tensors, as they are named and shaped here, into a directory of a layout."""
-    checkpoint = opened.checkpoint
+    """Writes tensors, named and shaped as the layout has them, into a directory of that layout."""
     if options.dtype is not None:
         tensors = [_cast(tensor, options.dtype) for tensor in tensors]
     if options.int8:
-        tensors = quantized(tensors)
+        tensors = quantize_tensors(tensors)
     files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
-    files |= {**_side_files(checkpoint.directory), **options.files}
-    manifested = opened.require_intact(tensors)
-    if os.path.lexists(target):
-        stream = _Stream(checkpoint.directory, tensors, options, manifested, "compare")
+    files |= {**_side_files(checkpoint), **options.files}
+    there = is_there(target)
+    stream = Stream(
+        checkpoint.directory,
+        tensors,
+        _manifested(checkpoint, tensors),
+        allow_nonfinite=options.allow_nonfinite,
+        title="compare" if there else f"to {layout}",
+    )
+    if there:
         _require_same(target, stream, files)
         return Conversion(checkpoint, layout, stream.hashes, already_there=True)
-    stream = _Stream(checkpoint.directory, tensors, options, manifested, f"to {layout}")
     with whole_directory(target) as directory:
         if layout == ORBAX:
             write_orbax(directory, tensors, ({t.name: a for t, a in group} for group in stream.groups()))
@@ -235,10 +236,12 @@ def _write(
     return Conversion(checkpoint, layout, stream.hashes, already_there=False)
 
 
-def _side_files(directory: Path) -> dict[str, bytes]:
-    """The files of tokenizer and processor, which a conversion hands on as they are."""
-    files = {}
-    for path in (directory / name for name in SIDE_FILES):
+def _side_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Reads the files of tokenizer and processor, which a conversion copies unchanged."""
+    files: dict[str, bytes] = {}
+    if checkpoint.source is None:
+        return files
+    for path in (checkpoint.directory / name for name in SIDE_FILES if name in checkpoint.source.names):
         try:
             if path.is_file():
                 files[path.name] = path.read_bytes()
@@ -253,138 +256,30 @@ def _cast(tensor: StoredTensor, dtype: np.dtype[Any]) -> StoredTensor:
     return dataclasses.replace(tensor, dtype=dtype, read=lambda: tensor.read().astype(dtype))
 
 
-class _Stream:
-    """Reads tensors a group ahead of the writer, and looks over and hashes each group while it is being written.
-
-    reader     read 1 │ read 2        │ read 3        │ …
-    checker           │ check, hash 1 │ check, hash 2 │ …
-    writer            │ write 1       │ write 2       │ …
-
-    Attributes:
-      tensors: what is read, in this order.
-      hashes: of what has been read.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        tensors: list[StoredTensor],
-        options: Options,
-        manifested: Mapping[str, TensorHash],
-        title: str,
-    ):
-        """What is read of a directory, and what its manifest says of the tensors that it holds just so."""
-        self._directory, self.tensors, self._options = directory, tensors, options
-        self._manifested, self._title = manifested, title
-        self.hashes: dict[str, TensorHash] = {}
-        self._nonfinite: dict[str, tuple[int, int]] = {}
-
-    def groups(self) -> Iterator[list[tuple[StoredTensor, Array]]]:
-        """The groups in order; when the last one has been taken, all hashes and counts are there."""
-        total = sum(tensor.nbytes for tensor in self.tensors)
-        with (
-            reused_memory(),
-            ThreadPoolExecutor(1) as reader,
-            ThreadPoolExecutor(1) as checker,
-            tqdm(total=total, desc=self._title, unit="B", unit_scale=True, disable=None, leave=False) as bar,
-        ):
-            groups = _grouped(self.tensors, GROUP_BYTES)
-            ahead = reader.submit(_read, next(groups, []))
-            while group := ahead.result():
-                ahead = reader.submit(_read, next(groups, []))
-                checked = checker.submit(self._check, group)
-                yield group
-                checked.result()
-                bar.update(sum(tensor.nbytes for tensor, _ in group))
-
-    def _check(self, group: list[tuple[StoredTensor, Array]]) -> None:
-        for tensor, array in group:
-            if not self._options.allow_nonfinite and (counts := nonfinite(array)) != (0, 0):
-                self._nonfinite[tensor.name] = counts
-            self.hashes[tensor.name] = tensor_hash(array)
-
-    def require_intact(self) -> None:
-        """Raises a WeightsError with the tensors that are not what the source's manifest says."""
-        wrong = [name for name, expected in self._manifested.items() if self.hashes[name] != expected]
-        require(self._directory, [f"tensor {name}: its SHA-256 is not the manifest's" for name in wrong])
-
-    def require_finite(self) -> None:
-        """Raises a WeightsError that counts what is not finite, tensor by tensor."""
-        if self._nonfinite:
-            lines = [f"{name}: {nans} NaN, {infs} infinite" for name, (nans, infs) in self._nonfinite.items()]
-            raise WeightsError(
-                f"{self._directory}: {len(lines)} tensors hold values that are not finite (--allow-nonfinite lets them "
-                "pass):\n  " + "\n  ".join(lines[:50])
-            )
-
-
-def _read(group: list[StoredTensor]) -> list[tuple[StoredTensor, Array]]:
-    arrays = [(tensor, tensor.read()) for tensor in group]
-    for file in {tensor.file for tensor in group if tensor.file.is_file()}:
-        drop_from_cache(file)
-    return arrays
-
-
-_EXPONENT: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
-    "float16": (np.uint16, 0x7C00),
-    "bfloat16": (np.uint16, 0x7F80),
-    "float32": (np.uint32, 0x7F800000),
-}
-_BLOCK = 2**17  # values that stay in the cache of a core while they are looked over
-
-
-def nonfinite(array: Array) -> tuple[int, int]:
-    """(NaN, infinite): how many values are so."""
-    if np.issubdtype(array.dtype, np.integer):
-        return 0, 0
-    if array.dtype.name not in _EXPONENT:
-        return int(np.isnan(array).sum()), int(np.isinf(array).sum())
-    kind, exponent = _EXPONENT[array.dtype.name]
-    bits = np.ascontiguousarray(array).reshape(-1).view(kind)
-    masked = np.empty(min(len(bits), _BLOCK), kind)
-    most = 0
-    for start in range(0, len(bits), _BLOCK):
-        block = bits[start : start + _BLOCK]
-        most = max(most, int(np.bitwise_and(block, kind(exponent), out=masked[: len(block)]).max()))
-    if most < exponent:
-        return 0, 0
-    values = array.astype(np.float32)
-    return int(np.isnan(values).sum()), int(np.isinf(values).sum())
-
-
-def _grouped(tensors: Iterable[StoredTensor], nbytes: int) -> Iterator[list[StoredTensor]]:
-    """Neighbours together, up to so many bytes a group."""
-    group: list[StoredTensor] = []
-    size = 0
-    for tensor in tensors:
-        if group and size + tensor.nbytes > nbytes:
-            yield group
-            group, size = [], 0
-        group.append(tensor)
-        size += tensor.nbytes
-    if group:
-        yield group
-
-
-def _require_same(target: Path, stream: _Stream, files: dict[str, bytes]) -> None:
+def _require_same(target: StrPath, stream: Stream, files: dict[str, bytes]) -> None:
     """Makes sure that a target holds exactly what would be written, to the last bit.
 
     Raises:
       WeightsError: it holds something else, or is damaged, or the source is.
     """
-    manifest = read_manifest(target) if target.is_dir() else None
     expected = {tensor.name: (tensor.dtype.name, tensor.shape) for tensor in stream.tensors}
+    held = Source.open(target) if os.path.isdir(local_path(target)) else None
     if (
-        manifest is not None
-        and expected == {n: (t.dtype, t.shape) for n, t in manifest.tensors.items()}
-        and all((target / n).is_file() and (target / n).read_bytes() == content for n, content in files.items())
+        held is not None
+        and held.manifest is not None
+        and expected == {n: (t.dtype, t.shape) for n, t in held.manifest.tensors.items()}
+        and all(_holds(held.directory / name, content) for name, content in files.items())
     ):
         for _ in stream.groups():
             pass
         stream.require_intact()
-        if stream.hashes == manifest.tensors and not verify_checkpoint(target):
+        if stream.hashes == held.manifest.tensors and not held.problems("full"):
             return
     raise WeightsError(f"{target} exists and holds something else: choose another place, or remove it first")
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
 
 
 def _without_temporal(config: VideoLlavaConfig) -> VideoLlavaConfig:

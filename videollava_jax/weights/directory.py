@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from videollava_jax.hub import StrPath, local_path
 from videollava_jax.weights.errors import WeightsError, cause
 
 
 @contextmanager
-def whole_directory(target: Path) -> Iterator[Path]:
+def whole_directory(target: StrPath) -> Iterator[Path]:
     """Gives an empty directory to write into; it becomes `target` when the block ends without an error.
 
         .target.partial/    written here by the run that holds its lock, flushed to the disk, then renamed to target
@@ -26,8 +27,9 @@ def whole_directory(target: Path) -> Iterator[Path]:
     Raises:
       WeightsError: `target` exists, another run is writing it, or the disk does not take it.
     """
-    partial = target.parent / f".{target.name}.partial"
     try:
+        target = local_path(target)
+        partial = target.parent / f".{target.name}.partial"
         require_absent(target)
         partial.mkdir(parents=True, exist_ok=True)
         lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -58,9 +60,21 @@ def whole_directory(target: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def require_absent(target: Path) -> None:
+def is_there(target: StrPath) -> bool:
+    """Returns whether something is in the place of `target`, if only a link that leads nowhere.
+
+    Raises:
+      WeightsError: no path at all.
+    """
+    try:
+        return os.path.lexists(local_path(target))
+    except ValueError as error:
+        raise WeightsError(f"{target}: cannot be made here ({cause(error)})") from None
+
+
+def require_absent(target: StrPath) -> None:
     """Raises a WeightsError where something is in the place of `target`."""
-    if os.path.lexists(target):
+    if is_there(target):
         raise WeightsError(f"{target} exists: choose another place, or remove it first")
 
 

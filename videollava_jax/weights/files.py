@@ -1,4 +1,4 @@
-"""Files of tensors, one tensor at a time: safetensors directories in and out, and torch's `.bin` files in.
+"""Files of tensors, opened without reading a tensor: safetensors, and torch's `.bin` files.
 
 A safetensors file, as the library documents it:
 
@@ -10,15 +10,13 @@ A safetensors file, as the library documents it:
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import io
 import json
 import math
 import os
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +31,6 @@ from videollava_jax.weights.memory import empty
 
 INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
-
-SYNC_BYTES = 256 * 2**20
-"""So much is written between two syncs with the disk."""
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -76,34 +71,6 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
-
-
-def open_directory(directory: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint directory, by name.
-
-    Safetensors are preferred where both kinds lie side by side, as on the hub.
-
-    Raises:
-      WeightsError: no tensor files, a file that is damaged or not what it claims, or an index that does not agree
-        with the files it names.
-    """
-    try:
-        # Not is_dir() and glob(): they take a directory that may not be read for one that is not there, or is empty.
-        there = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        raise WeightsError(f"{directory}: no such directory; expected one with a checkpoint in it") from None
-    except (OSError, ValueError) as error:  # ValueError: no name of a file, such as one with a null byte
-        raise WeightsError(f"{directory}: cannot be read ({cause(error)})") from None
-    for index, pattern, opener in (
-        (INDEX, "*.safetensors", open_safetensors),
-        (BIN_INDEX, "pytorch_model*.bin", open_bin),
-    ):
-        if index in there:
-            return _open_indexed(directory, _inside(directory, index, directory), opener)
-        if files := fnmatch.filter(there, pattern):
-            return _merged(opener(_inside(directory, file, directory)) for file in files)
-    found = ", ".join(there[:8]) or "an empty directory"
-    raise WeightsError(f"{directory}: expected *.safetensors or pytorch_model*.bin, found {found}")
 
 
 def open_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -239,65 +206,6 @@ _TORCH_NAMES = {
 }
 
 
-def _open_indexed(
-    directory: Path, index: Path, opener: Callable[[Path], dict[str, StoredTensor]]
-) -> dict[str, StoredTensor]:
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        by_file: dict[str, set[str]] = {}
-        for name, file in weight_map.items():
-            by_file.setdefault(file, set()).add(name)
-        if not all(isinstance(file, str) for file in by_file):
-            raise TypeError("file names that are not text")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{index}: expected an index with a weight_map of names to files ({cause(error)})") from None
-    paths, problems = {}, []
-    for file in by_file:
-        try:
-            paths[file] = _inside(directory, file, index)
-        except WeightsError as error:
-            problems.append(str(error))
-    if problems:
-        raise WeightsError("\n".join(problems))
-    opened = {file: opener(path) for file, path in paths.items()}
-    for file, names in by_file.items():
-        problems += [f"{file} lacks {name}" for name in sorted(names - opened[file].keys())]
-        problems += [f"the index lacks {name} of {file}" for name in sorted(opened[file].keys() - names)]
-    if problems:
-        raise WeightsError(f"{index}: does not agree with its files:\n  " + "\n  ".join(problems))
-    return _merged(opened.values())
-
-
-def _inside(directory: Path, file: str, told_by: Path) -> Path:
-    """The path of a file that lies in the checkpoint's directory or where the hub's cache keeps those of its snapshots.
-
-    Raises:
-      WeightsError: it lies elsewhere, is not there, or is no file: a pipe or a device could be read without an end.
-    """
-    path = directory / file
-    try:
-        real, home = path.resolve(), directory.resolve()
-        homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
-        inside, there = path.parent == directory and real.parent in homes, path.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a null byte, links in a circle
-        raise WeightsError(f"{told_by}: {path} cannot be opened ({cause(error)})") from None
-    if not inside:
-        raise WeightsError(f"{told_by}: {path} lies outside the checkpoint's directory")
-    if not there:
-        raise WeightsError(f"{told_by}: {path} is not there, or is not a file")
-    return path
-
-
-def _merged(opened: Iterable[Mapping[str, StoredTensor]]) -> dict[str, StoredTensor]:
-    merged: dict[str, StoredTensor] = {}
-    for tensors in opened:
-        for name, tensor in tensors.items():
-            if name in merged:
-                raise WeightsError(f"tensor {name} is in two files: {merged[name].file} and {tensor.file}")
-            merged[name] = tensor
-    return merged
-
-
 def drop_from_cache(path: Path) -> None:
     """Lets go of what the page cache holds of a file, or of all files below a directory, that is on the disk.
 
@@ -309,78 +217,3 @@ def drop_from_cache(path: Path) -> None:
     for file in [path] if path.is_file() else [below for below in path.rglob("*") if below.is_file()]:
         with contextlib.suppress(OSError), open(file, "rb") as opened:  # advice, and no more
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-# ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def write_safetensors_directory(
-    directory: Path, specs: Iterable[StoredTensor], arrays: Iterator[npt.NDArray[Any]], *, max_shard_bytes: int
-) -> None:
-    """Writes tensors, each asked for when its turn comes, as transformers shards them: an index beside them.
-
-    Args:
-      directory: exists.
-      specs: names, shapes and dtypes.
-      arrays: the arrays themselves, in the same order.
-      max_shard_bytes: of one file; a tensor that is larger gets a file of its own.
-    """
-    shards: list[list[StoredTensor]] = [[]]
-    for spec in specs:
-        if shards[-1] and sum(other.nbytes for other in shards[-1]) + spec.nbytes > max_shard_bytes:
-            shards.append([])
-        shards[-1].append(spec)
-    single = len(shards) == 1
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_safetensors(directory / name, shard, arrays)
-        weight_map |= {spec.name: name for spec in shard}
-    for _ in arrays:  # to its end: what comes behind its last array, the checks of a stream, is part of the writing
-        raise WeightsError(f"{directory}: more arrays than names to write them under")
-    if not single:
-        total = sum(spec.nbytes for shard in shards for spec in shard)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _write_safetensors(path: Path, specs: list[StoredTensor], arrays: Iterator[npt.NDArray[Any]]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for spec in specs:
-        header[spec.name] = {
-            "dtype": DTYPE_NAMES[spec.dtype],
-            "shape": list(spec.shape),
-            "data_offsets": [offset, offset + spec.nbytes],
-        }
-        offset += spec.nbytes
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)  # tensors begin at a multiple of 8, as the library writes them
-    with open(path, "wb") as file, ThreadPoolExecutor(1) as syncer:
-        syncing: Future[None] | None = None
-        file.write(struct.pack("<Q", len(raw)) + raw)
-        unsynced = 0
-        for spec in specs:
-            array = next(arrays)
-            if array.shape != spec.shape or array.dtype != spec.dtype:
-                raise WeightsError(
-                    f"{path}: tensor {spec.name}: expected {spec.dtype} {spec.shape}, got {array.dtype} {array.shape}"
-                )
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-            unsynced += spec.nbytes
-            if unsynced >= SYNC_BYTES:
-                file.flush()
-                if syncing is not None:
-                    syncing.result()
-                syncing = syncer.submit(_sync, file.fileno(), path)
-                unsynced = 0
-        if syncing is not None:
-            syncing.result()
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(descriptor: int, path: Path) -> None:
-    """Waits, beside the writing of what comes next, until the disk has what was written."""
-    os.fdatasync(descriptor)
-    drop_from_cache(path)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,15 +13,15 @@ from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.hub import StrPath
 from videollava_jax.model.layers import quantize_rows
 from videollava_jax.model.sharding import put
-from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, open_checkpoint, stored_tensors
+from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, open_checkpoint
 from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.manifest import Verify
 from videollava_jax.weights.orbax import restore_orbax
-from videollava_jax.weights.quantize import SCALE, is_quantizable, pairs
-from videollava_jax.weights.quantize import quantized as weights_in_int8
-from videollava_jax.weights.verify import require_intact
+from videollava_jax.weights.quantize import SCALE, is_quantizable, pairs, quantize_tensors
+from videollava_jax.weights.source import Source
 
 Parameters = dict[str, jax.Array]
 Place = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -30,7 +29,7 @@ Place = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
 def load_checkpoint(
-    directory: Path,
+    directory: StrPath,
     dtype: DTypeLike | None = None,
     *,
     placement: Callable[[VideoLlavaConfig], Place] | None = None,
@@ -52,16 +51,19 @@ def load_checkpoint(
     Raises:
       WeightsError: what does not fit or differs from the manifest, all listed at once.
     """
-    checkpoint = open_checkpoint(directory)
-    require_intact(directory, verify)
+    source = Source.open(directory)
+    checkpoint = open_checkpoint(source)
+    source.require_intact(verify)
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = (lambda name, shape: first) if placement is None else placement(checkpoint.config)
-    load = _from_orbax if checkpoint.layout == ORBAX else _from_files
-    return checkpoint.config, load(checkpoint, dtype, place, int8)
+    if checkpoint.layout == ORBAX:
+        return checkpoint.config, _from_orbax(checkpoint, source.stored, dtype, place, int8)
+    return checkpoint.config, _from_files(checkpoint, dtype, place, int8)
 
 
-def _from_orbax(checkpoint: Checkpoint, dtype: DTypeLike | None, place: Place, int8: bool) -> Parameters:
-    stored = stored_tensors(checkpoint.directory)
+def _from_orbax(
+    checkpoint: Checkpoint, stored: Mapping[str, StoredTensor], dtype: DTypeLike | None, place: Place, int8: bool
+) -> Parameters:
     scales = pairs(stored)
 
     def target(name: str, tensor: StoredTensor) -> jax.ShapeDtypeStruct:
@@ -91,7 +93,7 @@ def _dequantize(weight: jax.Array, scale: jax.Array, dtype: np.dtype[Any]) -> ja
 def _from_files(checkpoint: Checkpoint, dtype: DTypeLike | None, place: Place, int8: bool) -> Parameters:
     parameters: Parameters = {}
     tensors = list(checkpoint.tensors.values())
-    tensors = weights_in_int8(tensors) if int8 else tensors
+    tensors = quantize_tensors(tensors) if int8 else tensors
     scaled = {tensor.name + SCALE for tensor in tensors if tensor.dtype == np.int8}
     for tensor in tqdm(tensors, desc="loading", unit="tensor", disable=None, leave=False):
         name, array = tensor.name, tensor.read()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor
+from videollava_jax.weights.reading import read_ahead
 
 Verify = Literal["full", "fast", "off"]
 
@@ -131,18 +132,21 @@ def _file_hash(path: Path) -> FileHash:
 
 
 def check_files(directory: Path, manifest: Manifest, tensors: Mapping[str, StoredTensor]) -> list[str]:
-    """What is wrong with a checkpoint as far as no tensor is read: files, names, shapes, dtypes. Empty if nothing.
+    """Compares files, names, shapes and dtypes with the manifest, without reading a tensor.
 
     Files that were added later are not looked at.
+
+    Returns:
+      a sentence for each difference.
     """
     problems = []
-    found = file_hashes(directory)
     for name, expected in manifest.files.items():
-        if name not in found:
+        found = _hash_inside(directory, name)
+        if found is None:
             problems.append(f"{name} is missing")
-        elif found[name].nbytes != expected.nbytes:
-            problems.append(f"{name}: expected {expected.nbytes} bytes, got {found[name].nbytes}")
-        elif expected.sha256 is not None and found[name] != expected:
+        elif found.nbytes != expected.nbytes:
+            problems.append(f"{name}: expected {expected.nbytes} bytes, got {found.nbytes}")
+        elif expected.sha256 is not None and found != expected:
             problems.append(f"{name}: its SHA-256 is not the manifest's")
     problems += [f"tensor {name} is missing" for name in manifest.tensors.keys() - tensors.keys()]
     problems += [f"tensor {name} is not in the manifest" for name in tensors.keys() - manifest.tensors.keys()]
@@ -156,11 +160,22 @@ def check_files(directory: Path, manifest: Manifest, tensors: Mapping[str, Store
     return problems
 
 
-def check_arrays(manifest: Manifest, arrays: Iterable[tuple[str, npt.NDArray[Any]]]) -> list[str]:
-    """Tensors whose bytes are not those that were written. Empty if all are."""
+def _hash_inside(directory: Path, name: str) -> FileHash | None:
+    """Returns the hash of a file below a directory; None where there is none, or the name leads out of it."""
+    path = directory / name
+    if Path(name).is_absolute() or ".." in path.parts[len(directory.parts) :]:
+        return None
+    try:
+        return _file_hash(path) if path.is_file() else None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({cause(error)})") from None
+
+
+def check_tensors(manifest: Manifest, tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """Reads tensors; returns a sentence for each whose bytes are not those that were written."""
     return [
         f"tensor {name}: its SHA-256 is not the manifest's"
-        for name, array in arrays
+        for name, array in read_ahead(tensors, "verify")
         if tensor_hash(array) != manifest.tensors.get(name)
     ]
 

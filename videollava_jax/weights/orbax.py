@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,11 +27,6 @@ PARAMETERS = "params"  # the Orbax checkpoint inside a directory of ours
 _ITEM = "state"  # what Orbax calls the one tree of a checkpoint
 GROUP_BYTES = 256 * 2**20
 """Tensors are written, and read for conversion, in groups of so many bytes: few calls, little memory."""
-
-
-def is_orbax(directory: Path) -> bool:
-    """Whether a directory is one of ours."""
-    return os.path.isdir(directory / PARAMETERS)  # not is_dir(), which raises where the directory may not be entered
 
 
 def write_orbax(

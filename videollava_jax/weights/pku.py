@@ -26,17 +26,19 @@ def padded_rows(first_media_row: int) -> int:
     return -(-(first_media_row + 3) // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-def is_pku_config(directory: Path) -> bool:
-    """Whether a directory's config.json is the authors'."""
-    return "mm_video_tower" in read_json(directory / "config.json")
+def is_pku_config(raw: Mapping[str, Any]) -> bool:
+    """Returns whether the object in a config.json is the authors'."""
+    return "mm_video_tower" in raw
 
 
 def read_pku_config(
-    directory: Path, tensors: Mapping[str, StoredTensor], tower_config: Path | None
+    directory: Path, raw: Mapping[str, Any], tensors: Mapping[str, StoredTensor], tower_config: Path | None
 ) -> VideoLlavaConfig:
-    """The configuration of a checkpoint of the authors'.
+    """Reads the configuration of a checkpoint of the authors'.
 
     Args:
+      directory: of the checkpoint, for messages.
+      raw: the object in its config.json.
       tensors: by our names, in the shapes that the files have.
       tower_config: LanguageBind's config.json (its `vision_config` is read), or None.
 
@@ -44,7 +46,6 @@ def read_pku_config(
       WeightsError: a tensor that the shapes are read from is missing, or the configuration asks for something that
         this model does not do.
     """
-    raw = read_json(directory / "config.json")
     projector = raw.get("mm_projector_type", "mlp2x_gelu")
     if projector != "mlp2x_gelu":
         raise WeightsError(f"{directory}: mm_projector_type {projector!r} is not supported: expected 'mlp2x_gelu'")

@@ -47,8 +47,8 @@ def dequantize(weight: Array, scale: Array, dtype: np.dtype[Any]) -> Array:
     return (weight.astype(np.float32) * scale[:, None]).astype(dtype)
 
 
-def quantized(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
-    """The same tensors with those that are quantizable as int8, each followed by its scale."""
+def quantize_tensors(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
+    """Returns the tensors with the quantizable ones in int8, each followed by its scale; computed when it is read."""
     stored = []
     for tensor in tensors:
         if is_quantizable(tensor.name):

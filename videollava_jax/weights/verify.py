@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
-from videollava_jax.weights.checkpoint import Checkpoint, open_checkpoint, stored_tensors
+from videollava_jax.hub import StrPath
+from videollava_jax.weights.checkpoint import Checkpoint
 from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor
-from videollava_jax.weights.manifest import Manifest, Verify, check_arrays, check_files, read_manifest, require
-from videollava_jax.weights.memory import reused_memory
+from videollava_jax.weights.manifest import Verify
+from videollava_jax.weights.reading import read_ahead
+from videollava_jax.weights.source import Source
 
 
-def verify_checkpoint(directory: Path, level: Verify = "full") -> list[str]:
-    """What differs between a checkpoint and the manifest beside it; empty if nothing does.
+def verify_checkpoint(directory: StrPath | Source, level: Verify = "full") -> list[str]:
+    """Compares a checkpoint with its manifest; returns a sentence for each difference.
 
     Args:
-      level: "full" reads and hashes every tensor, at the speed of the disk or of SHA-256; "fast" looks at the
-        files, names, shapes and dtypes, in milliseconds; "off" looks at nothing.
+      directory: of a checkpoint or an adapter, or what `Source.open` returned for it.
+      level: "full" reads and hashes every tensor, at the speed of the disk or of SHA-256; "fast" compares files,
+        names, shapes and dtypes, in milliseconds; "off" compares nothing.
 
     Raises:
       WeightsError: there is no manifest, or the checkpoint cannot even be opened.
     """
     if level == "off":
         return []
-    manifest = read_manifest(directory)
-    if manifest is None:
+    source = Source.open(directory)
+    if source.manifest is None:
         raise WeightsError(
-            f"{directory}: expected a manifest.json beside the checkpoint, as `convert` and `export` write"
+            f"{directory}: expected a manifest.json in the checkpoint's directory, as `convert` and `export` write it"
         )
-    tensors = stored_tensors(directory)
-    problems = check_files(directory, manifest, tensors)
-    return problems + check_tensors(manifest, tensors) if level == "full" else problems
-
-
-def check_tensors(manifest: Manifest, tensors: Mapping[str, StoredTensor]) -> list[str]:
-    """Reads tensors and says which are not what the manifest says; empty if all are."""
-    return check_arrays(manifest, _read(tensors, "verify"))
-
-
-def require_intact(directory: Path, level: Verify = "full") -> None:
-    """Raises a WeightsError with all that `verify_checkpoint` finds; a checkpoint without a manifest is let pass."""
-    if level != "off" and read_manifest(directory) is not None:
-        require(directory, verify_checkpoint(directory, level))
+    return source.problems(level)
 
 
 @dataclass(frozen=True)
@@ -80,18 +66,13 @@ def compare_checkpoints(first: Checkpoint, second: Checkpoint) -> Comparison:
     differences += [Difference(n, "only in the second") for n in second.tensors if n not in first.tensors]
     common = {name: tensor for name, tensor in first.tensors.items() if name in second.tensors}
     equal = 0
-    for name, array in _read(common, "compare"):
+    for name, array in read_ahead(common, "compare"):
         difference = _difference(name, array, second.tensors[name])
         if difference is None:
             equal += 1
         else:
             differences.append(difference)
     return Comparison(equal, tuple(differences))
-
-
-def compare_directories(first: Path, second: Path) -> Comparison:
-    """`compare_checkpoints` of two directories."""
-    return compare_checkpoints(open_checkpoint(first), open_checkpoint(second))
 
 
 def _difference(name: str, array: npt.NDArray[Any], stored: StoredTensor) -> Difference | None:
@@ -106,21 +87,3 @@ def _difference(name: str, array: npt.NDArray[Any], stored: StoredTensor) -> Dif
     if array.dtype != other.dtype:
         return Difference(name, "dtype", f"{array.dtype.name} and {other.dtype.name}; {detail}")
     return Difference(name, "values", detail)
-
-
-def _read(tensors: Mapping[str, StoredTensor], title: str) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Every tensor in turn; the next is read while one is looked at."""
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    with (
-        reused_memory(),
-        ThreadPoolExecutor(1) as reader,
-        tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=None, leave=False) as bar,
-    ):
-        reads = (reader.submit(tensor.read) for tensor in tensors.values())
-        ahead = next(reads, None)
-        for name, tensor in tensors.items():
-            assert ahead is not None
-            array = ahead.result()
-            ahead = next(reads, None)
-            yield name, array
-            bar.update(tensor.nbytes)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videollava_jax.hub import StrPath
 from videollava_jax.weights.adapters.config import CONFIG, MERGE_FIRST, NO_MODULES, Strengths, listed, unsupported
 from videollava_jax.weights.adapters.names import (
     HALF,
@@ -34,6 +35,7 @@ from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor, open_bin, open_safetensors
 from videollava_jax.weights.layouts import learnt
 from videollava_jax.weights.pku import read_json
+from videollava_jax.weights.source import Source
 
 ADAPTER, TRAINED_BESIDE, PROJECTOR = "adapter_model", "non_lora_trainables", "mm_projector"
 _OPENERS = ((".safetensors", open_safetensors), (".bin", open_bin))
@@ -98,28 +100,31 @@ class Adapter:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter and no model of its own."""
-    models = (*directory.glob("model*.safetensors"), *directory.glob("pytorch_model*.bin"))
-    # os.path's, which say no where a directory may not be entered; Path's raise.
-    return not models and (os.path.isfile(directory / CONFIG) or bool(_files(directory)))
+def is_adapter(directory: StrPath | Source) -> bool:
+    """Returns whether a directory holds an adapter and no model of its own.
+
+    Raises:
+      WeightsError: there is no such directory, or it cannot be read.
+    """
+    source = Source.open(directory)
+    # os.path.isfile says no where a directory may not be entered; Path.is_file raises.
+    return not source.has_model and (os.path.isfile(source.directory / CONFIG) or bool(_files(source)))
 
 
-def open_adapter(directory: Path) -> Adapter:
+def open_adapter(directory: StrPath | Source) -> Adapter:
     """Opens an adapter: PEFT's, the authors' LoRA directory, or their `mm_projector.bin`; no tensor is read.
 
     Raises:
       WeightsError: no adapter, a damaged file, a kind of adapter that is more than W + scale · B @ A, names of no
         layout, an A without its B, shapes that are not those of the configured rank; all listed at once.
     """
-    files = _files(directory)
+    source = Source.open(directory)
+    directory, files = source.directory, _files(source)
     if not files:
-        there = "no such directory"
-        if directory.is_dir():
-            names = sorted(path.name for path in directory.iterdir())[:8]
-            there = f"found {', '.join(names) or 'an empty directory'}"
-        expected = f"{CONFIG} with {ADAPTER}.safetensors, {TRAINED_BESIDE}.bin or {PROJECTOR}.bin"
-        raise WeightsError(f"{directory}: expected an adapter ({expected}), {there}")
+        raise WeightsError(
+            f"{directory}: expected an adapter ({CONFIG} with {ADAPTER}.safetensors, {TRAINED_BESIDE}.bin or "
+            f"{PROJECTOR}.bin), found {', '.join(source.names[:8]) or 'an empty directory'}"
+        )
     raw = read_json(directory / CONFIG) if (directory / CONFIG).exists() else None
     halves, whole, problems = _sorted_out(files)
     strengths = None
@@ -146,11 +151,11 @@ def open_adapter(directory: Path) -> Adapter:
     return Adapter(directory, layout.name, lora, replaced, raw or {})
 
 
-def _files(directory: Path) -> list[Path]:
-    """The files of tensors; safetensors are preferred where both kinds lie side by side."""
+def _files(source: Source) -> list[Path]:
+    """Returns the files of tensors; safetensors are preferred where both kinds are there."""
     found = []
     for stem in (ADAPTER, TRAINED_BESIDE, PROJECTOR):
-        paths = [directory / f"{stem}{suffix}" for suffix, _ in _OPENERS]
+        paths = [source.directory / name for suffix, _ in _OPENERS if (name := f"{stem}{suffix}") in source.names]
         found += [path for path in paths if os.path.isfile(path)][:1]
     return found
 

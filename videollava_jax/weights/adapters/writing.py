@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy.typing as npt
 
+from videollava_jax.hub import StrPath
 from videollava_jax.weights.adapters.config import CONFIG, NO_MODULES, Value, listed
 from videollava_jax.weights.adapters.names import ADAPTER_LAYOUTS, WEIGHT, WRAPPED, module_name
 from videollava_jax.weights.adapters.opening import ADAPTER, TRAINED_BESIDE, Adapter
 from videollava_jax.weights.directory import whole_directory
 from videollava_jax.weights.errors import WeightsError
-from videollava_jax.weights.files import StoredTensor, write_safetensors_directory
+from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.layouts import TEMPORAL, VOCABULARY, Layout
 from videollava_jax.weights.manifest import Manifest, TensorHash, file_hashes, tensor_hash
+from videollava_jax.weights.writing import write_safetensors_directory
 
 Array = npt.NDArray[Any]
 
@@ -27,7 +29,7 @@ _KEPT = ("lora_dropout", "task_type", "inference_mode")
 _KEPT_IN_ITS_LAYOUT = ("base_model_name_or_path", "revision", "auto_mapping")
 
 
-def write_peft(adapter: Adapter, target: Path, layout: str) -> dict[str, TensorHash]:
+def write_peft(adapter: Adapter, target: StrPath, layout: str) -> dict[str, TensorHash]:
     """Writes an adapter for PEFT, its modules named as a layout names them; with a manifest, whole or not at all.
 
     `PeftModel.from_pretrained` takes the result for a model that has such names: "memory" for transformers 5,
