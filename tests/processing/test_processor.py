@@ -364,7 +364,7 @@ def test_a_prompt_too_long_for_the_model(private: VideoLlavaProcessor, clip: Pat
         own("<video><video>", videos=[video(7), video(7)])
     with pytest.raises(ValueError, match="Shorten the text"):
         own("a " * 80)
-    with pytest.raises(ValueError, match="Not one frame fits beside the rest: shorten the text"):
+    with pytest.raises(ValueError, match="Not one frame fits with the rest: shorten the text"):
         own("<video>" + "a " * 80, videos=video(1))
 
 

@@ -1,4 +1,4 @@
-"""The processor's files, and what a model's configuration tells the processor."""
+"""Reads and writes the processor's files, with what it needs from the model's configuration."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from videollava_jax.config import SelectStrategy, VideoLlavaConfig
+from videollava_jax.media import FramePreprocessor
 from videollava_jax.processing.tokenizer import read_json
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model's config.json tells the processor."""
+    """The parts of a model's config.json that the processor needs.
+
+    Attributes:
+        patch_size: of the vision towers.
+        strategy: whether an image keeps its class token.
+        max_positions: positions of the decoder; None if unknown.
+        frame_window: a video's number of frames must be a multiple of this.
+        template: name of the prompt template.
+        preprocessing: resizing, as in `preprocessor_config.json`, for directories without that file.
+    """
 
     patch_size: int
     strategy: SelectStrategy
@@ -25,6 +35,7 @@ class ModelFacts:
 
 
 def model_facts(config: dict[str, Any]) -> ModelFacts:
+    """Reads a model's config.json, ours or the authors'; {} if there is none."""
     if config.get("model_type") == "video_llava":
         model = VideoLlavaConfig.from_hf(config)
         side = model.vision_config.image_size
@@ -36,8 +47,8 @@ def model_facts(config: dict[str, Any]) -> ModelFacts:
             template="hf" if model.variant == "hf" else "vicuna_v1",
             preprocessing=_square(side),
         )
-    # The authors' own checkpoints: a Llama configuration, towers of 224 pixels, the video tower attending over 8
-    # frames, trained with Vicuna's prompt.
+    # The authors' checkpoints have a Llama configuration. Their towers take 224 pixels, the video tower attends over
+    # 8 frames, and they were trained with Vicuna's prompt.
     template = "vicuna_v1" if config else "hf"
     window = 8 if "mm_video_tower" in config else 1
     return ModelFacts(14, "default", config.get("max_position_embeddings"), window, template, _square(224))
@@ -47,7 +58,32 @@ def _square(side: int) -> dict[str, Any]:
     return {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
 
 
-def saved_chat_template(path: Path, saved: Mapping[str, Any]) -> str | None:
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads a directory in transformers' layout: returns the arguments of `VideoLlavaProcessor` except the tokenizer.
+
+    Raises:
+        ValueError: a file that cannot be read, or a setting that is not supported.
+    """
+    config = read_json(path / "config.json") or {}
+    saved = read_json(path / "processor_config.json") or {}
+    image = saved.get("image_processor") or read_json(path / "preprocessor_config.json")
+    video = saved.get("video_processor") or read_json(path / "video_preprocessor_config.json")
+    model = model_facts(config)
+    return {
+        "image_processor": FramePreprocessor.from_json(image if image is not None else model.preprocessing),
+        "video_processor": None if video is None else FramePreprocessor.from_json(video),
+        "patch_size": saved.get("patch_size", model.patch_size),
+        "vision_feature_select_strategy": saved.get("vision_feature_select_strategy", model.strategy),
+        "chat_template": _saved_chat_template(path, saved),
+        "num_additional_image_tokens": saved.get("num_additional_image_tokens", 1),
+        "template": saved.get("prompt_template", model.template),
+        "max_positions": saved.get("max_positions") if model.max_positions is None else model.max_positions,
+        "video_pooling": saved.get("video_pooling", 1),
+        "frame_window": model.frame_window if config else saved.get("frame_window", 1),
+    }
+
+
+def _saved_chat_template(path: Path, saved: Mapping[str, Any]) -> str | None:
     raw = path / "chat_template.jinja"
     if raw.is_file():
         return raw.read_text(encoding="utf-8")
@@ -55,5 +91,36 @@ def saved_chat_template(path: Path, saved: Mapping[str, Any]) -> str | None:
     return legacy if isinstance(legacy, str) else None
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_settings(
+    path: Path,
+    processor_class: str,
+    *,
+    image_processor: FramePreprocessor,
+    video_processor: FramePreprocessor,
+    settings: Mapping[str, Any],
+    chat_template: str,
+) -> None:
+    """Writes the files that `read_settings` and transformers read.
+
+    Args:
+        path: an existing directory.
+        processor_class: the class's name, which transformers looks up.
+        image_processor, video_processor: how images and frames become pixels.
+        settings: the content of `processor_config.json`.
+        chat_template: Jinja.
+    """
+    name = {"processor_class": processor_class}
+    _write_json(
+        path / "preprocessor_config.json",
+        {**image_processor.to_json(), **name, "image_processor_type": "VideoLlavaImageProcessor"},
+    )
+    _write_json(
+        path / "video_preprocessor_config.json",
+        {**video_processor.to_json(), **name, "video_processor_type": "VideoLlavaVideoProcessor"},
+    )
+    _write_json(path / "processor_config.json", {**name, **settings})
+    (path / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

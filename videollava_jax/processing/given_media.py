@@ -1,4 +1,4 @@
-"""What users hand to the processor: images and videos in every nesting, shared out over the rows."""
+"""Takes images and videos in every form that users pass, assigns them to rows of the text, and reads their pixels."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def share_out(given: Any, kind: MediaKind, placeholders: Sequence[int] | None) -
     """Splits the `images=` or `videos=` argument into the media of each row, in the placeholders' order.
 
     Args:
-        given: None, one medium, a flat list of media, or a list with a list (or None) for each row. One array
-            with an axis more than a medium has is a flat list.
+        given: None, one medium, a flat list of media, or a list with a list (or None) for each row. An array with one
+            axis more than a medium is a flat list.
         kind: "image" or "video".
-        placeholders: how many placeholders each row of the text has; None when there is no text, and then all
+        placeholders: the number of placeholders in each row of the text; None if there is no text, in which case all
             media are one row.
 
     Raises:
-        ValueError: something that is no medium, or a number of media other than that of the placeholders.
+        ValueError: an item is not a medium, or the numbers of media and placeholders differ.
     """
     if given is None:
         media: list[Any] = []
@@ -52,7 +52,7 @@ def share_out(given: Any, kind: MediaKind, placeholders: Sequence[int] | None) -
 
 
 def is_medium(value: Any, kind: MediaKind) -> bool:
-    """Whether a value has the form of one image, or of one video; pixels are checked when they are read."""
+    """Returns whether a value has the form of one image, or of one video. Pixels are checked when they are read."""
     if isinstance(value, (str, os.PathLike)):
         return True
     if isinstance(value, np.ndarray):
@@ -65,7 +65,7 @@ def is_medium(value: Any, kind: MediaKind) -> bool:
 
 
 def is_frame(value: Any) -> bool:
-    """Whether a value has the form of one frame: a PIL image, or an array of three axes."""
+    """Returns whether a value has the form of one frame: a PIL image, or an array with three axes."""
     return _is_pil(value) or (isinstance(value, np.ndarray) and value.ndim == 3)
 
 
@@ -113,14 +113,18 @@ def _mismatch(kind: MediaKind, placeholders: Sequence[int], got: int) -> str:
 
 
 def describe(value: Any) -> str:
-    """A value in an error message: arrays by shape and dtype, anything else by its type."""
+    """Describes a value for an error message: an array by shape and dtype, anything else by its type."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} {list(value.shape)}"
     return "None" if value is None else f"a {type(value).__name__}"
 
 
 def media_of(images: Any, videos: Any) -> tuple[Media, ...]:
-    """The media of a call without text."""
+    """Collects the media of a call without text.
+
+    Raises:
+        ValueError: there are none.
+    """
     given: tuple[tuple[MediaKind, Any], ...] = (("image", images), ("video", videos))
     media = tuple(Media(kind, source) for kind, value in given for source in share_out(value, kind, None)[0])
     if not media:
@@ -129,7 +133,7 @@ def media_of(images: Any, videos: Any) -> tuple[Media, ...]:
 
 
 def with_media(rows: Sequence[Segments], images: Any, videos: Any) -> list[Segments]:
-    """The rows with each placeholder's medium, its number checked."""
+    """Assigns media to the placeholders of the rows, and checks that their numbers agree (see `share_out`)."""
     shared: dict[MediaKind, list[list[Any]]] = {}
     given: tuple[tuple[MediaKind, Any], ...] = (("image", images), ("video", videos))
     for kind, value in given:
@@ -142,6 +146,7 @@ def with_media(rows: Sequence[Segments], images: Any, videos: Any) -> list[Segme
 
 
 def require_sources(rows: Sequence[Segments]) -> None:
+    """Raises a ValueError if a medium of a conversation has no source, or one of the wrong form."""
     for i, row in enumerate(rows):
         for medium in row.media:
             if medium.source is None:
@@ -160,7 +165,7 @@ def require_sources(rows: Sequence[Segments]) -> None:
 
 
 def image_pixels(source: Any, preprocess: FramePreprocessor, limits: MediaLimits) -> UInt8:
-    """One image, resized and cropped: uint8 [S, S, 3], RGB, 0-255."""
+    """Reads an image, resized and cropped: uint8 [S, S, 3], RGB, 0-255."""
     if isinstance(source, (str, os.PathLike)):
         source = read_image(source, limits=limits)
     pixels: UInt8 = preprocess(_frame(source, "image")[None])[0]
@@ -168,7 +173,7 @@ def image_pixels(source: Any, preprocess: FramePreprocessor, limits: MediaLimits
 
 
 def video_pixels(source: Any, preprocess: FramePreprocessor, frame_sampling: Any, limits: MediaLimits) -> UInt8:
-    """One video, sampled (where it is a file), resized and cropped: uint8 [F, S, S, 3], RGB, 0-255."""
+    """Reads a video, resized and cropped: uint8 [F, S, S, 3], RGB, 0-255. Frames are sampled if it is a file."""
     if isinstance(source, (str, os.PathLike)):
         source = read_video(source, frame_sampling=frame_sampling, limits=limits)
     source = getattr(source, "frames", source)
@@ -182,7 +187,7 @@ def video_pixels(source: Any, preprocess: FramePreprocessor, frame_sampling: Any
 
 
 def known_frames(source: Any, frame_sampling: Any) -> int | None:
-    """How many frames a video will have, where that is known without opening a file."""
+    """Returns how many frames a video will have; None if only opening the file would tell."""
     if isinstance(source, (str, os.PathLike)):
         count = (
             len(frame_sampling.frames)
@@ -207,7 +212,7 @@ def _check_pixels(array: npt.NDArray[Any], name: str, shape: str) -> None:
         return
     hint = ""
     if array.dtype != np.uint8:
-        hint = ": pass pixels as they were decoded, 0 to 255; scaling is the processor's work"
+        hint = ": pass decoded pixels, 0 to 255; the processor scales them"
     elif array.shape[-3] == 3:
         hint = ": channels come last, so move that axis to the end"
     raise ValueError(f"{name}: expected uint8 {shape}, got {describe(array)}{hint}")

@@ -1,4 +1,4 @@
-"""Laying prompts out: what each part costs in tokens, whether it fits the model, truncation, padding."""
+"""Expands prompts to token ids: counts the tokens of each part, checks that they fit the model, truncates and pads."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Padding = bool | Literal["longest", "max_length", "do_not_pad"]
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a prompt may take.
+    """The tokens that media take, and how many a prompt may have.
 
     Attributes:
         tokens_per_image, tokens_per_frame: decoder tokens of an image, and of one frame of a video.
-        pooled: what a frame would take with each stronger `video_pooling`, the weakest first.
-        frame_window: what a video's number of frames has to be a multiple of.
         max_positions: positions of the decoder; None for no check.
-        max_new_tokens: tokens to be generated after the prompt, out of the same positions.
-        truncate_to: cut prompts to so many tokens; None to leave them.
-        truncate_left: cut at the start instead of at the end.
+        max_new_tokens: positions to leave free for generated tokens.
+        truncate_to: tokens to which prompts are truncated; None for no truncation.
+        truncate_left: whether to cut at the start instead of at the end.
         affixes: how many special tokens every prompt starts and ends with; truncation keeps them.
+        pooled: each stronger `video_pooling` and the tokens of a frame with it, the weakest first; for messages.
+        frame_window: a video's number of frames must be a multiple of this.
     """
 
     tokens_per_image: int
@@ -39,24 +39,24 @@ class Budget:
     frame_window: int = 1
 
     def medium(self, kind: MediaKind, frames: int) -> int:
-        """Decoder tokens of an image (`frames` is 1), or of a video of so many frames."""
+        """Returns the decoder tokens of an image, or of a video of `frames` frames."""
         return self.tokens_per_image if kind == "image" else frames * self.tokens_per_frame
 
 
 def lay_out(
     rows: Sequence[Segments], frames: Sequence[int], media_ids: Mapping[MediaKind, int], budget: Budget
 ) -> list[Expanded]:
-    """Each row's token ids, truncated where that is asked for.
+    """Expands each row to token ids, truncated if the budget says so.
 
     Args:
         rows: the prompts.
         frames: frames of each medium of all rows in order, 1 for an image.
         media_ids: token ids of "image" and "video".
-        budget: what they may take.
+        budget: tokens of media, and limits.
 
     Raises:
-        ValueError: a row longer than the model's positions, or a medium that truncation would cut. The
-            message lists what each part takes and says how many frames fit.
+        ValueError: a row has more tokens than the model has positions, or truncation would cut a medium. The message
+            lists the tokens of each part and says how many frames fit.
     """
     remaining = list(frames)
     laid_out = []
@@ -82,7 +82,7 @@ def _too_long(i: int, row: Segments, frames: Sequence[int], budget: Budget, room
 
 
 def _account(row: Segments, frames: Sequence[int], budget: Budget) -> str:
-    """What takes how many tokens: "2100 tokens (text 44, video 0 2056 = 8 frames of 257)"."""
+    """Lists the tokens of each part of a row: "2100 tokens (text 44, video 0 2056 = 8 frames of 257)"."""
     parts = [f"text {row.text_length}"]
     total = row.text_length
     seen = {"image": 0, "video": 0}
@@ -112,18 +112,18 @@ def _remedy(row: Segments, frames: Sequence[int], budget: Budget, room: int) -> 
         said = ", or ".join(ways)
         return said[0].upper() + said[1:]
     if row.media:
-        return "Not one frame fits beside the rest: " * bool(videos) + "shorten the text, or give fewer media"
+        return "Not one frame fits with the rest: " * bool(videos) + "shorten the text, or give fewer media"
     return "Shorten the text"
 
 
 def _truncate(expanded: Expanded, i: int, row: Segments, frames: Sequence[int], budget: Budget, limit: int) -> Expanded:
-    """Cuts text away at one end, as a fast tokenizer does: the special tokens at both ends stay."""
+    """Removes text at one end, but keeps the special tokens at both ends, like a fast tokenizer."""
     length = len(expanded.input_ids)
     head, tail = budget.affixes
     if limit < head + tail:
         raise ValueError(f"max_length: expected at least the {head + tail} special tokens, got {limit}")
     excess = length - limit
-    # The tokens [cut, cut + excess) go.
+    # The tokens [cut, cut + excess) are removed.
     cut = head if budget.truncate_left else length - tail - excess
     if any(start < cut + excess and stop > cut for start, stop in expanded.media_spans):
         raise ValueError(
@@ -147,10 +147,19 @@ def pad(
     with_answers: bool,
     as_arrays: bool,
 ) -> dict[str, Any]:
-    """`input_ids`, `attention_mask` and perhaps `assistant_masks`, int64 [B, T] or lists.
+    """Pads rows: returns `input_ids`, `attention_mask` and, if asked for, `assistant_masks`, int64 [B, T] or lists.
+
+    Args:
+        rows: of any lengths.
+        pad_token_id: the padding.
+        padding: True or "longest" pads to the longest row, "max_length" to `max_length`; otherwise rows stay.
+        max_length: tokens, for padding="max_length". Longer rows stay as long as they are.
+        left: whether padding goes before the tokens.
+        with_answers: whether to return `assistant_masks`.
+        as_arrays: False for lists.
 
     Raises:
-        ValueError: rows of different lengths that were to be arrays without padding, or an unknown `padding`.
+        ValueError: arrays of rows of different lengths are asked for without padding, or `padding` is unknown.
     """
     lengths = [len(row.input_ids) for row in rows]
     if padding in (True, "longest"):
@@ -158,7 +167,7 @@ def pad(
     elif padding == "max_length":
         if max_length is None:
             raise ValueError("padding='max_length': expected max_length too, got None")
-        target = max_length  # rows that are longer stay so, as in transformers
+        target = max_length  # longer rows stay longer, as in transformers
     elif padding in (False, None, "do_not_pad"):
         target = 0
     else:

@@ -1,4 +1,4 @@
-"""Prompts: templates, conversations, and how the one writes the other. No JAX in here.
+"""Parses conversations and renders them as prompts by templates. No JAX.
 
 conversation ──parse──▶ turns ──render──▶ pieces ──encode──▶ segments (see `segments.py`)
 """
@@ -17,23 +17,23 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTemplate:
-    """How a conversation is written as one prompt.
+    r"""How a conversation is written as one prompt.
 
-        {system}{system_end}USER: {<image>\\n}{<video>\\n}{text}{user_end}ASSISTANT: {answer}{answer_end}…
+        {system}{system_end}USER: {<image>\n}{<video>\n}{text}{user_end}ASSISTANT: {answer}{answer_end}…
 
-    A turn's images come first, then its videos, then its texts joined by a space, whatever their order in the
-    message: both the authors' training code and transformers' chat templates move media to the front.
+    In each turn the images come first, then the videos, then the texts joined by spaces, whatever their order in the
+    message, because the authors' training code and transformers' chat templates both move media to the front.
 
     Attributes:
-        name: the name users choose it by.
-        system: the system prompt of a conversation that brings none; empty for no system prompt.
-        system_end: what follows a system prompt.
-        user, assistant: what opens a turn. A generation prompt is `assistant` alone.
-        media_end: what follows each media placeholder.
-        user_end: what follows the text of a user's turn.
-        media_only_end: the same for a turn that is media without text.
+        name: the name by which users choose it.
+        system: the system prompt for conversations without one; empty for none.
+        system_end: the text after a system prompt.
+        user, assistant: the text that opens a turn. A generation prompt is `assistant` alone.
+        media_end: the text after each media placeholder.
+        user_end: the text after a user's turn.
+        media_only_end: the text after a user's turn that has media but no text.
         answer_end: text after an answer; not part of the answer.
-        answer_eos: whether `</s>` ends an answer; part of the answer, for the model has to learn it.
+        answer_eos: whether `</s>` ends an answer. It is part of the answer, as the model must learn to produce it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class PromptTemplate:
     answer_eos: bool = True
 
     def to_jinja(self) -> str:
-        """The same template for transformers' `apply_chat_template` (`chat_template.jinja`)."""
+        """Returns this template in Jinja, for transformers' `apply_chat_template` (`chat_template.jinja`)."""
         eos = " + eos_token" if self.answer_eos else ""
         default_system = (
             f"{{% if messages[0]['role'] != 'system' %}}{{{{ {_quote(self.system + self.system_end)} }}}}{{% endif %}}"
@@ -91,11 +91,11 @@ _VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
-# `hf`: as transformers' documentation and chat templates write prompts for the converted checkpoints. No
-#   system prompt, no `</s>`: earlier answers end in a space.
-# `vicuna_v1`: what the authors trained with (conversation style "v1": separators " " and "</s>").
-# `vicuna_v1_no_system`: the same without a system prompt. For one question it is `hf` to the letter, and its
-#   answers end in `</s>`: the one to fine-tune a converted checkpoint with.
+# `hf`: the prompts of transformers' documentation and chat templates for the converted checkpoints. No system prompt
+#   and no `</s>`: earlier answers end in a space.
+# `vicuna_v1`: the prompts that the authors trained with (conversation style "v1": separators " " and "</s>").
+# `vicuna_v1_no_system`: the same without a system prompt. One question is written exactly as by `hf`, but answers end
+#   in `</s>`, so this is the template for fine-tuning a converted checkpoint.
 TEMPLATES: dict[str, PromptTemplate] = {
     template.name: template
     for template in (
@@ -107,10 +107,10 @@ TEMPLATES: dict[str, PromptTemplate] = {
 
 
 def get_template(template: str | PromptTemplate) -> PromptTemplate:
-    """The template of that name; a template is returned as it is.
+    """Returns the template of a name; a template is returned unchanged.
 
     Raises:
-        ValueError: no such name; the message lists the names there are.
+        ValueError: the name is unknown; the message lists all names.
     """
     if isinstance(template, PromptTemplate):
         return template
@@ -121,7 +121,7 @@ def get_template(template: str | PromptTemplate) -> PromptTemplate:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation, checked: its texts in order, and its media, images first."""
+    """A checked message of a conversation: its texts in order, and its media, images first."""
 
     role: Role
     texts: tuple[str, ...]
@@ -129,17 +129,18 @@ class Turn:
 
 
 def parse_conversation(conversation: Iterable[Mapping[str, Any]]) -> tuple[Turn, ...]:
-    """Checks a conversation in the style of transformers and OpenAI.
+    """Checks a conversation in the format of transformers and OpenAI.
 
     Args:
-        conversation: messages `{"role": "system" | "user" | "assistant", "content": …}`. The content is a
-            string or a list of parts: `{"type": "text", "text": …}`, `{"type": "image", "image": …}` (or
-            "path", or "url"), the same for "video", or OpenAI's "image_url" and "video_url" parts. A media
-            part may leave its source out when the media are given elsewhere.
+        conversation: messages `{"role": "system" | "user" | "assistant", "content": …}`. The content is a string or a
+            list of parts: `{"type": "text", "text": …}`, `{"type": "image", "image": …}` (or "path", or "url"), the
+            same for "video", or OpenAI's "image_url" and "video_url" parts. A media part needs no source if the media
+            are given elsewhere.
 
     Raises:
-        ValueError: anything else, saying which message and part. Roles alternate between user and assistant
-            and begin with the user, after one optional system message; media belong to the user's turns.
+        ValueError: the conversation is malformed; the message says which message and part. After an optional system
+            message the roles must alternate between user and assistant, beginning with the user, and only the user's
+            messages may have media.
     """
     if isinstance(conversation, (str, Mapping)) or not isinstance(conversation, Iterable):
         raise ValueError(f"expected a conversation, a list of messages; got a {type(conversation).__name__}")
@@ -217,10 +218,10 @@ def _kind_of(value: Any) -> str:
 def render(
     turns: Sequence[Turn], template: str | PromptTemplate, add_generation_prompt: bool = True
 ) -> tuple[Piece, ...]:
-    """Writes checked turns in a template.
+    """Writes checked turns with a template, as pieces (see `segments`).
 
     Raises:
-        ValueError: a generation prompt after an assistant's message, or an unknown template.
+        ValueError: a generation prompt is asked for after an assistant's message, or the template is unknown.
     """
     template = get_template(template)
     if add_generation_prompt and turns[-1].role == "assistant":
@@ -243,7 +244,7 @@ def _render_turn(turn: Turn, template: PromptTemplate) -> list[Piece]:
     if turn.role == "system":
         return [text + template.system_end]
     if turn.role == "assistant":
-        # The space belongs to the answer: Llama's first word of an answer is one piece with it.
+        # The space belongs to the answer, as Llama's tokenizer joins it with the first word.
         end: list[Piece] = [EndOfAnswer()] if template.answer_eos else []
         return [template.assistant, Answer(f" {text}"), template.answer_end, *end]
     media = [piece for medium in turn.media for piece in (medium, template.media_end)]
@@ -251,9 +252,9 @@ def _render_turn(turn: Turn, template: PromptTemplate) -> list[Piece]:
 
 
 def to_string(pieces: Iterable[Piece], eos_token: str = "</s>") -> str:
-    """The prompt as one string, media as `<image>` and `<video>`: what transformers' chat template renders.
+    """Returns the prompt as transformers' chat template renders it: one string, with `<image>` and `<video>` for media.
 
-    A string cannot tell a placeholder from the same characters typed by a user; the pieces can.
+    In a string, unlike in pieces, a placeholder cannot be told from the same characters typed by a user.
     """
     return "".join(
         piece

@@ -1,9 +1,9 @@
-"""Segments: a prompt as text ids │ media │ text ids, from pieces in which text is only text. No JAX in here.
+"""Tokenises prompts into segments, text ids │ media │ text ids, without special tokens in users' texts. No JAX.
 
     pieces ──encode──▶ segments ──expand──▶ token ids, labels
 
-`<video>` or `</s>` typed by a user stays so many ordinary characters. Media and the ends of answers are
-pieces of their own, so nothing is found by searching strings.
+`<video>` or `</s>` typed by a user are ordinary characters. Media and the ends of answers are separate pieces, so they
+are never searched for in strings.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class Media:
-    """An image or a video in a prompt, and where its pixels come from: a path, an array, frames, or None yet
-    (filled in by `Segments.with_sources`)."""
+    """An image or a video in a prompt.
+
+    Attributes:
+        kind: "image" or "video".
+        source: a path, an array or frames; None until `Segments.with_sources` sets it.
+    """
 
     kind: MediaKind
     source: Any = None
@@ -32,14 +36,14 @@ class Media:
 
 @dataclass(frozen=True)
 class Answer:
-    """Text that the model has to produce."""
+    """Text that the model must produce."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class EndOfAnswer:
-    """The `</s>` after an answer, which the model has to produce too."""
+    """The `</s>` after an answer, which the model must produce too."""
 
 
 Piece = str | Answer | EndOfAnswer | Media
@@ -47,7 +51,7 @@ Piece = str | Answer | EndOfAnswer | Media
 
 @dataclass(frozen=True)
 class TextIds:
-    """Token ids of text without media; `answer[i]` says whether id `i` is the model's to produce."""
+    """Token ids of text without media; `answer[i]` says whether the model must produce `ids[i]`."""
 
     ids: tuple[int, ...]
     answer: tuple[bool, ...]
@@ -55,11 +59,11 @@ class TextIds:
 
 @dataclass(frozen=True)
 class Expanded:
-    """A prompt as the decoder sees it.
+    """A prompt as token ids.
 
     Attributes:
-        input_ids: int64[T], a media token repeated for each feature of a medium.
-        answer: bool[T], the tokens that the assistant said, `</s>` included.
+        input_ids: int64 [T]; a medium is its token, once for each of its features.
+        answer: bool [T], whether the assistant said this token, including `</s>`.
         media_spans: the positions [start, stop) of each medium, in order.
     """
 
@@ -69,13 +73,13 @@ class Expanded:
 
     @property
     def labels(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """int64[T]: the answers' ids, and -100 everywhere else (media, questions, the template)."""
+        """Labels for training, int64 [T]: the ids of answers, and -100 for media, questions and the template."""
         return np.where(self.answer, self.input_ids, np.int64(IGNORED_LABEL))
 
 
 @dataclass(frozen=True)
 class Segments:
-    """A tokenised prompt: text ids │ media │ text ids. Special tokens such as BOS are among the text ids."""
+    """A tokenised prompt: text ids │ media │ text ids. The text ids include special tokens such as BOS."""
 
     parts: tuple[TextIds | Media, ...]
 
@@ -86,23 +90,23 @@ class Segments:
 
     @property
     def text_length(self) -> int:
-        """Tokens that are not media's."""
+        """The number of text tokens."""
         return sum(len(part.ids) for part in self.parts if isinstance(part, TextIds))
 
     def with_sources(self, sources: Iterable[Any]) -> Segments:
-        """The same prompt with the media's sources set, in order."""
+        """Returns the same prompt with the sources of its media set, in order."""
         iterator = iter(sources)
         return Segments(
             tuple(Media(part.kind, next(iterator)) if isinstance(part, Media) else part for part in self.parts)
         )
 
     def split(self) -> tuple[Segments, Segments]:
-        """(all up to and including the last medium, the text after it). Without media the first is empty."""
+        """Splits after the last medium: returns the part up to it and the text after it. The first may be empty."""
         cut = max((i + 1 for i, part in enumerate(self.parts) if isinstance(part, Media)), default=0)
         return Segments(self.parts[:cut]), Segments(self.parts[cut:])
 
     def expand(self, media_lengths: Sequence[int], media_ids: Mapping[MediaKind, int]) -> Expanded:
-        """The token ids, each medium as so many of its token.
+        """Returns the token ids, with each medium's token repeated to its length.
 
         Args:
             media_lengths: tokens of each medium, in order.
@@ -129,8 +133,8 @@ class Segments:
 class SegmentEncoder:
     """Turns pieces into segments with a Hugging Face tokenizer.
 
-    Where a user's text spells no special token, the ids are those of the tokenizer on the whole prompt
-    string; where it does, the characters are encoded as characters.
+    The ids equal those of the tokenizer on the whole prompt string, unless a user's text spells a special token, which
+    is encoded as ordinary characters here.
 
     Args:
         tokenizer: a fast tokenizer that knows `<image>` and `<video>` (see `load_tokenizer`).
@@ -163,7 +167,7 @@ class SegmentEncoder:
         return builder.segments()
 
     def encode_string(self, prompt: str) -> Segments:
-        """Tokenises a prompt string as the tokenizer does: here `<video>` and `</s>` are special tokens."""
+        """Tokenises a prompt string like the tokenizer: `<video>` and `</s>` in it are special tokens."""
         kinds = {token_id: kind for kind, token_id in self.media_ids.items()}
         builder = _SegmentBuilder(self._plain)
         for token_id in self.tokenizer(prompt)["input_ids"]:
@@ -174,12 +178,12 @@ class SegmentEncoder:
         return builder.segments()
 
     def encode_continuation(self, text: str) -> tuple[int, ...]:
-        """The tokens of an answer that follows a prompt, as a model writes it: its first word after a space."""
+        """Returns the token ids of an answer after a prompt, as a model would write it: with a space at its start."""
         return tuple(self._plain.encode(f" {text}", first=False)[0])
 
 
 class _SegmentBuilder:
-    """Collects neighbouring texts into one, for a token may span two; special tokens and media part them."""
+    """Builds segments. It joins neighbouring texts, as a token may span two; special tokens and media separate them."""
 
     def __init__(self, plain: PlainEncoder):
         self._plain = plain
@@ -216,7 +220,8 @@ class _SegmentBuilder:
             return
         ids, offsets = self._plain.encode(self._text, first=self._at_start)
         self._ids += ids
-        # A token is the answer's when any of its characters is; one without characters when it stands inside.
+        # A token belongs to the answer if any of its characters does. A token without characters does if both its
+        # neighbours do.
         said = bytearray(len(self._text))
         for start, stop in self._answer_spans:
             said[start:stop] = b"\1" * (stop - start)

@@ -1,4 +1,4 @@
-"""The Llama tokenizer: loading it with the ids the model expects, and encoding text as nothing but text."""
+"""Loads the Llama tokenizer with the ids that the model expects, and encodes text without special tokens in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LLAMA_CLASSES = (None, "LlamaTokenizer", "LlamaTokenizerFast")
 
 @dataclass(frozen=True, kw_only=True)
 class TokenIds:
-    """The ids that a checkpoint's configuration names. None leaves the choice to the tokenizer."""
+    """The token ids in a checkpoint's configuration. None leaves an id to the tokenizer."""
 
     image: int | None = None
     video: int | None = None
@@ -27,23 +27,22 @@ class TokenIds:
 
 
 def load_tokenizer(directory: str | os.PathLike[str], ids: TokenIds | None = None) -> Any:
-    """Loads the Hugging Face tokenizer of a local directory and makes good what the directory leaves out.
+    """Loads the Hugging Face tokenizer of a local directory, and adds settings that the directory may lack.
 
-    transformers 5 leaves `add_bos_token` off for a directory with a bare `tokenizer.model`, and takes
-    `AutoTokenizer`'s generic class, which pads right. Whatever the directory says, the tokenizer returned
+    For a directory with only a `tokenizer.model`, transformers 5 does not set `add_bos_token`, and `AutoTokenizer`
+    chooses a generic class that pads on the right. Whatever the directory says, the tokenizer returned here
 
     - starts every encoding with the BOS token (1 for Llama);
     - pads on the left;
-    - knows `<image>`, `<video>` and a pad token as special tokens, at the ids of `ids`. A vocabulary without
-      them (the authors' own checkpoints have 32,000 pieces) gets them appended in that order: 32000, 32001,
-      32002.
+    - has `<image>`, `<video>` and a pad token as special tokens, with the ids in `ids`. A vocabulary without them
+      (the authors' checkpoints have 32,000 pieces) gets them appended in that order: 32000, 32001, 32002.
 
     Args:
-        directory: holds `tokenizer.json` or `tokenizer.model`, and perhaps `tokenizer_config.json`.
-        ids: the ids in the model's configuration; read from `config.json` in the directory when None.
+        directory: has a `tokenizer.json` or `tokenizer.model`, and perhaps a `tokenizer_config.json`.
+        ids: the ids in the model's configuration; None reads them from the directory's `config.json`.
 
     Raises:
-        ValueError: no vocabulary in the directory, or ids that differ from `ids`.
+        ValueError: the directory has no vocabulary, or the tokenizer's ids differ from `ids`.
     """
     path = Path(directory)
     if not any((path / name).is_file() for name in _VOCABULARY_FILES):
@@ -57,19 +56,23 @@ def load_tokenizer(directory: str | os.PathLike[str], ids: TokenIds | None = Non
 
 
 def ids_from_config(config: dict[str, Any]) -> TokenIds:
-    """The token ids in a transformers `config.json`, given as a dict. Empty for any other kind of model."""
+    """Returns the token ids in a transformers `config.json`, given as a dict. For other kinds of model all are None."""
     if config.get("model_type") != "video_llava":
         return TokenIds()
     return TokenIds(
         image=config.get("image_token_index", config.get("image_token_id", 32000)),
         video=config.get("video_token_index", config.get("video_token_id", 32001)),
-        # Not text_config's: converted checkpoints carry Vicuna's own 0 there, and their tokenizer has <pad>.
+        # Not text_config's: converted checkpoints have Vicuna's 0 there, but their tokenizer has <pad>.
         pad=config.get("pad_token_id"),
     )
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, or None where there is no such file."""
+    """Reads the JSON object in a file; returns None if there is no such file.
+
+    Raises:
+        ValueError: it is not JSON, or not an object.
+    """
     if not path.is_file():
         return None
     try:
@@ -85,7 +88,7 @@ def _load_class(path: Path) -> Any:
     from transformers import AutoTokenizer, LlamaTokenizer
 
     named = (read_json(path / "tokenizer_config.json") or {}).get("tokenizer_class")
-    # Not AutoTokenizer for Llama's: without a tokenizer_class it falls back to a generic class.
+    # AutoTokenizer is not used for Llama, as it chooses a generic class if no tokenizer_class is given.
     loader = LlamaTokenizer if named in _LLAMA_CLASSES else AutoTokenizer
     tokenizer = loader.from_pretrained(str(path), local_files_only=True)
     if not getattr(tokenizer, "is_fast", False):
@@ -118,7 +121,7 @@ def _add_special_tokens(tokenizer: Any, wanted: TokenIds) -> None:
 
 def _start_with_bos(tokenizer: Any) -> None:
     if tokenizer.bos_token_id is None:
-        return  # a vocabulary without BOS has nothing to start with
+        return  # the vocabulary has no BOS
     if affixes(tokenizer)[0] != (tokenizer.bos_token_id,):
         tokenizer.add_bos_token = True
     if affixes(tokenizer)[0] != (tokenizer.bos_token_id,):
@@ -129,7 +132,7 @@ def _start_with_bos(tokenizer: Any) -> None:
 
 
 def affixes(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that the tokenizer puts before and after every text: ((1,), ()) for Llama."""
+    """Returns the ids that the tokenizer puts before and after every text: ((1,), ()) for Llama."""
     probe = "a"
     body = tokenizer(probe, add_special_tokens=False)["input_ids"]
     full = tokenizer(probe)["input_ids"]
@@ -140,15 +143,15 @@ def affixes(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 class PlainEncoder:
-    """Encodes text in which no special token is recognised: `</s>` and `<video>` are ordinary characters.
+    """Encodes text without recognising special tokens: `</s>` and `<video>` are ordinary characters.
 
-    It holds two copies of the tokenizer's backend, so that the pieces of a prompt get the ids that the whole
-    prompt would: Llama puts a space before the first word of a prompt, and (unless the tokenizer is a
-    "legacy" one) not before the words that follow a special token.
+    It holds two copies of the tokenizer's backend, so that the pieces of a prompt get the same ids as in the whole
+    prompt: Llama puts a space before the first word of a prompt, but (unless the tokenizer is a "legacy" one) not
+    before a word that follows a special token.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer.
-        control: tokens to treat as special even where the tokenizer's files do not call them so.
+        control: tokens to treat as special even if the tokenizer's files do not say so.
     """
 
     def __init__(self, tokenizer: Any, control: Iterable[str] = (IMAGE_TOKEN, VIDEO_TOKEN, PAD_TOKEN)):
@@ -158,17 +161,17 @@ class PlainEncoder:
         for token in spec["added_tokens"]:
             token["special"] = token["special"] or token["content"] in special
         merges = spec["model"].get("merges")
-        if merges:  # a merge that spells a special token would make one out of ordinary text
+        if merges:  # a merge that spells a special token would produce one from ordinary text
             spec["model"]["merges"] = [pair for pair in merges if _merged(pair) not in special]
         self._first = _plain_backend(spec)
         self._later = _plain_backend(_without_prefix_space(spec))
 
     def encode(self, text: str, first: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of `text`, and the characters [start, stop) of it that each token covers.
+        """Returns the token ids of `text`, and the characters [start, stop) that each token covers.
 
         Args:
             text: any text.
-            first: whether the text opens the prompt; otherwise it follows a special token.
+            first: whether the text begins the prompt; if not, it follows a special token.
         """
         encoding = (self._first if first else self._later).encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
@@ -187,7 +190,7 @@ def _plain_backend(spec: dict[str, Any]) -> Any:
 
 
 def _without_prefix_space(node: Any) -> Any:
-    """The same tokenizer specification, where a prefix space for the first word alone is left out."""
+    """Returns the specification of the same tokenizer without the space before the first word."""
     if isinstance(node, dict):
         if node.get("type") == "Metaspace" and node.get("prepend_scheme") == "first":
             return {**node, "prepend_scheme": "never"}

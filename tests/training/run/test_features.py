@@ -20,7 +20,7 @@ from tests.training.data_sets import write_data
 from videollava_jax.assets import TINY
 from videollava_jax.media import Uniform
 from videollava_jax.model.sharding import make_mesh
-from videollava_jax.processing.processor import DEFAULT_LIMITS
+from videollava_jax.processing.media_processor import DEFAULT_LIMITS
 from videollava_jax.training.data.corpus import Corpus, build_corpus
 from videollava_jax.training.data.features import FACTS, FeatureStore
 from videollava_jax.training.data.loader import HostBatch, PixelReader, loader

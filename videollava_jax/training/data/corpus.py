@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.processing.processor import DEFAULT_FRAME_SAMPLING, VideoLlavaProcessor
+from videollava_jax.processing.media_processor import DEFAULT_FRAME_SAMPLING
+from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import PromptTemplate
 from videollava_jax.processing.segments import IGNORED_LABEL, Media, MediaKind
 from videollava_jax.training.data.packing import RowShape, Sizes

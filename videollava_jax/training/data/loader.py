@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from videollava_jax.media import FramePreprocessor, MediaLimits
 from videollava_jax.processing.given_media import image_pixels, video_pixels
-from videollava_jax.processing.processor import DEFAULT_LIMITS, VideoLlavaProcessor
+from videollava_jax.processing.media_processor import DEFAULT_LIMITS
+from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.segments import IGNORED_LABEL, Media, MediaKind
 from videollava_jax.training.data.corpus import Corpus
 from videollava_jax.training.data.features import FeatureStore

@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from videollava_jax.config import require_whole_windows
 from videollava_jax.processing.given_media import describe, known_frames
-from videollava_jax.processing.processor import DEFAULT_FRAME_SAMPLING, VideoLlavaProcessor
+from videollava_jax.processing.media_processor import DEFAULT_FRAME_SAMPLING
+from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import PromptTemplate, Role, Turn, render
 from videollava_jax.processing.segments import MEDIA_TOKENS, Media, MediaKind
 from videollava_jax.training.data.skips import BadSample, SampleError

@@ -1,0 +1,165 @@
+"""`MediaProcessor`: turns images and videos into pixels and counts their tokens; text is `processor.py`'s."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from videollava_jax.config import SelectStrategy, checked_pooling, require_whole_windows
+from videollava_jax.media import FramePreprocessor, MediaLimits, Uniform
+from videollava_jax.processing.given_media import image_pixels, video_pixels
+from videollava_jax.processing.segments import Media
+
+DEFAULT_LIMITS = MediaLimits()
+DEFAULT_FRAME_SAMPLING = Uniform(num_frames=8)
+
+
+class MediaProcessor:
+    """Reads images and videos as the model takes them, and counts the tokens that they become.
+
+    Args:
+        image_processor: how an image becomes pixels; by default CLIP's at 224.
+        video_processor: the same for the frames of a video; `image_processor` when None.
+        patch_size: patch size of the vision towers.
+        vision_feature_select_strategy: "default" drops the class token of an image, "full" keeps it. The frames of a
+            video keep theirs either way.
+        num_additional_image_tokens: tokens of a tower that are not patches: the class token.
+        video_pooling: side of the windows of patches whose features are averaged in each frame of a video; 1 for none.
+        frame_window: a video's number of frames must be a multiple of this.
+
+    Raises:
+        ValueError: an unknown `vision_feature_select_strategy`, or a pooling that does not divide the patches.
+    """
+
+    def __init__(
+        self,
+        image_processor: FramePreprocessor | None,
+        video_processor: FramePreprocessor | None,
+        *,
+        patch_size: int,
+        vision_feature_select_strategy: SelectStrategy,
+        num_additional_image_tokens: int,
+        video_pooling: SupportsIndex,
+        frame_window: int,
+    ):
+        if vision_feature_select_strategy not in ("default", "full"):
+            raise ValueError(
+                f"vision_feature_select_strategy: expected 'default' or 'full', got {vision_feature_select_strategy!r}"
+            )
+        self.image_processor = FramePreprocessor() if image_processor is None else image_processor
+        self.video_processor = self.image_processor if video_processor is None else video_processor
+        self.patch_size = patch_size
+        self.vision_feature_select_strategy = vision_feature_select_strategy
+        self.num_additional_image_tokens = num_additional_image_tokens
+        self.video_pooling = checked_pooling(video_pooling, self._patches_per_side(self.video_processor))
+        self.frame_window = frame_window
+
+    # ── tokens ──
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Decoder tokens of an image: 256 at 224 pixels in patches of 14. Counted as transformers counts."""
+        dropped = self.vision_feature_select_strategy == "default"
+        return self._patches_per_side(self.image_processor) ** 2 + self.num_additional_image_tokens - dropped
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Decoder tokens of a frame of a video, with this processor's pooling: 257 at 224 pixels in patches of 14."""
+        return self.pooled_tokens_per_frame(self.video_pooling)
+
+    def pooled_tokens_per_frame(self, video_pooling: SupportsIndex) -> int:
+        """Returns the decoder tokens of a frame with another pooling: 65 with 2, 17 with 4, 5 with 8, 2 with 16."""
+        side = self._patches_per_side(self.video_processor)
+        return (side // checked_pooling(video_pooling, side)) ** 2 + self.num_additional_image_tokens
+
+    def medium_tokens(
+        self, media: Sequence[Media], pixels: Sequence[npt.NDArray[np.uint8]], video_pooling: int
+    ) -> list[int]:
+        """Returns the decoder tokens of each medium.
+
+        Args:
+            media: images and videos.
+            pixels: of each medium, as `read_medium` returns them.
+            video_pooling: of the frames of videos.
+        """
+        frame = self.pooled_tokens_per_frame(video_pooling)
+        return [
+            self.tokens_per_image if medium.kind == "image" else len(array) * frame
+            for medium, array in zip(media, pixels, strict=True)
+        ]
+
+    def _patches_per_side(self, preprocess: FramePreprocessor) -> int:
+        return preprocess.crop_size // self.patch_size
+
+    def _pooling_or_default(self, video_pooling: SupportsIndex | None) -> int:
+        if video_pooling is None:
+            return self.video_pooling
+        return checked_pooling(video_pooling, self._patches_per_side(self.video_processor))
+
+    # ── pixels ──
+
+    def read_medium(
+        self, medium: Media, frame_sampling: Any = DEFAULT_FRAME_SAMPLING, limits: MediaLimits = DEFAULT_LIMITS
+    ) -> npt.NDArray[np.uint8]:
+        """Reads one medium, resized and cropped for the towers but not normalised.
+
+        Returns:
+            uint8 [F, S, S, 3], RGB, 0-255; F is 1 for an image.
+
+        Raises:
+            ValueError: the file cannot be read, or the video tower does not take this number of frames.
+        """
+        if medium.kind == "image":
+            return image_pixels(medium.source, self.image_processor, limits)[None]
+        pixels = video_pixels(medium.source, self.video_processor, frame_sampling, limits)
+        self._require_whole_windows([medium], [len(pixels)])
+        return pixels
+
+    def _require_whole_windows(self, media: Sequence[Media], frames: Sequence[int | None]) -> None:
+        """Raises a ValueError for a video whose number of frames the video tower does not take; None is unknown."""
+        videos = [count for medium, count in zip(media, frames, strict=True) if medium.kind == "video"]
+        for i, count in enumerate(videos):
+            if count is not None:
+                require_whole_windows(f"video {i}", count, self.frame_window)
+
+    def _pixels(self, media: Sequence[Media], frame_sampling: Any, limits: MediaLimits) -> list[npt.NDArray[np.uint8]]:
+        """Reads all media (see `read_medium`), each source once even if it is given twice."""
+        read: dict[tuple[str, str], npt.NDArray[np.uint8]] = {}
+        pixels = []
+        for medium in media:
+            is_file = isinstance(medium.source, (str, os.PathLike))
+            key = (medium.kind, os.fspath(medium.source) if is_file else str(id(medium.source)))
+            if key not in read:
+                read[key] = self.read_medium(medium, frame_sampling, limits)
+            pixels.append(read[key])
+        return pixels
+
+    def _normalized(self, kind: str, pixels: Sequence[npt.NDArray[np.uint8]], *, as_arrays: bool) -> Any:
+        """Normalises media of one kind, channels first: float32 [N, 3, S, S] of images, [V, F, 3, S, S] of videos.
+
+        Args:
+            kind: "image" or "video".
+            pixels: of each medium, as `read_medium` returns them.
+            as_arrays: False for a list of arrays.
+
+        Raises:
+            ValueError: videos with different numbers of frames cannot become one array.
+        """
+        preprocess = self.image_processor if kind == "image" else self.video_processor
+        arrays = [np.ascontiguousarray(preprocess.normalize(p).transpose(0, 3, 1, 2)) for p in pixels]
+        if kind == "image":
+            arrays = [array[0] for array in arrays]
+        if not as_arrays:
+            return arrays
+        if len({array.shape for array in arrays}) > 1:
+            counts = ", ".join(str(len(array)) for array in arrays)
+            raise ValueError(
+                "videos: expected the same number of frames in all videos of a call, for they become one "
+                f"array; got {counts}. Sample them alike, call once for each length, or take lists with "
+                "return_tensors=None"
+            )
+        return np.stack(arrays)
