@@ -94,10 +94,10 @@ def main(keep: Path | None) -> None:
             each = [f"{programs[n]['seconds'] * 1e3:.2f} ({programs[n]['bound']})" for n in NAMES]
             both = [f"{rate['answers_per_second']:.1f}" for rate in (batch["throughput"], record["limit"])]
             rates.append((topology, *each, *both))
-    table(("topology", "slots × rows", "weights", "prefixes", "tails", *NAMES, "most", "seconds to compile"), memory)
+    table(("topology", "prefixes × rows", "weights", "prefixes", "tails", *NAMES, "most", "seconds to compile"), memory)
     print()
     heads = ("read once", "read", "written", "ratio", "big moves", "collectives", "ms at best")
-    table(("topology", "slots × rows", *heads), steps)
+    table(("topology", "prefixes × rows", *heads), steps)
     print()
     table(("topology", *NAMES, "answers/s", "answers/s by arithmetic"), rates)
 

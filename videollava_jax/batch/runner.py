@@ -113,7 +113,7 @@ def run_batch(source: Path, output: Path, make_runner: Callable[[], Runner], opt
     paths = Paths(output)
     with locked(paths):
         if output.exists() and output.samefile(source):
-            raise ValueError(f"{output}: the output would replace the input; choose another output")
+            raise ValueError(f"{output}: the output would take the place of the input; choose another output")
         count = count_lines(read_lines(source, form), form)
         identity = {**job_identity(source, form, options.defaults), **options.facts}
         receipt = read_receipt(paths, identity)
@@ -282,7 +282,7 @@ class _Job:
     def _commit_result(self, result: Result) -> None:
         """Commits a result and releases the media of its request."""
         if result.id not in self._asked:
-            raise RuntimeError(f"a result of {result.id!r}, which was not requested or has its result already")
+            raise RuntimeError(f"a result of {result.id!r}, which was not asked for or has its result already")
         if result.error is not None:
             self._raise_if_stopped()  # it may have failed only because its worker was stopped
         asked = self._asked.pop(result.id)

@@ -1,4 +1,4 @@
-"""`videollava plan`: what a job takes on chips that are not here."""
+"""`videollava plan`: plans a job on chips that are not here."""
 
 from __future__ import annotations
 
@@ -10,36 +10,42 @@ from videollava_jax.cli.common import Commands, add_command, add_int8_arguments,
 
 
 def add_plan(commands: Commands) -> None:
+    """Adds the command's parser."""
     made = add_command(
         commands,
         "plan",
         plan,
-        "say what fits chips that are not here, and how fast it can be at best",
-        "The engine's programs are compiled for a TPU topology by the real compiler, which needs no TPU: memory,\n"
-        "traffic, collectives, the largest batch, and the rates when every program takes the least time that its\n"
-        "operations and bytes allow. Minutes for the 7B model. For GPUs the rates are arithmetic alone.",
+        "find what fits chips that are not here, and how fast it can be at best",
+        "Compiles the engine's programs for a TPU topology with the real compiler, which needs no TPU. Prints memory,\n"
+        "traffic, collectives, the largest batch, and the throughput if every program takes the least time that its\n"
+        "operations and bytes allow. Takes minutes for the 7B model. For GPUs the throughput is arithmetic alone.",
     )
     made.add_argument(
         "--topology", required=True, metavar="CHIPS", help="v5e:2x4, v6e:2x4, v5p:2x2x2, v5e:16x16, h100:8, h200, ..."
     )
     made.add_argument("--job", choices=("qa", "caption"), default="qa", help="default: %(default)s")
-    made.add_argument("--questions", type=int, default=25, metavar="N", help="of a video, for qa; default: 25")
-    made.add_argument("--question-tokens", type=int, default=50, metavar="N", help="default: %(default)s")
-    made.add_argument("--answer-tokens", type=int, metavar="N", help="default: 10, of a caption 256")
-    made.add_argument("--frames", type=int, default=8, metavar="N", help="of a video; default: 8")
+    made.add_argument("--questions", type=int, default=25, metavar="N", help="about each video, for qa; default: 25")
+    made.add_argument(
+        "--question-tokens", type=int, default=50, metavar="N", help="of a question; default: %(default)s"
+    )
+    made.add_argument("--answer-tokens", type=int, metavar="N", help="of an answer; default: 10, for captions 256")
+    made.add_argument("--frames", type=int, default=8, metavar="N", help="of each video; default: 8")
     made.add_argument("--pool", type=int, default=1, metavar="K", help="as `ask --pool`; default: none")
     made.add_argument(
-        "--mesh", type=pair, metavar="DATAxTENSOR", help="default: the fewest chips a copy that leave caches room"
+        "--mesh", type=pair, metavar="DATAxTENSOR", help="default: the fewest chips per copy that leave room for caches"
     )
     made.add_argument(
-        "--grid", type=pair, metavar="PLACESxROWS", help="default: what the engine chooses, and the largest that fits"
+        "--grid",
+        type=pair,
+        metavar="PREFIXESxROWS",
+        help="default: both the grid that the engine chooses and the largest that fits",
     )
     made.add_argument(
         "--programs",
         nargs="+",
         choices=("encode", "prefill", "begin", "decode"),
         default=("encode", "prefill", "begin", "decode"),
-        help="to compile; rates take all four, which is the default",
+        help="programs to compile; the throughput needs all four, which is the default",
     )
     add_int8_arguments(made)
     made.add_argument("--model", type=Path, metavar="DIRECTORY", help="whose config.json; default: the 7B model")
@@ -47,6 +53,7 @@ def add_plan(commands: Commands) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
+    """Prints the plan of a job."""
     from tqdm import tqdm
 
     from videollava_jax.config import VideoLlavaConfig, require_whole_windows

@@ -1,1 +1,1 @@
-"""Jobs and training steps compiled for chips that are not here: what fits, and how fast it can be."""
+"""Compiles jobs and training steps for chips that are not here, to find what fits and how fast it can be."""

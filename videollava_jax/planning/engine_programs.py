@@ -1,11 +1,11 @@
-"""The engine's four programs with abstract arguments, compiled for a mesh whose chips need not be here.
+"""Compiles the engine's four programs, with abstract arguments, for a mesh whose chips need not be here.
 
     encode    one video for each shard        ┐
     prefill   one prefix for each shard       ├ what `engine/run.py` calls, with the same shapes, shardings and donation
     begin     questions after their prefixes  │
     decode    all rows, a step of the loop    ┘
 
-Nothing is allocated: arguments are shapes with shardings, and what is read is what the compiler says and writes.
+Nothing is allocated: arguments are shapes with shardings, and all figures come from the compiler's analyses and text.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from videollava_jax.planning.hlo.traffic import CompiledProgram, Move, Traffic, 
 ProgramName = Literal["encode", "prefill", "begin", "decode"]
 COMPUTE = jnp.bfloat16
 _NAMES = {"v7x": "tpu7x"}
-"""What libtpu calls a chip where that is another name than ours."""
+"""libtpu's names of chips, if they differ from ours."""
 _OPTIONS: Mapping[str, Mapping[str, str]] = {"v4": {"chip_config_name": "megacore"}}
 _AVAILABLE_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25, "v7x": 94.75}
-"""What a device has for programs, as the compiler says when one is too large (libtpu 0.0.42)."""
+"""Memory of a device that programs can use, from the compiler's message for a too large one (libtpu 0.0.42)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What the programs are compiled for.
+    """The model, mesh and grid that the programs are compiled for.
 
     Attributes:
-      config: of the model; it computes in bfloat16.
+      config: of the model, which computes in bfloat16.
       mesh: data × tensor.
       shape: of the grid; its shards are those of the mesh's data axis.
       frames, pooling: of each video.
@@ -71,6 +71,7 @@ class Setting:
 
     @cached_property
     def placement(self) -> Placement:
+        """The shardings of this model on this mesh."""
         return Placement(self.config, self.mesh)
 
     @cached_property
@@ -85,7 +86,7 @@ class Setting:
 
     @property
     def resident_bytes(self) -> dict[str, int]:
-        """Bytes that every device holds all the time, whichever program runs."""
+        """The bytes that every device always holds, whichever program runs."""
         return {
             "weights": shard_bytes(self.model[1]),
             "prefix": shard_bytes(self.grid.prefix),
@@ -95,7 +96,7 @@ class Setting:
 
     @property
     def read_once_bytes(self) -> int:
-        """What a step of decoding cannot but read, on a device: the decoder's weights and the cache."""
+        """The bytes that a step of decoding must read on a device: the decoder's weights and the cache, once."""
         weights = {
             name: value
             for name, value in named_parameters(self.model[1]).items()
@@ -106,7 +107,7 @@ class Setting:
 
     @property
     def smallest_buffer(self) -> int:
-        """Bytes of the smallest array, on a device, that keeps a layer's keys or a weight of its projections."""
+        """The bytes, on a device, of the smallest among the projections' weights and the arrays of keys."""
         projections = [
             value
             for name, value in named_parameters(self.model[1]).items()
@@ -121,18 +122,18 @@ class Program:
     """A compiled program, on one device.
 
     Attributes:
-      name: which.
-      resident: bytes that are held all the time, by kind: weights, prefix, tails, answers.
+      name: of the program.
+      resident: bytes that are always held, by kind: weights, prefix, tails, answers.
       inputs: bytes of its other arguments.
-      outputs: bytes of results that take no argument's place.
-      temporaries, code: bytes, as the compiler says.
-      flops: operations: what the compiler counts, and in kernels, which it does not look into, those of attention.
-      text: what its text says of traffic and collectives.
-      moves: of weights and caches, or of buffers as large that stem from them, in high-bandwidth memory.
-      kernels: custom kernels in it.
-      chip: the chip.
-      tensor: devices that take part in a collective over heads.
-      compile_seconds: that the compiler took here.
+      outputs: bytes of results that do not reuse an argument's buffer.
+      temporaries, code: bytes, by the compiler's memory analysis.
+      flops: operations that the compiler counts, plus those of attention if kernels compute it, which it cannot count.
+      text: its traffic and collectives, counted in its text.
+      moves: copies of weights and caches in high-bandwidth memory, and of equally large buffers that come from them.
+      kernels: how many custom kernels it calls.
+      chip: one device of the mesh.
+      tensor: how many devices take part in a collective over heads.
+      compile_seconds: how long the compiler took here.
     """
 
     name: ProgramName
@@ -151,37 +152,37 @@ class Program:
 
     @property
     def total(self) -> int:
-        """Bytes that a device needs while it runs."""
+        """The bytes that a device needs while the program runs."""
         return sum(self.resident.values()) + self.extra
 
     @property
     def extra(self) -> int:
-        """Of these, what this program needs beside what is held all the time."""
+        """The bytes needed only while this program runs: inputs, outputs, temporaries and code."""
         return self.inputs + self.outputs + self.temporaries + self.code
 
     @property
     def step(self) -> Traffic:
-        """A step of decoding; for the other programs all that they do."""
+        """The traffic of one step of decoding; of another program, the traffic of one call."""
         return self.text.loop if self.name == "decode" else self.text.entry
 
     @property
     def roofline(self) -> Roofline:
-        """The least time of one call; of decode, of one step."""
+        """The least time of one call, or of one step of decode."""
         share = (self.tensor - 1) / self.tensor
         sent = sum(c.bytes * share * (2 if c.kind == "all-reduce" else 1) for c in self.step.collectives)
         return roofline(self.flops, self.step.hbm_bytes, self.chip, sent_bytes=sent)
 
 
 def tpu_devices(name: str) -> list[Any]:
-    """The devices of a TPU topology such as "v5e:2x4", described by libtpu.
+    """Returns the devices of a TPU topology such as "v5e:2x4", as libtpu describes them.
 
     Raises:
-      ValueError: libtpu is not installed, or knows no such topology.
+      ValueError: libtpu is not installed, or does not know this topology.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
-            "compiling for a TPU takes its compiler, and no TPU: pip install 'videollava-jax[tpu]'. Without it, name a "
-            "GPU such as h100:8, for the arithmetic alone"
+            "compiling for a TPU needs its compiler, but no TPU: pip install 'videollava-jax[tpu]'. Without it, name "
+            "a GPU such as h100:8, whose plan is arithmetic alone"
         )
     from jax.experimental import topologies
 
@@ -196,7 +197,7 @@ def tpu_devices(name: str) -> list[Any]:
 
 
 def device_of(chip: Chip) -> Chip:
-    """One of the devices that JAX shows for a chip, with what programs may use of its memory."""
+    """Returns one of the devices that JAX shows for a chip, with the memory that programs can use."""
     n = chip.devices
     available = _AVAILABLE_GIB.get(chip.name)
     return dataclasses.replace(
@@ -212,6 +213,8 @@ def compile_program(name: ProgramName, setting: Setting, chip: Chip) -> Program:
     """Compiles one of the engine's programs.
 
     Args:
+      name: of the program.
+      setting: the model, mesh and grid.
       chip: one device of the mesh (`device_of`).
 
     Raises:
@@ -255,7 +258,7 @@ def _first_line(error: Exception) -> str:
 
 @lru_cache(maxsize=4)
 def abstract_parameters(placement: Placement, *, int8: bool) -> tuple[Any, State]:
-    """The module's structure, and its parameters in bfloat16 (and int8) as shapes with their shardings."""
+    """Returns the module's structure, and its parameters in bfloat16 (and int8) as shapes with shardings."""
     graph, state = nnx.split(abstract_model(placement.config, dtype=COMPUTE, quantization="int8" if int8 else None))
     placed: dict[str, Any] = {
         name: _placed(value, placement.parameter(name, value.shape)) for name, value in named_parameters(state).items()
@@ -264,7 +267,7 @@ def abstract_parameters(placement: Placement, *, int8: bool) -> tuple[Any, State
 
 
 def abstract_grid(placement: Placement, shape: GridShape, *, int8: bool) -> Grid:
-    """What `new_grid` makes, as shapes with shardings."""
+    """Returns the grid that `new_grid` makes, as shapes with shardings."""
     G, text = shape.prefixes, placement.config.text_config
     plain = jax.eval_shape(lambda: grid.new_grid(text, shape, COMPUTE, None, int8=int8, sampling=greedy_sampling()))
     by_rank = {4: placement.cache(G), 3: placement.cache_scale(G), 2: placement.batch(G), 1: placement.batch(G)}
@@ -280,7 +283,7 @@ def abstract_grid(placement: Placement, shape: GridShape, *, int8: bool) -> Grid
 
 
 def greedy_sampling() -> Sampling:
-    """One row that takes the likeliest token."""
+    """Returns the sampling options of one row that decodes greedily."""
     return Sampling(
         keys_B=row_keys(0, 1),
         draw_B=jnp.zeros(1, bool),
@@ -294,18 +297,18 @@ def greedy_sampling() -> Sampling:
 
 
 def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tuple[Any, ...]]:
-    """The compiled function that the engine calls, and its arguments."""
+    """Returns the function that the engine calls and compiles, and its arguments as shapes with shardings."""
     graph, state = setting.model
     shape, held = setting.shape, setting.grid
     text, vision = setting.config.text_config, setting.config.vision_config
     W, E = shape.shards, shape.shards * shape.rows
 
     def array(*of: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        """One whose first axis is a batch."""
+        """Returns an array whose first axis is a batch."""
         return _shape(of, dtype, setting.placement.batch(of[0]))
 
     def small(*of: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        """One that comes from the host as it is."""
+        """Returns an array that comes from the host, without a sharding."""
         return _shape(of, dtype)
 
     vocabulary = Vocabulary(
@@ -341,13 +344,13 @@ def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tu
 
 
 def _inputs(name: ProgramName, arguments: tuple[Any, ...]) -> Iterable[Any]:
-    """The arguments that are held for this call alone."""
+    """Returns the arguments that exist only during this call."""
     held = {"encode": (4,), "prefill": (2, 3, 4), "begin": (2, 3, 4), "decode": ()}
     return [arguments[place] for place in held[name]]
 
 
 def _attention_flops(name: ProgramName, setting: Setting) -> float:
-    """Operations of attention on a device, in the programs where kernels compute it."""
+    """Counts the operations of attention on a device, in the programs where kernels compute it."""
     shape, text = setting.shape, setting.config.text_config
     queries, before, rows = {
         "prefill": (shape.prefix, 0, shape.shards),
@@ -366,12 +369,12 @@ def _shape(of: tuple[int, ...], dtype: Any, sharding: Sharding | None = None) ->
 
 
 def _on(mesh: Mesh, x: Any) -> NamedSharding | None:
-    """The sharding of a type, whose mesh is abstract, on a mesh of devices."""
+    """Returns the sharding of a type, whose mesh is abstract, on a mesh of devices."""
     return None if x.sharding is None else NamedSharding(mesh, x.sharding.spec)
 
 
 def shard_bytes(tree: Any) -> int:
-    """Bytes that one device holds of abstract arrays."""
+    """Returns the bytes of abstract arrays that one device holds."""
     return sum(_shard_bytes(x) for x in jax.tree.leaves(tree))
 
 

@@ -1,9 +1,9 @@
-"""What a job takes on chips that need not be here: programs compiled for them, the largest batch, the rates at best.
+"""Plans a job on chips that need not be here: compiles its programs, finds the largest batch and the best throughput.
 
-    job, chips ──▶ mesh ──▶ grid ──▶ encode, prefill, begin, decode compiled ──▶ memory, traffic, seconds ──▶ rates
+    job, chips ──▶ mesh ──▶ grid ──▶ encode, prefill, begin, decode compiled ──▶ memory, traffic, seconds ──▶ throughput
                                      the grid grown until decode does not fit ──▶ the largest batch
 
-A plan of GPUs is arithmetic alone: their compiler needs one. JAX is imported when something is compiled.
+A plan for GPUs is arithmetic alone, as their compiler needs a GPU. JAX is imported only when something is compiled.
 """
 
 from __future__ import annotations
@@ -26,30 +26,32 @@ if TYPE_CHECKING:
     from videollava_jax.planning.engine_programs import Program, Setting
 
 COMPILER_ENVIRONMENT: Mapping[str, str] = {
-    "JAX_PLATFORMS": "cpu",  # libtpu describes chips and is given no work
+    "JAX_PLATFORMS": "cpu",  # libtpu only describes chips and compiles
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""What libtpu needs to compile where there is no TPU, or where another process uses it; set before JAX is imported."""
+"""Lets libtpu compile without a TPU, or with one that another process uses; to be set before JAX is imported."""
 PROGRAMS = ("encode", "prefill", "begin", "decode")
 MANY = 1 << 16
-"""Videos of a job: more than any grid holds."""
+"""Videos in a planned job: more than any grid holds."""
 TRIES = 4
+"""How many grids are compiled at most to find the largest batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What is to be planned.
+    """The job to plan, and the chips.
 
     Attributes:
-      topology: as `hardware.topology` reads it.
-      config, storage: the model.
-      job: what is asked about each video.
-      mesh: data and tensor; None for the fewest chips a copy that leave the caches room.
-      grid: slots, and rows of each; None for what the engine chooses, and the largest batch beside it.
-      programs: to compile; the throughput takes all four.
+      topology: as `costs.chips.topology` parses it.
+      config: the model.
+      job: the questions about each video.
+      storage: dtypes of weights and caches.
+      mesh: sizes of the axes data and tensor; None for the fewest chips per copy that leave room for caches.
+      grid: prefixes, and rows of each. None plans both the grid that the engine chooses and the largest that fits.
+      programs: which to compile; the throughput needs all four.
     """
 
     topology: str
@@ -63,10 +65,11 @@ class PlanRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """What compiled programs reach when each takes its roofline's time, of all chips together.
+    """The throughput of compiled programs if each takes its roofline's time.
 
     Attributes:
-      phases: seconds of each phase while one grid is filled and emptied.
+      videos_per_second, answers_per_second, tokens_per_second: of all chips together; only tokens of answers count.
+      phases: seconds of each phase while one grid is filled and answered.
     """
 
     videos_per_second: float
@@ -77,14 +80,14 @@ class Throughput:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """A grid and what its programs take.
+    """A grid and its compiled programs.
 
     Attributes:
       shape: the grid.
       programs: compiled, by name.
-      too_large: what the compiler says of programs that it cannot fit, by name.
-      throughput: of the job; None where a program is missing.
-      read_once: bytes that a step of decoding cannot but read, on a device.
+      too_large: the compiler's message for each program that does not fit, by name.
+      throughput: of the job; None if a program is missing.
+      read_once: bytes that a step of decoding must read on a device.
     """
 
     shape: GridShape
@@ -94,22 +97,23 @@ class BatchPlan:
     read_once: int
 
     def fits(self, name: str) -> bool:
-        """Whether a program and all that is held beside it fit a device."""
+        """Returns whether a program, with everything else that is held then, fits a device."""
         program = self.programs.get(name)
         return program is not None and program.total <= program.chip.hbm_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What comes of a request.
+    """The answer to a `PlanRequest`.
 
     Attributes:
-      chip, chips: of the topology; on TPUs these are devices.
-      limit: by arithmetic, what no engine exceeds; None where not even one video fits.
-      why_no_limit: then, the reason.
-      mesh: data and tensor; None where nothing was compiled.
-      batch: what the engine would run; None likewise.
-      largest: the largest batch of which decode fits; None likewise, and where the grid was given.
+      request: what was asked for.
+      chip, chips: of the topology; for TPUs, devices and their number.
+      limit: the throughput that no engine exceeds, by arithmetic; None if not even one video fits.
+      why_no_limit: the reason if `limit` is None.
+      mesh: sizes of the axes data and tensor; None if nothing was compiled.
+      batch: the grid that was given or that the engine would choose; None if nothing was compiled.
+      largest: the largest grid with which decode fits; None if nothing was compiled or the grid was given.
     """
 
     request: PlanRequest
@@ -126,13 +130,14 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 def make_plan(request: PlanRequest, progress: Progress = iter) -> Plan:
-    """Compiles for TPUs, in this process: one topology a process, which is to have done nothing with JAX before.
+    """Plans a job; for TPUs it compiles in this process, which may not have used JAX before, for one topology only.
 
     Args:
-      progress: is given the names of the programs to go through, as `tqdm` is.
+      request: the job and the chips.
+      progress: wraps the names of the programs while they are compiled, like `tqdm`.
 
     Raises:
-      ValueError: no such chips, no compiler, a mesh or grid that does not fit them, weights that do not.
+      ValueError: the chips are unknown, their compiler is missing, or the mesh, the grid or the weights do not fit.
     """
     chip, chips = topology(request.topology)
     if chip.kind == "gpu":
@@ -182,9 +187,13 @@ def _checked_mesh(mesh: tuple[int, int], devices: int) -> tuple[int, int]:
 
 
 def choose_mesh(request: PlanRequest, chip: Chip, devices: int) -> tuple[int, int]:
-    """The fewest devices a copy, of 1, 2, 4 and 8, on which caches may take as much memory as the weights.
+    """Chooses a mesh: the fewest devices per copy (1, 2, 4 or 8) on which caches get as much memory as the weights.
 
-    Then a step of decoding reads about as much for its rows as for itself. With none such, the most devices.
+    Then a step of decoding reads about as many bytes of caches as of weights. If none suffices, it takes the most
+    devices.
+
+    Returns:
+      The sizes of the axes data and tensor.
     """
     from videollava_jax.engine.sizes import MEMORY_SHARE
 
@@ -198,7 +207,7 @@ def choose_mesh(request: PlanRequest, chip: Chip, devices: int) -> tuple[int, in
 
 
 def _weights_bytes(request: PlanRequest, tensor: int) -> float:
-    """Weights on a device: the decoder and the head are split, towers and projector are not."""
+    """Returns the bytes of weights on a device: decoder and head are split, towers and projector are not."""
     counted = parameters(request.config)
     whole = 2 * (counted.image_tower + counted.video_tower + counted.projector)
     return whole + (stored_bytes(request.config, request.storage) - whole) / tensor
@@ -206,14 +215,14 @@ def _weights_bytes(request: PlanRequest, tensor: int) -> float:
 
 def _given_shape(request: PlanRequest, data: int) -> GridShape:
     assert request.grid is not None
-    slots, rows = request.grid
-    if slots % data or slots < 1 or rows < 1:
-        raise ValueError(f"grid {slots}x{rows}: expected slots × rows, the slots a multiple of {data}")
-    return _shape(request, data, slots, rows, slots * rows, memory=1 << 62)
+    prefixes, rows = request.grid
+    if prefixes % data or prefixes < 1 or rows < 1:
+        raise ValueError(f"grid {prefixes}x{rows}: expected prefixes × rows, the prefixes a multiple of {data}")
+    return _shape(request, data, prefixes, rows, prefixes * rows, memory=1 << 62)
 
 
 def _engine_shape(request: PlanRequest, chip: Chip, data: int, tensor: int) -> GridShape:
-    """What `engine.Engine` chooses for the job within its own limits."""
+    """Returns the grid that `engine.Engine` would choose for the job."""
     from videollava_jax.engine.sizes import MEMORY_SHARE, ROWS
 
     memory = MEMORY_SHARE * (chip.hbm_bytes - _weights_bytes(request, tensor)) * data * tensor
@@ -251,7 +260,7 @@ def _setting(request: PlanRequest, mesh: Mesh, shape: GridShape) -> Setting:
 def _batch(
     request: PlanRequest, chip: Chip, mesh: Mesh, shape: GridShape, names: Iterable[Any], known: Mapping[str, Program]
 ) -> BatchPlan:
-    """A grid with programs compiled for it, and those that are known and do not depend on how many slots it has."""
+    """Compiles programs for a grid; `known` has programs that were compiled already and do not depend on its slots."""
     from videollava_jax.planning.engine_programs import compile_program
 
     setting = _setting(request, mesh, shape)
@@ -273,9 +282,9 @@ def _batch(
 
 
 def _largest(request: PlanRequest, chip: Chip, mesh: Mesh, batch: BatchPlan) -> BatchPlan | None:
-    """The grid with as many slots as fit beside the weights and what programs need; decode is compiled to see.
+    """Finds the grid with the most slots that fit next to the weights and temporaries, by compiling decode.
 
-    What the other programs need for themselves does not depend on how many slots there are.
+    The memory that the other programs need for themselves does not depend on the number of slots.
     """
     known = {name: program for name, program in batch.programs.items() if name != "decode"}
     held = batch.programs["decode"].resident
@@ -297,10 +306,12 @@ def _largest(request: PlanRequest, chip: Chip, mesh: Mesh, batch: BatchPlan) -> 
 
 
 def throughput(job: Job, shape: GridShape, seconds: Mapping[str, float]) -> Throughput:
-    """The rates when programs take so many seconds, one after the other: a grid filled, answered and filled again.
+    """Returns the throughput if grids are filled and answered one after the other, and programs never overlap.
 
     Args:
-      seconds: of each program, by its name; of decode, of one step.
+      job: the questions about each video.
+      shape: the grid.
+      seconds: of each program by name; of decode, for one step.
     """
     rounds = math.ceil(job.questions / shape.rows)
     phases = {

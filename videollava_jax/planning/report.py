@@ -1,4 +1,4 @@
-"""A plan as a record for JSON, and as text to read."""
+"""Writes a plan as a record for JSON, and as text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MIB, _GIB = 2**20, 2**30
 
 
 def record(plan: Plan) -> dict[str, Any]:
-    """Everything of a plan; sizes in bytes, on one device where nothing else is said."""
+    """Returns the whole plan for JSON. Sizes are in bytes, on one device unless their name says otherwise."""
     limit = plan.limit
     return {
         "topology": plan.request.topology,
@@ -73,7 +73,7 @@ def _program(program: Program, batch: BatchPlan) -> dict[str, Any]:
 
 
 def text(plan: Plan) -> str:
-    """A plan in a few tables."""
+    """Returns the plan as a few tables."""
     request, job = plan.request, plan.request.job
     lines = [
         f"{request.topology}: {plan.chips} × {plan.chip.name} of {plan.chip.hbm_bytes / _GIB:.2f} GiB"

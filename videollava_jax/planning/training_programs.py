@@ -1,7 +1,7 @@
-"""The two programs of a step with abstract arguments, compiled for a mesh whose chips need not be here.
+"""Compiles the two programs of a training step, with abstract arguments, for a mesh whose chips need not be here.
 
-accumulate   forward and backward of a micro-batch    ┐ what `training/step.py` calls, with the same shapes,
-update       AdamW on what was summed                 ┘ shardings and donation
+accumulate   forward and backward of a micro-batch    ┐ as `training/update/step.py` calls them: with the same
+update       AdamW on the summed gradients            ┘ shapes, shardings and donation
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class CompiledStep:
     """A compiled program of the step, on one device.
 
     Attributes:
-      resident: bytes that are held all the time, by kind: trained, frozen, optimizer, gradients.
+      resident: bytes that are held between programs, by kind: trained, frozen, optimizer, gradients.
       batch: bytes of the micro-batch.
-      temporaries, code: bytes, as the compiler says.
-      flops: operations that the compiler counts; it does not look into kernels.
-      kernels: custom kernels in it.
-      text: what its text says of traffic and collectives.
+      temporaries, code: bytes, by the compiler's memory analysis.
+      flops: operations that the compiler counts; it does not count those in kernels.
+      kernels: how many custom kernels it calls.
+      text: its traffic and collectives, counted in its text.
     """
 
     resident: Mapping[str, int]
@@ -51,7 +51,7 @@ class CompiledStep:
 
     @property
     def total(self) -> int:
-        """Bytes that a device needs while it runs."""
+        """The bytes that a device needs while the program runs."""
         return sum(self.resident.values()) + self.batch + self.temporaries + self.code
 
 
@@ -67,20 +67,25 @@ def compile_step(
     trained: DTypeLike = jnp.float32,
     frozen: DTypeLike = jnp.bfloat16,
 ) -> CompiledStep:
-    """Compiles a program of the step for the mesh of a model's placement.
+    """Compiles a program of the training step for the mesh of a model's placement.
 
     Args:
-      row, rows, frames: the static shape of a micro-batch: what a row holds, how many there are on all devices
-        together, and the frames of each video.
+      program: "accumulate" or "update".
+      model: with a placement.
+      rates: learning rates, which say what is trained.
+      row: the shape of a row.
+      rows: rows of a micro-batch, on all devices together.
+      frames: frames of each video.
+      optimizer: its options; None for the default.
       trained, frozen: dtypes of parameters; int8 weights and their scales keep theirs.
 
     Raises:
       ValueError: the model has no placement.
-      jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED where a device has too little memory.
+      jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED if a device has too little memory.
     """
     placement = model.placement
     if placement is None:
-        raise ValueError("compile_step: expected a model with a placement, whose mesh says what to compile for")
+        raise ValueError("compile_step: expected a model with a placement, to compile for its mesh")
     trainer = Trainer(model, build_optimizer(optimizer or Optimizer(), rates, 1000))
     parameters = abstract_parameters(model, rates, trained=trained, frozen=frozen)
     moving = {name: value for name, value in parameters.items() if rates.trains(name)}
@@ -111,7 +116,7 @@ def compile_step(
 
 
 def abstract_parameters(model: TrainingModel, rates: Rates, *, trained: DTypeLike, frozen: DTypeLike) -> dict[str, Any]:
-    """Parameters as shapes with the shardings that training keeps them in."""
+    """Returns the parameters as shapes, with the shardings that training stores them in."""
     placement = model.placement
     assert placement is not None
 
@@ -124,7 +129,7 @@ def abstract_parameters(model: TrainingModel, rates: Rates, *, trained: DTypeLik
 
 
 def abstract_state(trainer: Trainer, placement: Placement, trained: dict[str, Any]) -> TrainState:
-    """A state as `Trainer.begin` makes it."""
+    """Returns the state that `Trainer.begin` makes, as shapes with shardings."""
     shapes, shardings = jax.eval_shape(trainer.optimizer.init, trained), trainer.optimizer_shardings(trained)
     optimizer = jax.tree.map(lambda x, sharding: _array(x.shape, x.dtype, sharding), shapes, shardings)
     number = _array((), jnp.int32, placement.replicated)
@@ -132,14 +137,14 @@ def abstract_state(trainer: Trainer, placement: Placement, trained: dict[str, An
 
 
 def abstract_sums(placement: Placement, trained: dict[str, Any]) -> Sums:
-    """Sums as `Trainer.no_sums` makes them."""
+    """Returns the sums that `Trainer.no_sums` makes, as shapes with shardings."""
     gradients = jax.tree.map(lambda x: _array(x.shape, jnp.float32, x.sharding), trained)
     zero, none = (_array((), dtype, placement.replicated) for dtype in (jnp.float32, jnp.int32))
     return Sums(gradients, LossSums(zero, none))
 
 
 def abstract_batch(model: TrainingModel, placement: Placement, row: RowShape, rows: int, frames: int) -> Batch:
-    """A micro-batch of a shape."""
+    """Returns a micro-batch as shapes with shardings."""
     S, split = model.config.vision_config.image_size, placement.batch(rows)
     ids = _array((rows, row.tokens), jnp.int32, split)
     return Batch(
