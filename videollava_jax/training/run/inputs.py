@@ -14,7 +14,8 @@ import jax
 
 from videollava_jax.media import Uniform
 from videollava_jax.model.sharding import Placement
-from videollava_jax.processing.processor import DEFAULT_LIMITS, VideoLlavaProcessor
+from videollava_jax.processing.media_processor import DEFAULT_LIMITS
+from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.training.data.corpus import Corpus, build_corpus
 from videollava_jax.training.data.features import FeatureStore
 from videollava_jax.training.data.loader import HostBatch, Loader, PixelReader, loader
