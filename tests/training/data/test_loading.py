@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from videollava_jax.assets import TINY
 from videollava_jax.assets.world import encode_mp4, sample_clip, sample_image
+from videollava_jax.media import FramePreprocessor, Uniform, read_image, read_video
+from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.segments import IGNORED_LABEL
 from videollava_jax.training.data import corpus as module
 from videollava_jax.training.data.corpus import Corpus, build_corpus
@@ -236,6 +240,49 @@ def test_rows_hold_their_samples_and_nothing_else(samples, corpus, tiny_processo
                 assert not row[f"{kind}s"][slot:].any()
                 assert len(row[f"{kind}s"]) == slots[kind]
     assert met == 4 * shape.batch
+
+
+@pytest.mark.parametrize(
+    ("image", "video"),
+    [
+        (
+            FramePreprocessor(size=56, crop_size=56),
+            FramePreprocessor(size=70, crop_size=56, resample=2, mean=(0, 0, 0)),
+        ),
+        (
+            FramePreprocessor(size=64, crop_size=56, resample=0, std=(1, 1, 1)),
+            FramePreprocessor(size=56, crop_size=56, resample=1),
+        ),
+    ],
+)
+def test_pixels_are_those_that_inference_answers_from(image, video, tmp_path):
+    """Each kind of medium has its own size, crop, filter and statistics, in training as in inference."""
+    for file in TINY.iterdir():
+        if not file.name.startswith("model"):
+            shutil.copy(file, tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(image.to_json()))
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(video.to_json()))
+    processor = VideoLlavaProcessor.from_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (75, 90, 3), dtype=np.uint8)).save(tmp_path / "0.png")
+    (tmp_path / "0.mp4").write_bytes(encode_mp4(rng.integers(0, 256, (16, 80, 96, 3), dtype=np.uint8)))
+    turns = [{"from": "human", "value": "<image><video>\nWhat?"}, {"from": "gpt", "value": "Noise."}]
+    (tmp_path / "data.json").write_text(json.dumps([{"image": "0.png", "video": "0.mp4", "conversations": turns}]))
+
+    corpus = build_corpus(read_samples([tmp_path / "data.json"]), processor, ROW, SkipCounter())
+    plan = make_plan(corpus.sizes, BatchShape(batch=1, rows=1, row=ROW), steps=1, seed=0)
+    (batch,) = loader(plan, corpus, processor)
+    learnt_from = {"image": batch.arrays["images"][0, :1], "video": batch.arrays["videos"][0, 0]}
+    prompt = "USER: <image><video>\nWhat? ASSISTANT:"
+    inputs = processor(prompt, images=str(tmp_path / "0.png"), videos=str(tmp_path / "0.mp4"))
+    answered_from = {"image": inputs["pixel_values_images"], "video": inputs["pixel_values_videos"][0]}
+    for kind, own, other in ("image", image, video), ("video", video, image):
+        expected = np.moveaxis(answered_from[kind], -3, -1)
+        np.testing.assert_array_equal(own.normalize(learnt_from[kind]), expected)
+        assert np.abs(other.normalize(learnt_from[kind]) - expected).max() > 0.1
+        file = str(tmp_path / ("0.png" if kind == "image" else "0.mp4"))
+        read = read_image(file)[None] if kind == "image" else read_video(file, Uniform(8)).frames
+        assert not np.array_equal(other(read), learnt_from[kind])
 
 
 def test_media_that_cannot_be_read_are_named_by_the_data(corpus, plan, tiny_processor):
