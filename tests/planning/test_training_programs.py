@@ -30,6 +30,7 @@ from tests.planning.training_programs import (
 )
 from tests.small_models import SMALL
 from tests.training.rows import FRAMES, UNCHANGED, drawn, packed
+from videollava_jax.assets import TINY
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.planning.training_programs import (
     StepProgram,
@@ -40,6 +41,8 @@ from videollava_jax.planning.training_programs import (
     compile_step,
 )
 from videollava_jax.training.data.packing import RowShape
+from videollava_jax.training.run.base_model import load
+from videollava_jax.training.run.recipe import Compute, Data, Recipe
 from videollava_jax.training.update.model import TrainingModel
 from videollava_jax.training.update.optimizer import build_optimizer
 from videollava_jax.training.update.options import Lora, Optimizer, Rates
@@ -85,6 +88,24 @@ def test_the_state_is_the_one_that_training_begins_with(recipe: str, mesh: tuple
     ):
         assert jax.tree.structure(expected) == jax.tree.structure(real)
         assert described(expected) == described(real)
+
+
+def test_parameters_have_the_dtypes_that_a_run_keeps(tiny_processor):
+    """int8 weights with float32 scales; adapters in the trained dtype, the rest in that of compute."""
+    recipe = Recipe(
+        model="tiny",
+        output="",
+        rates=Rates(lora=1.0),
+        lora=Lora(rank=4),
+        data=Data(train="-"),
+        compute=Compute(dtype="bfloat16", trained_dtype="bfloat16", int8=True),
+    )
+    loaded = load(TINY, recipe, make_mesh(1, 1), tiny_processor)
+    planned = abstract_parameters(loaded.model, recipe.rates, trained=jnp.bfloat16, frozen=jnp.bfloat16)
+    found = {name: (x.shape, x.dtype) for name, x in (loaded.trained | loaded.frozen).items()}
+    assert found == {name: (x.shape, x.dtype) for name, x in planned.items()}
+    assert {str(x.dtype) for x in loaded.trained.values()} == {"bfloat16"}
+    assert {str(x.dtype) for x in loaded.frozen.values()} == {"bfloat16", "int8", "float32"}
 
 
 def test_the_micro_batch_is_the_one_that_is_loaded():

@@ -22,7 +22,8 @@ from videollava_jax.training.data.packing import RowShape
 from videollava_jax.training.update.loss import LossSums
 from videollava_jax.training.update.model import Batch, TrainingModel
 from videollava_jax.training.update.optimizer import build_optimizer
-from videollava_jax.training.update.options import Optimizer, Rates, is_lora
+from videollava_jax.training.update.options import Optimizer, Rates
+from videollava_jax.training.update.parameters import kept_dtype
 from videollava_jax.training.update.step import Sums, Trainer, TrainState
 
 StepProgram = Literal["accumulate", "update"]
@@ -88,8 +89,7 @@ def compile_step(
         raise ValueError("compile_step: expected a model with a placement, to compile for its mesh")
     trainer = Trainer(model, build_optimizer(optimizer or Optimizer(), rates, 1000))
     parameters = abstract_parameters(model, rates, trained=trained, frozen=frozen)
-    moving = {name: value for name, value in parameters.items() if rates.trains(name)}
-    still = {name: value for name, value in parameters.items() if name not in moving}
+    moving, still = rates.split(parameters)
     state, sums = abstract_state(trainer, placement, moving), abstract_sums(placement, moving)
     batch = abstract_batch(model, placement, row, rows, frames)
     number = _array((), jnp.int32, placement.replicated)
@@ -119,13 +119,14 @@ def abstract_parameters(model: TrainingModel, rates: Rates, *, trained: DTypeLik
     """Returns the parameters as shapes, with the shardings that training stores them in."""
     placement = model.placement
     assert placement is not None
-
-    def dtype(name: str) -> Any:
-        if model.quantization is not None and f"{name}_scale" in model.shapes:
-            return jnp.int8
-        return jnp.float32 if name.endswith("_scale") or is_lora(name) else trained if rates.trains(name) else frozen
-
-    return {name: _array(shape, dtype(name), placement.stored(name, shape)) for name, shape in model.shapes.items()}
+    return {
+        name: _array(
+            shape,
+            kept_dtype(name, model.shapes, rates, trained=trained, frozen=frozen),
+            placement.stored(name, shape),
+        )
+        for name, shape in model.shapes.items()
+    }
 
 
 def abstract_state(trainer: Trainer, placement: Placement, trained: dict[str, Any]) -> TrainState:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy.typing as npt
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -20,7 +19,7 @@ from videollava_jax.training.run.recipe import Compute, Recipe
 from videollava_jax.training.update.lora import initial_lora
 from videollava_jax.training.update.model import TrainingModel
 from videollava_jax.training.update.options import is_lora, is_tower
-from videollava_jax.training.update.parameters import Parameters, placed, stack
+from videollava_jax.training.update.parameters import Parameters, kept_dtype, placed, stack
 from videollava_jax.weights.loading import load_checkpoint
 
 
@@ -90,15 +89,10 @@ def load(directory: Path, recipe: Recipe, mesh: Mesh, processor: VideoLlavaProce
     narrow = {name: shape for name, shape in model.shapes.items() if is_lora(name)}
     stacked |= placed(initial_lora(narrow, jax.random.key(recipe.seed)), placement)
     for name in list(stacked):
-        dtype = compute.trained_dtype if recipe.rates.trains(name) else compute.dtype
-        if stacked[name].dtype != jnp.int8 and not name.endswith("_scale"):
-            stacked[name] = _cast(stacked.pop(name), jnp.dtype(dtype))
-    return Loaded(
-        config,
-        model,
-        {name: value for name, value in stacked.items() if recipe.rates.trains(name)},
-        {name: value for name, value in stacked.items() if not recipe.rates.trains(name)},
-    )
+        dtype = kept_dtype(name, model.shapes, recipe.rates, trained=compute.trained_dtype, frozen=compute.dtype)
+        if stacked[name].dtype != dtype:
+            stacked[name] = _cast(stacked.pop(name), dtype)
+    return Loaded(config, model, *recipe.rates.split(stacked))
 
 
 def rows_on_devices(x: npt.NDArray[Any], placement: Placement, rows: int) -> jax.Array:

@@ -5,8 +5,11 @@ A recipe is made of these, and `--help` reads them: it answers at once, without 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
+
+T = TypeVar("T")
 
 Group = Literal["image_tower", "video_tower", "projector", "decoder", "lora"]
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -102,8 +105,13 @@ class Rates:
         return rate
 
     def trains(self, name: str) -> bool:
-        """Whether a parameter is trained."""
+        """Returns whether a parameter is trained."""
         return self.of(group_of(name)) is not None
+
+    def split(self, parameters: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
+        """Splits parameters by name into those that are trained and those that are frozen."""
+        trained = {name: value for name, value in parameters.items() if self.trains(name)}
+        return trained, {name: value for name, value in parameters.items() if name not in trained}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from videollava_jax.model.sharding import STACKED, Placement, put, resharded
+from videollava_jax.training.update.options import Rates
 
 Parameters = dict[str, jax.Array]
 
@@ -44,6 +46,23 @@ def stack(parameters: Parameters, placement: Placement | None = None) -> Paramet
         return stacked
 
     return {name: together(name, layers) for name, layers in stacked_names(dict(parameters)).items()}
+
+
+def kept_dtype(name: str, names: Container[str], rates: Rates, *, trained: DTypeLike, frozen: DTypeLike) -> jnp.dtype:
+    """Returns the dtype that training keeps a parameter in: int8 weights and their float32 scales keep theirs.
+
+    Args:
+      names: of all parameters; a weight whose scale is among them is int8.
+      trained, frozen: the dtypes of parameters with and without a learning rate.
+    """
+    if f"{name}_scale" in names:
+        dtype: DTypeLike = jnp.int8
+    elif name.endswith("_scale"):
+        dtype = jnp.float32
+    else:
+        dtype = trained if rates.trains(name) else frozen
+    found: jnp.dtype = jnp.dtype(dtype)
+    return found
 
 
 def placed(parameters: Parameters, placement: Placement | None) -> Parameters:
