@@ -1,12 +1,12 @@
-"""A job of many questions about many clips: how much is answered rightly, how often media are read, and how fast.
+"""Measures a job of many questions about many clips: accuracy, how often media are read, and answers per second.
 
     python benchmarks/batch.py --clips 500 --questions 5
 
-The bundled model is asked about clips of its world that training never saw, by OpenAI's batch lines in a random order.
-`run_batch`, from the file of lines to the file of answers, each committed, stands beside the engine alone on the same
-requests, with media read by its threads and by worker processes as `run_batch` has them. They take turns; the first
-round of each compiles and starts the workers, and is not counted. Ends with status 1 if a clip was decoded or encoded
-more or less than once in any round, or if two of them answer differently.
+The bundled model answers questions about drawn clips that were not in its training data, given as OpenAI batch lines in
+a random order. Three ways take turns: the engine alone with media read by its threads, the engine alone with media read
+by worker processes, and `run_batch`, from the file of lines to the file of committed answers. The first round of each
+way compiles and starts the workers, and is not counted. Ends with status 1 if in any round a clip was not decoded or
+encoded exactly once, or if answers differ.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from videollava_jax.engine import Engine, Request
 
 NEW_TOKENS = 6
 CARD = 300
-"""Clips of the card, one question each: the first evaluation seeds."""
+"""How many clips the model card has, one question each: those of the first evaluation seeds."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ class Asked:
     """A line of the job.
 
     Attributes:
-      clip, number: which clip, and which of its questions.
-      again: whether the same question came before; a scene has two to five.
+      clip: the index of the clip.
+      number: the index of the question about it.
+      again: whether an earlier line has the same question, as a scene has only two to five.
+      question: with the right answer.
     """
 
     clip: int
@@ -62,11 +64,11 @@ class Asked:
 
 @dataclass
 class Counts:
-    """What happened to media in a round.
+    """How often media were read in a round.
 
     Attributes:
-      decoded: the files that were, as often as they were; threads append to it.
-      encoded: prefixes with media.
+      decoded: the name of a file, each time that it was decoded. Threads append to it.
+      encoded: how many prefixes with media were encoded.
     """
 
     decoded: list[str] = field(default_factory=list)
@@ -74,10 +76,11 @@ class Counts:
 
 
 Round = tuple[dict[str, str], Counts, float]
+"""Answers by id, how often media were read, and seconds."""
 
 
 def write_job(place: Path, clips: int, questions: int, seed: int) -> dict[str, Asked]:
-    """Writes `media/*.mp4` and `job.jsonl`; the lines by their ids."""
+    """Writes `media/*.mp4` and `job.jsonl`; returns the lines by their ids."""
     media = place / "media"
     media.mkdir()
     asked = {}
@@ -102,7 +105,7 @@ def write_job(place: Path, clips: int, questions: int, seed: int) -> dict[str, A
 
 
 def requests_of(place: Path) -> list[Request]:
-    """The same lines as requests for the engine, with paths, under the ids of the lines."""
+    """Returns the lines as requests for the engine, with paths, in the order of their media."""
     found = []
     for line in pending_lines(place / "job.jsonl", "openai", Defaults(), ()):
         assert isinstance(line.request, Request)
@@ -113,7 +116,7 @@ def requests_of(place: Path) -> list[Request]:
 
 @contextmanager
 def counted() -> Iterator[Counts]:
-    """Counts what the engine encodes; `counting` counts what it decodes."""
+    """Counts the prefixes that the engine encodes within the `with`; `counting` counts the files that it decodes."""
     counts, real = Counts(), engine_run.encode_prefixes
 
     def encode_prefixes(model: Any, processor: Any, reads: Any, pooling: int) -> Any:
@@ -128,6 +131,8 @@ def counted() -> Iterator[Counts]:
 
 
 def counting(reader: Callable[..., Any], counts: Counts) -> Callable[..., Any]:
+    """Wraps an engine's reader so that it counts the files that it decodes."""
+
     def read(medium: Any, frame_sampling: Any) -> Any:
         counts.decoded.append(Path(medium.source).name)
         return reader(medium, frame_sampling)
@@ -136,12 +141,12 @@ def counting(reader: Callable[..., Any], counts: Counts) -> Callable[..., Any]:
 
 
 class Bench:
-    """The ways of answering one job; each gives (answers by id, what was read, seconds).
+    """Answers one job in three ways.
 
     Args:
-      place: of the job, see `write_job`.
+      place: the directory of the job (see `write_job`).
       model, processor: the bundled ones.
-      window: requests that the engine of `run_batch` looks ahead.
+      window: how many requests the engine of `run_batch` reads ahead.
     """
 
     def __init__(self, place: Path, model: Any, processor: Any, window: int = 1024):
@@ -151,11 +156,11 @@ class Bench:
         self.names = [json.loads(line)["custom_id"] for line in (place / "job.jsonl").read_text().splitlines()]
 
     def threads(self, round_: int) -> Round:
-        """The engine alone, its threads reading; it is shown all requests at once, as it has no file to order."""
+        """Runs the engine alone, with media read by its threads. It reads all requests ahead."""
         return self._engine(self.processor.read_medium)
 
     def workers(self, round_: int) -> Round:
-        """The engine alone with worker processes."""
+        """Runs the engine alone, with media read by worker processes."""
         return self._engine(self.reader)
 
     def _engine(self, reader: Callable[..., Any]) -> Round:
@@ -168,7 +173,7 @@ class Bench:
         return {self.names[int(result.id)]: result.text for result in results}, counts, seconds
 
     def batch(self, round_: int) -> Round:
-        """`run_batch`; each round writes an output of its own."""
+        """Runs `run_batch`, with a new output in each round."""
         output = self.place / f"answers-{round_}.jsonl"
         with counted() as counts:
             reader = counting(self.reader, counts)
@@ -185,7 +190,7 @@ class Bench:
 
 
 def accuracy_table(asked: dict[str, Asked], answers: dict[str, str]) -> str:
-    """Right answers by kind, beside the card's."""
+    """Returns a table of right answers by kind of question, with those of the model card."""
     card = json.loads((Path(TINY) / "card.json").read_text())["accuracy"]["clips"]
     columns: tuple[tuple[str, Callable[[Asked], bool]], ...] = (
         ("its clips, its question", lambda line: line.number == 0 and line.clip < CARD),
@@ -205,14 +210,16 @@ def accuracy_table(asked: dict[str, Asked], answers: dict[str, str]) -> str:
 
 
 def spread(rates: list[float]) -> str:
+    """Formats the median and the range of rates."""
     return f"{statistics.median(rates):.1f} ({min(rates):.1f}-{max(rates):.1f})"
 
 
 def main() -> int:
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=500, help="default: %(default)s")
-    parser.add_argument("--questions", type=int, default=5, help="about each; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="that count; default: %(default)s")
+    parser.add_argument("--questions", type=int, default=5, help="about each clip; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="without the first, which compiles; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the order of lines; default: %(default)s")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -226,7 +233,7 @@ def main() -> int:
 
 
 def measure(bench: Bench, asked: dict[str, Asked], wanted: argparse.Namespace) -> int:
-    """Prints all of it; the exit status."""
+    """Measures all ways and prints the results; returns the exit status."""
     print(
         f"{len(asked)} lines about {wanted.clips} clips, seed {wanted.seed}; jax {jax.__version__}, "
         f"{os.cpu_count()} cores"
@@ -237,18 +244,18 @@ def measure(bench: Bench, asked: dict[str, Asked], wanted: argparse.Namespace) -
     problems, answers = [], None
     for round_ in range(1 + wanted.rounds):
         for way, run in ways.items():
-            said, counts, seconds = run(round_)
+            found, counts, seconds = run(round_)
             if Counter(counts.decoded) != once or counts.encoded != wanted.clips:
                 problems.append(f"{way}, round {round_}: {len(counts.decoded)} decoded, {counts.encoded} encoded")
-            if said != (answers := answers or said):
-                problems.append(f"{way}, round {round_}: other answers than the first")
+            if found != (answers := answers or found):
+                problems.append(f"{way}, round {round_}: answers differ from the first round's")
             if round_:
                 rates[way].append(len(asked) / seconds)
     if not problems:
-        print(f"in every round {wanted.clips} decoded, each once, and {wanted.clips} encoded; all answers the same")
+        print(f"in every round each of {wanted.clips} clips was decoded and encoded once; all answers were the same")
     print(f"\n{accuracy_table(asked, answers or {})}\n")
-    for way, found in rates.items():
-        print(f"{way:<15} {spread(found)} answers/s, median of {wanted.rounds} rounds and spread")
+    for way, counted_rates in rates.items():
+        print(f"{way:<15} {spread(counted_rates)} answers/s, median of {wanted.rounds} rounds and spread")
     ratio = statistics.median(rates["run_batch"]) / statistics.median(rates["engine, workers"])
     print(f"run_batch to the engine with workers, ratio of medians: {ratio:.2f}")
     print("\n".join(problems))

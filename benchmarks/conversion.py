@@ -1,12 +1,12 @@
-"""Measures conversion beside a plain copy of the same files, on the same disk, in the same run.
+"""Measures conversion, and a plain copy of the same files on the same disk for comparison.
 
     python benchmarks/random_checkpoint.py out/7b
     python benchmarks/conversion.py out/7b --scratch out/scratch
 
-Each round copies the checkpoint, converts it to Orbax, verifies that, and exports it back to the hub's layout; files
-are dropped from the page cache before each step, and flushed to the disk within it. Every step runs in a process of
-its own, whose peak memory and seconds of CPU (its own and the kernel's in its name, imports included) are told: on a
-machine that others use as well they say more than the rate. The round trip is compared tensor by tensor, to the bit.
+Each round copies the checkpoint, converts it to Orbax, verifies the result, and exports it back to the hub's layout.
+Files are dropped from the page cache before each step and flushed to the disk within it. Every step runs in a separate
+process, of which the peak memory and the CPU seconds (user and system, including imports) are printed; on a machine
+that others use too they say more than the rate. The tensors of the round trip are compared bit for bit.
 """
 
 import argparse
@@ -47,7 +47,13 @@ print(json.dumps([seconds, used.ru_utime, used.ru_stime, used.ru_maxrss * 1024])
 
 @dataclass(frozen=True)
 class Figures:
-    """What a step took: seconds of the clock, without imports; of CPU, its own and the kernel's; bytes at the most."""
+    """The cost of a step.
+
+    Attributes:
+      seconds: wall time, without imports.
+      user, system: CPU seconds.
+      peak: the most bytes of memory.
+    """
 
     seconds: float
     user: float
@@ -56,10 +62,12 @@ class Figures:
 
     @property
     def cpu(self) -> float:
+        """CPU seconds, user and system."""
         return self.user + self.system
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--scratch", type=Path, required=True, help="a directory on the same disk; it is emptied")
@@ -95,7 +103,7 @@ def main() -> None:
 
     print(
         f"\n{arguments.rounds} rounds\n\n"
-        "| step | GB/s, median | spread | of the copy's rate | CPU seconds, median | peak memory |"
+        "| step | GB/s, median | spread | relative to copy | CPU seconds, median | peak memory |"
     )
     print("|---|---|---|---|---|---|")
     for step, measured in figures.items():
@@ -109,6 +117,7 @@ def main() -> None:
 
 
 def child(step: str, source: Path, target: Path) -> Figures:
+    """Runs a step in a separate process."""
     command = [sys.executable, "-c", CHILD, step, str(source), str(target)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"JAX_PLATFORMS": "cpu"}
@@ -119,7 +128,7 @@ def child(step: str, source: Path, target: Path) -> Figures:
 
 
 def forget(*directories: Path) -> None:
-    """Drops what the page cache holds of these files, so that every step reads from the disk."""
+    """Drops the files of these directories from the page cache, so that every step reads from the disk."""
     os.sync()
     for directory in directories:
         for path in directory.rglob("*"):
@@ -136,12 +145,12 @@ from videollava_jax.weights import compare_checkpoints, open_checkpoint
 compared = compare_checkpoints(*(open_checkpoint(Path(name)) for name in sys.argv[1:]))
 if compared.differences:
     raise SystemExit(f"the round trip is not equal: {compared.differences[:5]}")
-print(f"  round trip: {compared.equal} tensors equal to the bit")
+print(f"  round trip: {compared.equal} tensors equal bit for bit")
 """
 
 
 def tell_whether_equal(first: Path, second: Path) -> None:
-    """In a process of its own: the memory of this one would be counted to every later step."""
+    """Compares two checkpoints, in a separate process because this one's memory would count in every later step."""
     subprocess.run([sys.executable, "-c", COMPARE, str(first), str(second)], check=True)
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning the 7B model on one GPU, beside transformers: tokens a second and the share of the device's arithmetic.
+"""Measures fine-tuning of the 7B model on one GPU, ours and transformers': tokens per second and MFU.
 
     python benchmarks/finetune_gpu.py --out out/finetune.json      # one GPU, under nine minutes; prints Markdown
     python benchmarks/finetune_gpu.py --sections full --layers 16  # a part of it, with fewer layers
@@ -10,17 +10,17 @@
     full     decoder, head, projector    float32    the same                            autocast to bfloat16
     bf16     the same                    bfloat16   the same                            a model in bfloat16
 
-*kept in* is for what is trained and its moments; what is frozen is bfloat16. A step is some micro-batches of rows, each
-a conversation about one video of 8 frames that fills it, then AdamW with clipping; both sides compute every layer again
-for the gradient, and find their batches on the device. transformers runs SDPA, checkpoints its layers without
-reentry and updates by the fused AdamW. Weights are random. A figure is the median of some steps with their range, after
-two that compile or warm up; JAX runs in one process and torch in the next.
+*kept in* is the dtype of trained parameters and their moments; frozen ones are bfloat16. A step is several
+micro-batches, each row of which is filled by a conversation about one video of 8 frames, then AdamW with clipping. Both
+sides recompute every layer for the gradient and have their batches on the device. transformers uses SDPA, checkpoints
+its layers without reentry and updates with the fused AdamW. Weights are random. A figure is the median of several steps
+with their range, after two steps that compile or warm up. JAX runs in one process and torch in the next.
 
-Trained parameters with moments and gradients are 22 bytes each in float32: 149 GB, more than a GPU of 141 GB has. So
-the program reckons, by the device's memory as its maker states it, how many layers of the decoder fit both sides, takes
-that many and says so in the name of the row. MFU counts the operations that cannot be done without
-(`arithmetic.train_flops`), of the model with these layers, against the maker's peak; the limit is the same by what was
-measured on such a chip, where there is such a figure.
+A trained parameter with its moments and gradients takes 22 bytes in float32: 149 GB in all, more than a GPU of 141 GB
+has. So the program computes, from the memory that the manufacturer states, how many decoder layers fit on both sides,
+uses that many and says so in the name of the row. MFU is the rate of necessary operations (`costs.work.train_flops`) of
+the model with these layers, divided by the manufacturer's peak. The limit uses the rates measured on such a chip, if
+there are any.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ OUR_SHARE = 0.5
 
 
 def main() -> int:
+    """Runs the command line; returns the exit status."""
     parser = parser_of(__doc__, tuple(KINDS))
-    parser.add_argument("--layers", type=int, help="of the decoder, where another number than fits is wanted")
+    parser.add_argument("--layers", type=int, help="of the decoder; default: as many as fit")
     arguments = parser.parse_args()
     work = Work(rounds=arguments.rounds, layers=arguments.layers, chip=arguments.chip)
     if arguments.small:

@@ -24,13 +24,13 @@ from videollava_jax.training.update.step import Trainer
 
 
 class Ours:
-    """The sections, by the programs that `train/finetune.py` runs, on a mesh of one device."""
+    """The sections, with the programs that `train/finetune.py` runs, on a mesh of one device."""
 
     def __init__(self, work: Work):
         self.work = work
 
     def begun(self) -> tuple[dict[str, Any], Mapping[str, Section]]:
-        """Facts about the device, and the sections by name.
+        """Returns facts about the device, and the sections by name.
 
         Raises:
           CannotRun: there is no accelerator.
@@ -42,7 +42,7 @@ class Ours:
         return facts, {name: lambda name=name: self.section(name) for name in KINDS}
 
     def section(self, name: str) -> Iterator[Measured]:
-        """Steps of a kind."""
+        """Measures the steps of one kind of training."""
         work, kind = self.work, KINDS[name]
         sized = Sized.of(name, self.config, work, self.device.device_kind)
         placement = Placement(sized.config, make_mesh(1, 1))
@@ -56,7 +56,7 @@ class Ours:
         trained, frozen = self._parameters(model, kind, placement)
         trainer = Trainer(model, build_optimizer(Optimizer(moments=kind.kept), kind.rates, 1000))
         state, sums = trainer.begin(trained), trainer.no_sums(trained)
-        del trained  # the state has it, and gives it away with every update
+        del trained  # the state has it, and donates it at every update
         rng = np.random.default_rng(0)
         batches = [self._batch(drawn_rows(sized.config, work, rng), placement) for _ in range(work.micro_batches)]
 
@@ -70,7 +70,7 @@ class Ours:
         yield sized.measured(OURS, timed_steps(step, work), work)
 
     def _parameters(self, model: TrainingModel, kind: Kind, placement: Placement) -> tuple[Any, Any]:
-        """Those that are trained and those that are frozen, drawn in the dtypes that they are kept in."""
+        """Draws the trained and the frozen parameters, in the dtypes that they are kept in."""
         found = {}
         for seed, (name, shape) in enumerate(model.shapes.items()):
             if not is_lora(name):
@@ -82,7 +82,7 @@ class Ours:
         return trained, {name: value for name, value in found.items() if name not in trained}
 
     def _batch(self, rows: Rows, placement: Placement) -> Batch:
-        """A sequence a row, without images."""
+        """Puts rows of one sequence each, without images, on the device."""
         R, T = rows.ids.shape
         S, video = self.config.vision_config.image_size, rows.ids == self.config.video_token_id
         batch = Batch(

@@ -1,4 +1,4 @@
-"""transformers' side of `finetune_gpu.py`, with PEFT and torch's AdamW."""
+"""The side of transformers in `finetune_gpu.py`, with PEFT and torch's AdamW."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Theirs:
         self.work = work
 
     def begun(self) -> tuple[dict[str, Any], Mapping[str, Section]]:
-        """Facts about the device, and the sections by name.
+        """Returns facts about the device, and the sections by name.
 
         Raises:
-          CannotRun: there is no torch here, or it finds no GPU.
+          CannotRun: torch is not installed, or finds no GPU.
         """
         self.device = torch_device(small=self.work.small)
         import torch
@@ -37,7 +37,7 @@ class Theirs:
         return facts, {name: lambda name=name: self.section(name) for name in KINDS}
 
     def section(self, name: str) -> Iterator[Measured]:
-        """Steps of a kind."""
+        """Measures the steps of one kind of training."""
         torch, work, kind = self.torch, self.work, KINDS[name]
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -66,7 +66,7 @@ class Theirs:
         yield sized.measured(THEIRS, timed_steps(step, work), work)
 
     def _model(self, sized: Sized) -> Any:
-        """transformers' model with what is trained in the dtype that it is kept in, checkpointing its layers."""
+        """Makes the model, with trained parameters in the dtype that they are kept in, and with checkpointed layers."""
         torch, kept = self.torch, getattr(self.torch, sized.kind.kept)
         model = their_model(sized.config, self.device, torch.bfloat16 if sized.kind.rates.lora else kept)
         model.model.image_tower.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""What `finetune_gpu.py` measures, the same for both sides: kinds of training, rows, and how many layers fit."""
+"""The work that both sides of `finetune_gpu.py` measure: kinds of training, rows, and how many layers fit."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from videollava_jax.costs.work import parameters, train_flops
 from videollava_jax.training.update.options import GROUPS, Rates
 
 MEMORY_SHARE = 0.9
-"""Of the device's memory, that weights, gradients and activations may take together."""
+"""The share of the device's memory that weights, gradients and activations may take together."""
 WARM_UP = 2
 IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is measured.
+    """The sizes of the work.
 
     Attributes:
-      small: the shape of the bundled model in the place of the 7B's.
-      chip: by whose figures MFU, limits and what fits are reckoned; None for the device's.
+      small: whether the model has the shape of the bundled one instead of the 7B's.
+      chip: the chip whose rates and memory are used for MFU, limits and layers; None for the device's own.
       rounds: steps that count.
-      row_tokens: of a row, with those of its video.
-      rows: of a micro-batch.
-      micro_batches: of a step.
+      row_tokens: tokens of a row, including those of its video.
+      rows: rows of a micro-batch.
+      micro_batches: micro-batches of a step.
       rank: of the adapters.
-      layers: of the decoder; None for all, or as many as fit.
+      layers: of the decoder; None for as many as fit.
     """
 
     small: bool = False
@@ -48,18 +48,18 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """Tokens of a step."""
         return self.row_tokens * self.rows * self.micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is trained, and how it is kept.
+    """A kind of training.
 
     Attributes:
       name: in the table.
-      rates: the groups that are trained, at the authors' rates.
-      kept: dtype of what is trained and of its moments.
+      rates: the trained groups, with the authors' learning rates.
+      kept: dtype of trained parameters and of their moments.
     """
 
     name: str
@@ -68,8 +68,11 @@ class Kind:
 
     @property
     def bytes_each(self) -> int:
-        """Of a trained parameter: itself, two moments, the gradients' sum in float32, a micro-batch's gradients, and
-        what it is cast to."""
+        """Bytes of a trained parameter.
+
+        They are the parameter, two moments, the sum of gradients in float32, the gradient of a micro-batch, and the
+        parameter cast to bfloat16.
+        """
         return 4 + 8 + 4 + 4 + 2 if self.kept == "float32" else 2 + 4 + 4 + 2
 
 
@@ -81,12 +84,12 @@ KINDS: Mapping[str, Kind] = {
 
 
 def trained_groups(kind: Kind) -> list[str]:
-    """The groups that have a rate."""
+    """Returns the groups that have a learning rate."""
     return [group for group in GROUPS if kind.rates.of(group) is not None]
 
 
 def adapter_parameters(config: VideoLlavaConfig, rank: int) -> int:
-    """Of narrow projections beside all of the decoder's."""
+    """Counts the parameters of LoRA adapters of all the decoder's projections."""
     text = config.text_config
     D, M = text.hidden_size, text.intermediate_size
     query, key = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
@@ -94,7 +97,7 @@ def adapter_parameters(config: VideoLlavaConfig, rank: int) -> int:
 
 
 def needed_bytes(config: VideoLlavaConfig, kind: Kind, work: Work) -> int:
-    """What a step takes on either side, reckoned from above."""
+    """Returns an upper bound of the bytes that a step takes on either side."""
     counted = parameters(config)
     decoder = counted.decoder + counted.head
     if kind.rates.lora is None:
@@ -103,21 +106,24 @@ def needed_bytes(config: VideoLlavaConfig, kind: Kind, work: Work) -> int:
         trained = counted.projector + adapter_parameters(config, work.rank)
         frozen = counted.image_tower + counted.video_tower + decoder
     text, tokens = config.text_config, work.rows * work.row_tokens
-    # Hidden states before each layer, one layer's own, and transformers' logits: in bfloat16, in float32, and their
-    # gradients in both.
+    # Hidden states before each layer, those inside one layer, and transformers' logits, in bfloat16 and in float32,
+    # with their gradients.
     layers = 2 * tokens * text.hidden_size * text.num_hidden_layers
     inside = 4 * tokens * 4 * (text.intermediate_size + 2 * text.hidden_size)
     return kind.bytes_each * trained + 2 * frozen + layers + inside + 12 * tokens * text.vocab_size
 
 
 def fitting_layers(config: VideoLlavaConfig, kind: Kind, work: Work, memory: float | None) -> int:
-    """How many of the decoder's layers a step fits with.
+    """Returns how many layers of the decoder fit.
 
     Args:
-      memory: of the device, in bytes; None for one that has no figures.
+      config: of the whole model.
+      kind: of training.
+      work: its sizes.
+      memory: bytes of the device; None if unknown, in which case all layers count as fitting.
 
     Raises:
-      CannotRun: not even one does.
+      CannotRun: not even one layer fits.
     """
     layers = config.text_config.num_hidden_layers
     if work.layers is not None or memory is None:
@@ -130,8 +136,12 @@ def fitting_layers(config: VideoLlavaConfig, kind: Kind, work: Work, memory: flo
 
 @dataclass(frozen=True)
 class Rows:
-    """A micro-batch, on the host: ids and labels int [R, T], -100 where nothing is learnt; frames uint8
-    [R, F, S, S, 3]."""
+    """A micro-batch on the host.
+
+    Attributes:
+      ids, labels: int [R, T]; a label is -100 if the token is not learnt.
+      frames: uint8 [R, F, S, S, 3].
+    """
 
     ids: np.ndarray
     labels: np.ndarray
@@ -139,7 +149,7 @@ class Rows:
 
 
 def drawn_rows(config: VideoLlavaConfig, work: Work, rng: np.random.Generator) -> Rows:
-    """Each row a video and text, of which the second half is learnt."""
+    """Draws rows of a video and text each; the second half of the text is learnt."""
     R, T, S = work.rows, work.row_tokens, config.vision_config.image_size
     media = FRAMES * config.tokens_per_frame
     ids = rng.integers(*TEXT_IDS, (R, T))
@@ -150,10 +160,12 @@ def drawn_rows(config: VideoLlavaConfig, work: Work, rng: np.random.Generator) -
 
 @dataclass(frozen=True)
 class Sized:
-    """A kind with the layers that it is measured with.
+    """A kind of training with as many layers as fit.
 
     Attributes:
-      layers: what the name of a row says of them: "" where the decoder has all of its own.
+      kind: of training.
+      config: with these layers.
+      layers: their number, as part of a row's name; "" if the decoder has all its layers.
       figures: of the device.
     """
 
@@ -164,7 +176,7 @@ class Sized:
 
     @classmethod
     def of(cls, section: str, config: VideoLlavaConfig, work: Work, device_kind: str) -> Sized:
-        """As many layers as the work says, or as fit a device of this kind."""
+        """Takes as many layers as the work says, or as fit on a device of this kind."""
         kind, figures = KINDS[section], Figures.of(device_kind, work.chip)
         layers = fitting_layers(config, kind, work, figures.maker and figures.maker.hbm_bytes)
         whole = config.text_config.num_hidden_layers
@@ -172,7 +184,7 @@ class Sized:
         return cls(kind, with_layers(config, layers), name, figures)
 
     def measured(self, way: str, seconds: list[float], work: Work) -> Measured:
-        """Rates of steps, MFU, and the limit."""
+        """Computes rates, MFU and the limit from the seconds of steps."""
         flops = train_flops(
             self.config,
             trained_groups(self.kind),
@@ -193,10 +205,11 @@ class Sized:
 
 
 def timed_steps(step: Callable[[], float], work: Work) -> list[float]:
-    """Seconds of the steps that count.
+    """Runs steps and returns the seconds of those that count.
 
     Args:
-      step: gives the loss, and so returns when the device is done.
+      step: returns the loss, and so only when the device is done.
+      work: says how many steps count.
 
     Raises:
       RuntimeError: a loss is not finite.

@@ -1,4 +1,4 @@
-"""Our side of `gpu.py`: the engine, and the compiled functions that it calls, on its own caches."""
+"""Our side of `gpu.py`: the engine, and the compiled functions that it calls, with their own caches."""
 
 from __future__ import annotations
 
@@ -40,14 +40,19 @@ from videollava_jax.generation.answers import Answers, Vocabulary, bucket
 from videollava_jax.model.cache import TailCache
 
 CACHE_SHARE = 0.85
-"""Of the memory that weights leave free: what programs need beside caches is known here, and is little."""
+"""The share of memory, without the weights, that caches may take; programs need little else here."""
 FOR_EVER = 1 << 30
-"""Tokens of an answer that no measurement comes to the end of."""
+"""The length of answers that must not end during a measurement."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a video as the engine prepares it: the prefix with its pixels, and the ids after it [T]."""
+    """A question about a video as the engine prepares it.
+
+    Attributes:
+      read: the prefix, with its pixels.
+      ids: token ids after the prefix, [T].
+    """
 
     read: ReadPrefix
     ids: np.ndarray
@@ -72,7 +77,7 @@ class Ours:
         self.config, self.processor = shape_of(small=work.small)
         self.model = our_model(self.config, jnp.bfloat16)
         self.storage = Storage()
-        # Once for all sections: a grid that has a row less than the last would be compiled for anew.
+        # Once for all sections, because for a grid with one row less everything would be compiled again.
         self.memory = self._memory()
 
         rng = np.random.default_rng(0)
@@ -82,7 +87,7 @@ class Ours:
         self.asked = self._asked()
 
     def begun(self) -> tuple[dict[str, Any], Mapping[str, Section]]:
-        """Facts about the device, and the sections by name."""
+        """Returns facts about the device, and the sections by name."""
         facts = {"device": self.device.device_kind, **versions("jax", "flax")}
         if self.chip is not None:
             facts["limits by"] = self.chip.name
@@ -100,7 +105,7 @@ class Ours:
     # ── phases ──
 
     def ceilings(self) -> Iterator[Measured]:
-        """What a copy and a product of matrices reach: what the device gives on this day, beside its maker's word."""
+        """Measures the rates of a copy and of a matrix product on this device, for comparison with its stated peaks."""
         maker, side = self.figures.maker, self.work.matrix
         many = jnp.ones((16, side, side), jnp.bfloat16)
         add = jax.jit(lambda x: x + 1, donate_argnums=0)
@@ -124,7 +129,7 @@ class Ours:
         yield Measured(work="product, TFLOP/s", way=OURS, rates=rates, limit=maker and maker.bf16_flops / 1e12)
 
     def encode(self) -> Iterator[Measured]:
-        """Pixels on the device to features, in the calls that the engine makes, and with eight videos in one."""
+        """Measures pixels on the device to features: one video per call, like the engine, and eight."""
         preprocess = self.processor.video_processor
         mean, std = ((np.array(numbers, np.float32),) for numbers in (preprocess.mean, preprocess.std))
         for videos in (1, 8):
@@ -141,7 +146,7 @@ class Ours:
             yield Measured(work=f"encode, {videos} at a time, videos/s", way=OURS, rates=rates, limit=limit)
 
     def decode(self) -> Iterator[Measured]:
-        """Prefill into the slots of a grid, and steps of decoding with one row and with all of them."""
+        """Measures prefill into the slots of a grid, and steps of decoding with one row and with all rows."""
         shape = self._shape(self.work.rows, self.work.answer_tokens)
         rates, grid = self._filled(shape)
         tokens = len(self.asked.read.ids)
@@ -157,24 +162,24 @@ class Ours:
     # ── jobs ──
 
     def one(self) -> Iterator[Measured]:
-        """One question about each video."""
+        """Measures a job with one question about each video."""
         yield self._job(
             "one question a video, answers/s", self.work.videos, self.work.answer_tokens, max_rows=self.work.rows
         )
 
     def ten(self) -> Iterator[Measured]:
-        """Several questions about each video."""
+        """Measures a job with several questions about each video."""
         questions = self.work.questions
         name = f"{questions} questions a video, answers/s"
         yield self._job(name, self.work.videos, self.work.answer_tokens, questions=questions)
 
     def caption(self) -> Iterator[Measured]:
-        """A long answer about each video."""
+        """Measures a job with a long answer about each video."""
         rows = self.work.rows
         yield self._job("captions, videos/s", rows, self.work.caption_tokens, max_rows=rows)
 
     def int8(self) -> Iterator[Measured]:
-        """Steps of decoding and captions with int8 weights and prefixes; the last section, as the weights change."""
+        """Measures decoding and captions with int8 weights and prefixes. Comes last, as it replaces the weights."""
         del self.model
         gc.collect()
         self.storage = Storage(int8_weights=True, int8_kv=True)
@@ -190,12 +195,12 @@ class Ours:
     # ── parts ──
 
     def _rounds(self, run: Callable[[], None], amount: float) -> tuple[float, ...]:
-        """Rates of the rounds that count, after one that compiles."""
+        """Returns the rates of the rounds that count, after one that compiles."""
         run()
         return tuple(rate(run, amount) for _ in range(self.work.rounds))
 
     def _memory(self) -> int:
-        """Bytes for caches, beside the weights."""
+        """Returns the bytes for caches, with the weights in memory."""
         stats = self.device.memory_stats()
         return int(CACHE_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"])) if stats else HOST_MEMORY
 
@@ -207,13 +212,13 @@ class Ours:
         return Asked(preparer.read(question.prefix), question.ids)
 
     def _shape(self, rows: int, answer_tokens: int) -> GridShape:
-        """The grid that the engine would take for a question about each of so many videos: what compiles is shared."""
+        """Returns the engine's grid for a question about each of `rows` videos, to share compiled programs."""
         demand = Demand(len(self.asked.read.ids), [1] * rows, len(self.asked.ids), answer_tokens)
         text, dtype, int8 = self.config.text_config, self.model.dtype, self.storage.int8_kv
         return choose_shape(demand, text, dtype, shards=1, max_rows=rows, memory=self.memory, int8=int8)
 
     def _filled(self, shape: GridShape) -> tuple[tuple[float, ...], Grid]:
-        """Rates of prefill in tokens a second, and a grid with the video in all its slots."""
+        """Fills a grid with the video in all slots; returns the rates of prefill in tokens per second, and the grid."""
         model, read = self.model, self.asked.read
         ids = np.zeros((1, shape.prefix), np.int32)
         ids[0, shape.prefix - len(read.ids) :] = read.ids
@@ -238,7 +243,7 @@ class Ours:
         return rates, dataclasses.replace(grid, prefix=prefix)
 
     def _with_questions(self, shape: GridShape, grid: Grid) -> Grid:
-        """The grid with the question in all its rows, whose answers never end. Takes the grid over."""
+        """Begins the question in all rows of a grid, with answers that never end. Donates the grid."""
         model, question = self.model, self.asked.ids
         T = bucket(len(question), 32)
         ids, mask = np.zeros((1, T), np.int32), np.arange(T)[None] >= T - len(question)
@@ -262,7 +267,7 @@ class Ours:
         return Grid(grid.prefix, tail, answers)
 
     def _decode_rates(self, work: str, grid: Grid, steps: int) -> Measured:
-        """Steps of decoding with a full ring, so that every round does the same. Takes the grid over.
+        """Measures steps of decoding with a full ring of answers, so that all rounds do the same. Donates the grid.
 
         Raises:
           RuntimeError: a row ended: its logits were not finite.
@@ -294,10 +299,14 @@ class Ours:
     def _job(
         self, work: str, videos: int, new_tokens: int, *, questions: int = 1, max_rows: int | None = None
     ) -> Measured:
-        """The engine answers so many questions about each of so many videos, and again.
+        """Measures the engine on a job.
 
         Args:
-          max_rows: of the engine's batch; None for what it takes by itself.
+          work: name of the row in the table.
+          videos: how many.
+          new_tokens: tokens of each answer.
+          questions: about each video.
+          max_rows: of the engine's batch; None for its default.
 
         Raises:
           RuntimeError: a request came back with an error.
@@ -335,7 +344,7 @@ class Ours:
         return Measured(work=work, way=OURS, rates=rates, limit=limit)
 
     def _vocabulary(self) -> Vocabulary:
-        """No token ends an answer."""
+        """Returns a vocabulary in which no token ends an answer."""
         suppressed = np.zeros(self.config.text_config.vocab_size, bool)
         suppressed[list(self.config.eos_token_ids)] = True
         return Vocabulary(
@@ -346,7 +355,7 @@ class Ours:
 
 
 def _first_row(grid: Grid) -> Grid:
-    """A copy of the first slot and the first row, as a grid of their own: what is donated of it is in no other."""
+    """Copies the first slot and the first row into a separate grid, which can be donated."""
 
     def first(x: jax.Array) -> jax.Array:
         return jnp.array(x[:1])

@@ -1,4 +1,4 @@
-"""transformers' side of `gpu.py`: its `generate` as users call it, batched, and with a static cache."""
+"""The side of transformers in `gpu.py`: its `generate` with one row, batched, and with a static cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Theirs:
     """The sections that transformers has too, in the order of `gpu_work.SECTIONS`.
 
     Raises:
-      CannotRun: there is no torch here, or it finds no GPU.
+      CannotRun: torch is not installed, or finds no GPU.
     """
 
     def __init__(self, work: Work):
@@ -30,7 +30,7 @@ class Theirs:
 
         self.torch = torch
         if self.device.type == "cpu":
-            torch.set_num_threads(1)  # handing so small products to several threads takes longer than computing them
+            torch.set_num_threads(1)  # for such small products, several threads are slower than one
         torch.set_grad_enabled(False)
         torch.manual_seed(0)
         self.config, self.processor = shape_of(small=work.small)
@@ -46,7 +46,7 @@ class Theirs:
         self.pixels = torch.tensor(inputs["pixel_values_videos"]).to(self.device, self.model.dtype)
 
     def begun(self) -> tuple[dict[str, Any], Mapping[str, Section]]:
-        """Facts about the device, and the sections by name."""
+        """Returns facts about the device, and the sections by name."""
         name = self.torch.cuda.get_device_name(0) if self.device.type == "cuda" else "cpu"
         facts = {
             "device": name,
@@ -63,7 +63,7 @@ class Theirs:
         return facts, sections
 
     def encode(self) -> Iterator[Measured]:
-        """Normalised pixels on the device to features."""
+        """Measures normalised pixels on the device to features."""
         for videos in (1, 8):
             pixels = self.pixels.expand(videos, *self.pixels.shape[1:]).contiguous()
 
@@ -76,7 +76,7 @@ class Theirs:
             yield Measured(work=f"encode, {videos} at a time, videos/s", way=way, rates=self._rounds(calls, 8 * videos))
 
     def decode(self) -> Iterator[Measured]:
-        """Prefill of a prompt, and the steps of `generate` after it."""
+        """Measures prefill of a prompt, and the steps of `generate` after it."""
         ids, mask = self._ids(1)
 
         def prefill() -> None:
@@ -89,23 +89,23 @@ class Theirs:
         steps, work = self.work.steps, "decode, one row, tokens/s"
         yield self._steps(work, ONE, 1, 4 * steps)
         yield self._as_many(self.work.rows, lambda rows: self._steps("decode, many rows, tokens/s", MANY, rows, steps))
-        # As many as the longest answer of all sections: a longer cache than any before it is compiled for anew.
+        # As many steps as the longest answer of all sections has, because a longer cache would be compiled again.
         yield self._steps(work, STATIC, 1, self.work.caption_tokens, **STATIC_OPTIONS)
 
     def one(self) -> Iterator[Measured]:
-        """One question about each video."""
+        """Measures one question about each video."""
         for measured in self._job("one question a video, answers/s", self.work.answer_tokens):
             self._of_one.append(measured)
             yield measured
 
     def ten(self) -> Iterator[Measured]:
-        """Several questions about each video: each is a prompt of its own, so the rates are those of one question."""
+        """Returns the rates of `one` for several questions about each video, as each is a separate prompt."""
         name = f"{self.work.questions} questions a video, answers/s"
         for measured in self._of_one or self._job(name, self.work.answer_tokens):
             yield dataclasses.replace(measured, work=name)
 
     def caption(self) -> Iterator[Measured]:
-        """A long answer about each video."""
+        """Measures a long answer about each video."""
         yield from self._job("captions, videos/s", self.work.caption_tokens)
 
     # ── parts ──
@@ -115,17 +115,17 @@ class Theirs:
             self.torch.cuda.synchronize()
 
     def _rounds(self, run: Callable[[], None], amount: float) -> tuple[float, ...]:
-        """Rates of the rounds that count, after one that warms up and may compile."""
+        """Returns the rates of the rounds that count, after one that warms up and may compile."""
         run()
         return tuple(rate(run, amount) for _ in range(self.work.rounds))
 
     def _ids(self, rows: int) -> tuple[Any, Any]:
-        """Prompts of drawn text as long as one with a video, [rows, tokens], and their mask."""
+        """Draws prompts of text, as long as one with a video, [rows, tokens], and their mask."""
         ids = self.torch.randint(*TEXT_IDS, (rows, self.prompt), device=self.device)
         return ids, self.torch.ones_like(ids)
 
     def _steps(self, work: str, way: str, rows: int, steps: int, **options: Any) -> Measured:
-        """Tokens a second of `generate` after its first token; options of `generate`."""
+        """Measures the tokens per second of `generate` after its first token, with options of `generate`."""
         ids, mask = self._ids(rows)
 
         def once() -> float:
@@ -147,7 +147,7 @@ class Theirs:
         return Measured(work=work, way=way, rates=rates, note=f"{rows} rows" if rows > 1 else "")
 
     def _job(self, work: str, new_tokens: int) -> Iterator[Measured]:
-        """Videos asked one at a time, a batch at a time, and one at a time with a static cache."""
+        """Measures videos one at a time, in batches, and one at a time with a static cache."""
 
         def asked(batch: int, way: str, **options: Any) -> Measured:
             requests = requests_of(self.videos[:batch], self.words[:1], new_tokens)
@@ -162,7 +162,7 @@ class Theirs:
         yield asked(1, STATIC, **STATIC_OPTIONS)
 
     def _as_many(self, rows: int, run: Callable[[int], Measured]) -> Measured:
-        """The same with half the rows as long as they do not fit the memory."""
+        """Runs with `rows` rows, and with half as many as long as they do not fit into memory."""
         while True:
             try:
                 return run(rows)
@@ -174,16 +174,17 @@ class Theirs:
 
 
 class _Clock:
-    """When each token came, as a streamer of `generate`: the prompt first, which is left out."""
+    """A streamer for `generate` that notes the time of each token, but not of the prompt, which comes first."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self._is_prompt = True
 
     def put(self, tokens: Any) -> None:
+        """Notes the time of a token."""
         if not self._is_prompt:
             self.times.append(time.perf_counter())
         self._is_prompt = False
 
     def end(self) -> None:
-        """Nothing is left over."""
+        """Does nothing, as no token is held back."""

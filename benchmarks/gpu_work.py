@@ -1,4 +1,4 @@
-"""What `gpu.py` measures, the same for both sides: the sections, and how much each of them does."""
+"""The work that both sides of `gpu.py` measure: the sections, and their sizes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ SECTIONS = ("ceilings", "encode", "decode", "one", "ten", "caption", "int8")
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is measured.
+    """The sizes of the work.
 
     Attributes:
-      small: the shape of the bundled model in the place of the 7B's.
-      chip: by whose figures limits are reckoned; None for the device's.
-      rounds: that count.
-      question_tokens, answer_tokens, caption_tokens: of each question, of each answer to it, and of each caption.
-      questions: about each video, where there are several.
-      videos: of the jobs with questions; captions are written of as many as there are rows.
-      rows, int8_rows: at most, of a batch of ours, and with int8 weights and prefixes.
-      batch: of transformers' batched jobs.
-      steps: of decoding in a round with many rows; four times as many with one.
-      matrix: side of the matrices of the ceilings.
+      small: whether the model has the shape of the bundled one instead of the 7B's.
+      chip: the chip whose rates give the limits; None for the device's own.
+      rounds: rounds that count.
+      question_tokens, answer_tokens, caption_tokens: tokens of a question, of its answer, and of a caption.
+      questions: questions about each video in the section `ten`.
+      videos: videos in jobs with questions; there are as many captions as rows.
+      rows: the most rows in our batch.
+      int8_rows: the same with int8 weights and prefixes.
+      batch: rows in transformers' batched jobs.
+      steps: decoding steps in a round with many rows; with one row, four times as many.
+      matrix: side of the matrices in the section `ceilings`.
     """
 
     small: bool = False
@@ -41,7 +42,7 @@ class Work:
 
     @classmethod
     def tiny(cls) -> Work:
-        """For a CPU."""
+        """Returns tiny sizes, for a CPU."""
         return cls(
             small=True,
             question_tokens=20,

@@ -1,12 +1,12 @@
-"""Compares one prompt's logits with transformers on the same full-size weights, in float32, in little memory.
+"""Compares the logits of one prompt with transformers', for the same full-size weights, in float32, in little memory.
 
     python benchmarks/random_checkpoint.py out/7b
     videollava convert out/7b out/7b-orbax
     python benchmarks/logits_full_size.py out/7b out/7b-orbax
 
-In float32 neither model of 7B fits into 24 GiB whole. Towers, projector, embedding and head do; the decoder's layers
-are read, run and forgotten one after the other, transformers' own from its safetensors and ours from Orbax. Needs
-torch. The prompt is text, an image, text, a clip of two frames, text.
+In float32 a 7B model does not fit into 24 GiB. Towers, projector, embedding and head do; the decoder's layers are read,
+run and freed one after the other, transformers' from safetensors and ours from Orbax. Needs torch. The prompt is text,
+an image, text, a clip of two frames, text.
 """
 
 import argparse
@@ -28,9 +28,10 @@ FRAMES = 2
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("hub", type=Path, help="the checkpoint in the hub's layout")
-    parser.add_argument("orbax", type=Path, help="what it was converted to")
+    parser.add_argument("orbax", type=Path, help="the checkpoint converted from it")
     arguments = parser.parse_args()
     config = VideoLlavaConfig.from_hf(arguments.hub)
     inputs = fixed_inputs(dataclasses.replace(config, temporal_frames=FRAMES))
@@ -43,10 +44,11 @@ def main() -> None:
     print(f"largest logit {np.abs(theirs).max():.3f}, standard deviation {theirs.std():.3f}")
     print(f"largest difference {apart.max():.2e}, mean {apart.mean():.2e}")
     same = (ours.argmax(-1) == theirs.argmax(-1)).mean()
-    print(f"the same token is likeliest at {same:.2%} of the positions")
+    print(f"the most likely token is the same at {same:.2%} of the positions")
 
 
 def our_logits(checkpoint: Checkpoint, inputs: dict[str, Any]) -> np.ndarray:
+    """Computes our logits, float32 [T, V]."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -90,6 +92,7 @@ def our_logits(checkpoint: Checkpoint, inputs: dict[str, Any]) -> np.ndarray:
 
 
 def their_logits(directory: Path, config: VideoLlavaConfig, inputs: dict[str, Any]) -> np.ndarray:
+    """Computes transformers' logits, float32 [T, V]."""
     import torch
     from transformers import VideoLlavaConfig as HFVideoLlavaConfig
     from transformers import VideoLlavaForConditionalGeneration
@@ -142,7 +145,7 @@ def their_logits(directory: Path, config: VideoLlavaConfig, inputs: dict[str, An
 
 
 def as_tensor(features: Any) -> Any:
-    """transformers returns features as a tensor, a list of tensors, or in an output object."""
+    """Returns features as one tensor; transformers gives a tensor, a list of tensors, or an output object."""
     import torch
 
     features = getattr(features, "pooler_output", features)
@@ -150,6 +153,7 @@ def as_tensor(features: Any) -> Any:
 
 
 def timed(title: str, run: Callable[[], np.ndarray]) -> np.ndarray:
+    """Runs a function and prints its time and the peak memory."""
     started = time.perf_counter()
     result = run()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

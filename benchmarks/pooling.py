@@ -1,10 +1,11 @@
-"""What more frames and pooled frames cost a model that was trained with neither: the bundled tiny model's accuracy.
+"""Measures the bundled tiny model's accuracy with more frames and with pooled frames; it was trained with neither.
 
     python benchmarks/pooling.py                    # prints the table of docs/more_frames.md, in some minutes
     python benchmarks/pooling.py --clips 70 --json  # fewer clips, one JSON object a row
 
-Questions about drawn clips that the model never saw (`videollava_jax/assets/world.py`), through real H.264: the first
-question of each clip, an equal number of every kind. A clip has 16 frames, so that 32 show each of them twice.
+Each question is the first about a drawn clip (`videollava_jax/assets/world.py`) that was not in the training data, with
+an equal number of questions of every kind. Clips are encoded as H.264 and decoded again. A clip has 16 frames, so 32
+show each of them twice.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from videollava_jax.config import poolings
 from videollava_jax.media import Uniform
 
 FRAMES = (8, 16, 32)
-FIRST_SEED = 10_000  # of EVAL_SEEDS: beyond those that the tests ask about
+FIRST_SEED = 10_000  # index in EVAL_SEEDS, after the seeds that tests use
 BATCH = 50
 NEW_TOKENS = 6
 
@@ -38,7 +39,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: shares of right answers, in all and by kind of question."""
+    """A line of the table: the share of right answers, in all and by kind of question."""
 
     frames: int
     video_pooling: int
@@ -49,6 +50,7 @@ class Row:
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=100 * len(CLIP_KINDS), help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="one JSON object a row instead of a table")
@@ -64,6 +66,7 @@ def main() -> None:
 
 
 def drawn_clips(count: int) -> list[Clip]:
+    """Draws clips, each with a question."""
     clips = []
     for seed in EVAL_SEEDS[FIRST_SEED : FIRST_SEED + count]:
         scene = sample_clip(seed)
@@ -76,15 +79,15 @@ def drawn_clips(count: int) -> list[Clip]:
 def measured(
     model: VideoLlavaForConditionalGeneration, processor: VideoLlavaProcessor, clips: Sequence[Clip]
 ) -> Iterator[Row]:
-    """A row for each number of frames and each pooling that fit the model's positions."""
+    """Yields a row for each number of frames and each pooling that fit into the model's positions."""
     vision, text = model.config.vision_config, model.config.text_config
     for frames in FRAMES:
         for pooling in poolings(vision.patches_per_side):
             each = model.config.pooled_tokens_per_frame(pooling)
             if frames * each >= text.max_position_embeddings:
                 continue
-            said = answers(model, processor, clips, frames, pooling)
-            right = np.array([text == clip.answer for text, clip in zip(said, clips, strict=True)])
+            given = answers(model, processor, clips, frames, pooling)
+            right = np.array([text == clip.answer for text, clip in zip(given, clips, strict=True)])
             kinds = np.array([clip.kind for clip in clips])
             shares = {kind: float(right[kinds == kind].mean()) for kind in CLIP_KINDS if (kinds == kind).any()}
             yield Row(frames, pooling, each, frames * each, float(right.mean()), shares)
@@ -97,8 +100,8 @@ def answers(
     frames: int,
     pooling: int,
 ) -> list[str]:
-    """Greedy answers."""
-    said = []
+    """Decodes answers greedily."""
+    given = []
     for start in range(0, len(clips), BATCH):
         part = clips[start : start + BATCH]
         inputs = processor(
@@ -108,11 +111,12 @@ def answers(
             padding=True,
         )
         ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-        said += processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in said]
+        given += processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in given]
 
 
 def as_markdown(row: Row) -> str:
+    """Formats a row of the table."""
     tokens = f"{row.frames} × {row.tokens_per_frame} = {row.video_tokens}"
     shares = [f"{100 * share:.0f}" for share in row.kinds.values()]
     return f"| {row.frames} | {row.video_pooling} | {tokens} | {100 * row.accuracy:.1f} % | {' | '.join(shares)} |"

@@ -1,11 +1,11 @@
-"""Questions about videos: the engine beside transformers' `generate`, same weights, same machine, same run.
+"""Measures questions about videos: the engine and transformers' `generate`, with the same weights, in the same run.
 
     python benchmarks/qa.py
 
-A random model of about 150 M parameters answers 25 questions about each of 8 videos, and one about each. The engine
-does the whole job in every round; transformers, which encodes and prefills a video again for every question, answers a
-sample at each batch size, and its best counts. Tokens of the sample are compared. The first round of each side compiles
-or warms up and is not counted.
+A random model of about 150 M parameters answers 25 questions about each of 8 videos, then one about each. The engine
+does the whole job in every round. transformers, which encodes and prefills a video again for every question, answers a
+sample at each batch size; its best batch size counts. The tokens of the sample are compared. The first round of each
+side compiles or warms up and is not counted.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from videollava_jax.engine import Engine, Request
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--questions", type=int, default=25, help="for each video")
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def compare(ours: Any, theirs: Any, processor: Any, requests: list[Request], arguments: argparse.Namespace) -> None:
-    """Prints the rates of both sides on one job."""
+    """Measures both sides on one job and prints their rates."""
     eos = ours.config.eos_token_ids
     engine = Engine(ours, processor, suppress_tokens=eos, on_sizes=lambda line: print(f"  {line}"))
     print(f"\n{len(requests)} questions about {arguments.videos} videos")
@@ -83,7 +84,7 @@ def compare(ours: Any, theirs: Any, processor: Any, requests: list[Request], arg
 
 
 def random_model(directory: Path) -> Any:
-    """Decoder 12 × 768, towers 6 × 384 at 224 pixels, vocabulary 32064, with the ids of the bundled tokenizer."""
+    """Makes and saves a random model: decoder 12 × 768, towers 6 × 384 at 224 pixels, the bundled tokenizer's ids."""
     tokenizer = VideoLlavaProcessor.from_pretrained(TINY)
     config = transformers.VideoLlavaConfig(
         vision_config=transformers.CLIPVisionConfig(
@@ -107,7 +108,7 @@ def random_model(directory: Path) -> Any:
     )
     torch.manual_seed(0)
     model = transformers.VideoLlavaForConditionalGeneration(config).eval()
-    model.lm_head.weight.mul_(8)  # so that few of the likeliest tokens are near ties
+    model.lm_head.weight.mul_(8)  # so that the two most likely tokens are rarely nearly equal
     model.save_pretrained(directory)
     return model
 

@@ -1,4 +1,4 @@
-"""Questions about videos of random pixels, and transformers' `generate` that is asked them."""
+"""Makes questions about videos of random pixels, and runs transformers' `generate` on them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from videollava_jax.processing.processor import VideoLlavaProcessor
 
 FRAMES = 8
 TEXT_IDS = (3, 600)
-"""Of the bundled tokenizer: from the first that is not special to below those of media."""
+"""The range [from, to) of the bundled tokenizer's ids without special and media tokens."""
 
 
 def processor_for_224_pixels() -> VideoLlavaProcessor:
-    """The bundled tokenizer with the preprocessing of the real model."""
+    """Returns a processor with the bundled tokenizer and the preprocessing of the 7B model."""
     bundled = VideoLlavaProcessor.from_pretrained(TINY)
     return VideoLlavaProcessor(FramePreprocessor(), tokenizer=bundled.tokenizer, patch_size=14, max_positions=4096)
 
 
 def random_videos(rng: np.random.Generator, count: int, side: int = 224) -> list[np.ndarray]:
-    """Frames uint8 [8, side, side, 3] of each."""
+    """Draws videos, uint8 [8, side, side, 3] each."""
     return [rng.integers(0, 256, (FRAMES, side, side, 3), dtype=np.uint8) for _ in range(count)]
 
 
 def question_words(processor: VideoLlavaProcessor, rng: np.random.Generator, count: int, tokens: int) -> list[str]:
-    """Different questions of exactly as many tokens as asked for, the template's end included."""
+    """Draws questions of `tokens` tokens each, including the end of the template."""
     vocabulary = ["what", "colour", "is", "the", "shape", "where", "does", "it", "go", "how", "many", "are", "there"]
     questions = []
     for _ in range(count):
@@ -45,12 +45,12 @@ def question_words(processor: VideoLlavaProcessor, rng: np.random.Generator, cou
 
 
 def prompt_of(question: str) -> str:
-    """A question about a video in the model's template."""
+    """Writes a question about a video in the model's template."""
     return f"USER: <video>\n{question} ASSISTANT:"
 
 
 def requests_of(videos: Sequence[np.ndarray], words: Sequence[str], new_tokens: int) -> list[Request]:
-    """Every question about every video, those about one video far apart."""
+    """Returns a request for every question about every video; those about the same video are far apart."""
     return [
         Request(id=f"{v}-{q}", prompt=prompt_of(question), videos=[video], max_new_tokens=new_tokens)
         for q, question in enumerate(words)
@@ -67,14 +67,18 @@ def reference(
     tokens: dict[str, list[int]],
     **options: Any,
 ) -> None:
-    """transformers' `generate`, so many questions at a time; their tokens by id.
+    """Answers requests with transformers' `generate`, greedily.
 
     Args:
       model: of transformers, on any device.
-      eos: tokens that are never chosen, so that all answers are of one length.
-      options: for `generate`, beside those that make it greedy.
+      processor: ours.
+      requests: to answer.
+      batch: how many at a time.
+      eos: tokens that are never chosen, so that all answers have the same length.
+      tokens: receives the tokens of the answers, by id.
+      options: more options of `generate`.
     """
-    import torch  # here, as the side of JAX does without
+    import torch  # here, because the JAX side runs without torch
 
     for start in range(0, len(requests), batch):
         chosen = requests[start : start + batch]

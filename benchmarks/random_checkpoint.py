@@ -1,9 +1,9 @@
 """Writes a full-size random Video-LLaVA in the hub's layout: 7,366,279,168 parameters in bfloat16, 14.7 GB.
 
     python benchmarks/random_checkpoint.py out/7b
-    python benchmarks/random_checkpoint.py out/7b --layers 2      # a slice of it, to try things
+    python benchmarks/random_checkpoint.py out/7b --layers 2      # fewer layers, to try things
 
-No weights need to be fetched to measure conversion, memory and speed at the true size. Matrices are drawn from
+With it, conversion, memory and speed can be measured at full size without downloading weights. Matrices are drawn from
 N(0, 0.02²), as transformers initialises them; norms are 1, biases 0; the seed is fixed.
 """
 
@@ -24,11 +24,12 @@ from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.layouts import LAYOUTS
 from videollava_jax.weights.writing import write_safetensors_directory
 
-SHARD_BYTES = 5 * 10**9  # as the hub's checkpoint is cut
+SHARD_BYTES = 5 * 10**9  # like the checkpoint on the hub
 BLOCK = 2**22
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path)
     parser.add_argument("--layers", type=int, default=32, help="of the decoder; default: %(default)s")
@@ -39,7 +40,7 @@ def main() -> None:
     )
     arguments.target.mkdir(parents=True, exist_ok=True)
 
-    # The tensors are drawn one at a time, while the one before is being written.
+    # Each tensor is drawn while the previous one is being written.
     names = LAYOUTS["hub"]
     tensors = [
         tensor(names.from_ours(name), shape, arguments.target) for name, shape in parameter_shapes(config).items()
@@ -51,11 +52,13 @@ def main() -> None:
 
 
 def tensor(name: str, shape: tuple[int, ...], directory: Path) -> StoredTensor:
+    """Returns a tensor that is drawn when it is read."""
     dtype = np.dtype(ml_dtypes.bfloat16)
     return StoredTensor(name, shape, dtype, directory, lambda: values(name, shape))
 
 
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Draws a tensor, bfloat16; the name is the seed."""
     if len(shape) == 1 and "class_embedding" not in name:
         return np.full(shape, 0 if name.endswith("bias") else 1, ml_dtypes.bfloat16)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
@@ -67,6 +70,7 @@ def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def drawn(tensors: list[StoredTensor]) -> Iterator[np.ndarray]:
+    """Draws the tensors one after the other, with a progress bar."""
     for stored in tqdm(tensors, unit="tensor"):
         yield stored.read()
 

@@ -1,7 +1,7 @@
-"""Random models of the real size, drawn where they are used: ours on JAX's device, transformers' on torch's.
+"""Draws random full-size models directly on the device: ours on JAX's, transformers' on torch's.
 
-Nothing of 15 GB is written, read or sent to a device. Matrices are drawn from N(0, 0.02²), as transformers initialises
-them; norms are 1, biases 0. The two sides draw different numbers: their rates are compared, not their answers.
+So the 15 GB of weights are never written, read or copied. Matrices are drawn from N(0, 0.02²), as transformers
+initialises them; norms are 1, biases 0. The two sides draw different numbers, as only their rates are compared.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from videollava_jax.weights.quantize import SCALE, is_quantizable
 
 
 def shape_of(*, small: bool) -> tuple[VideoLlavaConfig, VideoLlavaProcessor]:
-    """The 7B model with the ids of the bundled tokenizer, or the bundled model's shape; and a processor for it."""
+    """Returns the configuration of the 7B model (with the bundled tokenizer) or of the bundled one, and a processor."""
     if small:
         return VideoLlavaConfig.from_hf(TINY), VideoLlavaProcessor.from_pretrained(TINY)
     processor = processor_for_224_pixels()
@@ -40,17 +40,17 @@ def shape_of(*, small: bool) -> tuple[VideoLlavaConfig, VideoLlavaProcessor]:
 
 
 def with_layers(config: VideoLlavaConfig, layers: int) -> VideoLlavaConfig:
-    """The same with so many layers in its decoder."""
+    """Returns the same configuration with `layers` layers in the decoder."""
     return dataclasses.replace(config, text_config=dataclasses.replace(config.text_config, num_hidden_layers=layers))
 
 
 @dataclass(frozen=True)
 class Figures:
-    """By what a device is judged; None where nobody has stated or measured it.
+    """The rates of a device; None if they are unknown.
 
     Attributes:
-      maker: its maker's figures.
-      limits: what programs were seen to reach on such a chip, or its maker's.
+      maker: the manufacturer's peak rates.
+      limits: the rates that programs reached on such a chip, or else the manufacturer's.
     """
 
     maker: Chip | None
@@ -58,7 +58,7 @@ class Figures:
 
     @classmethod
     def of(cls, device_kind: str, named: str | None) -> Figures:
-        """Those of a device, as JAX or torch calls it, or of another chip of `hardware.CHIPS`, by its name."""
+        """Returns the rates of a device by the name that JAX or torch gives it, or of the chip `named` in `CHIPS`."""
         chip = chip_of(device_kind) if named is None else CHIPS[named]
         return cls(chip, chip and CHIPS.get(f"{chip.name}-measured", chip))
 
@@ -67,10 +67,10 @@ class Figures:
 
 
 def jax_device(*, small: bool) -> Any:
-    """JAX's first device.
+    """Returns JAX's first device.
 
     Raises:
-      CannotRun: it is no accelerator, and the model is of the real size.
+      CannotRun: it is a CPU and the model is full-size.
     """
     device = jax.devices()[0]
     if device.platform == "cpu" and not small:
@@ -83,7 +83,7 @@ def jax_device(*, small: bool) -> Any:
 def drawn(
     seed: int, name: str, shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding | None = None
 ) -> jax.Array:
-    """A parameter of this name, of a model or with layers stacked, on the device."""
+    """Draws a parameter on the device; `STACKED` in the name means that it has all layers stacked."""
     if len(shape) > 1 + (STACKED in name) or "class_embedding" in name:
         return _normal(seed, shape, jnp.dtype(dtype), sharding)
     return jnp.full(shape, 0 if name.endswith("bias") else 1, dtype, device=sharding)
@@ -91,13 +91,13 @@ def drawn(
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def _normal(seed: int, shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
-    # Threefry, JAX's default, would take as long as all the rest of the preparations.
+    # JAX's default, Threefry, would take as long as all other preparations together.
     values = 0.02 * jax.random.normal(jax.random.key(seed, impl="rbg"), shape, dtype)
     return resharded(values, sharding)
 
 
 def our_model(config: VideoLlavaConfig, dtype: Any, *, int8: bool = False) -> VideoLlavaForConditionalGeneration:
-    """Our model with its weights drawn; `int8`: its decoder's projections, each as soon as it is drawn."""
+    """Draws our model; with `int8`, each projection of the decoder is quantised as soon as it is drawn."""
     parameters: dict[str, jax.Array] = {}
     for seed, (name, shape) in enumerate(parameter_shapes(config).items()):
         parameters[name] = drawn(seed, name, shape, dtype)
@@ -113,10 +113,10 @@ _quantized = jax.jit(quantize_rows)
 
 
 def torch_device(*, small: bool) -> Any:
-    """Where torch computes.
+    """Returns the device for torch.
 
     Raises:
-      CannotRun: torch or transformers is not there, or it finds no GPU and the model is of the real size.
+      CannotRun: torch or transformers is not installed, or there is no GPU and the model is full-size.
     """
     try:
         import torch
@@ -131,7 +131,7 @@ def torch_device(*, small: bool) -> Any:
 
 
 def their_model(config: VideoLlavaConfig, device: Any, dtype: Any) -> Any:
-    """transformers' model of the same shape, drawn by its own initialisation on the device."""
+    """Makes the model of transformers with this configuration on the device, with its own random initialisation."""
     import torch
     import transformers
 
@@ -153,7 +153,7 @@ def _default_dtype(dtype: Any) -> Iterator[None]:
 
 
 def versions(*names: str) -> dict[str, str]:
-    """The versions of installed packages."""
+    """Returns the versions of installed packages."""
     from importlib.metadata import version
 
     return {name: version(name) for name in names}

@@ -1,8 +1,8 @@
-"""Two sides of one measurement, each in a process of its own: its deadline, its results as they come, their table.
+"""Runs the two sides of a measurement in separate processes with deadlines, and prints their results as a table.
 
-program ──▶ a process with JAX, then one with torch: both would take all the memory of a device
+program ──▶ a process with JAX, then one with torch, as each would take all the memory of a device
                 each runs its sections in order and appends every result to a file
-        ◀── what is in the files, also of a side that failed, ran out of memory or of time
+        ◀── the results in the files, even if a side failed or ran out of memory or time
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from videollava_jax.costs.chips import CHIPS
 
 OURS, THEIRS = "ours", "transformers"
 ONE, MANY, STATIC = "transformers, batch 1", "batched", "static cache"
-"""How transformers is used, in the order of a table's columns."""
+"""The ways of using transformers, in the order of the table's columns."""
 GRACE = 5.0
-"""Seconds that a side has, after its time is up, to end by itself."""
+"""Seconds for a side to end by itself after its time is up."""
 KEPT = 5.0
-"""Seconds that are left for the table."""
+"""Seconds reserved for the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The rates that one way of doing some work reached.
+    """The rates of one way of doing some work.
 
     Attributes:
-      work: what was done, with the unit: `"prefill, tokens/s"`. What two sides did of the same name stands in one row.
-      way: who did it: `OURS`, `THEIRS`, or how that was used: `ONE`, `MANY`, `STATIC`.
-      rates: one a round.
-      limit: the rate that the device cannot exceed; None where nobody knows it.
-      note: what else is to be known of it, in a few words.
+      work: the name of the work, with the unit: `"prefill, tokens/s"`. Equal names of both sides share a row.
+      way: `OURS`, `THEIRS`, or the way of using transformers: `ONE`, `MANY`, `STATIC`.
+      rates: one for each round.
+      limit: the rate that the device cannot exceed; None if unknown.
+      note: a short remark for the table.
     """
 
     work: str
@@ -54,17 +54,18 @@ class Measured:
 
     @property
     def median(self) -> float:
+        """The median of the rates."""
         return statistics.median(self.rates)
 
 
 @dataclass
 class Report:
-    """What a side has told.
+    """The results of a side.
 
     Attributes:
-      facts: of its device and its versions.
-      measured: in the order in which it was.
-      missing: why sections, or the whole side, gave nothing more, a sentence each.
+      facts: about its device and its versions.
+      measured: in the order of measuring.
+      missing: a sentence for each section, or for the whole side, that ended without all its results.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -76,68 +77,71 @@ class Report:
 
 Section = Callable[[], Iterator[Measured]]
 Begin = Callable[[], tuple[dict[str, Any], Mapping[str, Section]]]
-"""Facts about the device, and the sections by name; raises `CannotRun` where there are none."""
+"""Returns facts about the device, and the sections by name; raises `CannotRun` if it cannot run here."""
 
 
 class CannotRun(Exception):
-    """A side cannot run on this machine at all, and why."""
+    """A side cannot run on this machine; the message says why."""
 
 
 class Results:
-    """The file that a side appends to, a JSON object a line; what is in it stays when the process is ended."""
+    """The file to which a side appends its results, as lines of JSON, so that they survive the process."""
 
     def __init__(self, path: Path):
         self._path = path
 
-    def tell(self, kind: str, value: Any) -> None:
+    def append(self, kind: str, value: Any) -> None:
+        """Appends a line."""
         with open(self._path, "a") as file:
             file.write(json.dumps({kind: value}) + "\n")
 
     def run(self, begin: Begin, wanted: Sequence[str]) -> None:
-        """Runs the sections of these names one after the other, those that fail beside the others."""
+        """Runs the wanted sections one after the other. If one fails, the others still run."""
         try:
             facts, sections = begin()
         except CannotRun as error:
-            self.tell("missing", str(error))
+            self.append("missing", str(error))
             return
-        self.tell("facts", facts)
+        self.append("facts", facts)
         for name in wanted:
             if name not in sections:
                 continue
-            self.tell("began", name)
+            self.append("began", name)
             try:
                 for measured in sections[name]():
-                    self.tell("measured", dataclasses.asdict(measured))
+                    self.append("measured", dataclasses.asdict(measured))
                     print(f"  {measured.work}: {measured.way} {spread(measured.rates)}", file=sys.stderr, flush=True)
-            except Exception as error:  # out of memory, say: the other sections may still have room
-                self.tell("missing", f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}")
-            self.tell("ended", name)
-            gc.collect()  # what it had on the device is for the next
+            except Exception as error:  # such as out of memory; other sections may need less
+                self.append("missing", f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}")
+            self.append("ended", name)
+            gc.collect()  # frees its memory on the device for the next section
 
 
 # ── in the program ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def parser_of(description: str | None, sections: Sequence[str]) -> argparse.ArgumentParser:
-    """The arguments that both programs have; `--side` and `--results` are for their own processes."""
+    """Returns a parser of the arguments that all such programs have; `--side` and `--results` are internal."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", nargs="+", choices=sections, default=list(sections), help="only these")
-    parser.add_argument("--rounds", type=int, default=3, help="that count, after one that does not; %(default)s")
-    parser.add_argument("--minutes", type=float, default=8.8, help="for all of it; %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="after one that is not counted; %(default)s")
+    parser.add_argument("--minutes", type=float, default=8.8, help="time limit for everything; %(default)s")
     parser.add_argument("--out", type=Path, help="a JSON file for all results")
-    parser.add_argument("--small", action="store_true", help="everything tiny, to try the program, also on a CPU")
-    parser.add_argument("--chip", choices=CHIPS, help="by whose figures limits are reckoned; default: the device's")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to try the program, even on a CPU")
+    parser.add_argument("--chip", choices=CHIPS, help="the chip whose rates give the limits; default: the device's own")
     parser.add_argument("--side", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
     parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)
     return parser
 
 
 def compare(program: str, arguments: argparse.Namespace, sides: Mapping[str, Begin], *, share: float) -> int:
-    """What a program does with its arguments: it has both sides run and publishes what they found, or is one of them.
+    """Runs a program: starts both sides and publishes their results, or, with `--side`, is one of the sides.
 
     Args:
       program, share: as in `run_both`.
-      sides: how each begins. What it needs it imports there: JAX would take the memory that torch needs.
+      arguments: parsed.
+      sides: a function for each side that begins it. Each imports its library itself, so that JAX does not take the
+        memory that torch needs.
 
     Returns:
       The exit status.
@@ -149,18 +153,18 @@ def compare(program: str, arguments: argparse.Namespace, sides: Mapping[str, Beg
 
 
 def run_both(program: str, arguments: argparse.Namespace, *, share: float) -> dict[str, Report]:
-    """Both sides, one after the other.
+    """Runs both sides, one after the other.
 
     Args:
-      program: its file, which is run again for each side, with its own arguments, `--side` and `--results`.
-      arguments: these, parsed.
-      share: of the time that ours may take; what it leaves is for the other.
+      program: the program's file, which is run for each side, with its own arguments, `--side` and `--results`.
+      arguments: parsed.
+      share: the share of the time that our side may take; the rest, and what it leaves, is for the other.
     """
-    # Told to end, the program ends the side that runs, which would go on by itself.
+    # At SIGTERM, exit through the `finally` that ends the running side, which would otherwise go on.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     end = time.monotonic() + 60 * arguments.minutes - KEPT
-    # Ours may have nearly all of the memory. The other side imports JAX with the engine's requests, and it is to keep
-    # off the device.
+    # Our side may take nearly all memory. The other side imports JAX too, for the engine's requests, and must not let
+    # it use the device.
     environments = {OURS: {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}, THEIRS: {"JAX_PLATFORMS": "cpu"}}
     found = {}
     for side, part in ((OURS, share), (THEIRS, 1.0)):
@@ -172,10 +176,10 @@ def run_both(program: str, arguments: argparse.Namespace, *, share: float) -> di
 
 
 def run_side(command: list[str], seconds: float, environment: Mapping[str, str]) -> Report:
-    """One side in a process of its own, ended when its time is up; what it has told until then."""
+    """Runs one side in a separate process, ends it when its time is up, and returns its results until then."""
     with tempfile.TemporaryDirectory() as directory:
         results = Path(directory) / "results.jsonl"
-        # A session of its own: torch's compiler starts processes that would outlive it.
+        # In a new session, so that processes started by torch's compiler can be ended with it.
         process = subprocess.Popen([*command, "--results", str(results)], env=environment, start_new_session=True)
         ended = ""
         try:
@@ -200,10 +204,11 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def read_report(results: Path, ended: str) -> Report:
-    """What a side has written.
+    """Reads the results that a side has written.
 
     Args:
-      ended: how its process ended, where that was not by itself and well.
+      results: the file.
+      ended: how its process ended, if it failed or was ended; else "".
     """
     report, began, done = Report(), [], set()
     for line in results.read_text().splitlines() if results.exists() else ():
@@ -221,7 +226,7 @@ def read_report(results: Path, ended: str) -> Report:
     if ended:
         unfinished = [name for name in began if name not in done]
         where = f" in the section {unfinished[0]}" if unfinished else "" if began else " before its first section"
-        report.missing.append(f"{ended}{where}; what would have come after it was not measured")
+        report.missing.append(f"{ended}{where}; nothing after it was measured")
     return report
 
 
@@ -229,19 +234,19 @@ def read_report(results: Path, ended: str) -> Report:
 
 
 def rate(run: Callable[[], object], amount: float) -> float:
-    """So much a second."""
+    """Runs a function and returns `amount` per second."""
     started = time.perf_counter()
     run()
     return amount / (time.perf_counter() - started)
 
 
 def spread(rates: Sequence[float]) -> str:
-    """Median and range."""
+    """Formats the median and the range of rates."""
     return f"{statistics.median(rates):.2f} ({min(rates):.2f}-{max(rates):.2f})"
 
 
 def table(reports: Mapping[str, Report]) -> str:
-    """Markdown: a row for each work, ours beside the limit and beside every way of transformers'."""
+    """Returns a table in Markdown: a row for each work, with our rate, the limit, and each way of transformers."""
     rows: dict[str, dict[str, Measured]] = {}
     for report in reports.values():
         for measured in report.measured:
@@ -279,7 +284,7 @@ def _decimals(number: float) -> int:
 
 
 def publish(reports: Mapping[str, Report], out: Path | None) -> int:
-    """Prints facts, the table and what is missing, and writes all of it as JSON; 1 where ours measured nothing."""
+    """Prints facts, the table and what is missing, and writes them as JSON. Returns 1 if our side measured nothing."""
     for side, report in reports.items():
         print(f"{side}: {', '.join(f'{name} {value}' for name, value in report.facts.items()) or 'not run'}")
     print(f"\n{table(reports)}\n")
