@@ -223,7 +223,7 @@ def test_options_and_defaults():
         ({"id": "a", "prompt": "?", "options": {"temperature": -1}}, "temperature: expected"),
         ({"id": "a", "prompt": "?", "options": {"max_new_tokens": "9"}}, "max_new_tokens: expected a whole number"),
         ({"id": "a", "prompt": "?", "max_new_tokens": 9}, "expected it under 'options'"),
-        ({"id": "a", "conversation": [], "video": "a"}, "belong into its messages"),
+        ({"id": "a", "conversation": [], "video": "a"}, "in its messages, got them next to it"),
         ({"id": "a", "conversation": "hello"}, "a list of messages"),
     ],
 )

@@ -1,6 +1,6 @@
-"""A world of coloured shapes: seeded images and H.264 clips with questions whose answers are known. No JAX.
+"""Draws a world of coloured shapes: seeded images and clips, with questions whose answers are known. No JAX.
 
-The shipped tiny model is trained and tested on this world. What can be asked, and the possible answers:
+The bundled tiny model is trained and tested on this world. These are the kinds of questions and their answers:
 
     kind        image  clip  answers
     colour        x      x   red, green, blue, yellow, purple, white
@@ -11,12 +11,12 @@ The shipped tiny model is trained and tested on this world. What can be asked, a
     order                x   a shape or a colour: what comes first, what comes last
     change               x   yes, no
 
-A scene is a single shape, or a group of one to four equal shapes; in clips also a moving shape, or a sequence (one
-shape, and after it another). Answers have a margin by construction: motion is along one axis and crosses at least two
-fifths of the frame, a changed colour stays changed, and nothing overlaps.
+A scene has a single shape, or a group of one to four equal shapes; in clips also a moving shape, or a sequence of two
+shapes, one after the other. Answers are unambiguous by construction: motion is along one axis and crosses at least two
+fifths of the frame, a changed colour stays changed, and shapes do not overlap.
 
-The seed decides everything. `TRAIN_SEEDS`, `EVAL_SEEDS` and `DEMO_SEEDS` are disjoint ranges; the kind of the
-first question is `seed % number of kinds`, so that a run of seeds asks all kinds equally often.
+The seed determines everything. `TRAIN_SEEDS`, `EVAL_SEEDS` and `DEMO_SEEDS` are disjoint ranges. The kind of the first
+question is `seed % number of kinds`, so consecutive seeds ask all kinds equally often.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SIZE = 112
 FRAMES = 16
 """Frames of a clip."""
 FPS = 8
-"""Frames a second of a clip: two seconds in all."""
+"""Frames per second of a clip, which lasts two seconds."""
 
 TRAIN_SEEDS = range(1_000_000)
 EVAL_SEEDS = range(1_000_000, 2_000_000)
@@ -79,13 +79,12 @@ ANSWERS: dict[Kind, tuple[str, ...]] = {
     "order": SHAPES + tuple(COLOURS),
     "change": ("yes", "no"),
 }
-"""All answers to each kind of question. Within a kind they are equally likely; "order" asks for a shape or
-for a colour, each half of the time."""
+"""All answers to each kind of question, equally likely; half of the questions of kind "order" ask for a colour."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question about a scene and its only right answer, a word of `ANSWERS[kind]`."""
+    """A question about a scene, and its only right answer, one of `ANSWERS[kind]`."""
 
     kind: Kind
     text: str
@@ -94,14 +93,14 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Track:
-    """One shape through the frames of a scene.
+    """A shape in all frames of a scene.
 
     Attributes:
         shape: one of `SHAPES`.
         colours: its colour in each frame, names of `COLOURS`.
         centres: float32 [F, 2], (x, y) in frame sides from the top left corner.
         radius: half its height and width, in frame sides.
-        visible: bool [F].
+        visible: whether it is shown in each frame, bool [F].
     """
 
     shape: str
@@ -111,7 +110,7 @@ class Track:
     visible: npt.NDArray[np.bool_]
 
     def coverage(self, frame: int) -> Float:
-        """How much of each pixel it covers in a frame: float32 [SIZE, SIZE] in 0..1."""
+        """Returns how much of each pixel the shape covers in a frame: float32 [SIZE, SIZE], 0 to 1."""
         if not self.visible[frame]:
             return np.zeros((SIZE, SIZE), np.float32)
         return _coverage(self.shape, self.centres[frame], self.radius)
@@ -119,15 +118,15 @@ class Track:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What is shown and what may be asked.
+    """An image or a clip, with its questions.
 
     Attributes:
-        seed: what it was drawn from.
+        seed: from which it was drawn.
         medium: "image" or "clip".
-        frames: uint8 [F, SIZE, SIZE, 3], RGB; F is 1 for an image and `FRAMES` for a clip. As rendered: they
-            have not been through a codec yet (see `encode_mp4`).
+        frames: uint8 [F, SIZE, SIZE, 3], RGB; F is 1 for an image and `FRAMES` for a clip. These are the rendered
+            frames, before any codec (see `encode_mp4`).
         tracks: the shapes in it.
-        questions: at least two; the kind of the first is the one that the seed stands for.
+        questions: at least two; the seed determines the kind of the first.
     """
 
     seed: int
@@ -183,11 +182,11 @@ def sample_clip(seed: int) -> Scene:
 
 
 def encode_mp4(frames: UInt8, *, fps: int = FPS, crf: int = 20) -> bytes:
-    """Encodes frames as a real H.264 video in an mp4 file (libx264, yuv420p, one key frame, a few kB).
+    """Encodes frames as an H.264 video in an MP4 file (libx264, yuv420p, one keyframe, a few kB).
 
     Args:
-        frames: uint8 [F, H, W, 3], RGB, H and W even.
-        fps: frames a second.
+        frames: uint8 [F, H, W, 3], RGB; H and W are even.
+        fps: frames per second.
         crf: x264's constant rate factor, 0 (lossless) to 51.
     """
     import av
@@ -197,7 +196,7 @@ def encode_mp4(frames: UInt8, *, fps: int = FPS, crf: int = 20) -> bytes:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1  # the bytes must not depend on how many cores there are
+        stream.thread_count = 1  # the bytes must not depend on the number of cores
         stream.options = {"crf": str(crf), "preset": "veryfast"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -223,7 +222,7 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 
 
 def _ordered(rng: np.random.Generator, questions: list[Question], first: Kind) -> tuple[Question, ...]:
-    """The questions in random order, but one of kind `first` in front."""
+    """Returns the questions in random order, except that one of kind `first` comes first."""
     shuffled = [questions[i] for i in rng.permutation(len(questions))]
     return tuple(sorted(shuffled, key=lambda question: question.kind != first))
 
@@ -245,13 +244,13 @@ def _still(shape: str, colour: str, centre: Float, radius: float, frames: int) -
 def _single(
     rng: np.random.Generator, frames: int, *, keep: Kind, moving: bool = False
 ) -> tuple[tuple[Track, ...], list[Question]]:
-    """One shape, which in a clip may move and may change its colour."""
+    """Draws one shape, which in a clip may move and may change its colour."""
     shape, colour, place = _pick(rng, SHAPES), _pick(rng, tuple(COLOURS)), _pick(rng, tuple(PLACES))
     direction = _pick(rng, tuple(DIRECTIONS))
     radius = float(rng.uniform(0.15, 0.19))
-    # A question about the colour has one answer only where the colour does not change.
+    # A question about the colour has only one answer if the colour does not change.
     changes = frames > 1 and keep != "colour" and bool(rng.integers(2))
-    # Naming the shape in one question would give away another.
+    # A question that names the shape would give away the answer to the question about the shape.
     named = keep != "shape" and rng.random() < 0.25
     it = f"the {shape}" if named else _pick(rng, ("it", "the shape"))
 
@@ -294,7 +293,7 @@ def _single(
 
 
 def _group(rng: np.random.Generator, frames: int) -> tuple[tuple[Track, ...], list[Question]]:
-    """One to four equal shapes, well apart."""
+    """Draws one to four equal shapes, well apart."""
     shape, colour, count = _pick(rng, SHAPES), _pick(rng, tuple(COLOURS)), int(rng.integers(1, 5))
     radius = float(rng.uniform(0.11, 0.14))
     centres: list[Float] = []
@@ -303,7 +302,7 @@ def _group(rng: np.random.Generator, frames: int) -> tuple[tuple[Track, ...], li
         if all(float(np.abs(centre - other).max()) > 2 * radius + 0.06 for other in centres):
             centres.append(centre)
         elif rng.random() < 0.02:
-            centres.clear()  # the first ones left no room for the others
+            centres.clear()  # the first shapes may have left no room for the others
     tracks = tuple(_still(shape, colour, centre, radius, frames) for centre in centres)
     one = count == 1
     return tracks, [
@@ -319,7 +318,7 @@ def _how_many(rng: np.random.Generator, count: int) -> Question:
 
 
 def _sequence(rng: np.random.Generator) -> tuple[tuple[Track, ...], list[Question]]:
-    """One shape for about half of the clip, then another of another shape and colour."""
+    """Draws one shape for about half of the clip, then another one with a different colour."""
     shapes = [str(name) for name in rng.permutation(SHAPES)[:2]]
     colours = [str(name) for name in rng.permutation(tuple(COLOURS))[:2]]
     when = int(rng.integers(6, 11))
@@ -361,7 +360,7 @@ def _render(rng: np.random.Generator, tracks: tuple[Track, ...], frames: int) ->
 
 
 def _differs(track: Track, frame: int) -> bool:
-    """Whether a track looks different in this frame than in the one before."""
+    """Returns whether a track looks different in this frame than in the previous one."""
     return (
         track.colours[frame] != track.colours[frame - 1]
         or track.visible[frame] != track.visible[frame - 1]
@@ -370,13 +369,13 @@ def _differs(track: Track, frame: int) -> bool:
 
 
 def _coverage(shape: str, centre: Float, radius: float) -> Float:
-    """How much of each pixel a shape covers, float32 [SIZE, SIZE] in 0..1, with soft edges."""
+    """Returns how much of each pixel a shape covers, with soft edges: float32 [SIZE, SIZE], 0 to 1."""
     x, y = _X - centre[0], _Y - centre[1]
     if shape == "circle":
         distance = np.hypot(x, y) - radius
     elif shape == "square":
         distance = np.maximum(np.abs(x), np.abs(y)) - 0.9 * radius
-    elif shape == "triangle":  # point up, in the square of the radius
+    elif shape == "triangle":  # pointing up, in a square of twice the radius
         distance = np.maximum(y - radius, (2 * np.abs(x) - y - radius) / math.sqrt(5))
     else:
         arm = 0.36 * radius

@@ -1,4 +1,4 @@
-"""Lines of a job to requests for the engine: ours, OpenAI's batch lines, LLaVA's question files, tables."""
+"""Turns lines of a job into requests for the engine: our own JSON, OpenAI's batch lines, LLaVA's questions, tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 CHAT_URL = "/v1/chat/completions"
 _MEDIA_OPTIONS = ("frames", "pool")
 """Options of a line that say how its media are read."""
-# Fields of an OpenAI body that change no answer of ours, and those that ask for what there is not unless they say so.
+# Fields of an OpenAI body that never change our answers, and fields that are supported only with these values.
 _NEUTRAL = frozenset(
     ("model", "messages", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier")
 )
@@ -48,13 +48,12 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What holds for lines that say nothing of their own.
+    """The options of lines that set none of their own.
 
     Attributes:
-      options: of generation, by name. Where a name is left out, answers have at most 128 tokens and each is the
-        likeliest one, and the checkpoint decides the rest. `seed` is that of the first line; each line after it has
-        the next one.
-      frame_sampling: which frames of a video file; None for 8, evenly.
+      options: of generation, by name. By default answers have at most 128 tokens and decoding is greedy; the
+        checkpoint decides the rest. `seed` is that of the first line; each later line's is one higher.
+      frame_sampling: which frames to take from a video file; None for 8, evenly spaced.
       video_pooling: None for the processor's.
     """
 
@@ -68,10 +67,10 @@ class Defaults:
 
 
 def to_request(line: Line, form: Form, defaults: Defaults = Defaults()) -> Request:
-    """A line as a request whose id is the line's index, its media as the line names them: paths and URLs.
+    """Turns a line into a request. Its id is the line's index, and its media are the line's paths and URLs.
 
     Raises:
-      ValueError: a line that cannot be carried out; the message says what was expected.
+      ValueError: the line is malformed or asks for something unsupported; the message says what was expected.
     """
     if line.error is not None:
         raise ValueError(line.error)
@@ -93,13 +92,13 @@ def to_request(line: Line, form: Form, defaults: Defaults = Defaults()) -> Reque
 
 
 def prompt_text(line: Line, form: Form) -> str:
-    """The question as the line has it, for records that repeat it; empty where it has none."""
+    """Returns the question of a line, for records that repeat it; "" if it has none."""
     text = line.fields.get("text" if form == "llava" else "prompt")
     return text if isinstance(text, str) else ""
 
 
 def with_sources(request: Request, resolve: Callable[[MediaKind, Any], Any]) -> Request:
-    """The same request with each medium resolved."""
+    """Returns the same request with each medium replaced by what `resolve` returns for its kind and source."""
 
     def part(given: Any) -> Any:
         found = _part_source(given)
@@ -122,7 +121,7 @@ def with_sources(request: Request, resolve: Callable[[MediaKind, Any], Any]) -> 
 
 
 def _part_source(part: Any) -> Source | None:
-    """The medium of a part of a message, None for text and for what the engine will refuse."""
+    """Returns the medium in a part of a message; None for text, and for parts that the engine will refuse."""
     if not isinstance(part, Mapping):
         return None
     kind = part.get("type")
@@ -154,11 +153,11 @@ def _ours(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     media = [*_media(fields, "image"), *_media(fields, "video"), *_mixed_media(fields.get("media", []))]
     conversation, prompt = fields.get("conversation"), fields.get("prompt")
     if (conversation is None) == (prompt is None):
-        raise ValueError("expected a 'prompt' or a 'conversation', one of the two")
+        raise ValueError("expected a 'prompt' or a 'conversation', one of the two and not both")
     if conversation is None:
         return {**_asked(prompt, media), **reading}, options
     if media:
-        raise ValueError("the media of a conversation belong into its messages")
+        raise ValueError("expected the media of a conversation in its messages, got them next to it")
     return {"conversation": _messages(conversation, "conversation"), **reading}, options
 
 
@@ -166,7 +165,7 @@ def _llava(fields: Mapping[str, Any]) -> dict[str, Any]:
     text = fields.get("text")
     if not isinstance(text, str):
         raise ValueError(f"expected a string under 'text', got {_named(text)}")
-    for token in MEDIA_TOKENS.values():  # some files carry them along; where the media stand is the template's affair
+    for token in MEDIA_TOKENS.values():  # some files include them, but the template decides where media go
         text = text.replace(f"{token}\n", "").replace(token, "")
     return _asked(text, [*_media(fields, "image"), *_media(fields, "video")])
 
@@ -193,7 +192,7 @@ def _openai(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _asked(prompt: Any, media: Sequence[Source]) -> dict[str, Any]:
-    """A question about media; a prompt with placeholders is the whole prompt, and is taken as it is."""
+    """Returns the request's arguments for a question; one with placeholders is the whole prompt, used unchanged."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"expected a question, got {_named(prompt)}")
     if any(token in prompt for token in MEDIA_TOKENS.values()):
@@ -241,20 +240,20 @@ def _messages(given: Any, where: str) -> list[Mapping[str, Any]]:
 
 
 def _generation(given: Mapping[str, Any], index: int, defaults: Defaults) -> dict[str, Any]:
-    """The arguments of `Request` for a line's own options and the defaults of the job."""
+    """Merges a line's options with the job's defaults: returns the arguments of `Request`."""
     options = {**defaults.options, **given}
     if not options["do_sample"]:
         options = {name: value for name, value in options.items() if name not in ("temperature", "top_k", "top_p")}
     first = options.pop("seed", 0)
     return {
         "max_new_tokens": options.pop("max_new_tokens"),
-        "seed": given.get("seed", (first + index + 2**63) % 2**64 - 2**63),  # beyond 64 bits it starts at the other end
+        "seed": given.get("seed", (first + index + 2**63) % 2**64 - 2**63),  # wraps around within 64 bits
         "options": options,
     }
 
 
 def _named(value: Any) -> str:
-    """A value in an error message, not at the length of a data URL."""
+    """Describes a value for an error message, shortened if it is as long as a data URL."""
     if value is None:
         return "nothing"
     if isinstance(value, (str, int, float)):

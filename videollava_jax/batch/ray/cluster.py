@@ -355,6 +355,7 @@ class AnswerBlock:
             self._broken = _error_text(error)
 
     def __call__(self, batch: Any) -> Any:
+        """Answers the block of a number, or returns the error that ends the run."""
         (number,) = batch["block"].to_pylist()
         results = pickle.dumps(self._broken) if self._broken else self._results(number)
         return {"block": [number], "results": [results]}

@@ -153,6 +153,7 @@ class Buffers:
         )
 
     def outputs(self, inside: Computation) -> list[Instruction]:
+        """Returns the instructions that make the results of a fusion, one for each."""
         root = inside.root
         return [inside.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
 
