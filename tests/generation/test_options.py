@@ -117,7 +117,7 @@ def by_openai(model, found, processor, said):
 
 
 def by_flags(model, found, processor, said):
-    return model.resolved(from_arguments(parsed_flags(said)))
+    return model.resolve_options(from_arguments(parsed_flags(said)))
 
 
 def by_a_jobs_flags(model, found, processor, said):
@@ -178,7 +178,7 @@ def test_every_face_gives_the_same_options(seen, tiny_processor, face, name):
     said = {**others, name: value}
     expected = tuple(value) if isinstance(value, list) else value
     options = face(*seen, tiny_processor, said)
-    assert options == seen[0].resolved(said)
+    assert options == seen[0].resolve_options(said)
     assert getattr(options, name) == expected
     assert type(getattr(options, name)) is type(expected)
 

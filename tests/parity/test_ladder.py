@@ -212,7 +212,7 @@ def test_a_prompt_in_pieces_is_the_prompt(pair):
         for row, (start, count) in enumerate(zip(done, counts, strict=True)):
             piece[row, mask[row]] = ids[row, start : start + count]
         if cache is None:
-            last, cache = prefill(*nnx.split(model), piece, mask, None, None, room=16)
+            last, cache = prefill(*nnx.split(model), piece, mask, None, None, capacity=16)
         else:
             last, tail = extend(*nnx.split(model), piece, mask, cache.prefix, cache.tail)
             cache = Cache(cache.prefix, tail)

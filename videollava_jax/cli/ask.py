@@ -145,7 +145,7 @@ def _open(arguments: argparse.Namespace) -> tuple[list[Medium], Chat]:
     """The media before the weights: a bad file, or frames that the model does not take, are told at once."""
     from videollava_jax.config import require_whole_windows
     from videollava_jax.generation.chat import Chat
-    from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+    from videollava_jax.generation.loaded import LoadedModel
     from videollava_jax.media import open_medium
 
     path, processor = open_processor(arguments)
@@ -154,7 +154,7 @@ def _open(arguments: argparse.Namespace) -> tuple[list[Medium], Chat]:
     for medium in media:
         if medium.kind == "video":
             require_whole_windows(medium.path, len(medium.frames), processor.frame_window)
-    model = VideoLlavaForConditionalGeneration.from_pretrained(path, dtype=arguments.dtype)
+    model = LoadedModel.load(path, dtype=arguments.dtype)
     return media, Chat.about(model, processor, media)
 
 

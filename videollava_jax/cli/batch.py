@@ -245,10 +245,10 @@ def _engine(
     arguments: argparse.Namespace, path: str | Path, processor: VideoLlavaProcessor, reader: IsolatedReader
 ) -> Engine:
     from videollava_jax.engine import Engine
-    from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+    from videollava_jax.generation.loaded import LoadedModel
     from videollava_jax.model.sharding import make_mesh
 
-    model = VideoLlavaForConditionalGeneration.from_pretrained(
+    model = LoadedModel.load(
         path,
         dtype=arguments.dtype,
         mesh=None if arguments.mesh is None else make_mesh(*arguments.mesh),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.generation.chat import Chat, Turn
-from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.media import Medium, open_medium
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.weights import convert_to_orbax
@@ -43,7 +43,7 @@ def run_demo(report: Callable[[str], None]) -> list[Panel]:
             f"{time.perf_counter() - started:.1f} s"
         )
         started = time.perf_counter()
-        model = VideoLlavaForConditionalGeneration.from_pretrained(orbax)
+        model = LoadedModel.load(orbax)
         processor = VideoLlavaProcessor.from_pretrained(orbax)
         report(f"loaded it from there in {time.perf_counter() - started:.1f} s")
     panels: list[Panel] = []

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import numpy.typing as npt
 
 from videollava_jax.generation.answers import answer_capacity
 from videollava_jax.generation.decoding import row_keys
+from videollava_jax.generation.inputs import Ids, require_positions
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.generation.options import ANSWER_TOKENS, GenerationOptions
 from videollava_jax.generation.text import TextStream, answer_text
@@ -20,8 +20,6 @@ from videollava_jax.media import Medium
 from videollava_jax.model.cache import Cache
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import PromptTemplate
-
-Ids = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,11 @@ class Chat:
         template: str | PromptTemplate | None = None,
         **read: Any,
     ):
-        """
+        """Starts a conversation; nothing is read before the first question.
+
         Args:
+          model: answers.
+          processor: of the same checkpoint.
           images, videos: shown in the first turn, in any form that the processor takes. Videos have the same
             number of frames.
           template: how the conversation is written, when not the processor's own way.
@@ -140,7 +141,7 @@ class Chat:
         model, tokenizer = self._model, self._processor.tokenizer
         content = [*([] if self._messages else self._media), {"type": "text", "text": question}]
         messages = [*self._messages, {"role": "user", "content": content}]
-        decoding = model.resolved({"max_new_tokens": ANSWER_TOKENS, **options})
+        decoding = model.resolve_options({"max_new_tokens": ANSWER_TOKENS, **options})
         held, self._held = self._held, None  # its cache is donated: until the turn has succeeded there is none
         if held is None:
             ids, logits, cache = self._begin(messages, decoding)
@@ -148,7 +149,7 @@ class Chat:
         else:
             ids = self._ids(messages)
             try:
-                model.require_positions(len(ids), decoding.max_new_tokens)
+                require_positions(model.config, len(ids), decoding.max_new_tokens)
             except ValueError:
                 self._held = held
                 raise
@@ -177,7 +178,7 @@ class Chat:
         self._media_lengths = [processor.tokens_per_image for _ in inputs.get("pixel_values_images", ())]
         tokens_per_frame = processor.pooled_tokens_per_frame(inputs.get("video_pooling", 1))
         self._media_lengths += [len(frames) * tokens_per_frame for frames in inputs.get("pixel_values_videos", ())]
-        logits, cache = self._model.prefill(**inputs, room=answer_capacity(decoding.max_new_tokens))
+        logits, cache = self._model.prefill(**inputs, capacity=answer_capacity(decoding.max_new_tokens))
         return np.asarray(inputs["input_ids"][0], np.int32), logits, cache
 
     def _ids(self, messages: list[dict[str, Any]]) -> Ids:
@@ -191,6 +192,6 @@ class Chat:
         different = np.flatnonzero(held.ids[:shorter] != ids[:shorter])
         cached = int(different[0]) if len(different) else shorter
         logits, cache = self._model.extend(
-            ids[None, cached:], held.cache.keep(cached), room=answer_capacity(decoding.max_new_tokens)
+            ids[None, cached:], held.cache.keep(cached), capacity=answer_capacity(decoding.max_new_tokens)
         )
         return logits, cache, cached

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from jax.typing import DTypeLike
 
 from videollava_jax.config import VideoLlavaConfig
-from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.generation.loaded import LoadedModel
 
 TEXT_TOKENS = 16
 
@@ -80,5 +80,6 @@ def fixed_inputs(config: VideoLlavaConfig) -> dict[str, npt.NDArray[np.generic]]
 
 
 def _logits(path: Path, dtype: DTypeLike | None) -> npt.NDArray[np.float32]:
-    model = VideoLlavaForConditionalGeneration.from_pretrained(path, dtype=dtype)
-    return np.asarray(model(**fixed_inputs(model.config)).logits, np.float32)
+    model = LoadedModel.load(path, dtype=dtype)
+    logits, _ = model.forward(**fixed_inputs(model.config))
+    return np.asarray(logits, np.float32)

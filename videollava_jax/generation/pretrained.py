@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex, get_args
+from typing import Any, Literal, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +16,16 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
-from videollava_jax import compilation_cache
-from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.answers import answer_capacity
 from videollava_jax.generation.decoding import row_keys
-from videollava_jax.generation.loaded import LoadedModel
+from videollava_jax.generation.inputs import checked_text, require_positions
+from videollava_jax.generation.loaded import GENERATION_CONFIG, LoadedModel
 from videollava_jax.generation.options import KINDS, Whole, parsed
 from videollava_jax.generation.text import OnTokens, Streamer, require_tokenizer, to_streamer
-from videollava_jax.hub import Wanted, find_model
 from videollava_jax.model.layers import Quantization
-from videollava_jax.model.sharding import Placement
-from videollava_jax.weights import Options, checkpoint_of, convert_to_orbax, export, load_checkpoint
+from videollava_jax.weights import Options, checkpoint_of, convert_to_orbax, export
 from videollava_jax.weights.checkpoint import ORBAX
 from videollava_jax.weights.manifest import Verify
-
-GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -66,45 +61,27 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
         revision: str | None = None,
         token: str | None = None,
     ) -> VideoLlavaForConditionalGeneration:
-        """Loads a checkpoint; what is compiled from here on is kept for the next run (`compilation_cache`).
+        """Loads a checkpoint, as `LoadedModel.load` does.
 
         Args:
-          path: a directory in transformers' layouts (hub, 5.x, in memory) or an Orbax directory of ours, or a hub
-            name.
+          path: a directory or a model's name on the hub.
           dtype: of parameters and compute, such as "bfloat16"; None keeps the checkpoint's.
-          verify: how a directory is checked against its manifest, if it has one: "full" hashes every tensor, in one
-            more pass over the bytes, "fast" looks at files, names, shapes and dtypes, "off" at nothing.
           device_map: "auto", as transformers' users write it, or None: both mean JAX's default device.
           mesh: devices to spread the model over (`make_mesh`).
-          quantization: "int8" keeps the decoder's projections in int8 with a scale for each output channel: half the
-            memory of bfloat16, at a small error. "w8a8" quantizes the inputs of prefill too, for devices that multiply
-            int8 faster; its error is larger.
-          revision, token: for the hub.
+          quantization: "int8" or "w8a8"; None for none. transformers' `quantization_config` is not read.
+          verify: "full", "fast" or "off", how a directory with a manifest is checked against it.
+          revision: a branch, tag or commit on the hub.
+          token: for private models on the hub.
 
         Raises:
           ValueError: no such checkpoint, or tensors that do not fit its configuration (all are listed).
         """
-        if quantization not in (None, *get_args(Quantization)):
-            raise ValueError(
-                f"quantization: expected one of {', '.join(get_args(Quantization))}, or None; got {quantization!r}"
-            )
         if device_map not in (None, "auto"):
             raise ValueError(
                 f"device_map: expected 'auto' or None, got {device_map!r}; choose the platform with JAX_PLATFORMS"
             )
-        compilation_cache.enable()
-        directory = find_model(path, Wanted.WEIGHTS, revision=revision, token=token)
-        placement = None if mesh is None else lambda config: Placement(config, mesh).parameter
-        config, parameters = load_checkpoint(
-            directory, dtype, placement=placement, verify=verify, int8=quantization is not None
-        )
-        file = directory / GENERATION_CONFIG
-        return cls(
-            config,
-            parameters,
-            json.loads(file.read_text()) if file.exists() else None,
-            mesh=mesh,
-            quantization=quantization,
+        return cls.load(
+            path, dtype=dtype, mesh=mesh, quantization=quantization, verify=verify, revision=revision, token=token
         )
 
     def save_pretrained(self, directory: str | os.PathLike[str], *, layout: str | None = None) -> None:
@@ -155,10 +132,13 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
           video_pooling: side of the windows of patches whose features are averaged, as the processor was told and
             as its output says; 1 for none. No checkpoint was trained with another (docs/more_frames.md).
         """
-        ids, mask = self.checked_text(input_ids, attention_mask)
-        images = _either(pixel_values_images, pixel_values)
-        features = self.encode(ids, images, pixel_values_videos, video_pooling)
-        logits = compiled.forward(self.graph, self.state, ids, mask, features.image, features.video)
+        logits, features = self.forward(
+            input_ids,
+            attention_mask,
+            _either(pixel_values_images, pixel_values),
+            pixel_values_videos,
+            video_pooling=video_pooling,
+        )
         loss = None
         if labels is not None:
             targets = jnp.asarray(labels)[:, 1:]
@@ -212,16 +192,16 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
             the model's positions; before anything is computed.
           FloatingPointError: logits that are not finite, naming the rows.
         """
-        ids, mask = self.checked_text(input_ids, attention_mask)
+        ids, mask = checked_text(self.config, input_ids, attention_mask)
         B, T = ids.shape
         copies = parsed("num_return_sequences", Whole(1), num_return_sequences)
         seeds = [parsed("seed", KINDS["seed"], row) for row in seed] if isinstance(seed, Iterable) else None
         answer = self._max_new_tokens(options.get("max_new_tokens"), max_length, T)
-        decoding = self.resolved({**options, "max_new_tokens": answer, "seed": seed if seeds is None else None})
-        require_tokenizer(decoding, tokenizer)
-        self.require_positions(int(np.asarray(mask).sum(axis=1).max()), decoding.max_new_tokens)
-        keys = row_keys(decoding.seed if seeds is None else seeds, B, copies)
-        if copies > 1 and not decoding.do_sample:
+        chosen = self.resolve_options({**options, "max_new_tokens": answer, "seed": seed if seeds is None else None})
+        require_tokenizer(chosen, tokenizer)
+        require_positions(self.config, int(mask.sum(axis=1).max()), chosen.max_new_tokens)
+        keys = row_keys(chosen.seed if seeds is None else seeds, B, copies)
+        if copies > 1 and not chosen.do_sample:
             raise ValueError("num_return_sequences above 1 needs do_sample=True: greedy answers would all be the same")
         images = _either(pixel_values_images, pixel_values)
         if streamer is not None:
@@ -232,7 +212,7 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
             images,
             pixel_values_videos,
             video_pooling=video_pooling,
-            room=answer_capacity(decoding.max_new_tokens),
+            capacity=answer_capacity(chosen.max_new_tokens),
         )
         if copies > 1:
             logits, cache = jnp.repeat(logits, copies, axis=0), cache.repeat(copies)
@@ -242,7 +222,7 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
             cache,
             keys,
             prompts,
-            decoding,
+            chosen,
             tokenizer=tokenizer,
             on_tokens=on_tokens if streamer is None else to_streamer(streamer, on_tokens),
         )

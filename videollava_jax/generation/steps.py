@@ -48,7 +48,7 @@ def forward(
     return model(ids_BT, mask_BT, image_features, video_features)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames=("room",))
+@partial(jax.jit, static_argnums=0, static_argnames=("capacity",))
 def prefill(
     graph: Graph,
     state: Any,
@@ -57,12 +57,12 @@ def prefill(
     image_features: jax.Array | None,
     video_features: jax.Array | None,
     *,
-    room: int,
+    capacity: int,
 ) -> tuple[jax.Array, Cache]:
-    """Logits [B, V] after prompts that are padded on the left, and their cache with `room` free slots."""
+    """Logits [B, V] after prompts that are padded on the left, and their cache with `capacity` free positions."""
     model: VideoLlava = nnx.merge(graph, state)
     x_BTD, prefix = model.prefill(model.embed(ids_BT, image_features, video_features), mask_BT)
-    return model.next_logits(x_BTD), Cache(prefix, empty_tail(prefix, prefix.prefixes, room, x_BTD.dtype))
+    return model.next_logits(x_BTD), Cache(prefix, empty_tail(prefix, prefix.prefixes, capacity, x_BTD.dtype))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames=("tail",))
