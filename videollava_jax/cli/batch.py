@@ -22,6 +22,7 @@ from videollava_jax.cli.common import (
     print_json,
 )
 from videollava_jax.generation.options import SHARED, from_arguments
+from videollava_jax.hub import local_path
 
 if TYPE_CHECKING:
     from videollava_jax.batch.media.isolation import IsolatedReader, WorkerLimits
@@ -74,7 +75,7 @@ def add_batch(commands: Commands) -> None:
     job.add_argument("--keep-ledger", action="store_true", help="leave OUTPUT.partial when OUTPUT is written")
     media = made.add_argument_group("media")
     media.add_argument(
-        "--media-root", type=Path, metavar="DIRECTORY", help="paths are relative to it and may not leave"
+        "--media-root", type=local_path, metavar="DIRECTORY", help="paths are relative to it and may not leave"
     )
     media.add_argument(
         "--allow-host",

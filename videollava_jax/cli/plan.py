@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 
 from videollava_jax.cli.common import Commands, add_command, add_int8_arguments, pair, print_json
 
@@ -48,7 +47,7 @@ def add_plan(commands: Commands) -> None:
         help="programs to compile; the throughput needs all four, which is the default",
     )
     add_int8_arguments(made)
-    made.add_argument("--model", type=Path, metavar="DIRECTORY", help="whose config.json; default: the 7B model")
+    made.add_argument("--model", help="a directory or a name on the hub, for its config.json; default: the 7B model")
     made.add_argument("--variant", choices=("original", "hf"), help="of the video tower; default: the model's, or hf")
 
 
@@ -58,10 +57,13 @@ def plan(arguments: argparse.Namespace) -> None:
 
     from videollava_jax.config import VideoLlavaConfig, require_whole_windows
     from videollava_jax.costs.work import Job, Storage
+    from videollava_jax.hub import Wanted, find_model
     from videollava_jax.planning.plan import PROGRAMS, PlanRequest, make_plan
     from videollava_jax.planning.report import record, text
 
-    config = VideoLlavaConfig() if arguments.model is None else VideoLlavaConfig.from_hf(arguments.model)
+    config = VideoLlavaConfig()
+    if arguments.model is not None:
+        config = VideoLlavaConfig.from_hf(find_model(arguments.model, Wanted.SIDE_FILES, bundled=True))
     if arguments.variant is not None:
         config = dataclasses.replace(config, variant=arguments.variant)
     require_whole_windows("--frames", arguments.frames, config.frame_window)
