@@ -1,6 +1,8 @@
-# What a newcomer types. PYTHON chooses the interpreter (3.11 or later), VENV the environment.
+# What a newcomer types. PYTHON chooses the interpreter (3.11 or later), VENV the environment, WORKERS how many processes
+# test at a time: 0 for this one alone, auto for one a core, up to 8.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= auto
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean
@@ -9,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/videollava demo --picture out/demo.png
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -19,3 +19,13 @@ ENVIRONMENT = {
 }
 """Of a process that starts JAX by itself. Not of one that compiles for chips which are not here: those programs can be
 written to a cache and not be read again."""
+
+_LIMIT = Path("/proc/sys/vm/max_map_count")
+MOST_MEMORY_MAPS = int(_LIMIT.read_text()) if _LIMIT.exists() else float("inf")
+"""Memory maps that a process may have. A compiled program for the CPU takes several."""
+
+
+def memory_maps() -> int:
+    """Returns the number of memory maps of this process; 0 where the system does not tell, which macOS does not."""
+    maps = Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0

@@ -1,20 +1,19 @@
 """What every test shares: float32 products in full precision, a compilation cache, tolerances."""
 
-import dataclasses
 import gc
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from tests.compiling import CACHE, CACHED_FROM, XLA_FLAGS
+from tests import workers
+from tests.compiling import CACHE, CACHED_FROM, MOST_MEMORY_MAPS, XLA_FLAGS, memory_maps
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 # The TPU compiler, which the Makefile puts beside the environment: for the processes that compile with it.
@@ -29,13 +28,26 @@ jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_FROM)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands tests to the worker processes of `make test`, see there."""
+    return workers.scheduler(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts the longest work first, in a worker process; elsewhere tests run in the order of their files."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=workers.turn)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_one_module():
-    """Compiled programs go with the module that needed them: thousands of them would use up a process's memory maps,
-    and then LLVM fails or crashes. What another module needs again comes from the cache on the disk."""
+def _memory_maps():
+    """Drops JAX's compiled programs before they use up the memory maps that Linux allows a process, without which LLVM
+    fails or crashes. Until then modules share what they have compiled. macOS has no such limit."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if memory_maps() > MOST_MEMORY_MAPS / 3:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -69,12 +81,6 @@ def tiny_model():
 @pytest.fixture(scope="session")
 def tiny_original(tiny_model):
     """The tiny model as an "original" one: its own weights, and attention over 8 frames drawn at random."""
-    from videollava_jax import VideoLlavaForConditionalGeneration
-    from videollava_jax.model.video_llava import parameter_shapes
+    from tests import small_models
 
-    config = dataclasses.replace(tiny_model.config, variant="original")
-    rng, weights = np.random.default_rng(0), dict(tiny_model.parameters)
-    for name, shape in parameter_shapes(config).items():
-        if ".temporal_" in name:
-            weights[name] = jnp.asarray(shape[-1] ** -0.5 * rng.standard_normal(shape), jnp.float32)
-    return VideoLlavaForConditionalGeneration(config, weights)
+    return small_models.tiny_original(tiny_model)

@@ -194,11 +194,16 @@ def random_model(tiny, *, heads=8, kv_heads=8, mesh=None, **changes):
         vocab_size=-(-tiny.config.text_config.vocab_size // 8) * 8,
     )
     config = dataclasses.replace(tiny.config, text_config=text, **changes)
+    return on_mesh(VideoLlavaForConditionalGeneration(config, dict(_sharp_parameters(config))), mesh)
+
+
+@lru_cache
+def _sharp_parameters(config: VideoLlavaConfig) -> dict[str, Any]:
     parameters = named_parameters(nnx.state(VideoLlava(config, rngs=nnx.Rngs(3))))
     for name in ("lm_head.weight", "language_model.embed_tokens.weight"):
         if name in parameters:
             parameters[name] = parameters[name] * 20
-    return on_mesh(VideoLlavaForConditionalGeneration(config, parameters), mesh)
+    return parameters
 
 
 def on_mesh(model, mesh):
@@ -215,3 +220,15 @@ def poisoned(model, name):
     parameters = dict(model.parameters)
     parameters[name] = parameters[name].at[0, 0].set(jnp.nan)
     return VideoLlavaForConditionalGeneration(model.config, parameters, model.generation_config)
+
+
+def tiny_original(tiny):
+    """The bundled model as an "original" one: its own weights, and attention over 8 frames that is drawn.
+
+    golden.json holds what it says: numpy's `default_rng` draws the same on every version."""
+    config = dataclasses.replace(tiny.config, variant="original")
+    rng, weights = np.random.default_rng(0), dict(tiny.parameters)
+    for name, shape in parameter_shapes(config).items():
+        if ".temporal_" in name:
+            weights[name] = jnp.asarray(shape[-1] ** -0.5 * rng.standard_normal(shape), jnp.float32)
+    return VideoLlavaForConditionalGeneration(config, weights)

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.compiling import ENVIRONMENT
 from tests.faults.batch import write_model_job
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.cli import main
+
+pytestmark = pytest.mark.xdist_group("processes")
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "large_jobs.md").read_text(encoding="utf-8")
@@ -30,8 +33,8 @@ def test_a_model_over_several_processes_keeps_one_ledger(tmp_path):
     (tmp_path / "answer_slice.py").write_text(program)
     write_model_job(tmp_path / "in.jsonl", MEDIA)
     environment = {
-        **os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        **os.environ, **ENVIRONMENT, "JAX_NUM_CPU_DEVICES": "2", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "PYTHONPATH": str(ROOT),
         "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
     }  # fmt: skip

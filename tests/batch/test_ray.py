@@ -30,7 +30,10 @@ from videollava_jax.engine import Request, Result
 
 # Ray's helpers are forked and become another program at once; where earlier tests have started JAX in this process, JAX
 # warns of forks that go on as copies of it.
-pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning"),
+    pytest.mark.xdist_group("processes"),
+]
 
 ROOT = Path(__file__).parents[2]
 STORE = 80 * 2**20  # bytes of shared memory for each node: the least that Ray takes is 75 MiB

@@ -32,6 +32,8 @@ from videollava_jax.training.run.recipe import Compute
 from videollava_jax.training.run.run_directory import run_directory
 from videollava_jax.weights.orbax import open_layers
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 STEPS = 6
 PATIENCE = 240
 """Seconds for what takes ten where nothing else runs."""
