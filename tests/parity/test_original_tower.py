@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.parity.original_tower import FRAMES, hidden_states, see_through_it
 from tests.parity.reference import assert_close, batch, channels_last, hf_logits, logits
 from tests.small_models import array, hf_config, ours, sharp_hf_model, weights_of, with_weights
 from tests.tolerances import LAYER, MODEL
@@ -25,7 +26,6 @@ CONFIG = VisionConfig(
     image_size=28,
     hidden_act="gelu",
 )
-FRAMES = 8
 
 
 def drawn(rng, name, shape):
@@ -56,44 +56,9 @@ def hidden(tower, pixels, layers):
     return _hidden(*nnx.split(tower), channels_last(pixels), layers)
 
 
-def reference(torch, weights, pixels):
-    """Hidden states [F, 1 + patches, D] after each layer, one clip, with torch's own modules."""
-    F = torch.nn.functional
-    w = {name: torch.tensor(np.asarray(value)) for name, value in weights.items()}
-
-    def norm(x, name):
-        return F.layer_norm(x, (CONFIG.hidden_size,), w[f"{name}.weight"], w[f"{name}.bias"], CONFIG.layer_norm_eps)
-
-    def linear(x, name):
-        return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
-
-    def attend(x, name):
-        heads = [
-            linear(x, f"{name}.{part}_proj").unflatten(-1, (CONFIG.num_attention_heads, -1)).transpose(1, 2)
-            for part in "qkv"
-        ]
-        return linear(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2), f"{name}.out_proj")
-
-    patches = F.conv2d(torch.tensor(pixels), w["embeddings.patch_embedding.weight"], stride=CONFIG.patch_size)
-    patches = patches.flatten(2).transpose(1, 2)
-    classes = w["embeddings.class_embedding"].expand(len(pixels), 1, -1)
-    x = torch.cat([classes, patches], dim=1) + w["embeddings.position_embedding.weight"]
-    x = norm(x, "pre_layrnorm")
-    hidden = [x]
-    for i in range(CONFIG.num_hidden_layers):
-        layer = f"encoder.layers.{i}"
-        over_time = x.transpose(0, 1) + w[f"{layer}.temporal_embedding"]  # [positions, frames, D]
-        attended = attend(norm(over_time, f"{layer}.temporal_layer_norm1"), f"{layer}.temporal_attn")
-        x = (over_time + attended).transpose(0, 1)
-        x = x + attend(norm(x, f"{layer}.layer_norm1"), f"{layer}.self_attn")
-        x = x + linear(F.gelu(linear(norm(x, f"{layer}.layer_norm2"), f"{layer}.mlp.fc1")), f"{layer}.mlp.fc2")
-        hidden.append(x)
-    return hidden
-
-
 def test_equals_the_reference_layer_by_layer(torch, tower):
     pixels = np.random.default_rng(1).standard_normal((FRAMES, 3, 28, 28)).astype(np.float32)
-    expected = torch.cat(reference(torch, named_parameters(nnx.state(tower)), pixels), dim=-1)
+    expected = torch.cat(hidden_states(torch, CONFIG, named_parameters(nnx.state(tower)), pixels), dim=-1)
     assert_close(hidden(tower, pixels, tuple(range(CONFIG.num_hidden_layers + 1))), array(expected), LAYER)
 
 
@@ -119,8 +84,6 @@ def test_temporal_parameters_are_11_a_layer():
 @pytest.fixture(scope="module")
 def whole(torch):
     """A transformers model that sees videos through the reference, its plain self, our weights and configuration."""
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
     plain = sharp_hf_model(torch, hf_config(vision={"hidden_act": CONFIG.hidden_act}, text={"eos_token_id": 2}))
     config = dataclasses.replace(VideoLlavaConfig.from_hf(plain.config), variant="original")
     assert config.vision_config == CONFIG
@@ -128,17 +91,9 @@ def whole(torch):
     for name, value in named_parameters(nnx.state(abstract_model(config))).items():
         if ".temporal_" in name:
             weights[name] = drawn(rng, name, value.shape)
-    video_tower = {n.removeprefix("video_tower."): w for n, w in weights.items() if n.startswith("video_tower.")}
-
-    class Tower(torch.nn.Module):
-        def forward(self, pixel_values, **_):
-            clips = [reference(torch, video_tower, array(clip)) for clip in pixel_values.split(FRAMES)]
-            states = tuple(torch.cat(layer) for layer in zip(*clips, strict=True))
-            return BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=states)
-
     original = sharp_hf_model(torch, plain.config)
     original.load_state_dict(plain.state_dict())
-    original.model.video_tower = Tower()
+    see_through_it(torch, original, CONFIG, weights)
     return original, plain, config, weights
 
 
