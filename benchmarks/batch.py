@@ -30,7 +30,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
-import videollava_jax.engine.run as engine_run
+import videollava_jax.engine.device as engine_device
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
 from videollava_jax.assets import TINY
 from videollava_jax.assets.world import CLIP_KINDS, EVAL_SEEDS, Question, encode_mp4, sample_clip
@@ -117,17 +117,17 @@ def requests_of(place: Path) -> list[Request]:
 @contextmanager
 def counted() -> Iterator[Counts]:
     """Counts the prefixes that the engine encodes within the `with`; `counting` counts the files that it decodes."""
-    counts, real = Counts(), engine_run.encode_prefixes
+    counts, real = Counts(), engine_device.encode_prefixes
 
-    def encode_prefixes(model: Any, processor: Any, reads: Any, pooling: int) -> Any:
+    def encode_prefixes(model: Any, processor: Any, reads: Any) -> Any:
         counts.encoded += sum(bool(read.kinds) for read in reads)
-        return real(model, processor, reads, pooling)
+        return real(model, processor, reads)
 
-    engine_run.encode_prefixes = encode_prefixes  # type: ignore[assignment]
+    engine_device.encode_prefixes = encode_prefixes  # type: ignore[assignment]
     try:
         yield counts
     finally:
-        engine_run.encode_prefixes = real
+        engine_device.encode_prefixes = real
 
 
 def counting(reader: Callable[..., Any], counts: Counts) -> Callable[..., Any]:

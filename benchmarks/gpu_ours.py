@@ -30,13 +30,14 @@ from videollava_jax.costs.work import (
 )
 from videollava_jax.engine import Engine
 from videollava_jax.engine import grid as on_device
-from videollava_jax.engine.board import sampling_of
-from videollava_jax.engine.grid import Grid, GridShape
+from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.media import encode_prefixes
 from videollava_jax.engine.preparation import Preparer, ReadPrefix
-from videollava_jax.engine.sizes import HOST_MEMORY, Demand, choose_shape
+from videollava_jax.engine.row_arrays import sampling_of
+from videollava_jax.engine.sizes import HOST_MEMORY, Demand, GridShape, choose_shape
 from videollava_jax.generation import steps as compiled
-from videollava_jax.generation.answers import Answers, Vocabulary, bucket
+from videollava_jax.generation.answers import Answers, Vocabulary
+from videollava_jax.generation.buckets import bucket
 from videollava_jax.model.cache import TailCache
 
 CACHE_SHARE = 0.85
@@ -224,7 +225,7 @@ class Ours:
         ids[0, shape.prefix - len(read.ids) :] = read.ids
         mask = np.arange(shape.prefix)[None] >= shape.prefix - len(read.ids)
         ids_device, mask_device = model.on_devices(ids), model.on_devices(mask)
-        features = encode_prefixes(model, self.processor, [read], 1)
+        features = encode_prefixes(model, self.processor, [read])
         text, int8 = self.config.text_config, self.storage.int8_kv
         grid = on_device.new_grid(text, shape, model.dtype, None, int8=int8, sampling=sampling_of([], False, False))
         prefix = grid.prefix

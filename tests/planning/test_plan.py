@@ -22,7 +22,8 @@ from videollava_jax.cli import main
 from videollava_jax.config import TextConfig, VisionConfig
 from videollava_jax.costs.chips import CHIPS, Chip
 from videollava_jax.costs.work import Job, Storage, best_possible
-from videollava_jax.engine.grid import GridShape, new_grid
+from videollava_jax.engine.grid import new_grid
+from videollava_jax.engine.sizes import GridShape
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.planning import engine_programs as programs
 from videollava_jax.planning import plan

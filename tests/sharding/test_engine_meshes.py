@@ -91,14 +91,15 @@ def test_scores_on_a_mesh(model, tiny_processor):
 def test_parameters_and_caches_are_split(tiny_model):
     """Heads, MLP and vocabulary over the tensor axis: nothing of these is held whole by every device."""
     from videollava_jax.engine import grid
-    from videollava_jax.engine.board import sampling_of
+    from videollava_jax.engine.row_arrays import sampling_of
+    from videollava_jax.engine.sizes import GridShape
 
     model = on_mesh(random_model(tiny_model), make_mesh(2, 4))
     for name, value in model.parameters.items():
         layer = name.startswith("language_model.layers.") and name.endswith("_proj.weight")
         if layer or name in ("lm_head.weight", "language_model.embed_tokens.weight"):
             assert value.addressable_shards[0].data.size * 4 == value.size, name
-    shape = grid.GridShape(shards=2, slots=3, rows=4, prefix=64, question=32, answer=32)
+    shape = GridShape(shards=2, slots=3, rows=4, prefix=64, question=32, answer=32)
     text = model.config.text_config
     made = grid.new_grid(text, shape, "float32", model.placement, int8=True, sampling=sampling_of([], False, False))
     for cache in (made.prefix.layers[0].keys, made.prefix.layers[0].key_scale, made.tail.layers[0].values):

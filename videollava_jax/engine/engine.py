@@ -7,11 +7,14 @@ from typing import Any
 
 import jax
 
+from videollava_jax.engine.device import Device, free_memory
 from videollava_jax.engine.options import EngineOptions
+from videollava_jax.engine.preparation import Preparer
 from videollava_jax.engine.request import Request, Result, Scored
 from videollava_jax.engine.run import Run
+from videollava_jax.engine.schedule import Limits, Schedule
 from videollava_jax.engine.scoring import score_requests
-from videollava_jax.engine.sizes import ROWS, free_memory
+from videollava_jax.engine.sizes import ROWS, Demand, GridShape, choose_shape, described
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
@@ -46,7 +49,30 @@ class Engine:
           ValueError: two requests of one id, or no room for even one.
           MemoryError: the device has less memory than was reckoned with; the message says what to lower.
         """
-        return Run(self.model, self.processor, self.options, self.max_rows, self.memory).results(requests)
+        options, model = self.options, self.model
+        preparer = Preparer(
+            self.processor,
+            model.config,
+            model.generation_config,
+            options.longest_question,
+            options.reader,
+            eos_token_id=options.eos_token_id,
+            pad_token_id=options.pad_token_id,
+            suppress_tokens=options.suppress_tokens,
+        )
+        limits = Limits(
+            shards=self._shards,
+            window=options.window,
+            ahead=2 * self.max_rows,
+            positions=model.config.text_config.max_position_embeddings,
+        )
+        advice = (
+            f"the device has less memory than was reckoned with: lower memory= (now {self.memory / 2**20:.0f} MiB "
+            f"for keys and values) or max_rows= (now {self.max_rows}). "
+        )
+        device = Device(model, self.processor, preparer.decoding, int8=options.int8_cache, advice=advice)
+        schedule = Schedule(limits, self._choose_shape)
+        return Run(preparer, schedule, device, self.processor.tokenizer, readers=options.readers).results(requests)
 
     def score(self, requests: Iterable[Request]) -> Iterator[Scored]:
         """The likelihood of each of a request's `choices` as the answer to its prompt.
@@ -54,3 +80,23 @@ class Engine:
         The prefix of a medium is computed once for neighbouring requests about it.
         """
         return score_requests(self.model, self.processor, self.options, requests)
+
+    @property
+    def _shards(self) -> int:
+        return 1 if self.model.placement is None else self.model.placement.data
+
+    def _choose_shape(self, demand: Demand) -> GridShape:
+        config, dtype, int8 = self.model.config.text_config, self.model.dtype, self.options.int8_cache
+        shards = self._shards
+        shape = choose_shape(
+            demand,
+            config,
+            dtype,
+            shards=shards,
+            max_rows=max(self.max_rows, shards),
+            memory=self.memory,
+            int8=int8,
+        )
+        if self.options.on_sizes:
+            self.options.on_sizes(described(shape, config, dtype, int8=int8))
+        return shape

@@ -25,6 +25,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from videollava_jax.config import TextConfig
+from videollava_jax.engine.sizes import GridShape
 from videollava_jax.generation.answers import Answers, Vocabulary, with_next_token
 from videollava_jax.generation.next_token import Sampling
 from videollava_jax.generation.steps import Graph
@@ -33,37 +34,6 @@ from videollava_jax.model.cache import PrefixCache, TailCache, empty_tail
 from videollava_jax.model.pixels import normalised
 from videollava_jax.model.sharding import Placement, like, put, resharded, spec_of, whole
 from videollava_jax.model.video_llava import VideoLlava
-
-
-@dataclass(frozen=True)
-class GridShape:
-    """How large a grid is; every number is a dimension of what is compiled.
-
-    Attributes:
-      shards: W, what the data axis of the mesh splits a batch into.
-      slots: P, the slots of each shard; there are W × P.
-      rows: R, the rows of each slot.
-      prefix: positions of a slot.
-      question: positions of a row for its question.
-      answer: positions of a row for its answer.
-    """
-
-    shards: int
-    slots: int
-    rows: int
-    prefix: int
-    question: int
-    answer: int
-
-    @property
-    def prefixes(self) -> int:
-        """The prefixes held at a time: W × P, one in each slot."""
-        return self.shards * self.slots
-
-    @property
-    def batch(self) -> int:
-        """Rows in all: B."""
-        return self.prefixes * self.rows
 
 
 @jax.tree_util.register_dataclass

@@ -1,14 +1,14 @@
-"""Questions brought together by what they share, and their media read ahead of the device."""
+"""Questions grouped by their prefix, and the slots and rows that they take. No JAX."""
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
-from videollava_jax.engine.preparation import Prefix, Question, ReadPrefix
+from videollava_jax.engine.events import PrefixMedia, Question
+from videollava_jax.engine.sizes import PREFIX_BUCKET, GridShape
+from videollava_jax.generation.buckets import bucket
 
 
 @dataclass(eq=False)
@@ -16,64 +16,157 @@ class Group:
     """Questions about one prefix.
 
     Attributes:
-      waiting: those that no row has taken yet.
-      reading: the prefix with its media, once somebody reads them.
+      key: of the prefix.
+      first: the question that came first: the media are read for it.
+      waiting: questions that no row has taken yet.
+      media: the media, or the error that came instead; None before, and again once a slot holds the prefix.
     """
 
-    prefix: Prefix
+    key: Hashable
+    first: Question
     waiting: deque[Question] = field(default_factory=deque)
-    reading: Future[ReadPrefix] | None = None
-
-    @property
-    def read(self) -> ReadPrefix:
-        """The prefix with its media; waits for them, and raises what reading them raised."""
-        assert self.reading is not None
-        return self.reading.result()
+    media: PrefixMedia | Exception | None = None
 
 
-class Pending:
-    """Groups that no slot has taken yet, oldest first; the media of the first `ahead` of them are being read."""
+class Groups:
+    """Groups that no slot holds yet, oldest first.
 
-    def __init__(self, read: Callable[[Prefix], ReadPrefix], readers: int, ahead: int):
-        self._read, self._ahead = read, ahead
-        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="read-media")
+    Attributes:
+      questions: of all groups, counted.
+    """
+
+    def __init__(self) -> None:
         self._groups: OrderedDict[Hashable, Group] = OrderedDict()
+        self._unread: deque[Group] = deque()  # media are read in order: these stand behind all the others
         self.questions = 0
 
     def __len__(self) -> int:
         return len(self._groups)
 
-    def add(self, question: Question) -> None:
-        """Puts a question to those about the same prefix."""
-        group = self._groups.setdefault(question.prefix.key, Group(question.prefix))
-        group.waiting.append(question)
+    def __iter__(self) -> Iterator[Group]:
+        return iter(list(self._groups.values()))
+
+    def __getitem__(self, key: Hashable) -> Group:
+        return self._groups[key]
+
+    def add(self, key: Hashable, question: Question) -> None:
+        """Adds a question to the group of its prefix."""
+        if key not in self._groups:
+            self._groups[key] = Group(key, question)
+            self._unread.append(self._groups[key])
+        self._groups[key].waiting.append(question)
         self.questions += 1
 
-    def first(self) -> list[Group]:
-        """The oldest groups, their media being read."""
-        found = list(itertools.islice(self._groups.values(), self._ahead))
-        for group in found:
-            if group.reading is None:
-                group.reading = self._pool.submit(self._read, group.prefix)
-        return found
-
-    def take(self, group: Group) -> Group:
-        """A group that a slot takes, or that has failed."""
-        del self._groups[group.prefix.key]
-        self.questions -= len(group.waiting)
-        return group
-
     def drop(self, group: Group, question: Question) -> None:
-        """A question that has failed; a group without any goes too."""
+        """Removes a question that has failed, and its group if it was the only one."""
         group.waiting.remove(question)
         self.questions -= 1
         if not group.waiting:
-            del self._groups[group.prefix.key]
+            del self._groups[group.key]
 
-    def groups(self) -> list[Group]:
-        """All groups, oldest first, whether their media are being read or not."""
-        return list(self._groups.values())
+    def remove(self, group: Group) -> None:
+        """Removes a group that a slot takes, or that has failed."""
+        del self._groups[group.key]
+        self.questions -= len(group.waiting)
 
-    def close(self) -> None:
-        """Ends the reading; what has begun is waited for."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def next_to_read(self, ahead: int) -> Group | None:
+        """Returns the oldest group whose media nobody has asked for, if fewer than `ahead` stand before it."""
+        if not self._unread or len(self._groups) - len(self._unread) >= ahead:
+            return None
+        return self._unread.popleft()
+
+
+@dataclass
+class Slot:
+    """A slot of the grid.
+
+    Attributes:
+      group: whose questions it answers; None when all are answered.
+      holds: the key of the prefix in it, which stays until another is prefilled.
+      length: tokens of that prefix.
+    """
+
+    group: Group | None = None
+    holds: Hashable = None
+    length: int = 0
+
+
+class Slots:
+    """Which slots and rows of a grid are taken, and by what.
+
+    Attributes:
+      shape: of the grid.
+      draw, penalise: whether its programs draw tokens, and know a repetition penalty.
+      slots: of all shards: those of the first shard, then those of the second.
+      rows: the question that each row answers; the rows of a slot are neighbours.
+    """
+
+    def __init__(self, shape: GridShape, draw: bool, penalise: bool):
+        self.shape, self.draw, self.penalise = shape, draw, penalise
+        self.slots = [Slot() for _ in range(shape.prefixes)]
+        self.rows: list[Question | None] = [None] * shape.batch
+
+    @property
+    def busy(self) -> bool:
+        """Whether a slot has questions that are not answered."""
+        return any(slot.group is not None for slot in self.slots)
+
+    @property
+    def waiting(self) -> int:
+        """Questions of the groups in slots that no row has taken yet."""
+        return sum(len(slot.group.waiting) for slot in self.slots if slot.group is not None)
+
+    @property
+    def live(self) -> dict[int, Question]:
+        """The questions that are being answered, by their rows."""
+        return {row: question for row, question in enumerate(self.rows) if question is not None}
+
+    def of_index(self, index: int) -> list[Slot]:
+        """Returns the slots of one index, one for each shard."""
+        return self.slots[index :: self.shape.slots]
+
+    def rows_of(self, index: int, shard: int) -> range:
+        """Returns the rows of a slot."""
+        first = (shard * self.shape.slots + index) * self.shape.rows
+        return range(first, first + self.shape.rows)
+
+    def is_free(self, index: int) -> bool:
+        """Returns whether all questions about the prefixes in the slots of one index are answered."""
+        return all(slot.group is None for slot in self.of_index(index))
+
+    def free_index(self, keys: list[Hashable]) -> int | None:
+        """Returns a free slot index for the prefixes of these keys: one that holds them already if there is one."""
+        free = [index for index in range(self.shape.slots) if self.is_free(index)]
+        held = (index for index in free if [slot.holds for slot in self.of_index(index)] == keys)
+        return next(held, free[0] if free else None)
+
+    def slot_of(self, key: Hashable, question: Question) -> Slot | None:
+        """Returns the slot that answers questions about this prefix, if it is of this size and kind."""
+        if not self.takes(question):
+            return None
+        return next((slot for slot in self.slots if slot.group is not None and slot.group.key == key), None)
+
+    def takes(self, question: Question) -> bool:
+        """Returns whether rows have room for a question and its answer, and programs for its options."""
+        return (
+            question.tokens <= self.shape.question
+            and question.answer_tokens <= self.shape.answer
+            and (self.draw or not question.draws)
+            and (self.penalise or not question.penalises)
+        )
+
+    def fits(self, group: Group, tokens: int) -> bool:
+        """Returns whether a prefix of this length fills a slot by more than half, and rows take its questions."""
+        positions, room = bucket(max(1, tokens), PREFIX_BUCKET), self.shape.prefix
+        fits = room // 2 < positions <= room or positions == room
+        return fits and all(self.takes(question) for question in group.waiting)
+
+    def free_row(self, row: int) -> Slot:
+        """Frees a row, and its slot if no question about the prefix is left. Returns the slot."""
+        self.rows[row] = None
+        number = row // self.shape.rows
+        slot = self.slots[number]
+        of_slot = self.rows[number * self.shape.rows : (number + 1) * self.shape.rows]
+        if slot.group is not None and not slot.group.waiting and all(question is None for question in of_slot):
+            slot.group = None
+        return slot

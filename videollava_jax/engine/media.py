@@ -1,4 +1,4 @@
-"""The media of prefixes on their way to the device: uint8 pixels in, features out."""
+"""The media of prefixes encoded on the device: uint8 pixels in, features out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from videollava_jax.processing.processor import VideoLlavaProcessor
 
 
 def encode_prefixes(
-    model: LoadedModel,
-    processor: VideoLlavaProcessor,
-    reads: Sequence[ReadPrefix],
-    pooling: int,
+    model: LoadedModel, processor: VideoLlavaProcessor, reads: Sequence[ReadPrefix]
 ) -> jax.Array | None:
-    """The features of prefixes of one signature, [W, M, D] with the media of each one after the other; None without."""
+    """Encodes the media of W prefixes of one signature.
+
+    Returns:
+      Features [W, M, D], the media of each prefix one after the other; None where prefixes have no media.
+    """
     kinds = reads[0].kinds
     if not kinds:
         return None
@@ -28,7 +29,7 @@ def encode_prefixes(
         model.graph,
         model.state,
         kinds,
-        pooling,
+        reads[0].pooling,
         tuple(model.on_devices(np.stack(arrays)) for arrays in zip(*(read.pixels for read in reads), strict=True)),
         tuple(np.array(by_kind[kind].mean, np.float32) for kind in kinds),
         tuple(np.array(by_kind[kind].std, np.float32) for kind in kinds),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.engine.digests import Digests, file_version
 from videollava_jax.engine.request import Request
 from videollava_jax.generation.options import GenerationOptions, require_own
 from videollava_jax.media import Uniform
@@ -30,28 +30,28 @@ class Prefix:
     """What questions about the same media share: their prompts up to and including the last medium.
 
     Attributes:
-      key: equal for prefixes of equal tokens and equal media, by the content of these.
       segments: text and media.
+      versions: `file_version` of each medium.
       frame_sampling, pooling: how its videos are read and encoded.
     """
 
-    key: Hashable
     segments: Segments
+    versions: tuple[Hashable, ...]
     frame_sampling: Any
     pooling: int
 
 
-def in_the_names_of(prefix: Prefix, error: str, read: Prefix) -> str:
-    """An error about the media that were read for another prefix of the same key, with this one's files in it."""
-    for own, theirs in zip(prefix.segments.media, read.segments.media, strict=True):
-        if isinstance(own.source, (str, os.PathLike)) and isinstance(theirs.source, (str, os.PathLike)):
-            error = error.replace(os.fspath(theirs.source), os.fspath(own.source))
+def with_own_paths(error: str, own: Prefix, read: Prefix) -> str:
+    """Rewrites an error about media that were read for another prefix of equal content, so that it names own files."""
+    for medium, theirs in zip(own.segments.media, read.segments.media, strict=True):
+        if isinstance(medium.source, (str, os.PathLike)) and isinstance(theirs.source, (str, os.PathLike)):
+            error = error.replace(os.fspath(theirs.source), os.fspath(medium.source))
     return error
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """A request made ready: a prefix, and the tokens after it.
+    """A prepared request: a prefix, and the tokens after it.
 
     Attributes:
       ids: int32 [T], what follows the prefix.
@@ -64,32 +64,69 @@ class Question:
     ids: Ids
     choices: tuple[Ids, ...] = ()
 
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.request.id
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens after the prefix."""
+        return len(self.ids)
+
+    @property
+    def answer_tokens(self) -> int:
+        """The most tokens of the answer."""
+        return self.options.max_new_tokens
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.options.do_sample
+
+    @property
+    def penalises(self) -> bool:
+        """Whether there is a repetition penalty."""
+        return self.options.repetition_penalty != 1.0
+
+    @property
+    def stops(self) -> bool:
+        """Whether there are stop strings."""
+        return bool(self.options.stop_strings)
+
 
 @dataclass(frozen=True)
 class ReadPrefix:
     """A prefix with its media read.
 
     Attributes:
-      ids: int32 [T], each medium as so many of its token.
+      ids: int32 [T], with a medium's token repeated for each of its features.
       kinds: "image" or "video", of each medium.
       pixels: uint8 [F, S, S, 3] of each medium, RGB, 0-255.
+      pooling: `video_pooling` of its videos.
     """
 
     ids: Ids
     kinds: tuple[str, ...]
     pixels: tuple[npt.NDArray[np.uint8], ...]
+    pooling: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """The length of the prefix, media included."""
+        return len(self.ids)
 
     @property
     def signature(self) -> Hashable:
-        """Equal for prefixes whose media can be encoded together."""
-        return self.kinds, tuple(array.shape for array in self.pixels)
+        """The kinds, shapes and pooling of the media: prefixes of one signature are encoded together."""
+        return self.kinds, tuple(array.shape for array in self.pixels), self.pooling
 
 
 class Preparer:
-    """Makes requests ready with a processor.
+    """Prepares requests with a processor, and reads their media.
 
     Attributes:
-      decoding: options of a request that says nothing of its own.
+      decoding: the options of a request that has none of its own.
     """
 
     def __init__(
@@ -105,21 +142,21 @@ class Preparer:
         Args:
           defaults: the checkpoint's generation_config.json.
           longest: tokens after a prefix, at most.
-          reader: reads media in the place of the processor's `read_medium`.
-          decoding: what is decided for all requests, under the names of `generate`.
+          reader: reads media instead of the processor's `read_medium`.
+          decoding: options of all requests, under the names of `generate`.
         """
         self._processor, self._config, self._defaults, self._longest = processor, config, defaults, longest
         self._decoding = decoding
         self._read_medium = reader or processor.read_medium
-        self._digests: dict[Hashable, str] = {}
+        self._digests = Digests()
         self.decoding = GenerationOptions.resolve(decoding, defaults, config)
 
     def question(self, request: Request) -> Question:
-        """A request as a prefix and the tokens after it. Media are named by content, and not decoded yet.
+        """Returns a request as a prefix and the tokens after it. Media are not opened yet.
 
         Raises:
           ValueError: a request that cannot be carried out.
-          OSError: a file that is not there.
+          OSError: there is no such file.
         """
         require_own(request.options)
         own = {"max_new_tokens": request.max_new_tokens, "seed": request.seed, **request.options}
@@ -132,17 +169,34 @@ class Preparer:
         room = self._longest - max((len(choice) for choice in choices), default=0)
         if room < 1:
             raise ValueError(f"choices: expected at most {self._longest - 1} tokens each")
-        if len(ids) > room:  # a long text stands in the prefix, and shares it with nobody
+        if len(ids) > room:  # the start of a long text belongs to the prefix, which then has one question
             head, ids = ids[:-room], ids[-room:]
             before = Segments((*before.parts, TextIds(tuple(head), (False,) * len(head))))
         pooling = self._processor.video_pooling if request.video_pooling is None else request.video_pooling
         frame_sampling = Uniform(8) if request.frame_sampling is None else request.frame_sampling
-        key = tuple(self._part_key(part) for part in before.parts), repr(frame_sampling), pooling
-        prefix = Prefix(key, before, frame_sampling, pooling)
+        versions = tuple(file_version(medium.source) for medium in before.media)
+        prefix = Prefix(before, versions, frame_sampling, pooling)
         return Question(request, options, prefix, np.array(ids, np.int32), choices)
 
+    def key(self, prefix: Prefix) -> Hashable:
+        """Returns what is equal for prefixes of equal tokens and of media of equal content. Reads the media's files.
+
+        Raises:
+          OSError: a file that cannot be read.
+        """
+        versions = iter(prefix.versions)
+        parts = tuple(
+            part.ids if isinstance(part, TextIds) else (part.kind, self._digests.of(next(versions), part.source))
+            for part in prefix.segments.parts
+        )
+        return parts, repr(prefix.frame_sampling), prefix.pooling
+
+    def key_is_known(self, prefix: Prefix) -> bool:
+        """Returns whether `key` reads no file."""
+        return all(self._digests.knows(version) for version in prefix.versions)
+
     def read(self, prefix: Prefix) -> ReadPrefix:
-        """Reads the media of a prefix: decoding and resizing, on whatever thread calls.
+        """Reads the media of a prefix, which decodes and resizes them. Several threads may call it at a time.
 
         Raises:
           ValueError: a medium that cannot be read (`MediaError`), or frames that the model does not take.
@@ -151,7 +205,8 @@ class Preparer:
         pixels = tuple(self._read_medium(medium, prefix.frame_sampling) for medium in media)
         each = self._processor.medium_tokens(media, pixels, prefix.pooling)
         expanded = prefix.segments.expand(each, self._processor.encoder.media_ids)
-        return ReadPrefix(expanded.input_ids.astype(np.int32), tuple(medium.kind for medium in media), pixels)
+        kinds = tuple(medium.kind for medium in media)
+        return ReadPrefix(expanded.input_ids.astype(np.int32), kinds, pixels, prefix.pooling)
 
     def _segments(self, request: Request) -> Segments:
         if (request.prompt is None) == (request.conversation is None):
@@ -172,22 +227,3 @@ class Preparer:
         if not ids:
             raise ValueError(f"choices: {text!r} has no tokens")
         return np.array(ids, np.int32)
-
-    def _part_key(self, part: TextIds | Media) -> Hashable:
-        return part.ids if isinstance(part, TextIds) else (part.kind, self._digest(part.source))
-
-    def _digest(self, source: Any) -> str:
-        if isinstance(source, (str, os.PathLike)):
-            stat = os.stat(source)
-            name = (os.path.realpath(source), stat.st_size, stat.st_mtime_ns)
-            if name not in self._digests:
-                with open(source, "rb") as file:
-                    self._digests[name] = hashlib.file_digest(file, "blake2b").hexdigest()
-            return self._digests[name]
-        frames = source if isinstance(source, (list, tuple)) else [getattr(source, "frames", source)]
-        digest = hashlib.blake2b()
-        for frame in frames:
-            array = np.ascontiguousarray(frame)
-            digest.update(f"{array.shape} {array.dtype}".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from videollava_jax.engine import grid as on_device
+from videollava_jax.engine.device import padded_left
 from videollava_jax.engine.media import encode_prefixes
 from videollava_jax.engine.options import EngineOptions
 from videollava_jax.engine.preparation import Preparer, Question
 from videollava_jax.engine.request import Request, Scored
 from videollava_jax.engine.sizes import PREFIX_BUCKET, TEXT_BUCKET
-from videollava_jax.generation.answers import bucket
+from videollava_jax.generation.buckets import bucket
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.model.cache import PrefixCache
 from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -80,20 +81,18 @@ class _Scorer:
         )
 
     def _held(self, question: Question) -> PrefixCache:
-        if self._prefix is None or self._key != question.prefix.key:
-            self._prefix = None  # its memory goes before the next one's comes
-            read = self._preparer.read(question.prefix)
-            slots = bucket(max(1, len(read.ids)), PREFIX_BUCKET)
-            ids, mask = np.zeros((1, slots), np.int32), np.arange(slots)[None] >= slots - len(read.ids)
-            ids[0, slots - len(read.ids) :] = read.ids
-            model = self._model
+        key = self._preparer.key(question.prefix)
+        if self._prefix is None or self._key != key:
+            self._prefix = None  # its memory is freed before the next one takes some
+            read, model = self._preparer.read(question.prefix), self._model
+            ids, mask = padded_left([read.ids], bucket(max(1, read.tokens), PREFIX_BUCKET))
             self._prefix = on_device.new_prefix(
                 model.graph,
                 model.state,
                 model.on_devices(ids),
                 model.on_devices(mask),
-                encode_prefixes(model, self._processor, [read], question.prefix.pooling),
+                encode_prefixes(model, self._processor, [read]),
                 self._int8,
             )
-            self._key, self._length = question.prefix.key, len(read.ids)
+            self._key, self._length = key, read.tokens
         return self._prefix

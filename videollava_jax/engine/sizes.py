@@ -1,19 +1,15 @@
-"""How large a grid fits the memory: its slots and rows, chosen from the requests and the memory."""
+"""How large a grid fits the memory: its slots and rows, chosen from the requests and the memory. No JAX."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
+import numpy as np
+import numpy.typing as npt
 
 from videollava_jax.config import TextConfig
-from videollava_jax.engine.grid import GridShape
-from videollava_jax.generation.answers import bucket
-from videollava_jax.model.sharding import Placement
+from videollava_jax.generation.buckets import bucket
 
 PREFIX_BUCKET = 64
 TEXT_BUCKET = 32
@@ -23,6 +19,37 @@ MEMORY_SHARE = 0.6
 HOST_MEMORY = 2 * 2**30
 """What caches may take where the platform does not tell its memory."""
 ROWS = {"cpu": 32, "gpu": 256, "tpu": 256}
+
+
+@dataclass(frozen=True)
+class GridShape:
+    """How large a grid is; every number is a dimension of what is compiled.
+
+    Attributes:
+      shards: W, what the data axis of the mesh splits a batch into.
+      slots: P, the slots of each shard; there are W × P.
+      rows: R, the rows of each slot.
+      prefix: positions of a slot.
+      question: positions of a row for its question.
+      answer: positions of a row for its answer.
+    """
+
+    shards: int
+    slots: int
+    rows: int
+    prefix: int
+    question: int
+    answer: int
+
+    @property
+    def prefixes(self) -> int:
+        """The prefixes held at a time: W × P, one in each slot."""
+        return self.shards * self.slots
+
+    @property
+    def batch(self) -> int:
+        """Rows in all: B."""
+        return self.prefixes * self.rows
 
 
 @dataclass(frozen=True)
@@ -41,31 +68,20 @@ class Demand:
     answer: int
 
 
-def token_bytes(config: TextConfig, dtype: DTypeLike, *, int8: bool = False) -> int:
+def token_bytes(config: TextConfig, dtype: npt.DTypeLike, *, int8: bool = False) -> int:
     """Bytes of one token's keys and values in all layers: 512 KiB for Vicuna-7B in bfloat16."""
-    vector = config.head_dim + 4 if int8 else config.head_dim * jnp.dtype(dtype).itemsize
+    vector = config.head_dim + 4 if int8 else config.head_dim * np.dtype(dtype).itemsize
     return 2 * config.num_hidden_layers * config.num_key_value_heads * vector
 
 
-def cache_bytes(shape: GridShape, config: TextConfig, dtype: DTypeLike, *, int8: bool) -> int:
+def cache_bytes(shape: GridShape, config: TextConfig, dtype: npt.DTypeLike, *, int8: bool) -> int:
     """Bytes of all keys and values of a grid; `int8`: those of its prefixes are int8."""
     prefixes = shape.prefixes * shape.prefix * token_bytes(config, dtype, int8=int8)
     return prefixes + shape.batch * (shape.question + shape.answer) * token_bytes(config, dtype)
 
 
-def free_memory(placement: Placement | None) -> int:
-    """Bytes that caches may take on all devices of a mesh together, or on the default device."""
-    devices: Any = [jax.devices()[0]] if placement is None else placement.mesh.local_devices
-    stats = devices[0].memory_stats()
-    each = HOST_MEMORY
-    if stats and "bytes_limit" in stats:
-        each = int(MEMORY_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
-    count = 1 if placement is None else placement.mesh.size
-    return each * count if devices[0].platform != "cpu" else each
-
-
 def choose_shape(
-    demand: Demand, config: TextConfig, dtype: DTypeLike, *, shards: int, max_rows: int, memory: int, int8: bool
+    demand: Demand, config: TextConfig, dtype: npt.DTypeLike, *, shards: int, max_rows: int, memory: int, int8: bool
 ) -> GridShape:
     """The largest grid within the rows and the memory, no larger than what is asked for.
 
@@ -104,10 +120,10 @@ def choose_shape(
     return GridShape(shards, slots, rows, S, Q, A)
 
 
-def described(shape: GridShape, config: TextConfig, dtype: DTypeLike, *, int8: bool) -> str:
+def described(shape: GridShape, config: TextConfig, dtype: npt.DTypeLike, *, int8: bool) -> str:
     """What was chosen, on one line."""
     size = cache_bytes(shape, config, dtype, int8=int8)
-    kind = "int8 and " * int8 + jnp.dtype(dtype).name
+    kind = "int8 and " * int8 + np.dtype(dtype).name
     return (
         f"{shape.prefixes} prefixes of {shape.prefix} positions with {shape.rows} rows of "
         f"{shape.question} + {shape.answer} each: {shape.batch} rows, {size / 2**20:.0f} MiB of keys and values "

@@ -9,9 +9,6 @@ import jax.numpy as jnp
 
 from videollava_jax.generation.next_token import Sampling, next_tokens
 
-PROMPT_BUCKET = 32
-ANSWER_BUCKET = 32
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -79,13 +76,3 @@ def with_next_token(logits_BV: jax.Array, answers: Answers, vocabulary: Vocabula
         seen_BV=seen_BV,
         sampling=answers.sampling,
     )
-
-
-def bucket(length: int, step: int) -> int:
-    """Returns the smallest multiple of `step` that holds `length`, so that few shapes are compiled."""
-    return -(-length // step) * step
-
-
-def answer_capacity(max_new_tokens: int) -> int:
-    """Returns the positions of a cache that are kept for an answer."""
-    return bucket(max_new_tokens, ANSWER_BUCKET)

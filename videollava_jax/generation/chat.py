@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from videollava_jax.generation.answers import answer_capacity
+from videollava_jax.generation.buckets import answer_capacity
 from videollava_jax.generation.decoding import row_keys
 from videollava_jax.generation.inputs import Ids, require_positions
 from videollava_jax.generation.loaded import LoadedModel

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.generation import steps as compiled
-from videollava_jax.generation.answers import Answers, Vocabulary, answer_capacity
+from videollava_jax.generation.answers import Answers, Vocabulary
+from videollava_jax.generation.buckets import answer_capacity
 from videollava_jax.generation.next_token import Sampling
 from videollava_jax.generation.options import GenerationOptions
 from videollava_jax.generation.steps import Graph

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from jax.typing import ArrayLike
 
 from videollava_jax.config import VideoLlavaConfig, checked_pooling, poolings, require_whole_windows
-from videollava_jax.generation.answers import PROMPT_BUCKET, bucket
+from videollava_jax.generation.buckets import PROMPT_BUCKET, bucket
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]

@@ -27,7 +27,7 @@ from videollava_jax import compilation_cache
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.generation import decoding
 from videollava_jax.generation import steps as compiled
-from videollava_jax.generation.answers import bucket
+from videollava_jax.generation.buckets import bucket
 from videollava_jax.generation.inputs import (
     Ids,
     checked_media,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
-from videollava_jax.generation.answers import answer_capacity
+from videollava_jax.generation.buckets import answer_capacity
 from videollava_jax.generation.decoding import row_keys
 from videollava_jax.generation.inputs import checked_text, require_positions
 from videollava_jax.generation.loaded import GENERATION_CONFIG, LoadedModel

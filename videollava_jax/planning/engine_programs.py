@@ -1,7 +1,7 @@
 """Compiles the engine's four programs, with abstract arguments, for a mesh whose chips need not be here.
 
     encode    one video for each shard        ┐
-    prefill   one prefix for each shard       ├ what `engine/run.py` calls, with the same shapes, shardings and donation
+    prefill   one prefix for each shard       ├ what `engine.device` calls, with the same shapes, shardings and donation
     begin     questions after their prefixes  │
     decode    all rows, a step of the loop    ┘
 
@@ -28,7 +28,8 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.costs.chips import Chip, Roofline, roofline
 from videollava_jax.engine import grid
-from videollava_jax.engine.grid import Grid, GridShape
+from videollava_jax.engine.grid import Grid
+from videollava_jax.engine.sizes import GridShape
 from videollava_jax.generation import steps as generate
 from videollava_jax.generation.answers import Answers, Vocabulary
 from videollava_jax.generation.decoding import row_keys

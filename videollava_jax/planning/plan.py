@@ -22,7 +22,7 @@ from videollava_jax.costs.work import Job, Limit, Storage, best_possible, parame
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from videollava_jax.engine.grid import GridShape
+    from videollava_jax.engine.sizes import GridShape
     from videollava_jax.planning.engine_programs import Program, Setting
 
 COMPILER_ENVIRONMENT: Mapping[str, str] = {

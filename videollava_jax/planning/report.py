@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from videollava_jax.planning.plan import BatchPlan, Plan, Throughput
 
 if TYPE_CHECKING:
-    from videollava_jax.engine.grid import GridShape
+    from videollava_jax.engine.sizes import GridShape
     from videollava_jax.planning.engine_programs import Program
 
 _MIB, _GIB = 2**20, 2**30

@@ -1,0 +1,73 @@
+"""Media named by their content, so that questions about equal media are recognised, whatever their files are called."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Hashable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+
+def file_version(source: Any) -> Hashable:
+    """Returns what tells a file and its present content apart from others without reading it; None for pixels.
+
+    Raises:
+      OSError: there is no such file.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    stat = os.stat(source)
+    return os.path.realpath(source), stat.st_size, stat.st_mtime_ns
+
+
+def content_digest(source: Any) -> str:
+    """Returns a digest of a file, or of the shapes, types and values of frames.
+
+    Raises:
+      OSError: a file that cannot be read.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    frames = source if isinstance(source, (list, tuple)) else [getattr(source, "frames", source)]
+    digest = hashlib.blake2b()
+    for frame in frames:
+        array = np.ascontiguousarray(frame)
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+class Digests:
+    """Digests of media, each version of a file read once. Several threads may ask at a time."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Future[str]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, version: Hashable, source: Any) -> str:
+        """Returns the digest of a medium; where another thread is reading the same version, waits for it.
+
+        Args:
+          version: of the file, from `file_version`.
+        """
+        if version is None:
+            return content_digest(source)
+        with self._lock:
+            found = self._known.get(version)
+            own = self._known[version] = Future() if found is None else found
+        if found is None:
+            try:
+                own.set_result(content_digest(source))
+            except BaseException as error:
+                del self._known[version]  # the next request for it tries again
+                own.set_exception(error)
+        return own.result()
+
+    def knows(self, version: Hashable) -> bool:
+        """Returns whether the digest of a file is at hand."""
+        return version is not None and version in self._known and self._known[version].done()

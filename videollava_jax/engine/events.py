@@ -1,0 +1,246 @@
+"""What goes into the schedule, and what it wants done: events and actions. No JAX.
+
+    TakeRequest    ◀── Arrived, Refused, Exhausted          Decode    ◀── RowsEnded
+    Identify       ◀── Identified                           Wait      ◀── any of Identified, MediaRead
+    ReadMedia      ◀── MediaRead
+
+Each action on the left is answered by one event. All other actions are carried out, and not answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from videollava_jax.engine.sizes import GridShape
+
+
+class Question(Protocol):
+    """What the schedule needs to know of a question."""
+
+    @property
+    def id(self) -> str:
+        """The id of its request."""
+
+    @property
+    def tokens(self) -> int:
+        """Its tokens after the prefix."""
+
+    @property
+    def answer_tokens(self) -> int:
+        """The most tokens of its answer."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether its tokens are drawn."""
+
+    @property
+    def penalises(self) -> bool:
+        """Whether it has a repetition penalty."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether it has stop strings, which the host looks for."""
+
+
+class PrefixMedia(Protocol):
+    """What the schedule needs to know of a prefix whose media were read."""
+
+    @property
+    def tokens(self) -> int:
+        """Its length, media included."""
+
+    @property
+    def signature(self) -> Hashable:
+        """Equal for prefixes whose media can be encoded together."""
+
+
+# ── events ──
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """The next request, prepared."""
+
+    question: Question
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The next request cannot be carried out."""
+
+    id: str
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Exhausted:
+    """There are no more requests."""
+
+
+@dataclass(frozen=True)
+class Identified:
+    """The key of a question's prefix, by the content of its media; or the error that came instead."""
+
+    question: Question
+    key: Hashable | Exception
+
+
+@dataclass(frozen=True)
+class MediaRead:
+    """The media of the prefix of a key; or the error that came instead."""
+
+    key: Hashable
+    media: PrefixMedia | Exception
+
+
+@dataclass(frozen=True)
+class EndedRow:
+    """A row whose answer has ended.
+
+    Attributes:
+      tokens: int32, of the answer, the last one included.
+      finite: whether all logits were finite; otherwise the row ended because they were not.
+      by_host: the device does not know that it has ended: a stop string was found.
+    """
+
+    row: int
+    tokens: npt.NDArray[np.int32]
+    finite: bool = True
+    by_host: bool = False
+
+
+@dataclass(frozen=True)
+class RowsEnded:
+    """The outcome of `Decode`."""
+
+    rows: tuple[EndedRow, ...]
+
+
+Event = Arrived | Refused | Exhausted | Identified | MediaRead | RowsEnded
+
+# ── actions ──
+
+
+@dataclass(frozen=True)
+class TakeRequest:
+    """Prepare the next request."""
+
+
+@dataclass(frozen=True)
+class Identify:
+    """Find the key of a question's prefix; others may be asked for in the meantime."""
+
+    question: Question
+
+
+@dataclass(frozen=True)
+class ReadMedia:
+    """Read the media of the prefix of a question; others may be asked for in the meantime."""
+
+    key: Hashable
+    question: Question
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing else is to be done until a prefix is identified or its media are read."""
+
+
+@dataclass(frozen=True)
+class MakeGrid:
+    """Make an empty grid in the place of the present one.
+
+    Attributes:
+      draw, penalise: whether rows may draw their tokens, and may have a repetition penalty.
+    """
+
+    shape: GridShape
+    draw: bool
+    penalise: bool
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Compute prefixes in the slots of one index, one for each shard."""
+
+    slot: int
+    prefixes: tuple[PrefixMedia, ...]
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Put questions into rows of the slots of one index.
+
+    Attributes:
+      questions: for each of the shards × rows; None for a row that keeps what it has.
+    """
+
+    slot: int
+    questions: tuple[Question | None, ...]
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Decode all rows.
+
+    Attributes:
+      steps: at most.
+      enough: rows that may have ended before the device stops.
+      rows: the questions that are being answered, by their rows.
+    """
+
+    steps: int
+    enough: int
+    rows: Mapping[int, Question]
+
+
+@dataclass(frozen=True)
+class EndRows:
+    """Tell the device that rows have ended."""
+
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Give a question's answer.
+
+    Attributes:
+      tokens: int32.
+      prefix: tokens of the prefix.
+    """
+
+    question: Question
+    tokens: npt.NDArray[np.int32]
+    prefix: int
+
+
+@dataclass(frozen=True)
+class Fail:
+    """Give the error of a request.
+
+    Attributes:
+      question: None for a request that could not be prepared.
+      read_for: where reading failed, the question for whose sake the media were read: the error names its files.
+    """
+
+    id: str
+    error: str
+    cause: str | None = None
+    question: Question | None = None
+    read_for: Question | None = None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """All requests have their result."""
+
+
+Action = (
+    TakeRequest | Identify | ReadMedia | Wait | MakeGrid | Prefill | Begin | Decode | EndRows | Answer | Fail | Finish
+)

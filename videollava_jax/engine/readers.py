@@ -1,0 +1,68 @@
+"""Threads that hash and read media ahead of the device, and tell the schedule when they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+
+from videollava_jax.engine.events import Event, Identified, MediaRead
+from videollava_jax.engine.preparation import Preparer, Question
+
+
+class Readers:
+    """Identifies prefixes and reads their media, each in threads of its own.
+
+    Hashing a file is quick and decoding a video is not: in the same threads, the schedule would wait for the key of a
+    new question until hundreds of videos were read ahead.
+    """
+
+    def __init__(self, preparer: Preparer, threads: int):
+        self._preparer = preparer
+        self._hashing = ThreadPoolExecutor(threads, thread_name_prefix="hash-media")
+        self._reading = ThreadPoolExecutor(threads, thread_name_prefix="read-media")
+        self._events: SimpleQueue[Event] = SimpleQueue()
+
+    def identify(self, question: Question) -> None:
+        """Finds the key of a question's prefix: at once where no file has to be read for it."""
+        if self._preparer.key_is_known(question.prefix):
+            self._identify(question)
+        else:
+            self._hashing.submit(self._identify, question)
+
+    def read(self, key: Hashable, question: Question) -> None:
+        """Reads the media of a question's prefix."""
+        self._reading.submit(self._read, key, question)
+
+    def finished(self) -> Iterator[Event]:
+        """Yields the events that have come since the last call."""
+        while True:
+            try:
+                yield self._events.get_nowait()
+            except Empty:
+                return
+
+    def wait(self) -> Event:
+        """Returns the next event, when it comes."""
+        return self._events.get()
+
+    def close(self) -> None:
+        """Stops the threads; waits for what they have begun."""
+        for pool in (self._hashing, self._reading):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._hashing, self._reading):
+            pool.shutdown(wait=True)
+
+    def _identify(self, question: Question) -> None:
+        key: Hashable
+        try:
+            key = self._preparer.key(question.prefix)
+        except Exception as error:  # it is the schedule's to say which of them ends the run
+            key = error
+        self._events.put(Identified(question, key))
+
+    def _read(self, key: Hashable, question: Question) -> None:
+        try:
+            self._events.put(MediaRead(key, self._preparer.read(question.prefix)))
+        except Exception as error:
+            self._events.put(MediaRead(key, error))

@@ -1,0 +1,359 @@
+"""The schedule: what the engine does next. A state machine without JAX, threads, waiting or a clock.
+
+    requests ──▶ groups, by prefix ──▶ slots ──▶ rows ──▶ answers
+                 identify, read        prefill   begin,
+                 media                           decode
+
+`take` is given what has happened (events), `next` says what to do (actions); `events.py` has both. The schedule goes
+round through four phases: it takes requests until the window is full, gives free slots to the oldest groups, puts
+waiting questions into free rows, and lets the device decode until enough rows have ended. A slot whose questions are
+all answered is given to another group; its prefix stays until then, and is found again by later questions about it.
+
+Decisions depend on the requests and on what media hold, never on when an event comes: groups are looked at in the order
+of their first question, and `Wait` is the action while the media of the one looked at are not there. So several
+processes that are given the same requests do the same.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from videollava_jax.engine.events import (
+    Action,
+    Answer,
+    Arrived,
+    Begin,
+    Decode,
+    EndedRow,
+    EndRows,
+    Event,
+    Exhausted,
+    Fail,
+    Finish,
+    Identified,
+    Identify,
+    MakeGrid,
+    MediaRead,
+    Prefill,
+    PrefixMedia,
+    Question,
+    ReadMedia,
+    Refused,
+    RowsEnded,
+    TakeRequest,
+    Wait,
+)
+from videollava_jax.engine.groups import Group, Groups, Slots
+from videollava_jax.engine.sizes import Demand, GridShape
+
+STOP_STRING_STEPS = 8
+"""Steps of decoding at a time where stop strings may end an answer, which the device does not see."""
+STEPS = 64
+NOT_FINITE = "logits are not finite: the weights or pixels hold NaN or infinity, or overflow in this dtype"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the schedule decides within.
+
+    Attributes:
+      shards: that a batch is split into, W.
+      window: requests that wait for a row at a time; those about the same media are brought together among them.
+      ahead: groups whose media are read ahead.
+      positions: of the model, for a prompt and its answer.
+    """
+
+    shards: int
+    window: int
+    ahead: int
+    positions: int
+
+
+@dataclass(eq=False)
+class _Arrival:
+    """A question that is in no group yet: its own prefix, or one that came before, is not identified."""
+
+    question: Question
+    key: Hashable | Exception | None = None
+
+
+class Schedule:
+    """Decides for one run over requests; see the head of this file.
+
+    Attributes:
+      slots: of the present grid; None before the first.
+    """
+
+    def __init__(self, limits: Limits, choose_shape: Callable[[Demand], GridShape]):
+        """
+        Args:
+          choose_shape: returns the grid for a demand, or raises ValueError where the memory is too small for one row.
+        """
+        self._limits, self._choose_shape = limits, choose_shape
+        self.slots: Slots | None = None
+        self._arrivals: deque[_Arrival] = deque()
+        self._groups = Groups()
+        self._exhausted = False
+        self._phase: Callable[[], Action | None] = self._take_requests
+        self._decided: deque[Action] = deque()
+        self._owed: tuple[type[Event], ...] = ()
+
+    # ── events in, actions out ──
+
+    def take(self, event: Event) -> None:
+        """Takes an event into account; what follows from it is decided by `next`."""
+        match event:
+            case Identified(question, key):
+                next(arrival for arrival in self._arrivals if arrival.question is question).key = key
+                self._group_arrivals()
+                return
+            case MediaRead(key, media):
+                self._groups[key].media = media
+                return
+        assert isinstance(event, self._owed), f"{event} does not answer the last action"
+        self._owed = ()
+        match event:
+            case Arrived(question):
+                self._arrivals.append(_Arrival(question))
+                self._decided.append(Identify(question))
+            case Refused(id, error):
+                self._decided.append(_failure(id, error))
+            case Exhausted():
+                self._exhausted = True
+            case RowsEnded(rows):
+                self._end_rows(rows)
+
+    def next(self) -> Action:
+        """Decides what to do next: one action, which is then carried out.
+
+        Raises:
+          ValueError: the memory is too small for one row.
+          Exception: what reading media raised, where that is neither a ValueError nor an OSError.
+        """
+        while True:
+            if (action := self._ready()) is not None:
+                return action
+            if self._owed:
+                return Wait()
+            action = self._phase()
+            if isinstance(action, Wait):
+                return self._ready() or action  # what was decided on the way comes before waiting
+            if isinstance(action, TakeRequest):
+                self._owed = (Arrived, Refused, Exhausted)
+            elif isinstance(action, Decode):
+                self._owed = (RowsEnded,)
+            if action is not None:
+                return action
+
+    def _ready(self) -> Action | None:
+        """Returns what can be done whatever the phase."""
+        if self._decided:
+            return self._decided.popleft()
+        group = self._groups.next_to_read(self._limits.ahead)
+        return None if group is None else ReadMedia(group.key, group.first)
+
+    # ── first phase: requests ──
+
+    def _take_requests(self) -> Action | None:
+        """Takes requests until the window is full, and goes on when all of them are in groups."""
+        waiting = len(self._arrivals) + self._groups.questions + (0 if self.slots is None else self.slots.waiting)
+        if not self._exhausted and waiting < self._limits.window:
+            return TakeRequest()
+        if self._arrivals:
+            return Wait()
+        self._phase = self._give_slots
+        return None
+
+    def _group_arrivals(self) -> None:
+        """Puts questions into groups in the order in which they came, up to the first that is not identified."""
+        while self._arrivals and (key := self._arrivals[0].key) is not None:
+            question = self._arrivals.popleft().question
+            if isinstance(key, Exception):
+                self._decided.append(_failure(question.id, key, question))
+                continue
+            slot = None if self.slots is None else self.slots.slot_of(key, question)
+            if slot is None or slot.group is None:
+                self._groups.add(key, question)
+            elif not self._too_long(slot.length, question):
+                slot.group.waiting.append(question)
+
+    def _too_long(self, prefix: int, question: Question) -> bool:
+        """Returns whether prompt and answer do not fit the model; the question has failed then."""
+        prompt, new, positions = prefix + question.tokens, question.answer_tokens, self._limits.positions
+        if prompt + new <= positions:
+            return False
+        error = (
+            f"a prompt of {prompt} tokens and an answer of up to {new} do not fit the model's {positions} positions: "
+            "shorten the prompt, take fewer frames or pool them (video_pooling), or lower max_new_tokens"
+        )
+        self._decided.append(Fail(question.id, error, question=question))
+        return True
+
+    # ── second phase: slots ──
+
+    def _give_slots(self) -> Action | None:
+        """Gives the slots of one free index to the oldest groups that fit; goes on when there are no such two."""
+        slots = self.slots
+        if slots is None or not slots.busy:
+            fitting = [] if slots is None else self._fitting(slots)
+            if fitting is None:
+                return Wait()
+            if not fitting and len(self._groups):
+                return self._new_grid()
+        if slots is None or not len(self._groups) or slots.free_index([]) is None:
+            self._phase = self._begin_questions
+            return None
+        fitting = self._fitting(slots)
+        if fitting is None:
+            return Wait()
+        if not fitting:
+            self._phase = self._begin_questions
+            return None
+        return self._fill(slots, fitting)
+
+    def _readable(self) -> Iterator[tuple[Group, PrefixMedia] | None]:
+        """Yields the oldest groups whose media were read and whose questions fit the model; the others fail.
+
+        None where the media of the next group are not there: the caller waits, and looks again from the start.
+        """
+        seen = 0
+        for group in self._groups:
+            media = group.media
+            if media is None:
+                yield None
+                return
+            if isinstance(media, Exception):
+                if not isinstance(media, ValueError | OSError):
+                    raise media
+                self._groups.remove(group)
+                self._decided += [_failure(q.id, media, q, group.first) for q in group.waiting]
+                continue
+            for question in list(group.waiting):
+                if self._too_long(media.tokens, question):
+                    self._groups.drop(group, question)
+            if group.waiting:
+                yield group, media
+                seen += 1
+                if seen == self._limits.ahead:
+                    return
+
+    def _fitting(self, slots: Slots) -> list[Group] | None:
+        """Returns the oldest groups that fit the grid and can be encoded together, one a shard; None to wait first."""
+        chosen: list[Group] = []
+        signature: Hashable = None
+        for found in self._readable():
+            if found is None:
+                return None
+            group, media = found
+            if slots.fits(group, media.tokens) and (not chosen or media.signature == signature):
+                chosen.append(group)
+                signature = media.signature
+                if len(chosen) == self._limits.shards:
+                    break
+        return chosen
+
+    def _new_grid(self) -> Action | None:
+        """Decides on a grid for the oldest group and those like it; None where all groups have failed."""
+        first = next(self._readable(), ())
+        if first is None:
+            return Wait()
+        if not first:
+            return None
+        questions = [question for group in self._groups for question in group.waiting]
+        shape = self._choose_shape(
+            Demand(
+                prefix=first[1].tokens,
+                questions=[len(group.waiting) for group in self._groups],
+                question=max(question.tokens for question in questions),
+                answer=max(question.answer_tokens for question in questions),
+            )
+        )
+        draw, penalise = any(q.draws for q in questions), any(q.penalises for q in questions)
+        self.slots = Slots(shape, draw, penalise)
+        return MakeGrid(shape, draw, penalise)
+
+    def _fill(self, slots: Slots, groups: list[Group]) -> Action | None:
+        """Gives the slots of one index to groups; their prefixes are computed where they are not there already."""
+        for group in groups:
+            self._groups.remove(group)
+        padded = [*groups, *[groups[-1]] * (self._limits.shards - len(groups))]  # a slot without a group holds the last
+        keys = [group.key for group in padded]
+        index = slots.free_index(keys)
+        assert index is not None
+        chosen = slots.of_index(index)
+        there = [slot.holds for slot in chosen] == keys
+        media = tuple(cast(PrefixMedia, group.media) for group in padded)
+        for slot, group, read in zip(chosen, padded, media, strict=True):
+            slot.holds, slot.length = group.key, read.tokens
+        for slot, group in zip(chosen, groups, strict=False):
+            slot.group = group
+        for group in groups:
+            group.media = None
+        return None if there else Prefill(index, media)
+
+    # ── third phase: rows ──
+
+    def _begin_questions(self) -> Action | None:
+        """Puts waiting questions into free rows, of the slot indices where that is worth a call of the device."""
+        self._phase = self._decode
+        if self.slots is not None:
+            for index in range(self.slots.shape.slots):
+                self._begin(self.slots, index)
+        return None
+
+    def _begin(self, slots: Slots, index: int) -> None:
+        rows = [slots.rows_of(index, shard) for shard in range(self._limits.shards)]
+        live = any(slots.rows[row] is not None for each in rows for row in each)
+        chosen: dict[int, Question] = {}
+        for slot, each in zip(slots.of_index(index), rows, strict=True):
+            if slot.group is not None:
+                chosen |= dict(zip((row for row in each if slots.rows[row] is None), slot.group.waiting, strict=False))
+        if not chosen or (live and 2 * len(chosen) < slots.shape.rows * self._limits.shards):
+            return
+        for slot, each in zip(slots.of_index(index), rows, strict=True):
+            for row in each:
+                if row in chosen and slot.group is not None:
+                    slots.rows[row] = slot.group.waiting.popleft()
+        self._decided.append(Begin(index, tuple(chosen.get(row) for each in rows for row in each)))
+
+    # ── fourth phase: decoding ──
+
+    def _decode(self) -> Action | None:
+        """Lets the device decode, if any row is taken."""
+        self._phase = self._finish
+        live = {} if self.slots is None else self.slots.live
+        if self.slots is None or not live:
+            return None
+        steps = STOP_STRING_STEPS if any(question.stops for question in live.values()) else STEPS
+        return Decode(steps, max(1, self.slots.shape.batch // 8), live)
+
+    def _end_rows(self, ended: tuple[EndedRow, ...]) -> None:
+        """Frees rows, and gives their answers."""
+        assert self.slots is not None
+        by_host = tuple(each.row for each in ended if each.by_host)
+        if by_host:
+            self._decided.append(EndRows(by_host))
+        for each in ended:
+            question = self.slots.rows[each.row]
+            assert question is not None
+            slot = self.slots.free_row(each.row)
+            self._decided.append(
+                Answer(question, each.tokens, slot.length)
+                if each.finite
+                else Fail(question.id, NOT_FINITE, "not_finite", question)
+            )
+
+    def _finish(self) -> Action | None:
+        """Ends the run when every request has its result; otherwise the phases begin again."""
+        busy = self.slots is not None and self.slots.busy
+        if self._exhausted and not len(self._groups) and not busy:
+            return Finish()
+        self._phase = self._take_requests
+        return None
+
+
+def _failure(id: str, error: Exception, question: Question | None = None, read_for: Question | None = None) -> Fail:
+    return Fail(id, str(error), getattr(error, "cause", None), question, read_for)
