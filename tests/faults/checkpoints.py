@@ -2,7 +2,7 @@
 
     python -m tests.faults.checkpoints --flips 500 --mutations 20000 --kills 100 --seed 0
 
-Ends with status 1 if anything ended as it must not. A part of which none are asked for is left out.
+The exit status is 1 if there were violations. A part whose number is 0 is left out.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ CHOICES = ("any byte", "any file")
 
 
 def flip(number: int, seed: int, kinds: tuple[str, ...] = KINDS) -> list[Tally]:
-    """Flips so many bits in turn; rows for what verifying finds, and for what loading with `verify="full"` gives."""
+    """Flips `number` bits, one at a time; returns rows for what verifying finds, and for what a full load returns."""
     found = {(kind, choice): Tally(f"bit flips: {kind}, {choice}: verify") for kind in kinds for choice in CHOICES}
     loaded = {kind: Tally(f"bit flips: {kind}: load") for kind in kinds}
     cases = [(i, *list(found)[i % len(found)]) for i in range(number)]

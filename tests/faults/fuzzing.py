@@ -1,4 +1,4 @@
-"""Mutated checkpoints opened one after another in a child with little memory, and what becomes of each."""
+"""Opens mutated checkpoints one after another in a child with little memory, and counts the outcomes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.faults.bases import SWAP, Base, Case, Link, Moved, write_bases
 from tests.faults.children import Child, Died
-from tests.faults.mutations import KINDS, SWAP, Base, Case, Link, Moved, make_case, write_bases
+from tests.faults.mutations import KINDS, make_case
 from tests.faults.tables import Tally
 from videollava_jax.weights.layouts import EMBEDDING, HEAD
 
 SECONDS = 5
-MEMORY = 8 * 2**30  # of address space, of which threads take much, beyond what is there after the imports
+MEMORY = 8 * 2**30  # of address space on top of what the imports use; threads take much of it
 RESIDENT = 300 * 2**20  # of memory in use, beyond the most that was in use before a case
 LINE = 1000
 """Characters of a line of an error: a name of a hostile file must not flood the terminal."""
 
 
 def fuzz(number: int, seed: int) -> list[Tally]:
-    """Opens so many mutations; a row for each kind."""
+    """Opens `number` mutations; returns a row for each kind."""
     tallies = {kind: Tally(f"mutations: {kind}") for kind in KINDS}
-    tallies[SWAP].note = "these cannot be told without hashes from elsewhere"
+    tallies[SWAP].note = "only hashes from elsewhere find these"
     position = 0
     while position < number:
         child = Child(_work, position, number, seed, say=True)
@@ -58,7 +59,7 @@ def _work(say: Callable[[Any], None], first: int, number: int, seed: int) -> Non
     import videollava_jax.weights.checkpoint as checkpoint
 
     transformers.logging.set_verbosity_error()
-    # The shapes of a model take 0.1 s to work out, and most mutations leave the configuration as it is.
+    # The shapes of a model take 0.1 s to work out, and most mutations leave the configuration unchanged.
     checkpoint.parameter_shapes = functools.cache(checkpoint.parameter_shapes)  # type: ignore[attr-defined]
 
     def hang(*_: Any) -> None:
@@ -109,7 +110,7 @@ def _open(base: Base, case: Case, whole: dict[str, Any]) -> tuple[str, str]:
         return "violation", f"accepted with other tensors: {sorted(found.keys() ^ whole.keys())[:3]}"
     other = [name for name in whole if found[name] != whole[name]]
     if other and case.kind == SWAP:
-        return "cannot be told", ""
+        return "undetectable", ""
     return ("violation", f"accepted with other content: {other[:3]}") if other else ("accepted", "")
 
 
@@ -132,7 +133,7 @@ def _contents(directory: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     checkpoint = open_checkpoint(directory)
     # A conversion would write this configuration, and has to find the same again.
     if VideoLlavaConfig.from_hf(checkpoint.config.to_hf()) != checkpoint.config:
-        raise AssertionError("a configuration that is not read as it is written")
+        raise AssertionError("a configuration that is read differently from how it was written")
     arrays = {name: tensor.read() for name, tensor in checkpoint.tensors.items()}
     # Last, so that damage is met by what opens and reads as well.
     if (directory / "manifest.json").exists() and (problems := verify_checkpoint(directory)):

@@ -79,7 +79,7 @@ COMMANDS = ("convert", "export")
 
 
 def kill(number: int, seed: int) -> list[Tally]:
-    """Kills so many runs, half at a random moment, half at a random step of the file system; a row a situation."""
+    """Kills `number` runs, half at a random moment, half at a random system call; returns a row for each situation."""
     tallies = {name: Tally(f"kills: {name}") for name in SITUATIONS}
     with _workshop() as place:
         lengths = {(what, there): _length(place, what, there) for what in COMMANDS for there in (False, True)}
@@ -199,7 +199,7 @@ def _verified(target: Path) -> str:
 
 
 def fill(number: int, seed: int) -> list[Tally]:
-    """Converts so many times onto a disk that fills up on the way, and into files that may not grow."""
+    """Converts `number` times onto a disk that fills up on the way, and into files that may not grow."""
     disk, files = Tally("full disk: tmpfs"), Tally("full disk: RLIMIT_FSIZE")
     with _workshop() as place:
         for what in COMMANDS:
@@ -304,16 +304,16 @@ CLOSED = (
 
 def forbid(commands: tuple[str, ...] = COMMANDS) -> list[Tally]:
     """Converts where the user may not read or write; a row for the command, and one for the function behind it."""
-    told, raised = Tally("no permission: command"), Tally("no permission: from Python")
+    by_command, raised = Tally("no permission: command"), Tally("no permission: from Python")
     for what in commands:
         for case in CLOSED:
             if case == OF_ANOTHER and os.geteuid():
                 continue  # which takes another user
             with _workshop(64) as place:
                 problem, kind = run(_forbidden, place, what, case)
-            told.add("violation" if problem else "refused", f"{what}: {case}: {problem}")
+            by_command.add("violation" if problem else "refused", f"{what}: {case}: {problem}")
             raised.add("refused" if kind == "WeightsError" else "violation", f"{what}: {case}: it raises {kind}")
-    return [told, raised]
+    return [by_command, raised]
 
 
 def _forbidden(place: Path, what: str, case: str) -> tuple[str, str]:
@@ -367,7 +367,7 @@ def _raised(what: str, source: Path, target: Path) -> str:
 
 @contextmanager
 def _nobody() -> Iterator[None]:
-    """This process as a user without rights, where it has the right to become one; others have none as it is."""
+    """Makes this process an unprivileged user's where it runs as root."""
     if os.geteuid():
         yield
         return

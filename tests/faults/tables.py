@@ -33,9 +33,9 @@ def table(tallies: list[Tally]) -> str:
     """The rows, one a line, and a line of sums."""
     lines = [f"{'':<44} {'tried':>7} {'violations':>10}  outcomes"]
     for tally in tallies:
-        told = ", ".join(f"{count} {name}" for name, count in tally.outcomes.most_common() if name != "violation")
+        outcomes = ", ".join(f"{count} {name}" for name, count in tally.outcomes.most_common() if name != "violation")
         note = f"  ({tally.note})" if tally.note else ""
-        lines.append(f"{tally.name:<44} {tally.outcomes.total():>7} {len(tally.violations):>10}  {told}{note}")
+        lines.append(f"{tally.name:<44} {tally.outcomes.total():>7} {len(tally.violations):>10}  {outcomes}{note}")
     tried = sum(tally.outcomes.total() for tally in tallies)
     lines.append(f"{'in all':<44} {tried:>7} {sum(len(tally.violations) for tally in tallies):>10}")
     return "\n".join(lines)

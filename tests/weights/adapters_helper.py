@@ -12,16 +12,20 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.small_models import DTYPES
+from tests.small_models import DTYPES, small_config
 from tests.weights.checkpoints import theirs
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.model.video_llava import parameter_shapes
+from videollava_jax.weights import Checkpoint
 
 LAYOUTS = ("hub", "hf5", "memory", "memory4", "pku")
 Q_PROJ = "language_model.layers.0.self_attn.q_proj.weight"
 UP_PROJ = "language_model.layers.1.mlp.up_proj.weight"
 TOWER = "image_tower.encoder.layers.1.mlp.fc1.weight"
 PROJECTOR = ("multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.")
+LINEAR_1 = [PROJECTOR[0] + leaf for leaf in ("weight", "bias")]
+WHOLE_PROJECTOR = [part + leaf for part in PROJECTOR for leaf in ("weight", "bias")]
+CONFIG = small_config()
 
 
 @dataclass
@@ -147,3 +151,17 @@ def from_torch(torch: Any, tensor: Any) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
+
+
+def arrays(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """Reads all tensors of a checkpoint."""
+    return {name: tensor.read() for name, tensor in checkpoint.tensors.items()}
+
+
+def expected_merge(parameters: Mapping[str, np.ndarray], drawn: Drawn) -> dict[str, np.ndarray]:
+    """Computes W + scale · B @ A in float64, which is exact for small whole numbers."""
+    merged = dict(parameters) | {name: value.astype(parameters[name].dtype) for name, value in drawn.whole.items()}
+    for name, (a, b) in drawn.lora.items():
+        added = drawn.scale(name) * (b.astype(np.float64) @ a.astype(np.float64))
+        merged[name] = (merged[name].astype(np.float64) + added).astype(parameters[name].dtype)
+    return merged

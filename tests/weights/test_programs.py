@@ -1,4 +1,4 @@
-"""The programs in convert/ and the commands beside them, as a user types them."""
+"""The programs in convert/ and the commands that do the same, as a user types them."""
 
 import json
 import runpy
