@@ -1,4 +1,4 @@
-"""Writes an Orbax directory of ours as safetensors that transformers loads.
+"""Writes an Orbax directory as safetensors that transformers loads.
 
     python convert/orbax_to_hf.py 7b-orbax 7b-hf
     python convert/orbax_to_hf.py 7b-original 7b-hf --drop-temporal
@@ -15,11 +15,12 @@ from videollava_jax.weights import compare_checkpoints, export, open_checkpoint
 
 
 def main() -> None:
+    """Writes TARGET and compares it with SOURCE."""
     arguments = parse_arguments()
     done = export(arguments.source, arguments.target, arguments.layout, drop_temporal=arguments.drop_temporal)
     print(f"orbax to {done.layout}: {len(done.tensors)} tensors, {done.size:,} parameters")
 
-    # Both are read once more, side by side: what differs is what was dropped, and nothing else.
+    # Both are read once more and compared: they may differ in what was dropped, and in nothing else.
     compared = compare_checkpoints(open_checkpoint(arguments.source), open_checkpoint(arguments.target))
     print(f"{compared.equal} tensors are equal to the bit")
     for difference in compared.differences:
@@ -27,6 +28,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path, help="must not exist, or hold exactly this already")

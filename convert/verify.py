@@ -4,7 +4,7 @@
     python convert/verify.py Video-LLaVA-7B-hf 7b-int8 --logits
 
 With `--logits` both models are loaded, one after the other, and run on one fixed prompt with a fixed image and a
-fixed clip; printed is how far their logits are apart. `videollava verify` does the same.
+fixed clip; the difference of their logits is printed. `videollava verify` does the same.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from videollava_jax.weights import compare_checkpoints, open_checkpoint
 
 
 def main() -> None:
+    """Compares two checkpoints; the exit status is 1 if they differ."""
     arguments = parse_arguments()
 
     compared = compare_checkpoints(open_checkpoint(arguments.first), open_checkpoint(arguments.second))
@@ -28,10 +29,11 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
-    parser.add_argument("--logits", action="store_true", help="compare what the two models say, too")
+    parser.add_argument("--logits", action="store_true", help="compare the logits of the two models, too")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="to run both in, with --logits")
     return parser.parse_args()
 

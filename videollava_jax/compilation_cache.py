@@ -1,4 +1,4 @@
-"""JAX's persistent compilation cache, on by default: a program is compiled once a machine, not once a run."""
+"""JAX's persistent compilation cache, on by default: programs are compiled once on each machine, not in each run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ ENVIRONMENT = "JAX_COMPILATION_CACHE_DIR"
 
 
 def default_directory() -> Path:
-    """`$XDG_CACHE_HOME/videollava_jax/compiled`, which is `~/.cache/videollava_jax/compiled` for most."""
+    """Returns `$XDG_CACHE_HOME/videollava_jax/compiled`; by default `~/.cache/videollava_jax/compiled`."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "videollava_jax" / "compiled"
 
 
 def enable(directory: Path | None = None) -> None:
-    """Keeps compiled programs in a directory, unless JAX was told of another one or of none.
+    """Keeps compiled programs in a directory, unless JAX is configured to use another one or none.
 
-    JAX_COMPILATION_CACHE_DIR names another; the empty string switches the cache off. A directory that cannot be
-    written is left alone.
+    JAX_COMPILATION_CACHE_DIR names another; an empty string switches the cache off. Nothing is cached if the directory
+    cannot be made.
     """
     known = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if known is not None or ENVIRONMENT in os.environ:

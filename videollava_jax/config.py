@@ -17,7 +17,7 @@ SelectStrategy = Literal["default", "full"]
 ACTIVATION_NAMES = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "silu")
 
 
-# What our config.json adds to transformers'.
+# The keys that our config.json adds to transformers'.
 _OWN_KEYS = ("variant", "temporal_frames")
 
 
@@ -32,12 +32,12 @@ def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def poolings(side: int) -> tuple[int, ...]:
-    """Every `video_pooling` that frames of side × side patches allow: 1, 2, 4, 8 and 16 for a side of 16."""
+    """Returns every `video_pooling` that frames of side × side patches allow: 1, 2, 4, 8 and 16 for a side of 16."""
     return tuple(pooling for pooling in range(1, side + 1) if side % pooling == 0)
 
 
 def checked_pooling(pooling: SupportsIndex, side: int) -> int:
-    """`video_pooling` as an int: the side of the windows of patches whose features are averaged, 1 for none.
+    """Returns `video_pooling` as an int: the side of the windows of patches that are averaged, 1 for none.
 
     Raises:
         ValueError: not a whole number, or one whose windows do not tile side × side patches.
@@ -94,6 +94,7 @@ class VisionConfig:
 
     @property
     def head_dim(self) -> int:
+        """Size of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
@@ -200,7 +201,9 @@ class VideoLlavaConfig:
         return self.pooled_tokens_per_frame(1)
 
     def pooled_tokens_per_frame(self, pooling: int) -> int:
-        """The same after pooling, of which the class token is no part: 65 with 2, 17 with 4, 5 with 8, 2 with 16.
+        """Returns the decoder tokens of one frame after pooling: 65 with 2, 17 with 4, 5 with 8, 2 with 16.
+
+        The class token is kept and not pooled.
 
         Raises:
             ValueError: windows that do not tile a frame's patches.
@@ -210,7 +213,7 @@ class VideoLlavaConfig:
 
     @property
     def frame_window(self) -> int:
-        """What a video's number of frames has to be a multiple of: `temporal_frames` of an "original" tower, or 1."""
+        """The number that a video's frames must be a multiple of: `temporal_frames` of an "original" tower, or 1."""
         return self.temporal_frames if self.variant == "original" else 1
 
     @property
@@ -237,7 +240,7 @@ class VideoLlavaConfig:
         from transformers import VideoLlavaConfig as HFVideoLlavaConfig
 
         if isinstance(source, HFVideoLlavaConfig):
-            # It keeps keys that it does not know as attributes.
+            # Transformers keeps keys that it does not know as attributes of its configuration.
             raw: dict[str, Any] = {key: getattr(source, key) for key in _OWN_KEYS if hasattr(source, key)}
             hf = source
         else:
@@ -282,7 +285,7 @@ class VideoLlavaConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The `config.json` of transformers, as a dict; `from_hf` reads it back equal.
+        """Returns transformers' `config.json` as a dict; `from_hf` reads it back equal.
 
         An `original` model adds its `variant` and `temporal_frames`, which transformers does not know.
         """
@@ -319,9 +322,9 @@ def _as_json(value: int | tuple[int, ...] | None) -> int | list[int] | None:
 
 
 def _read_own(raw: Mapping[str, Any]) -> VideoLlavaConfig | None:
-    """The configuration in JSON that is just what `to_hf` writes; None for any other, which takes transformers.
+    """Reads JSON that is exactly what `to_hf` writes; returns None for any other, which transformers reads.
 
-    Transformers imports torch where it is installed: seconds, which every program would wait for.
+    Transformers imports torch where that is installed, which takes seconds at the start of every program.
     """
     try:
         vision, text = dict(raw["vision_config"]), dict(raw["text_config"])
@@ -344,8 +347,8 @@ def _read_own(raw: Mapping[str, Any]) -> VideoLlavaConfig | None:
         )
         same = json.dumps(config.to_hf(), sort_keys=True) == json.dumps(raw, sort_keys=True)
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
-        return None  # transformers, or the reading behind it, says what is wrong
-    # What transformers refuses is left to it: another type than ours, heads that the width does not divide into.
+        return None  # transformers, or the caller, says what is wrong
+    # Transformers refuses values of other types, and heads that do not divide the width: it shall say so.
     usual = VideoLlavaConfig(variant=config.variant).to_hf()
     text = raw["text_config"]
     fits = _alike(raw, usual) and text["hidden_size"] % text["num_attention_heads"] == 0
@@ -353,7 +356,7 @@ def _read_own(raw: Mapping[str, Any]) -> VideoLlavaConfig | None:
 
 
 def _alike(value: Any, usual: Any, name: str = "") -> bool:
-    """Whether JSON has the types of the usual one; ids may be None, ids and layers lists."""
+    """Returns whether JSON has the types of a usual configuration; ids may be None, ids and layers may be lists."""
     if isinstance(usual, Mapping):
         return isinstance(value, Mapping) and all(_alike(value[key], usual[key], key) for key in usual)
     if isinstance(value, list) and not isinstance(usual, list):

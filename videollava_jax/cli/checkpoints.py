@@ -1,4 +1,4 @@
-"""`videollava convert`, `export` and `verify`: checkpoints from one layout to another, and proof of them."""
+"""`videollava convert`, `export` and `verify`: checkpoints from one layout to another, and compared."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 
 def add_convert(commands: Commands) -> None:
+    """Adds the parser of `convert`."""
     made = add_command(
         commands,
         "convert",
         convert,
         "convert a checkpoint to Orbax, losing nothing",
         "SOURCE is a directory in any of transformers' layouts (as on the hub, as 5.x saves them, as in memory) or in\n"
-        "the authors' own, temporal attention included; which one is told by the names of its tensors. TARGET appears\n"
-        "whole or not at all, with a SHA-256 for each tensor in its manifest.json.",
+        "the authors' own, temporal attention included; the names of its tensors say which. TARGET appears whole or\n"
+        "not at all, with a SHA-256 for each tensor in its manifest.json.",
     )
     _add_conversion_arguments(made)
     made.add_argument(
@@ -45,6 +46,7 @@ def add_convert(commands: Commands) -> None:
 
 
 def convert(arguments: argparse.Namespace) -> None:
+    """Converts SOURCE to an Orbax directory and prints what was written."""
     from videollava_jax.weights import convert_to_orbax
 
     started = time.perf_counter()
@@ -59,13 +61,14 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def add_export(commands: Commands) -> None:
+    """Adds the parser of `export`."""
     made = add_command(
         commands,
         "export",
         export,
         "write a checkpoint as safetensors, for transformers or for the authors' code",
-        "SOURCE is what `videollava convert` wrote, or any other checkpoint that is known. An adapter is written as\n"
-        "an adapter again, for PEFT.",
+        "SOURCE is what `videollava convert` wrote, or a checkpoint in any other known layout. An adapter is\n"
+        "written as an adapter again, for PEFT.",
     )
     _add_conversion_arguments(made)
     made.add_argument(
@@ -85,6 +88,11 @@ def add_export(commands: Commands) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
+    """Writes SOURCE as safetensors and prints what was written.
+
+    Raises:
+      ValueError: SOURCE is an adapter, and an option that does not apply to adapters is given.
+    """
     from videollava_jax.weights import export
     from videollava_jax.weights.adapters import is_adapter, open_adapter, write_peft
 
@@ -93,7 +101,7 @@ def export(arguments: argparse.Namespace) -> None:
         for option in ("dtype", "allow_nonfinite", "drop_temporal", "adapter"):
             if getattr(arguments, option):
                 flag = "--" + option.replace("_", "-")
-                raise ValueError(f"{arguments.source}: an adapter is written as it is: {flag} does not apply to it")
+                raise ValueError(f"{arguments.source}: an adapter is written unchanged: {flag} does not apply to it")
         adapter = open_adapter(arguments.source)
         written = write_peft(adapter, arguments.target, arguments.layout)
         summary = {"source": str(arguments.source), "target": str(arguments.target), "tensors": len(written)}
@@ -114,11 +122,12 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def add_verify(commands: Commands) -> None:
+    """Adds the parser of `verify`."""
     made = add_command(
         commands,
         "verify",
         verify,
-        "prove that a checkpoint is what was written, or what another one is",
+        "compare a checkpoint with its manifest, or with another one",
         "With one argument, the files and tensors are hashed and compared with manifest.json. With two, the\n"
         "tensors of two checkpoints in any layouts are compared, bit by bit, and what differs is listed.",
     )
@@ -132,6 +141,11 @@ def add_verify(commands: Commands) -> None:
 
 
 def verify(arguments: argparse.Namespace) -> None:
+    """Compares CHECKPOINT with its manifest, or with OTHER.
+
+    Raises:
+      WeightsError: they differ, or cannot be opened.
+    """
     from videollava_jax.weights import WeightsError, compare_checkpoints, open_checkpoint, verify_checkpoint
 
     if arguments.other is None:
@@ -139,7 +153,7 @@ def verify(arguments: argparse.Namespace) -> None:
         if arguments.json:
             print_json({"checkpoint": str(arguments.checkpoint), "problems": problems})
         if problems:
-            raise WeightsError(f"{arguments.checkpoint} is not what was written:\n  " + "\n  ".join(problems))
+            raise WeightsError(f"{arguments.checkpoint} differs from its manifest:\n  " + "\n  ".join(problems))
         if not arguments.json:
             print(f"{arguments.checkpoint} is what its manifest says")
         return
@@ -164,7 +178,7 @@ def verify(arguments: argparse.Namespace) -> None:
 def _add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SOURCE")
     parser.add_argument("target", type=Path, metavar="TARGET", help="must not exist, or hold exactly this already")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the tensors written; default: as they are")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the tensors written; default: the source's")
     parser.add_argument(
         "--allow-nonfinite", action="store_true", help="let NaN and infinity pass, instead of counting them in an error"
     )

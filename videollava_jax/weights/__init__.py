@@ -1,4 +1,4 @@
-"""Checkpoints: every layout's names in one table, streams of tensors, Orbax, conversion both ways, proof by hashes."""
+"""Checkpoints in any layout: opened, converted to Orbax and back, merged with adapters, loaded, verified by hashes."""
 
 from videollava_jax.weights.adapters import Adapter, merge_adapter, open_adapter, write_peft
 from videollava_jax.weights.checkpoint import Checkpoint, checkpoint_of, open_checkpoint

@@ -1,4 +1,4 @@
-"""A checkpoint of any layout as tensors under our names, none of them read yet; and the way back to any layout."""
+"""Checkpoints of any layout as tensors under our names, none of them read yet; and back to any layout's names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from videollava_jax.weights.quantize import dequantized
 from videollava_jax.weights.source import Source
 
 LEAST_OF_A_LAYER = 9
-"""Tensors of a decoder's layer without biases; a tower's has more."""
+"""Tensors in a decoder layer without biases; a tower's layer has more."""
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 ORBAX = "orbax"
 
@@ -95,7 +95,7 @@ def open_checkpoint(directory: StrPath | Source, tower_config: StrPath | None = 
 
 
 def checkpoint_of(config: VideoLlavaConfig, parameters: Mapping[str, Any]) -> Checkpoint:
-    """Parameters in memory, by our names, as a checkpoint; those in int8 as the weights that they stand for."""
+    """Returns parameters in memory, by our names, as a checkpoint; int8 weights become floats when they are read."""
     nowhere = Path("<in memory>")
     return Checkpoint(
         nowhere,
@@ -111,13 +111,13 @@ def checkpoint_of(config: VideoLlavaConfig, parameters: Mapping[str, Any]) -> Ch
 
 
 def _read_config(directory: Path, tensors: Mapping[str, StoredTensor], tower_config: Path | None) -> VideoLlavaConfig:
-    """The configuration of a checkpoint, as a conversion can write it and read it again.
+    """Reads the configuration of a checkpoint, and makes sure that it can be written and read again.
 
     Raises:
-      WeightsError: not one of this model.
+      WeightsError: it is not a configuration of this model.
     """
     path = directory / "config.json"
-    with _told(path):
+    with _as_weights_error(path):
         raw = read_json(path)
         if is_pku_config(raw):
             config = read_pku_config(directory, raw, tensors, tower_config)
@@ -125,13 +125,13 @@ def _read_config(directory: Path, tensors: Mapping[str, StoredTensor], tower_con
             config = VideoLlavaConfig.from_hf(raw)
         again = VideoLlavaConfig.from_hf(config.to_hf())
     if again != config:
-        raise WeightsError(f"{path}: a conversion could not keep it: it would be read again as {again}")
+        raise WeightsError(f"{path}: a conversion would change it: expected to read {config} again, got {again}")
     return config
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What transformers and Flax raise for values that they do not expect, errors of many kinds, as one of ours."""
+def _as_weights_error(path: Path) -> Iterator[None]:
+    """Turns what transformers and Flax raise for unexpected values, which is of many kinds, into a WeightsError."""
     try:
         yield
     except (WeightsError, ImportError):
@@ -142,11 +142,11 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def for_layout(checkpoint: Checkpoint, layout: Layout, *, drop_temporal: bool = False) -> list[StoredTensor]:
-    """The checkpoint's tensors as a layout names and shapes them, in our order.
+    """Returns the checkpoint's tensors with the names and shapes of a layout, in our order.
 
     Raises:
-      WeightsError: the layout cannot hold them; with `drop_temporal` the video tower's attention over time is left
-        out where that is all that does not fit.
+      WeightsError: the layout cannot hold them. With `drop_temporal`, the video tower's attention over time is left
+        out instead.
     """
     tensors = dict(checkpoint.tensors)
     temporal = [name for name in tensors if TEMPORAL in name]
@@ -156,7 +156,7 @@ def for_layout(checkpoint: Checkpoint, layout: Layout, *, drop_temporal: bool = 
             raise WeightsError(
                 f"{checkpoint.directory}: layout {layout.name} cannot hold the video tower's attention over time "
                 f"({len(temporal)} tensors, {size:,} parameters); --drop-temporal leaves it out, and the model that is "
-                "left will answer otherwise than this one"
+                "written gives other answers"
             )
         tensors = {name: tensor for name, tensor in tensors.items() if name not in temporal}
     if layout.temporal and checkpoint.config.variant != "original":
@@ -168,9 +168,9 @@ def for_layout(checkpoint: Checkpoint, layout: Layout, *, drop_temporal: bool = 
         first = min(checkpoint.config.image_token_id, checkpoint.config.video_token_id)
         if checkpoint.config.text_config.vocab_size != padded_rows(first):
             raise WeightsError(
-                f"{checkpoint.directory}: layout {layout.name} holds the rows of the vocabulary before the tokens of "
-                f"media, {first:,}, and {padded_rows(first) - first} behind them are made up: expected "
-                f"{padded_rows(first):,} rows in all, got {checkpoint.config.text_config.vocab_size:,}, of which some "
+                f"{checkpoint.directory}: layout {layout.name} holds only the {first:,} rows of the vocabulary before "
+                f"the tokens of media; the {padded_rows(first) - first} after them are made up when it is read: "
+                f"expected {padded_rows(first):,} rows in all, got {checkpoint.config.text_config.vocab_size:,}: some "
                 "would be lost"
             )
         tensors |= {name: _without_rows(tensors[name], first) for name in VOCABULARY if name in tensors}
@@ -192,7 +192,7 @@ def _without_rows(tensor: StoredTensor, rows: int) -> StoredTensor:
 
 
 def _untie(directory: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """A tied head is the embedding, which some writers store twice: it has to be the same, and goes."""
+    """Drops the head of a model that ties it to the embedding; some writers store it as well, and it must be equal."""
     head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
     if head is None or embedding is None:
         return tensors
@@ -215,7 +215,7 @@ def _require_fit(
             f"{path}: {layers} layers, and the checkpoint holds {len(tensors)} tensors in all: expected "
             f"{LEAST_OF_A_LAYER} for each layer at the least"
         )
-    with _told(path):
+    with _as_weights_error(path):
         expected = parameter_shapes(config)
     problems = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"unknown: {theirs.get(name, name)}" for name in sorted(tensors.keys() - expected.keys())]

@@ -1,4 +1,4 @@
-"""Conversion: from any layout to Orbax and back, tensor by tensor, with a hash of everything that was written."""
+"""Conversion from any layout to Orbax and back, tensor by tensor, with a hash of everything that is written."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ SHARD_BYTES = 5 * 10**9
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was done.
+    """The result of a conversion.
 
     Attributes:
       source: the checkpoint that was read.
       layout: the layout that was written.
-      tensors: what was written, with its hashes.
-      already_there: the target held exactly this before: nothing was written.
+      tensors: hashes of the tensors that were written, by name.
+      already_there: the target held exactly this before, and nothing was written.
     """
 
     source: Checkpoint
@@ -75,13 +75,13 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Options:
-    """What is done to tensors on the way.
+    """The changes that a conversion makes.
 
     Attributes:
-      dtype: of the tensors written; None keeps each one's own.
+      dtype: of the tensors written; None keeps each tensor's own.
       int8: store the decoder's projections in int8 with a scale for each output channel (`quantize`); Orbax only.
-      allow_nonfinite: let NaN and infinity pass; otherwise they are an error that counts them.
-      files: of tokenizer and processor, in the place of the source's.
+      allow_nonfinite: let NaN and infinity pass; otherwise they are an error with their counts.
+      files: contents by name, which replace the source's files of tokenizer and processor.
     """
 
     dtype: np.dtype[Any] | None = None
@@ -108,7 +108,7 @@ def convert_to_orbax(
 
     Raises:
       WeightsError: what `open_checkpoint` raises, values that are not finite, a target that holds something else,
-        or a disk that does not take it. What was there before is there still, and nothing else.
+        or a disk that does not take it. Nothing is written then.
     """
     if base is None:
         if isinstance(source, Adapter):
@@ -160,8 +160,10 @@ def export(
 
 
 def _open(source: StrPath | Checkpoint, tower_config: StrPath | None = None) -> Checkpoint:
-    """Opens what is converted, after a look at its manifest."""
+    """Opens a checkpoint, after comparing its files, names, shapes and dtypes with its manifest."""
     if isinstance(source, Checkpoint):
+        if source.source is not None:
+            source.source.require_intact("fast")
         return source
     opened = Source.open(source)
     if is_adapter(opened):
@@ -257,7 +259,7 @@ def _cast(tensor: StoredTensor, dtype: np.dtype[Any]) -> StoredTensor:
 
 
 def _require_same(target: StrPath, stream: Stream, files: dict[str, bytes]) -> None:
-    """Makes sure that a target holds exactly what would be written, to the last bit.
+    """Makes sure that a target holds exactly what would be written, to the bit.
 
     Raises:
       WeightsError: it holds something else, or is damaged, or the source is.
@@ -275,7 +277,7 @@ def _require_same(target: StrPath, stream: Stream, files: dict[str, bytes]) -> N
         stream.require_intact()
         if stream.hashes == held.manifest.tensors and not held.problems("full"):
             return
-    raise WeightsError(f"{target} exists and holds something else: choose another place, or remove it first")
+    raise WeightsError(f"{target} exists and holds something else: choose another path, or remove it first")
 
 
 def _holds(path: Path, content: bytes) -> bool:

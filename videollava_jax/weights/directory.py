@@ -1,4 +1,4 @@
-"""A directory that appears whole or not at all, and that one run at a time writes."""
+"""Output directories that appear whole or not at all, and that one run at a time writes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from videollava_jax.weights.errors import WeightsError, cause
 
 @contextmanager
 def whole_directory(target: StrPath) -> Iterator[Path]:
-    """Gives an empty directory to write into; it becomes `target` when the block ends without an error.
+    """Yields an empty directory to write into; it becomes `target` when the block ends without an error.
 
         .target.partial/    written here by the run that holds its lock, flushed to the disk, then renamed to target
 
-    The lock is the directory's own, and goes with it: behind the rename nothing is left to be tidied up, so that no
-    moment is a bad one to be killed in. A killed run's lock is free, and the next run empties what it left. On a
-    network's file system it may hold among the runs of one host only.
+    The lock is on the directory itself and goes with it: after the rename nothing is left to tidy up, so that a run can
+    be killed at any moment. A killed run's lock is released, and the next run empties the directory. On a network file
+    system the lock may hold only among the runs of one host.
 
     Raises:
       WeightsError: `target` exists, another run is writing it, or the disk does not take it.
@@ -51,7 +51,7 @@ def whole_directory(target: StrPath) -> Iterator[Path]:
             raise WeightsError(f"{target}: cannot be written ({cause(error)})") from error
         except WeightsError as error:
             _remove(partial)
-            # The place that it may name is gone.
+            # It may name the partial directory, which is gone.
             raise WeightsError(str(error).replace(str(partial), str(target))) from error
         except BaseException:
             _remove(partial)
@@ -61,10 +61,10 @@ def whole_directory(target: StrPath) -> Iterator[Path]:
 
 
 def is_there(target: StrPath) -> bool:
-    """Returns whether something is in the place of `target`, if only a link that leads nowhere.
+    """Returns whether `target` exists, if only as a link that leads nowhere.
 
     Raises:
-      WeightsError: no path at all.
+      WeightsError: it cannot be a path.
     """
     try:
         return os.path.lexists(local_path(target))
@@ -73,14 +73,14 @@ def is_there(target: StrPath) -> bool:
 
 
 def require_absent(target: StrPath) -> None:
-    """Raises a WeightsError where something is in the place of `target`."""
+    """Raises a WeightsError where `target` exists."""
     if is_there(target):
-        raise WeightsError(f"{target} exists: choose another place, or remove it first")
+        raise WeightsError(f"{target} exists: choose another path, or remove it first")
 
 
 def _take(lock: int, partial: Path, target: Path) -> None:
-    """Locks a directory that has been opened, and makes sure that it is still the one of that name."""
-    busy = f"{target}: another run is writing it: wait for it, or choose another place"
+    """Locks an opened directory, and makes sure that `partial` still names it."""
+    busy = f"{target}: another run is writing it: wait for it, or choose another path"
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(lock), os.stat(partial)):
@@ -100,7 +100,7 @@ def _empty(directory: Path) -> None:
 
 
 def _remove(directory: Path) -> None:
-    """Removes a directory in which threads of a writer that has failed may still be at work, for a moment."""
+    """Removes a directory; retries for a second, since threads of the writer that failed may still write to it."""
     for _ in range(10):
         shutil.rmtree(directory, ignore_errors=True)
         if not os.path.lexists(directory):

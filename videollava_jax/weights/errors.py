@@ -1,13 +1,13 @@
-"""The one error of checkpoints: which file or tensor, what was expected, what came, what to do."""
+"""WeightsError, the one error about checkpoints: which file or tensor, what was expected, what came, what to do."""
 
 LINE = 1000
 
 
 class WeightsError(ValueError):
-    """A checkpoint that cannot be read, converted or trusted. Nothing was written, or what was is gone again.
+    """A checkpoint that cannot be read, converted or trusted. No output is left behind.
 
-    Messages quote names from files that nobody vouches for: what cannot be printed is escaped, so that it does not
-    command a terminal, and a line of more than `LINE` characters loses its middle.
+    Messages quote names from untrusted files: characters that cannot be printed are escaped, so that they do not
+    control the terminal, and lines of more than `LINE` characters are shortened in the middle.
     """
 
     def __init__(self, message: str):
@@ -15,7 +15,7 @@ class WeightsError(ValueError):
 
 
 def cause(error: BaseException) -> str:
-    """An error of a library's on one line; theirs may be long."""
+    """Returns a library's error on one line of at most 160 characters after its type."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
 

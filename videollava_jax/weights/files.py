@@ -52,10 +52,10 @@ class StoredTensor:
     """A tensor that has not been read yet.
 
     Attributes:
-      name: as its file names it.
-      shape, dtype: as the file says.
-      file: where it lies.
-      read: reads it into memory of its own, an array of `shape` and `dtype`.
+      name: in its file, or by our names.
+      shape, dtype: of the array that `read` returns.
+      file: that holds it.
+      read: reads or computes it; returns an array with memory of its own.
     """
 
     name: str
@@ -66,18 +66,20 @@ class StoredTensor:
 
     @property
     def size(self) -> int:
+        """Number of values."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all values."""
         return self.size * self.dtype.itemsize
 
 
 def open_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file; the whole header is checked, no tensor is read.
+    """Opens a safetensors file; checks its whole header and reads no tensor.
 
     Raises:
-      WeightsError: not a whole safetensors file, or dtypes that this project does not know.
+      WeightsError: not a whole safetensors file, or a dtype that is not in `DTYPES`.
     """
     try:
         with open(path, "rb") as file:
@@ -104,7 +106,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no key comes twice: two readers could take different ones."""
+    """Makes a dict of a JSON object; refuses a key that is there twice, of which readers could take either."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -122,7 +124,7 @@ class _Reader:
     shape: tuple[int, ...]
 
     def __call__(self) -> npt.NDArray[Any]:
-        # Not mapped but read: pages of a map would count as memory of this process.
+        # Read and not mapped: mapped pages would count as memory of this process.
         try:
             array = empty(self.shape, self.dtype)
             with open(self.path, "rb", buffering=0) as file:
@@ -136,7 +138,7 @@ class _Reader:
 
 
 def _fill(file: io.FileIO, array: npt.NDArray[Any]) -> bool:
-    """Reads on into an array; whether the file held so much."""
+    """Reads from a file until the array is full; returns False where the file ends before."""
     rest = memoryview(array.reshape(-1).view(np.uint8))
     while rest:
         count = file.readinto(rest)  # a system call reads 2 GiB at the most
@@ -147,7 +149,7 @@ def _fill(file: io.FileIO, array: npt.NDArray[Any]) -> bool:
 
 
 def open_bin(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a torch `.bin` file, through the loader that cannot run code (`weights_only`).
+    """Opens a torch `.bin` file with the loader that cannot run code (`weights_only`).
 
     Raises:
       WeightsError: torch is not installed, the file holds more than tensors, or it is damaged.
@@ -171,7 +173,7 @@ def open_bin(path: Path) -> dict[str, StoredTensor]:
     for name, tensor in held.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise WeightsError(f"{path}: expected names and tensors, got a {type(tensor).__name__} for {name!r}")
-        # What is sparse, or has a shape without values, does not hold its bytes as a tensor of this project does.
+        # Sparse tensors and those on "meta" have no bytes in row order.
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise WeightsError(f"{path}: tensor {name}: {tensor.layout} on {tensor.device}, expected values row by row")
 
@@ -183,7 +185,7 @@ def open_bin(path: Path) -> dict[str, StoredTensor]:
         def read() -> npt.NDArray[Any]:
             try:
                 raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-            except (RuntimeError, MemoryError) as error:  # a file can say that one value is repeated without an end
+            except (RuntimeError, MemoryError) as error:  # a file can declare one value repeated any number of times
                 raise WeightsError(f"{path}: tensor {name} cannot be read ({cause(error)})") from None
             return np.array(raw.view(dtype)).reshape(tensor.shape)
 
@@ -207,13 +209,13 @@ _TORCH_NAMES = {
 
 
 def drop_from_cache(path: Path) -> None:
-    """Lets go of what the page cache holds of a file, or of all files below a directory, that is on the disk.
+    """Drops a file, or all files below a directory, from the page cache, as far as the disk has them.
 
-    Who passes over a large checkpoint once would else fill the memory with it, and the kernel takes longer to make
-    room, page by page, than the disk to read.
+    One pass over a large checkpoint would fill the memory with its pages, and the kernel takes longer to free them one
+    by one than the disk takes to read.
     """
     if not hasattr(os, "posix_fadvise"):
         return
     for file in [path] if path.is_file() else [below for below in path.rglob("*") if below.is_file()]:
-        with contextlib.suppress(OSError), open(file, "rb") as opened:  # advice, and no more
+        with contextlib.suppress(OSError), open(file, "rb") as opened:  # it is only advice
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""What makes two checkpoints the same one: by content, and not by dates or places."""
+"""Fingerprints of checkpoints: equal for equal contents, whatever their dates and paths."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SETTINGS = (".json", ".jinja", ".model")
 
 
 def model_fingerprint(directory: Path) -> dict[str, str]:
-    """Hashes of a checkpoint's settings and of its weights.
+    """Returns hashes of a checkpoint's settings and of its weights.
 
-    Of weights with a manifest, the manifest; of others names, sizes and both ends of each file, so that a copy on
-    another machine is the same model and nothing large is read.
+    The weights' hash is that of the manifest where there is one, otherwise of the names, sizes and both ends of the
+    files: a copy on another machine has the same, and nothing large is read.
     """
     manifest = directory / MANIFEST
     hashes = {name: (found.nbytes, found.sha256) for name, found in file_hashes(directory).items()}
@@ -29,5 +29,5 @@ def model_fingerprint(directory: Path) -> dict[str, str]:
 
 
 def json_digest(value: Any) -> str:
-    """A value of JSON as a hash: 32 hexadecimal digits."""
+    """Returns the hash of a JSON value, 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

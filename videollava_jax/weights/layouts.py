@@ -1,4 +1,4 @@
-"""The names that checkpoints give to tensors, and ours: one table, read in both directions.
+"""The names of tensors in every layout of checkpoints: one table, read in both directions.
 
 Our names are transformers' in memory, without the leading `model.`:
 
@@ -25,7 +25,7 @@ from videollava_jax.weights.errors import WeightsError
 
 Array = npt.NDArray[Any]
 
-# Buffers that old checkpoints carry and that are computed, not learnt.
+# Buffers that old checkpoints hold although they are computed, not learnt.
 COMPUTED = (".position_ids", ".inv_freq")
 TEMPORAL = ".temporal_"
 """What the names of the video tower's attention over time have in common."""
@@ -40,7 +40,7 @@ class Layout:
 
     Attributes:
       name: as `--layout` and messages say it.
-      prefixes: beginnings of its names beside ours; the first that fits a name is used, in either direction.
+      prefixes: pairs (prefix in this layout, prefix in ours); the first that fits a name is used, in either direction.
       temporal: whether it can hold the video tower's attention over time.
       media_rows: whether its vocabulary has rows for the tokens of media and padding.
     """
@@ -51,14 +51,14 @@ class Layout:
     media_rows: bool = True
 
     def to_ours(self, name: str) -> str | None:
-        """Our name for a tensor of this layout, None where the layout has no such name."""
+        """Returns our name for a tensor of this layout; None where the layout has no such name."""
         for theirs, ours in self.prefixes:
             if name.startswith(theirs):
                 return ours + name.removeprefix(theirs)
         return None
 
     def from_ours(self, name: str) -> str:
-        """This layout's name for one of our tensors.
+        """Returns this layout's name for one of our tensors.
 
         Raises:
           KeyError: it has none.
@@ -115,15 +115,15 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def learnt(names: Iterable[str]) -> list[str]:
-    """The names without those of computed buffers."""
+    """Returns the names without those of computed buffers."""
     return [name for name in names if not name.endswith(COMPUTED)]
 
 
 def recognise(names: Iterable[str]) -> Layout:
-    """The layout that has a place for every name.
+    """Returns the layout that knows every name.
 
     Raises:
-      WeightsError: none has; the message shows names that the nearest layout does not know.
+      WeightsError: none does; the message shows names that the nearest layout does not know.
     """
     known = learnt(names)
     unknown = {layout.name: [name for name in known if layout.to_ours(name) is None] for layout in LAYOUTS.values()}
@@ -131,7 +131,9 @@ def recognise(names: Iterable[str]) -> Layout:
         if known and not left:
             return LAYOUTS[name]
     nearest = min(unknown, key=lambda name: len(unknown[name]))
-    shown = ", ".join(name or "''" for name in unknown[nearest][:5]) if known else "what to do with no tensors at all"
+    shown = ", ".join(name or "''" for name in unknown[nearest][:5])
+    if not known:
+        raise WeightsError(f"no tensors; expected those of one of the layouts {', '.join(LAYOUTS)}")
     raise WeightsError(
         f"the names of these {len(known)} tensors fit none of the layouts {', '.join(LAYOUTS)}; nearest is {nearest}, "
         f"which does not know {shown}"
@@ -140,25 +142,31 @@ def recognise(names: Iterable[str]) -> Layout:
 
 @dataclass(frozen=True)
 class Rows:
-    """What becomes of a vocabulary matrix between a layout without rows for media and padding, and ours.
+    """Adds to a vocabulary matrix the rows for media and padding that a layout leaves out, and drops them again.
 
-    `forward` appends `extra` rows, each the mean of all others, so that their logits are the mean of the logits and
-    never the largest; `inverse` drops them again, and is exact.
+    Each added row is the mean of all others: its logit is the mean of their logits and never the largest.
+
+    Attributes:
+      extra: how many rows.
     """
 
     extra: int
 
     def forward(self, array: Array) -> Array:
+        """Returns [V, D] with the mean row appended `extra` times: [V + extra, D]."""
         if not self.extra:
             return array
         mean = array.astype(np.float32).mean(axis=0, keepdims=True).astype(array.dtype)
         return np.concatenate([array, np.repeat(mean, self.extra, axis=0)])
 
     def inverse(self, array: Array) -> Array:
+        """Returns [V + extra, D] without the last `extra` rows, unchanged to the bit."""
         return array[: len(array) - self.extra] if self.extra else array
 
     def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape that `forward` gives."""
         return (shape[0] + self.extra, *shape[1:]) if self.extra else shape
 
     def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape that `inverse` gives."""
         return (shape[0] - self.extra, *shape[1:]) if self.extra else shape

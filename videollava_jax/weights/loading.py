@@ -1,4 +1,4 @@
-"""Checkpoints onto the devices: every tensor read once, cast and placed; a directory of ours straight onto a mesh."""
+"""Loading checkpoints onto devices: each tensor is read once, cast and placed; Orbax restores straight onto a mesh."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from videollava_jax.weights.source import Source
 
 Parameters = dict[str, jax.Array]
 Place = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
-"""Where a parameter of a name and shape goes."""
+"""Gives the sharding of a parameter by its name and shape."""
 
 
 def load_checkpoint(
@@ -36,17 +36,17 @@ def load_checkpoint(
     int8: bool = False,
     verify: Verify = "fast",
 ) -> tuple[VideoLlavaConfig, Parameters]:
-    """The configuration and the parameters, by our names, of a checkpoint in any known layout.
+    """Loads a checkpoint in any known layout; returns its configuration, and its parameters by our names.
 
     Args:
-      directory: transformers' layouts, the authors', or an Orbax directory of ours.
+      directory: in one of transformers' layouts, the authors', or what `convert_to_orbax` wrote.
       dtype: of the parameters; None keeps each tensor's own.
-      placement: the sharding of each parameter of such a model; None puts all on the first device. From a directory
-        of ours each process reads only its own shards.
-      int8: the decoder's projections as int8 with their scales, whatever the checkpoint holds; otherwise int8 weights
-        become floats.
+      placement: gives the sharding of each parameter for a configuration; None puts all on the first device. Of an
+        Orbax directory, each process reads only its own shards.
+      int8: load the decoder's projections as int8 with their scales, whatever the checkpoint holds; otherwise int8
+        weights become floats.
       verify: how a directory with a manifest is checked: "full" hashes every tensor, in one more pass over the
-        bytes; "fast" looks at files, names, shapes and dtypes; "off" at nothing.
+        bytes; "fast" compares files, names, shapes and dtypes; "off" checks nothing.
 
     Raises:
       WeightsError: what does not fit or differs from the manifest, all listed at once.
@@ -67,7 +67,7 @@ def _from_orbax(
     scales = pairs(stored)
 
     def target(name: str, tensor: StoredTensor) -> jax.ShapeDtypeStruct:
-        # Int8 weights and their scales are cast after they have met.
+        # An int8 weight is cast after it was multiplied by its scale.
         kept = name in scales or name in scales.values() or dtype is None
         return jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
             tensor.shape, tensor.dtype if kept else dtype, sharding=place(name, tensor.shape)

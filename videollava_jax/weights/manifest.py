@@ -1,4 +1,6 @@
-"""The manifest beside a checkpoint: a SHA-256 for each tensor and each file, since nothing else notices a flipped bit.
+"""manifest.json in a checkpoint's directory: a SHA-256 for each tensor and each file.
+
+Neither safetensors nor Orbax notices a flipped bit.
 
 manifest.json
   format     1
@@ -29,13 +31,13 @@ Verify = Literal["full", "fast", "off"]
 MANIFEST = "manifest.json"
 FORMAT = 1
 SMALL = 2**20
-"""Files up to so many bytes are hashed whole. The large ones hold tensors, which have hashes of their own; what else
-they hold lies at their ends, the header of safetensors, the nodes of Orbax's trees. Half as much of each is hashed."""
+"""Bytes up to which a file is hashed whole. Larger files hold tensors, which have hashes of their own. What else they
+hold is at their ends (the header of safetensors, the nodes of Orbax's trees): half as many bytes of each are hashed."""
 
 
 @dataclass(frozen=True)
 class TensorHash:
-    """What a tensor has to be."""
+    """The dtype, the shape and the hash that a tensor must have."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -44,7 +46,7 @@ class TensorHash:
 
 @dataclass(frozen=True)
 class FileHash:
-    """What a file has to be; `sha256` is None where it was not taken."""
+    """The size and the hash that a file must have; no hash is compared where `sha256` is None."""
 
     nbytes: int
     sha256: str | None
@@ -52,12 +54,13 @@ class FileHash:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint holds, tensor by tensor and file by file."""
+    """The contents of a checkpoint, tensor by tensor and file by file."""
 
     tensors: Mapping[str, TensorHash]
     files: Mapping[str, FileHash]
 
     def write(self, directory: Path) -> None:
+        """Writes manifest.json into a directory, with a digest of itself."""
         body = self._body()
         text = json.dumps({**body, "digest": _digest(body)}, indent=1, sort_keys=True) + "\n"
         (directory / MANIFEST).write_text(text)
@@ -71,7 +74,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest of a directory, None where there is none.
+    """Reads the manifest of a directory; returns None where there is none.
 
     Raises:
       WeightsError: it is damaged: its own digest does not fit.
@@ -87,23 +90,23 @@ def read_manifest(directory: Path) -> Manifest | None:
             {name: FileHash(nbytes, sha) for name, (nbytes, sha) in raw["files"].items()},
         )
         sound = raw["format"] == FORMAT and raw["digest"] == _digest(manifest._body())
-        # Not a character more: what is not covered by the digest would be a place for a flip to hide.
+        # The text must be exactly what `write` writes: a flip in a character that the digest leaves out would pass.
         sound = sound and text == json.dumps(raw, indent=1, sort_keys=True) + "\n" and len(raw) == 4
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path}: not a manifest, or damaged ({cause(error)})") from None
     if not sound:
-        raise WeightsError(f"{path}: damaged: it does not have the digest that it says")
+        raise WeightsError(f"{path}: damaged: its digest does not fit its contents; convert or copy it again")
     return manifest
 
 
 def tensor_hash(array: npt.NDArray[Any]) -> TensorHash:
-    """The hash of an array; reads it once, at the speed of SHA-256."""
+    """Returns the dtype, shape and hash of an array."""
     raw = np.ascontiguousarray(array)
     return TensorHash(raw.dtype.name, tuple(raw.shape), hashlib.sha256(raw.reshape(-1).view(np.uint8).data).hexdigest())
 
 
 def file_hashes(directory: Path) -> dict[str, FileHash]:
-    """Every file of a directory but the manifest itself.
+    """Hashes every file below a directory but the manifest itself.
 
     Raises:
       WeightsError: one cannot be read.

@@ -1,4 +1,4 @@
-"""Memory that is used again: to get fresh pages from the kernel, zeroed one by one, costs more than to fill them."""
+"""Memory for large arrays that is used again: fresh pages, which the kernel zeroes, cost more than filling them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 LEAST = 2**21
-"""Smaller arrays come from the allocator, which uses its memory again by itself."""
+"""Bytes from which an array's memory is kept; below, the allocator itself uses memory again."""
 FREE_BYTES = 256 * 2**20
-"""So much is kept for later at the most."""
+"""Bytes that are kept for later, at most."""
 _HUGE_PAGE = 2**21
 
 
 @dataclass
 class _Blocks:
-    """Blocks that nobody uses any more, the oldest first, as long as somebody may ask for them."""
+    """Blocks of memory that are no longer used, the oldest first; kept while a `reused_memory` block is open."""
 
     users: int = 0
     free: list[mmap.mmap] = field(default_factory=list)
-    lock: threading.RLock = field(default_factory=threading.RLock)  # an array may end while its own thread is in here
+    # Reentrant: a thread that holds it may free an array, which calls `put`.
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     def take(self, nbytes: int) -> mmap.mmap:
         with self.lock:
@@ -49,7 +50,7 @@ _blocks = _Blocks()
 
 @contextmanager
 def reused_memory() -> Iterator[None]:
-    """Within it, `empty` gives memory that arrays which are gone have used; after it, none is kept."""
+    """Lets `empty`, inside the block, return memory that freed arrays have used; keeps none after it."""
     with _blocks.lock:
         _blocks.users += 1
     try:
@@ -62,18 +63,18 @@ def reused_memory() -> Iterator[None]:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
-    """As `numpy.empty`. The memory is the array's own until the last view of it is gone."""
+    """Returns an array as `numpy.empty` does; its memory is used again once the last view of it is gone."""
     nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if not _blocks.users or nbytes < LEAST:
         return np.empty(shape, dtype)
     block = _blocks.take(nbytes)
-    raw = np.frombuffer(block, np.uint8, nbytes)  # every view has this very object as its base
+    raw = np.frombuffer(block, np.uint8, nbytes)  # all views share this object as their base
     weakref.finalize(raw, _blocks.put, block).atexit = False
     return raw.view(dtype).reshape(shape)
 
 
 def _new_block(nbytes: int) -> mmap.mmap:
-    # Private: shared memory, as Python asks for of itself, has no huge pages.
+    # Private, unlike mmap's default: shared memory has no huge pages.
     block = mmap.mmap(-1, -(-nbytes // _HUGE_PAGE) * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them

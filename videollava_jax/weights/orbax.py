@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,12 @@ from orbax.checkpoint import v1 as ocp
 from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor, drop_from_cache
 from videollava_jax.weights.memory import empty
+from videollava_jax.weights.orbax_errors import OrbaxErrors
 
-PARAMETERS = "params"  # the Orbax checkpoint inside a directory of ours
+PARAMETERS = "params"  # the Orbax checkpoint inside the directory that `convert_to_orbax` writes
 _ITEM = "state"  # what Orbax calls the one tree of a checkpoint
 GROUP_BYTES = 256 * 2**20
-"""Tensors are written, and read for conversion, in groups of so many bytes: few calls, little memory."""
+"""Bytes of a group of tensors, which are written, and read for conversion, together: few calls, little memory."""
 
 
 def write_orbax(
@@ -37,37 +36,37 @@ def write_orbax(
     Args:
       directory: exists.
       tensors: names, shapes and dtypes of all.
-      groups: the arrays themselves, in any order.
+      groups: the arrays by name, in any order.
     """
-    path = directory.absolute() / PARAMETERS
-    feeding = _Feeding(groups, path)
+    path = directory / PARAMETERS
+    handler_of_groups = _GroupsHandler(groups, path)
     handler = v0.PyTreeCheckpointHandler(
         use_zarr3=True,
         use_compression=False,  # weights do not compress
         type_handler_registry=type_handlers.create_type_handler_registry(
-            (jax.Array, type_handlers.ArrayHandler()), (np.ndarray, feeding)
+            (jax.Array, type_handlers.ArrayHandler()), (np.ndarray, handler_of_groups)
         ),
     )
     items = v0.handlers.DefaultCheckpointHandlerRegistry()
     items.add(_ITEM, v0.args.PyTreeSave, handler)
-    tree = {tensor.name: _of_no_memory(tensor.shape, tensor.dtype) for tensor in tensors}
+    tree = {tensor.name: _placeholder(tensor.shape, tensor.dtype) for tensor in tensors}
     try:
         with (
-            _told(path, "write"),
+            OrbaxErrors(path, "write"),
             v0.Checkpointer(v0.CompositeCheckpointHandler(handler_registry=items)) as checkpointer,
         ):
             checkpointer.save(path, v0.args.Composite(**{_ITEM: v0.args.PyTreeSave(tree)}))
     except WeightsError:
-        if feeding.error is not None:  # what the groups raised is not Orbax's
-            raise feeding.error from None
+        if handler_of_groups.error is not None:  # the groups raised it, not Orbax
+            raise handler_of_groups.error from None
         raise
 
 
-class _Feeding(type_handlers.NumpyHandler):  # type: ignore[misc]
-    """Orbax's handler of NumPy arrays, which takes them a group at a time, where Orbax's own wants to hold them all.
+class _GroupsHandler(type_handlers.NumpyHandler):  # type: ignore[misc]
+    """A handler that gives NumPy arrays to Orbax a group at a time; Orbax's own needs all of them in memory.
 
-    `ocp.partial.save` takes them so as well, and compares every name with every other after each group: of a thousand
-    tensors, that takes longer than to write them.
+    `ocp.partial.save` takes groups as well, but compares every name with every other after each group: for a thousand
+    tensors that takes longer than writing them.
     """
 
     def __init__(self, groups: Iterable[Mapping[str, npt.NDArray[Any]]], path: Path):
@@ -78,7 +77,7 @@ class _Feeding(type_handlers.NumpyHandler):  # type: ignore[misc]
     async def serialize(
         self, values: Sequence[Any], infos: Sequence[Any], args: Sequence[Any] | None = None
     ) -> list[Any]:
-        """Writes the groups; `values` are placeholders and are not looked at."""
+        """Writes the groups; ignores `values`, which are placeholders."""
         assert args is not None
         places = {info.name: (info, arg) for info, arg in zip(infos, args, strict=True)}
         dropped: set[Path] = set()
@@ -104,31 +103,34 @@ class _Feeding(type_handlers.NumpyHandler):  # type: ignore[misc]
 
 
 def open_orbax(directory: Path) -> dict[str, StoredTensor]:
-    """The tensors of a directory of ours, none of them read.
+    """Opens the tensors of a directory that `convert_to_orbax` wrote; reads none.
+
+    Args:
+      directory: an absolute path.
 
     Raises:
       WeightsError: Orbax cannot read it.
     """
     path = directory / PARAMETERS
     stored = _metadata(path)
-    with _told(path):
+    with OrbaxErrors(path):
         opened = _Opened(path)
         return {name: opened.tensor(name, tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in stored.items()}
 
 
 def open_layers(checkpoint: Path, inside: str, stacked: str) -> dict[str, StoredTensor]:
-    """The arrays of a dictionary inside a tree that Orbax has written as "state", layers one by one; none is read.
+    """Opens the arrays of one dictionary in a tree that Orbax has written as "state"; reads none.
 
     Args:
-      checkpoint: the directory that holds "state".
+      checkpoint: the directory that holds "state", an absolute path.
       inside: the dictionary's key in the tree.
-      stacked: what in a name stands for all layers, ".*.": such an array has its layers along the first axis, and each
-        becomes a tensor with its number there.
+      stacked: the part of a name, ".*.", that says that the array holds a layer at each index of its first axis; each
+        layer becomes a tensor of its own, with its number in that part.
 
     Raises:
       WeightsError: there is no such tree, or Orbax cannot read it.
     """
-    with _told(checkpoint):
+    with OrbaxErrors(checkpoint):
         opened = _Opened(checkpoint)
         leaves = json.loads((opened.state / "_METADATA").read_bytes())["tree_metadata"].values()
     found: dict[str, StoredTensor] = {}
@@ -154,22 +156,22 @@ def open_layers(checkpoint: Path, inside: str, stacked: str) -> dict[str, Stored
 
 
 def restore_orbax(directory: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Restores arrays with the dtype and the sharding that each target says; a process reads its own shards alone.
+    """Restores arrays with the dtype and the sharding of their targets; each process reads only its own shards.
 
     Raises:
       WeightsError: Orbax cannot read it.
     """
-    with _context(), _told(directory / PARAMETERS):
+    with _context(), OrbaxErrors(directory / PARAMETERS):
         loaded: dict[str, jax.Array] = ocp.load(directory / PARAMETERS, dict(targets))
     return loaded
 
 
 class _Opened:
-    """An Orbax directory that is read tensor by tensor, through TensorStore, into arrays of ours."""
+    """An Orbax directory that is read tensor by tensor, through TensorStore, into given arrays."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.state = path.absolute() / _ITEM
+        self.state = path / _ITEM
         self.driver = "zarr3" if json.loads((self.state / "_METADATA").read_bytes()).get("use_zarr3") else "zarr"
         self.context = ts.Context({"cache_pool": {"total_bytes_limit": 10**8}})  # for the nodes of OCDBT's tree
         self.unsynced = 0
@@ -178,18 +180,18 @@ class _Opened:
         return StoredTensor(name, shape, dtype, self.path, _Reader(self.path, name, shape, dtype, self))
 
     def array(self, name: str) -> Any:
-        """TensorStore's view of an array."""
+        """Returns TensorStore's handle of an array."""
         spec = {
             "driver": self.driver,
             "kvstore": {"driver": "ocdbt", "base": f"file://{quote(str(self.state))}/", "path": f"{name}/"},
-            "fill_missing_data_reads": False,  # what is not there is an error, not zeros
+            "fill_missing_data_reads": False,  # missing data are an error, not zeros
         }
-        with _told(self.path):
+        with OrbaxErrors(self.path):
             return ts.open(spec, read=True, context=self.context).result()
 
     def read_into(self, name: str, index: int | None, array: npt.NDArray[Any]) -> None:
         whole = self.array(name)
-        with _told(self.path):
+        with OrbaxErrors(self.path):
             ts.array(array).write(whole if index is None else whole[index]).result()
         self.unsynced += array.nbytes
         if self.unsynced >= GROUP_BYTES:
@@ -212,16 +214,16 @@ class _Reader:
         return array
 
 
-def _of_no_memory(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Tells Orbax of an array: one of no memory, of that shape and dtype."""
+def _placeholder(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Returns an array of a shape and dtype that takes no memory, for Orbax's metadata."""
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    with _context(), _told(path) as told:
+    with _context(), OrbaxErrors(path) as errors:
         stored = ocp.metadata(path).metadata
         if not isinstance(stored, dict) or not all(hasattr(leaf, "shape") for leaf in stored.values()):
-            raise WeightsError(f"{path}: Orbax cannot read it ({told.log() or 'expected arrays by name'})")
+            raise WeightsError(f"{path}: Orbax cannot read it ({errors.log() or 'expected arrays by name'})")
     return stored
 
 
@@ -230,60 +232,3 @@ def _context() -> Any:
     context.memory.read_concurrent_bytes = 2 * GROUP_BYTES
     context.pytree.loading.partial_load = True
     return context
-
-
-class _told:
-    """Orbax's errors, of many kinds, as one of ours that says it all.
-
-    Orbax logs much about an error as well, in tracebacks, and TensorStore's threads write theirs when they come to an
-    event loop that the error has closed. What is logged meanwhile is kept back until it is known that all went well.
-    """
-
-    def __init__(self, path: Path, doing: str = "read"):
-        self.path, self.doing = path, doing
-        self.records: list[logging.LogRecord] = []
-
-    def __enter__(self) -> _told:
-        logging.getLogger("absl").addFilter(self._keep)
-        self.unraisable = sys.unraisablehook
-        if not isinstance(sys.unraisablehook, _OfOpenLoops):
-            sys.unraisablehook = _OfOpenLoops(self.unraisable)
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        logger = logging.getLogger("absl")
-        logger.removeFilter(self._keep)
-        if error is None:
-            sys.unraisablehook = self.unraisable
-            for record in self.records:
-                logger.handle(record)
-        elif isinstance(error, Exception) and not isinstance(error, WeightsError):
-            why = f"{type(error).__name__}: {_shortened(str(error))}"
-            raise WeightsError(f"{self.path}: Orbax cannot {self.doing} it ({why})") from error
-
-    def log(self) -> str:
-        """The last that was logged: of damaged metadata, Orbax tells the cause there alone."""
-        return _shortened(self.records[-1].getMessage().split("Error details:")[-1]) if self.records else ""
-
-    def _keep(self, record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.WARNING:
-            self.records.append(record)
-        return record.levelno < logging.WARNING
-
-
-@dataclass(frozen=True)
-class _OfOpenLoops:
-    """A `sys.unraisablehook` that passes over the event loops that were closed; it stays when an error has come, since
-    threads may still be on their way."""
-
-    otherwise: Callable[[sys.UnraisableHookArgs], object]
-
-    def __call__(self, unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            self.otherwise(unraisable)
-
-
-def _shortened(text: str) -> str:
-    """On one line, without TensorStore's specification: the tensor is told at its beginning, the cause at its end."""
-    line = " ".join(text.split()).split(" [tensorstore_spec")[0]
-    return line if len(line) <= 400 else f"{line[:200]} … {line[-200:]}"

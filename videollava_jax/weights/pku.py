@@ -1,4 +1,4 @@
-"""The authors' config.json: a Llama configuration with a few words on the towers; the rest is read off the weights."""
+"""The authors' config.json: a Llama configuration with a few keys for the towers; shapes of weights say the rest."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
 from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor
 
-# LanguageBind's towers, where neither their config.json nor the weights' shapes say it.
+# LanguageBind's towers, as far as neither their config.json nor the weights' shapes say.
 HEAD_DIM = 64
 TOWER_ACT = "gelu"
 TOWER_EPS = 1e-5
 FEATURE_LAYER = -2
 ROW_MULTIPLE = 64
-"""Rows of the vocabulary come in multiples of this, as transformers' conversion pads them."""
+"""The vocabulary's rows are padded to a multiple of this, as transformers' conversion does."""
 
 
 def padded_rows(first_media_row: int) -> int:
-    """Rows of the vocabulary with those for images, videos and padding, in the multiple of their number."""
+    """Returns the vocabulary's rows with those for images, videos and padding, rounded up to `ROW_MULTIPLE`."""
     return -(-(first_media_row + 3) // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
@@ -43,8 +43,8 @@ def read_pku_config(
       tower_config: LanguageBind's config.json (its `vision_config` is read), or None.
 
     Raises:
-      WeightsError: a tensor that the shapes are read from is missing, or the configuration asks for something that
-        this model does not do.
+      WeightsError: a tensor whose shape is needed is missing, or the configuration asks for something that this model
+        does not do.
     """
     projector = raw.get("mm_projector_type", "mlp2x_gelu")
     if projector != "mlp2x_gelu":
@@ -80,7 +80,7 @@ def read_pku_config(
 
 
 def write_pku_config(config: VideoLlavaConfig) -> dict[str, Any]:
-    """The authors' config.json of a model; `read_pku_config` reads it back equal."""
+    """Returns the authors' config.json of a model; `read_pku_config` reads it back equal."""
     text = config.text_config
     return {
         "architectures": ["LlavaLlamaForCausalLM"],
@@ -132,12 +132,12 @@ def _vision(directory: Path, tensors: Mapping[str, StoredTensor], tower_config: 
 
 def _shape(directory: Path, tensors: Mapping[str, StoredTensor], name: str) -> tuple[int, ...]:
     if name not in tensors:
-        raise WeightsError(f"{directory}: no tensor for {name}, from which the towers' shape is read")
+        raise WeightsError(f"{directory}: expected a tensor for {name}, whose shape says the towers' sizes; found none")
     return tensors[name].shape
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a config.json.
+    """Reads the object in a config.json.
 
     Raises:
       WeightsError: no such file, or something else in it.

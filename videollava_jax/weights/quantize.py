@@ -3,8 +3,8 @@
     X.weight        int8 [out, in]      round(W / scale), -127..127
     X.weight_scale  float32 [out]       max |W| of the row / 127
 
-`y = (x @ X.weight.T) * X.weight_scale`: the scale is applied after the dot. The decoder's projections are stored so;
-embeddings, head, norms, projector and towers keep their dtype.
+`y = (x @ X.weight.T) * X.weight_scale`: the scale is applied after the dot product. Only the decoder's projections are
+quantized; embeddings, head, norms, projector and towers keep their dtype.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from videollava_jax.weights.files import StoredTensor
 Array = npt.NDArray[Any]
 
 SCALE = "_scale"
-"""What the name of a scale adds to that of its weight."""
+"""The suffix that makes a weight's name its scale's."""
 _INT8 = np.dtype(np.int8)
 _LEVELS = 127
 
 
 def is_quantizable(name: str) -> bool:
-    """Whether a parameter of this name is stored in int8."""
+    """Returns whether a parameter of this name can be stored in int8."""
     return name.startswith("language_model.layers.") and name.endswith("_proj.weight")
 
 
 def quantize(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """float [out, in] to int8 [out, in] and float32 scales [out]; the error is at most half a scale."""
+    """Quantizes float [out, in] to int8 [out, in] and float32 scales [out]; the error is at most half a scale."""
     values = weight.astype(np.float32)
     scale = np.abs(values).max(axis=1) / _LEVELS
-    safe = np.where(scale > 0, scale, 1)  # a row of zeros stays one
+    safe = np.where(scale > 0, scale, 1)  # rows of zeros stay zeros
     return np.rint(values / safe[:, None]).astype(np.int8), scale
 
 
 def dequantize(weight: Array, scale: Array, dtype: np.dtype[Any]) -> Array:
-    """The weights that int8 and scales stand for, in `dtype`."""
+    """Multiplies int8 [out, in] by scales [out]; returns weights in `dtype`."""
     return (weight.astype(np.float32) * scale[:, None]).astype(dtype)
 
 
@@ -63,7 +63,7 @@ def quantize_tensors(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
 
 @dataclass
 class _Quantized:
-    """A tensor in int8 and its scale: a pass in order, the weight first, quantizes once."""
+    """A tensor in int8 and its scale; quantized once if the weight is read first."""
 
     tensor: StoredTensor
     held: list[Array] = field(default_factory=list)
@@ -78,10 +78,10 @@ class _Quantized:
 
 
 def pairs(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """Names of int8 weights with the names of their scales.
+    """Returns the names of int8 weights with the names of their scales.
 
     Raises:
-      WeightsError: a weight in int8 without a scale, or a scale that does not fit.
+      WeightsError: an int8 weight has no scale, or one of another length.
     """
     found = {name: name + SCALE for name, tensor in tensors.items() if tensor.dtype == _INT8}
     for name, scale in found.items():
@@ -92,7 +92,7 @@ def pairs(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
 
 
 def dequantized(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The same tensors with those in int8 as the weights that they stand for, in the dtype of the rest."""
+    """Returns the tensors with those in int8 as floats, in the commonest dtype of the others; computed when read."""
     scales = pairs(tensors)
     if not scales:
         return dict(tensors)

@@ -1,4 +1,4 @@
-"""Proof: a checkpoint against its own manifest, and one checkpoint against another, in any layouts."""
+"""Comparing a checkpoint with its manifest, and two checkpoints of any layouts with each other."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def verify_checkpoint(directory: StrPath | Source, level: Verify = "full") -> li
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor that two checkpoints hold differently.
+    """A difference between two checkpoints in one tensor.
 
     Attributes:
+      name: of the tensor, by our names.
       what: "only in the first", "only in the second", "shape", "dtype" or "values".
-      detail: the two shapes or dtypes; of values, how many differ and by how much at most.
+      detail: the two shapes or dtypes; for values, how many differ and by how much at most.
     """
 
     name: str
@@ -54,7 +55,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two checkpoints side by side: how many tensors are equal to the bit, and what differs."""
+    """The result of comparing two checkpoints.
+
+    Attributes:
+      equal: number of tensors that are equal to the bit.
+      differences: of all others.
+    """
 
     equal: int
     differences: tuple[Difference, ...]

@@ -23,12 +23,12 @@ SYNC_BYTES = 256 * 2**20
 def write_safetensors_directory(
     directory: Path, specs: Iterable[StoredTensor], arrays: Iterator[npt.NDArray[Any]], *, max_shard_bytes: int
 ) -> None:
-    """Writes tensors, each asked for when its turn comes, as transformers shards them: an index beside them.
+    """Writes tensors in shards with an index, as transformers does; holds one array at a time.
 
     Args:
       directory: exists.
       specs: names, shapes and dtypes.
-      arrays: the arrays themselves, in the same order.
+      arrays: yields the arrays in the same order; each is taken when the one before it is written.
       max_shard_bytes: of one file; a tensor that is larger gets a file of its own.
     """
     shards: list[list[StoredTensor]] = [[]]
@@ -42,7 +42,7 @@ def write_safetensors_directory(
         name = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_safetensors(directory / name, shard, arrays)
         weight_map |= {spec.name: name for spec in shard}
-    for _ in arrays:  # to its end: what comes behind its last array, the checks of a stream, is part of the writing
+    for _ in arrays:  # A stream checks its tensors until its end, after the last array.
         raise WeightsError(f"{directory}: more arrays than names to write them under")
     if not single:
         total = sum(spec.nbytes for shard in shards for spec in shard)
@@ -87,6 +87,6 @@ def _write_safetensors(path: Path, specs: list[StoredTensor], arrays: Iterator[n
 
 
 def _sync(descriptor: int, path: Path) -> None:
-    """Waits, beside the writing of what comes next, until the disk has what was written."""
+    """Waits until the disk has what was written; runs in a thread of its own, while more is being written."""
     os.fdatasync(descriptor)
     drop_from_cache(path)

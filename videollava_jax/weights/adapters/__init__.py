@@ -1,4 +1,4 @@
-"""LoRA adapters and the authors' partial checkpoints: opened, merged into a checkpoint, written for PEFT."""
+"""LoRA adapters and the authors' partial checkpoints: opening, merging into a checkpoint, writing for PEFT."""
 
 from videollava_jax.weights.adapters.merging import merge_adapter
 from videollava_jax.weights.adapters.names import ADAPTER_LAYOUTS

@@ -1,4 +1,4 @@
-"""PEFT's adapter_config.json: ranks and alphas by module, and every setting that is not understood refused."""
+"""PEFT's adapter_config.json: ranks and alphas by module; settings that are not understood are refused."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ CONFIG = "adapter_config.json"
 NO_MODULES = "dummy-target-modules"  # PEFT's word for a configuration that adds nothing
 MERGE_FIRST = "merge it with PEFT (merge_and_unload) and convert the result"
 
-# Keys that do not change what is added to a weight, or that are looked at one by one here. Whatever else PEFT knows,
-# or will know, changes the computation when it is set.
+# Keys that do not change what is added to a weight, or that are checked one by one here. Every other key of PEFT's,
+# now or later, changes the computation when it is set.
 _UNDERSTOOD = {
     *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights", "bias"),
     *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"),
     *("task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version"),
-    *("lora_dropout", "runtime_config"),  # in training alone
-    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # of ways to begin; see _BEGINNINGS
-    *("megatron_core", "qalora_group_size"),  # have a value where they are not used
+    *("lora_dropout", "runtime_config"),  # used in training only
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # for ways to begin; see _BEGINNINGS
+    *("megatron_core", "qalora_group_size"),  # have a value even where they are not used
 }
-# Ways to begin that leave the base's weights alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take a part out of them:
-# such an adapter belongs to a base that is not the one on disk.
+# Ways to begin that do not change the base's weights. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract a part of them:
+# such an adapter does not fit the base on disk.
 _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def unsupported(raw: Mapping[str, Any]) -> list[str]:
-    """What a configuration asks for that is more than W + scale · B @ A."""
-    if raw.get("peft_type") != "LORA":  # the keys of another kind mean other things
+    """Returns a sentence for each setting that asks for more than W + scale · B @ A."""
+    if raw.get("peft_type") != "LORA":  # in another kind the keys have other meanings
         return [f"peft_type: expected LORA, got {raw.get('peft_type')!r}: {MERGE_FIRST}"]
     problems = []
     if raw.get("bias", "none") != "none":
@@ -50,7 +50,13 @@ Value = TypeVar("Value", int, float)
 
 @dataclass(frozen=True)
 class Strengths:
-    """Ranks and alphas, of all modules and by patterns of module names; and what they come to."""
+    """Ranks and alphas: the default, and those for patterns of module names.
+
+    Attributes:
+      rslora: scale by alpha / √r instead of alpha / r.
+      rank, alpha: of modules that fit no pattern.
+      ranks, alphas: by regular expressions for the end of a module's name.
+    """
 
     rslora: bool
     rank: int
@@ -60,7 +66,7 @@ class Strengths:
 
     @classmethod
     def read(cls, raw: Mapping[str, Any], problems: list[str]) -> Strengths | None:
-        """From a configuration; None, and what is wrong is added to the problems, where it is not sound."""
+        """Reads them from a configuration; adds what is wrong to `problems`, and then returns None."""
         if raw.get("peft_type") != "LORA":
             return None
         before = len(problems)
@@ -84,12 +90,12 @@ class Strengths:
         return cls(bool(rslora), int(rank or 0), alpha or 0.0, patterns["rank_pattern"], patterns["alpha_pattern"])
 
     def of(self, module: str) -> tuple[int, float]:
-        """(rank, alpha) of a module, by the name that the trained model gives it."""
+        """Returns (rank, alpha) of a module, by its name in the model that was trained."""
         return _matched(self.ranks, module, self.rank), _matched(self.alphas, module, self.alpha)
 
 
 def _matched(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
-    """The value of the first pattern that fits, as PEFT's `get_pattern_key` looks for it."""
+    """Returns the value of the first pattern that fits, as PEFT's `get_pattern_key` does."""
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -101,11 +107,12 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_alpha(value: Any) -> bool:
-    # Not isfinite(): JSON has whole numbers that no float holds.
+    # Not isfinite(): JSON has integers too large for a float.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def compiles(pattern: str) -> bool:
+    """Returns whether a pattern is a regular expression."""
     try:
         re.compile(rf"(.*\.)?({pattern})$")
     except (re.error, RecursionError, OverflowError):
@@ -114,5 +121,6 @@ def compiles(pattern: str) -> bool:
 
 
 def listed(problems: list[str], most: int = 50) -> str:
+    """Returns the first problems, a line each, and how many more there are."""
     left = [f"and {len(problems) - most} more"] if len(problems) > most else []
     return "\n  ".join(problems[:most] + left)

@@ -1,4 +1,4 @@
-"""An adapter merged into a checkpoint: W + scale · B @ A, computed when a tensor's turn comes."""
+"""Merging an adapter into a checkpoint: W + scale · B @ A, computed when the tensor is read."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Array = npt.NDArray[Any]
 
 
 def merge_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
-    """The checkpoint with the adapter in it, each tensor computed when it is read.
+    """Returns the checkpoint with the adapter merged into it; each tensor is computed when it is read.
 
-    As PEFT's `merge_and_unload` computes it: in float32, in float64 for weights of float64, and cast back to the
-    weight's dtype at the end. Whole tensors are cast to the dtype of those that they replace. A vocabulary matrix of
-    the authors' has no rows for media and padding: those stay the base's.
+    As in PEFT's `merge_and_unload`, the sum is computed in float32, or float64 for weights of float64, and cast to the
+    weight's dtype at the end. Whole tensors are cast to the dtype of those that they replace. The authors' vocabulary
+    matrices have no rows for media and padding: those rows stay the base's.
 
     Raises:
       WeightsError: the adapter changes a tensor that the checkpoint does not have, has other shapes, or lacks modules
@@ -48,7 +48,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
 
 def _replaced(base: StoredTensor, whole: StoredTensor) -> StoredTensor:
     def read() -> Array:
-        with np.errstate(all="ignore"):  # what does not fit float16 is counted where it is written
+        with np.errstate(all="ignore"):  # what overflows float16 is counted when it is written
             new = whole.read().astype(base.dtype)
         return new if new.shape == base.shape else np.concatenate([new, base.read()[len(new) :]])
 
@@ -60,7 +60,7 @@ def _added(base: StoredTensor, pair: LowRank) -> StoredTensor:
 
     def read() -> Array:
         weight = base.read()
-        with np.errstate(all="ignore"):  # what is not finite is counted where it is written
+        with np.errstate(all="ignore"):  # what is not finite is counted when it is written
             changed = pair.b.read().astype(wide) @ pair.a.read().astype(wide)
             changed *= wide.type(pair.scale)
             changed += weight[: len(changed)]  # NumPy casts it block by block
@@ -71,7 +71,7 @@ def _added(base: StoredTensor, pair: LowRank) -> StoredTensor:
 
 
 def _misfits(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[str]:
-    """What the adapter changes and the checkpoint does not have in that shape."""
+    """Yields a sentence for each part of the adapter that has no tensor of its shape in the checkpoint."""
     for name, tensor in adapter.replaced.items():
         expected = _shape(checkpoint, adapter, name)
         if expected is None:
@@ -93,7 +93,7 @@ def _misfits(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[str]:
 
 
 def _shape(checkpoint: Checkpoint, adapter: Adapter, name: str) -> tuple[int, ...] | None:
-    """The shape that the adapter's part for a tensor has to have; None where there is no such tensor."""
+    """Returns the shape that the adapter's part for a tensor must have; None where there is no such tensor."""
     if name not in checkpoint.tensors:
         return None
     shape = checkpoint.tensors[name].shape
@@ -103,10 +103,10 @@ def _shape(checkpoint: Checkpoint, adapter: Adapter, name: str) -> tuple[int, ..
 
 
 def _left_out(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[str]:
-    """Modules that the configuration names and the adapter has nothing for: it is not whole.
+    """Yields a sentence for each module that the configuration names and the adapter has no tensors for.
 
-    Looked for in those parts of the model (a tower, the decoder) of which it has something: the authors' towers, say,
-    are not there yet when PEFT looks for modules. Attention over time may be the base's alone.
+    Only parts of the model (a tower, the decoder) for which the adapter has tensors are searched: the authors' towers,
+    for example, are not loaded yet when PEFT selects modules. Attention over time may be missing from the adapter.
     """
     if adapter.config.get("layers_to_transform") is not None:
         return
@@ -124,7 +124,7 @@ def _left_out(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[str]:
 
 
 def _modules(named: Any) -> Callable[[str], bool]:
-    """Whether a configuration's `target_modules` or `exclude_modules` names a module, as PEFT reads them."""
+    """Returns a test of whether `target_modules` or `exclude_modules` names a module, as PEFT reads them."""
     if isinstance(named, str):
         if not compiles(named):
             return lambda module: False
@@ -136,6 +136,6 @@ def _modules(named: Any) -> Callable[[str], bool]:
 
 
 def _starts(module: str) -> Iterator[int]:
-    """Where the module's name begins, and each of its parts after a dot."""
+    """Yields the index where the module's name begins, and where each of its parts after a dot does."""
     yield 0
     yield from (match.end() for match in re.finditer(r"\.", module))

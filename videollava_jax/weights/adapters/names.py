@@ -1,4 +1,4 @@
-"""The names of an adapter's tensors: what PEFT wraps around a module's name, and the layout that is left."""
+"""The names of an adapter's tensors: a layout's names of modules, inside what PEFT adds to them."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ _MEMORY4 = Layout(
     ),
 )
 ADAPTER_LAYOUTS: dict[str, Layout] = LAYOUTS | {_MEMORY4.name: _MEMORY4}
-"""The layouts of checkpoints, and one that no checkpoint on disk has: transformers 4.52 to 4.57 in memory."""
-
+"""The layouts of checkpoints, and one that only adapters have: that of transformers 4.52 to 4.57 in memory."""
 
 WRAPPED = "base_model.model."
 WEIGHT = ".weight"
-# PEFT drops the adapter's own name ("default") when it saves; a state that was saved by hand still has it.
+# PEFT drops the adapter's name ("default") when it saves; a state dict that was saved by hand has it.
 HALF = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(\.[^.]+)?\.weight")
 _BASE_LAYER = re.compile(r"\.base_layer(?=\.(weight|bias)$)")
 
 
 def plain_name(name: str) -> str:
-    """A name without what PEFT wraps around the model, and with the `model.` that some of the authors' files lack."""
+    """Returns a name without PEFT's additions, and with the `model.` that some of the authors' files lack."""
     name = _BASE_LAYER.sub("", name.removeprefix(WRAPPED))
     return f"model.{name}" if name.startswith("mm_projector.") else name
 
 
 def module_name(layout: Layout, name: str) -> str:
-    """A layout's name for the module that has a weight of ours."""
+    """Returns a layout's name for the module of a weight; `name` is our name of the weight."""
     return layout.from_ours(name).removesuffix(WEIGHT)
 
 
 def recognise_adapter(names: list[str]) -> Layout:
-    """The layout with a place for every name, and of several the one that knows most of each name.
+    """Returns the layout that knows every name; of several, the one with the longest prefixes of them.
 
     An adapter has few names, so that more than one layout may fit: `model.image_tower.` is the beginning of
     `model.image_tower.image_tower.` and of `model.image_tower.vision_model.`.

@@ -1,17 +1,18 @@
-"""Adapters: PEFT's LoRA and the authors' partial checkpoints, opened, merged into a checkpoint, written for PEFT.
+"""Opening adapters: PEFT's LoRA and the authors' partial checkpoints.
 
     adapter_config.json         PEFT's: rank, alpha and which modules
     adapter_model.safetensors   or .bin. For each module A [r, in] and B [out, r]:
                                   base_model.model.<module>.lora_A.weight, base_model.model.<module>.lora_B.weight
-                                and whole tensors, where PEFT was told to save them:
-                                  base_model.model.<module>.weight, or <module>.base_layer.weight beside A and B
-    non_lora_trainables.bin     the authors': whole tensors that were trained beside the LoRA, the projector's
-    mm_projector.bin            the authors': the projector alone, as their pre-training leaves it
+                                and whole tensors, where PEFT saved them:
+                                  base_model.model.<module>.weight; <module>.base_layer.weight for a module with A and B
+    non_lora_trainables.bin     the authors': whole tensors that were trained together with the LoRA, the projector's
+    mm_projector.bin            the authors': the projector alone, which their pre-training trains
 
     merged:  W + scale · B @ A      scale = alpha / r, with rsLoRA alpha / √r
 
-The last two are read as .safetensors as well, and only so written: nothing here writes a pickle. Modules are named as
-the model that was trained named them: in any of the layouts, or as transformers 4.52 to 4.57 held them in memory."""
+The last two are also read as .safetensors, and only written so: nothing here writes a pickle. Modules have the names of
+the model that was trained: those of any layout, or of transformers 4.52 to 4.57 in memory.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +38,13 @@ from videollava_jax.weights.layouts import learnt
 from videollava_jax.weights.pku import read_json
 from videollava_jax.weights.source import Source
 
-ADAPTER, TRAINED_BESIDE, PROJECTOR = "adapter_model", "non_lora_trainables", "mm_projector"
+ADAPTER, TRAINED_APART, PROJECTOR = "adapter_model", "non_lora_trainables", "mm_projector"
 _OPENERS = ((".safetensors", open_safetensors), (".bin", open_bin))
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """What is added to a weight [out, in]: scale · b @ a.
+    """The low-rank matrices of one weight [out, in], to which scale · b @ a is added.
 
     Attributes:
       a, b: float [r, in] and float [out, r], not read yet.
@@ -58,24 +59,26 @@ class LowRank:
 
     @property
     def rank(self) -> int:
+        """The number of rows of `a`."""
         return self.a.shape[0]
 
     @property
     def scale(self) -> float:
+        """The factor of b @ a."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter on disk, no tensor of it read yet.
+    """An adapter on disk; none of its tensors is read yet.
 
     Attributes:
-      directory: where it lies.
-      layout: the layout its names are of, one of `ADAPTER_LAYOUTS`.
-      lora: by our names of the weights that they change.
-      replaced: whole tensors, by our names of those that they take the place of. A name can be in both: the whole
-        tensor then comes first, and what is in `lora` is added to it.
-      config: adapter_config.json as it is, with rank_pattern and the like; empty where there is none.
+      directory: its absolute path.
+      layout: the layout of its names, one of `ADAPTER_LAYOUTS`.
+      lora: low-rank matrices, by our names of the weights that they change.
+      replaced: whole tensors, by our names of the tensors that they replace. A name can be in both: `lora` is then
+        added to the whole tensor.
+      config: the contents of adapter_config.json; empty where there is none.
     """
 
     directory: Path
@@ -86,7 +89,7 @@ class Adapter:
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
-        """Everything that it holds."""
+        """All tensors: a and b of each pair, then the whole ones."""
         return (*(half for pair in self.lora.values() for half in (pair.a, pair.b)), *self.replaced.values())
 
     @property
@@ -122,7 +125,7 @@ def open_adapter(directory: StrPath | Source) -> Adapter:
     directory, files = source.directory, _files(source)
     if not files:
         raise WeightsError(
-            f"{directory}: expected an adapter ({CONFIG} with {ADAPTER}.safetensors, {TRAINED_BESIDE}.bin or "
+            f"{directory}: expected an adapter ({CONFIG} with {ADAPTER}.safetensors, {TRAINED_APART}.bin or "
             f"{PROJECTOR}.bin), found {', '.join(source.names[:8]) or 'an empty directory'}"
         )
     raw = read_json(directory / CONFIG) if (directory / CONFIG).exists() else None
@@ -154,7 +157,7 @@ def open_adapter(directory: StrPath | Source) -> Adapter:
 def _files(source: Source) -> list[Path]:
     """Returns the files of tensors; safetensors are preferred where both kinds are there."""
     found = []
-    for stem in (ADAPTER, TRAINED_BESIDE, PROJECTOR):
+    for stem in (ADAPTER, TRAINED_APART, PROJECTOR):
         paths = [source.directory / name for suffix, _ in _OPENERS if (name := f"{stem}{suffix}") in source.names]
         found += [path for path in paths if os.path.isfile(path)][:1]
     return found
@@ -163,7 +166,7 @@ def _files(source: Source) -> list[Path]:
 def _sorted_out(
     files: Iterable[Path],
 ) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, StoredTensor], list[str]]:
-    """(A and B by module, whole tensors by their plain names, problems: what is neither, or there twice)."""
+    """Returns (A and B by module, whole tensors by their plain names, problems: what is neither, or there twice)."""
     halves: dict[str, dict[str, StoredTensor]] = {}
     whole: dict[str, StoredTensor] = {}
     problems: list[str] = []
@@ -191,15 +194,15 @@ def _sorted_out(
 def _not_all_there(
     directory: Path, raw: Mapping[str, Any] | None, halves: Mapping[str, Any], whole: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Files that are missing, as far as the others tell."""
+    """Yields a sentence for each file that must be missing, judging by the others."""
     if not halves and not whole:
         yield "no tensors in it"
     elif halves and raw is None:
-        yield f"{CONFIG} is missing: without it nobody knows alpha, which scales what is added"
+        yield f"{CONFIG} is missing: it holds alpha, which scales what is added"
     elif not halves and raw is not None and raw.get("target_modules") not in (None, [], NO_MODULES):
         yield f"{CONFIG} names target_modules, and there is no lora_A or lora_B: is {ADAPTER} missing?"
     elif halves and not whole and _is_of_the_authors(directory / "config.json"):
-        yield f"{TRAINED_BESIDE}.bin is missing: the authors' LoRA is trained together with the projector"
+        yield f"{TRAINED_APART}.bin is missing: the authors' LoRA is trained together with the projector"
 
 
 def _is_of_the_authors(config: Path) -> bool:
@@ -207,7 +210,7 @@ def _is_of_the_authors(config: Path) -> bool:
 
 
 def _unpaired(module: str, found: Mapping[str, StoredTensor], strengths: Strengths | None) -> list[str]:
-    """What is wrong with the A and B of a module, before it is known what they are added to."""
+    """Returns what is wrong with the A and B of a module, whatever the weight that they are added to."""
     if found.keys() != {"A", "B"}:
         (has,) = found
         return [f"{module}: lora_{has} without lora_{'B' if has == 'A' else 'A'}"]

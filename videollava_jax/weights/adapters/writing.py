@@ -1,4 +1,4 @@
-"""An adapter written for PEFT, in the names of any layout."""
+"""Writing an adapter for PEFT, with the names of any layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from videollava_jax.hub import StrPath
 from videollava_jax.weights.adapters.config import CONFIG, NO_MODULES, Value, listed
 from videollava_jax.weights.adapters.names import ADAPTER_LAYOUTS, WEIGHT, WRAPPED, module_name
-from videollava_jax.weights.adapters.opening import ADAPTER, TRAINED_BESIDE, Adapter
+from videollava_jax.weights.adapters.opening import ADAPTER, TRAINED_APART, Adapter
 from videollava_jax.weights.directory import whole_directory
 from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor
@@ -30,15 +30,15 @@ _KEPT_IN_ITS_LAYOUT = ("base_model_name_or_path", "revision", "auto_mapping")
 
 
 def write_peft(adapter: Adapter, target: StrPath, layout: str) -> dict[str, TensorHash]:
-    """Writes an adapter for PEFT, its modules named as a layout names them; with a manifest, whole or not at all.
+    """Writes an adapter for PEFT with a layout's names and a manifest; the directory appears whole or not at all.
 
-    `PeftModel.from_pretrained` takes the result for a model that has such names: "memory" for transformers 5,
-    "memory4" for 4.52 to 4.57, "hub" for those before, "pku" for the authors' code. Whole tensors lie in
-    adapter_model.safetensors as PEFT's `modules_to_save`, since PEFT reads no other file; for "pku" they lie in
-    non_lora_trainables.safetensors, whose names and contents are those of the authors' .bin. Dtypes stay.
+    `PeftModel.from_pretrained` loads the result into a model with these names: "memory" for transformers 5,
+    "memory4" for 4.52 to 4.57, "hub" for earlier ones, "pku" for the authors' code. Whole tensors are written to
+    adapter_model.safetensors as PEFT's `modules_to_save`, since PEFT reads no other file; for "pku" to
+    non_lora_trainables.safetensors, with the names and contents of the authors' .bin. Dtypes are kept.
 
     Returns:
-      the tensors that were written, by the names in the files.
+      hashes of the tensors that were written, by their names in the files.
 
     Raises:
       WeightsError: `target` exists, the layout has no name for a part of the adapter, or the disk does not take it.
@@ -52,19 +52,19 @@ def write_peft(adapter: Adapter, target: StrPath, layout: str) -> dict[str, Tens
             f"{adapter.directory}: {len(problems)} parts cannot be written in layout {layout}:\n  " + listed(problems)
         )
     inside: list[StoredTensor] = []
-    beside: list[StoredTensor] = []
+    apart: list[StoredTensor] = []
     for name, pair in adapter.lora.items():
         lora = f"{WRAPPED}{module_name(names, name)}.lora_"
         inside += [_renamed(pair.a, f"{lora}A{WEIGHT}"), _renamed(pair.b, f"{lora}B{WEIGHT}")]
     for name, tensor in adapter.replaced.items():
         module, _, leaf = names.from_ours(name).rpartition(".")
-        if _beside_lora(adapter, name):
+        if _has_lora(adapter, name):
             inside.append(_renamed(tensor, f"{WRAPPED}{module}.base_layer.{leaf}"))
         else:
-            (beside if layout == "pku" else inside).append(_renamed(tensor, f"{WRAPPED}{module}.{leaf}"))
+            (apart if layout == "pku" else inside).append(_renamed(tensor, f"{WRAPPED}{module}.{leaf}"))
     hashes: dict[str, TensorHash] = {}
     with whole_directory(target) as directory:
-        for stem, tensors in ((ADAPTER, inside), (TRAINED_BESIDE, beside)):
+        for stem, tensors in ((ADAPTER, inside), (TRAINED_APART, apart)):
             if tensors:
                 _write_file(directory, stem, tensors, hashes)
         if inside:
@@ -93,40 +93,40 @@ def _renamed(tensor: StoredTensor, name: str) -> StoredTensor:
 
 
 def _unnamed(adapter: Adapter, layout: Layout) -> Iterator[str]:
-    """What a layout has no name or no place for."""
+    """Yields a sentence for each tensor that a layout has no name for or cannot hold."""
     moves_rows = layout.media_rows != ADAPTER_LAYOUTS[adapter.layout].media_rows
     for name in dict.fromkeys((*adapter.lora, *adapter.replaced)):
         try:
             layout.from_ours(name)
         except KeyError:
-            yield f"{name}: it has no such tensor"
+            yield f"{name}: the layout has no such tensor"
             continue
         if TEMPORAL in name and not layout.temporal:
-            yield f"{name}: it cannot hold attention over time"
+            yield f"{name}: the layout cannot hold attention over time"
         elif name in VOCABULARY and moves_rows:
             yield f"{name}: its vocabulary has other rows than {adapter.layout}'s; merge the adapter, and export that"
         elif layout.name != "pku" and _weight(name) not in (adapter.replaced.keys() | adapter.lora.keys()):
             yield f"{name}: PEFT saves modules whole, and the adapter lacks its weight; merge it, and export that"
 
 
-def _beside_lora(adapter: Adapter, name: str) -> bool:
-    """Whether a whole tensor belongs to a module that has LoRA, which PEFT wraps."""
+def _has_lora(adapter: Adapter, name: str) -> bool:
+    """Returns whether a whole tensor belongs to a module with LoRA, which PEFT wraps."""
     return _weight(name) in adapter.lora
 
 
 def _weight(name: str) -> str:
-    """The weight of the module that a tensor belongs to."""
+    """Returns the name of the weight of the module that a tensor belongs to."""
     return name.rpartition(".")[0] + WEIGHT
 
 
 def _peft_config(adapter: Adapter, layout: Layout) -> dict[str, Any]:
-    """The configuration: what was there of no consequence for the weights, and ranks and alphas module by module."""
+    """Returns the configuration: the old keys that do not concern the weights, and ranks and alphas by module."""
     kept = _KEPT + (_KEPT_IN_ITS_LAYOUT if layout.name == adapter.layout else ())
     ranks = {module_name(layout, name): pair.rank for name, pair in adapter.lora.items()}
     alphas = {module_name(layout, name): pair.alpha for name, pair in adapter.lora.items()}
     rank = _commonest(ranks.values(), adapter.config.get("r", 8))
     alpha = _commonest(alphas.values(), adapter.config.get("lora_alpha", 8))
-    alone = [name for name in adapter.replaced if not _beside_lora(adapter, name)]
+    alone = [name for name in adapter.replaced if not _has_lora(adapter, name)]
     saved = {layout.from_ours(name).rpartition(".")[0] for name in alone}
     return {
         **{key: adapter.config[key] for key in kept if key in adapter.config},
