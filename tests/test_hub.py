@@ -25,12 +25,13 @@ NAME = "owner/tiny"
 PICKLED = "owner/pickled"
 ORBAX = "owner/orbax"
 NO_WEIGHTS = "owner/no-weights"
+LORA = "owner/lora"
 WEIGHTS = f"{NAME}/model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Directories by their names on the hub: the tiny model with a .bin as well, and three that only look like one."""
+    """Directories by their names on the hub: the tiny model with a .bin as well, and some that only look like one."""
     place = tmp_path_factory.mktemp("models")
     shutil.copytree(TINY, place / "tiny")
     (place / "tiny" / "pytorch_model.bin").write_bytes(b"what nobody asks for")
@@ -38,11 +39,12 @@ def models(tmp_path_factory):
         PICKLED: ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "training_args.bin"],
         ORBAX: ["params/_CHECKPOINT_METADATA", "params/state/d/abc", "manifest.json", "model.msgpack"],
         NO_WEIGHTS: ["model.msgpack", "README.md"],
+        LORA: ["adapter_config.json", "adapter_model.bin", "non_lora_trainables.bin", "optimizer.bin"],
     }.items():
         for path in ["config.json", "tokenizer.model", *files]:
             (place / name / path).parent.mkdir(parents=True, exist_ok=True)
             (place / name / path).write_text(f'"{path}"')
-    return {NAME: place / "tiny", **{name: place / name for name in (PICKLED, ORBAX, NO_WEIGHTS)}}
+    return {NAME: place / "tiny", **{name: place / name for name in (PICKLED, ORBAX, NO_WEIGHTS, LORA)}}
 
 
 @pytest.fixture
@@ -107,6 +109,17 @@ def test_an_orbax_directory_is_fetched(hub):
     ]
 
 
+def test_an_adapter_is_fetched(hub):
+    _, files = find(LORA)
+    assert files == [
+        "adapter_config.json",
+        "adapter_model.bin",
+        "config.json",
+        "non_lora_trainables.bin",
+        "tokenizer.model",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "more", "expected"),
     [
@@ -146,6 +159,13 @@ def test_a_processor_fetches_no_weights(hub, tiny_processor):
 def test_ask_fetches_the_weights(hub, capsys):
     assert main(["ask", str(MEDIA / "rising-triangle.mp4"), "Which way does it move?", "--model", NAME]) == 0
     assert "up" in capsys.readouterr().out
+    assert hub.sent.count(WEIGHTS) == 1
+
+
+def test_convert_and_verify_fetch_the_weights(hub, capsys, tmp_path):
+    assert main(["convert", NAME, str(tmp_path / "orbax")]) == 0
+    assert main(["verify", str(tmp_path / "orbax"), NAME]) == 0
+    assert "0 are not" in capsys.readouterr().out
     assert hub.sent.count(WEIGHTS) == 1
 
 

@@ -18,7 +18,8 @@ BUNDLED = "tiny"
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SIDE_FILES = ["*.json", "*.jinja", "tokenizer.model"]
 _SAFE_WEIGHTS = ["*.safetensors", "params/*"]  # params/: what Orbax writes
-_PICKLED_WEIGHTS = ["pytorch_model*.bin"]
+_PICKLED_WEIGHTS = ["pytorch_model*.bin", "adapter_model.bin", "mm_projector.bin"]
+_OTHER_WEIGHTS = ["non_lora_trainables.bin"]  # a part of an adapter, whose other files are of either kind
 
 
 class Wanted(Enum):
@@ -110,10 +111,10 @@ def find_model(
     name = str(name)
     if wanted is Wanted.SIDE_FILES:
         return _fetched(name, _SIDE_FILES, revision, token)
-    directory = _fetched(name, _SIDE_FILES + _SAFE_WEIGHTS, revision, token)
+    directory = _fetched(name, _SIDE_FILES + _OTHER_WEIGHTS + _SAFE_WEIGHTS, revision, token)
     if _holds(directory, _SAFE_WEIGHTS):
         return directory
-    directory = _fetched(name, _SIDE_FILES + _PICKLED_WEIGHTS, revision, token)
+    directory = _fetched(name, _SIDE_FILES + _OTHER_WEIGHTS + _PICKLED_WEIGHTS, revision, token)
     if not _holds(directory, _PICKLED_WEIGHTS):
         raise ValueError(
             f"{name}: the Hugging Face hub has no weights in this model: expected "

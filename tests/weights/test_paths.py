@@ -11,7 +11,7 @@ import pytest
 from tests.small_models import random_parameters, small_config
 from tests.weights.adapters_helper import Q_PROJ, draw, write_adapter
 from tests.weights.checkpoints import write_checkpoint
-from videollava_jax import VideoLlavaForConditionalGeneration
+from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.cli import main
 from videollava_jax.weights import (
@@ -105,6 +105,8 @@ def test_the_model_of_transformers_users(here, tiny_model):
     assert verify_checkpoint("../saved") == []
     model.save_pretrained("~/saved too", layout="orbax")
     assert (here / "saved too" / "params").is_dir()
+    VideoLlavaProcessor.from_pretrained("~/tiny orbax").save_pretrained("~/saved too")
+    assert (here / "saved too" / "tokenizer.json").is_file()
 
 
 def test_adapters(here):

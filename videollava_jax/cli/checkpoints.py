@@ -21,14 +21,13 @@ def add_convert(commands: Commands) -> None:
         "convert",
         convert,
         "convert a checkpoint to Orbax, losing nothing",
-        "SOURCE is a directory in any of transformers' layouts (as on the hub, as 5.x saves them, as in memory) or in\n"
+        "SOURCE is in any of transformers' layouts (as on the hub, as 5.x saves them, as in memory) or in\n"
         "the authors' own, temporal attention included; the names of its tensors say which. TARGET appears whole or\n"
         "not at all, with a SHA-256 for each tensor in its manifest.json.",
     )
     _add_conversion_arguments(made)
     made.add_argument(
         "--base",
-        type=Path,
         metavar="CHECKPOINT",
         help="SOURCE is an adapter (PEFT's, the authors' LoRA or mm_projector.bin): merge it into this checkpoint",
     )
@@ -51,11 +50,11 @@ def convert(arguments: argparse.Namespace) -> None:
 
     started = time.perf_counter()
     done = convert_to_orbax(
-        arguments.source,
+        _find(arguments.source),
         arguments.target,
         _conversion_options(arguments),
         tower_config=arguments.tower_config,
-        base=arguments.base,
+        base=None if arguments.base is None else _find(arguments.base),
     )
     _report_conversion(arguments, done, time.perf_counter() - started)
 
@@ -79,7 +78,7 @@ def add_export(commands: Commands) -> None:
         "default: %(default)s",
     )
     made.set_defaults(int8=False)
-    made.add_argument("--adapter", type=Path, metavar="DIRECTORY", help="merge this adapter into SOURCE on the way")
+    made.add_argument("--adapter", metavar="ADAPTER", help="merge this adapter into SOURCE on the way")
     made.add_argument(
         "--drop-temporal",
         action="store_true",
@@ -97,12 +96,13 @@ def export(arguments: argparse.Namespace) -> None:
     from videollava_jax.weights.adapters import is_adapter, open_adapter, write_peft
 
     started = time.perf_counter()
-    if is_adapter(arguments.source):  # kept apart: an adapter again, for PEFT
+    source = _find(arguments.source)
+    if is_adapter(source):  # kept apart: an adapter again, for PEFT
         for option in ("dtype", "allow_nonfinite", "drop_temporal", "adapter"):
             if getattr(arguments, option):
                 flag = "--" + option.replace("_", "-")
                 raise ValueError(f"{arguments.source}: an adapter is written unchanged: {flag} does not apply to it")
-        adapter = open_adapter(arguments.source)
+        adapter = open_adapter(source)
         written = write_peft(adapter, arguments.target, arguments.layout)
         summary = {"source": str(arguments.source), "target": str(arguments.target), "tensors": len(written)}
         if arguments.json:
@@ -111,12 +111,12 @@ def export(arguments: argparse.Namespace) -> None:
             print(f"adapter of {len(written)} tensors, {adapter.layout} to {arguments.layout}\n{arguments.target}")
         return
     done = export(
-        arguments.source,
+        source,
         arguments.target,
         arguments.layout,
         _conversion_options(arguments),
         drop_temporal=arguments.drop_temporal,
-        adapter=arguments.adapter,
+        adapter=None if arguments.adapter is None else _find(arguments.adapter),
     )
     _report_conversion(arguments, done, time.perf_counter() - started)
 
@@ -131,8 +131,8 @@ def add_verify(commands: Commands) -> None:
         "With one argument, the files and tensors are hashed and compared with manifest.json. With two, the\n"
         "tensors of two checkpoints in any layouts are compared, bit by bit, and what differs is listed.",
     )
-    made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    made.add_argument("other", type=Path, nargs="?", metavar="OTHER")
+    made.add_argument("checkpoint", metavar="CHECKPOINT")
+    made.add_argument("other", nargs="?", metavar="OTHER")
     made.add_argument(
         "--fast", action="store_true", help="with one: files, names, shapes and dtypes, no tensor is read"
     )
@@ -148,8 +148,9 @@ def verify(arguments: argparse.Namespace) -> None:
     """
     from videollava_jax.weights import WeightsError, compare_checkpoints, open_checkpoint, verify_checkpoint
 
+    checkpoint = _find(arguments.checkpoint)
     if arguments.other is None:
-        problems = verify_checkpoint(arguments.checkpoint, "fast" if arguments.fast else "full")
+        problems = verify_checkpoint(checkpoint, "fast" if arguments.fast else "full")
         if arguments.json:
             print_json({"checkpoint": str(arguments.checkpoint), "problems": problems})
         if problems:
@@ -157,14 +158,15 @@ def verify(arguments: argparse.Namespace) -> None:
         if not arguments.json:
             print(f"{arguments.checkpoint} is what its manifest says")
         return
-    compared = compare_checkpoints(open_checkpoint(arguments.checkpoint), open_checkpoint(arguments.other))
+    other = _find(arguments.other)
+    compared = compare_checkpoints(open_checkpoint(checkpoint), open_checkpoint(other))
     lines = [f"{d.name}: {d.what}{f' ({d.detail})' if d.detail else ''}" for d in compared.differences]
     record = {"equal": compared.equal, "differences": [dataclasses.asdict(d) for d in compared.differences]}
     said = [f"{compared.equal} tensors are equal to the bit, {len(lines)} are not"]
     if arguments.logits:
         from videollava_jax.generation.comparing import compare_logits
 
-        apart = compare_logits(arguments.checkpoint, arguments.other, dtype=arguments.dtype)
+        apart = compare_logits(checkpoint, other, dtype=arguments.dtype)
         record["logits"] = dataclasses.asdict(apart)
         said.append(str(apart))
     if arguments.json:
@@ -175,8 +177,15 @@ def verify(arguments: argparse.Namespace) -> None:
         raise WeightsError(f"{arguments.checkpoint} and {arguments.other} differ:\n  " + "\n  ".join(lines))
 
 
+def _find(name: str) -> Path:
+    """Returns the directory of a checkpoint or an adapter, fetched if it is a name on the hub."""
+    from videollava_jax.hub import Wanted, find_model
+
+    return find_model(name, Wanted.WEIGHTS)
+
+
 def _add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SOURCE")
+    parser.add_argument("source", metavar="SOURCE", help="a directory, or a name on the Hugging Face hub")
     parser.add_argument("target", type=Path, metavar="TARGET", help="must not exist, or hold exactly this already")
     parser.add_argument("--dtype", choices=DTYPES, help="of the tensors written; default: the source's")
     parser.add_argument(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 
 from videollava_jax.config import SelectStrategy, poolings
-from videollava_jax.hub import Wanted, find_model
+from videollava_jax.hub import Wanted, find_model, local_path
 from videollava_jax.media import FramePreprocessor, MediaLimits, Uniform
 from videollava_jax.processing.files import read_settings, write_settings
 from videollava_jax.processing.given_media import (
@@ -136,7 +135,7 @@ class VideoLlavaProcessor(MediaProcessor):
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes the files that `from_pretrained` reads, both here and in transformers."""
-        path = Path(directory)
+        path = local_path(directory)
         path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(path)
         settings = {
