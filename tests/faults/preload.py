@@ -15,6 +15,7 @@ import jsonargparse  # noqa: F401
 import pytest  # noqa: F401  the children of a test import its main module anew
 from tqdm import tqdm
 
+import videollava_jax.batch.runner  # noqa: F401  jobs import it late
 from tests.small_models import random_parameters, small_config
 from tests.weights.checkpoints import write_checkpoint
 from videollava_jax.config import VideoLlavaConfig
