@@ -16,8 +16,9 @@ import av
 import numpy as np
 from PIL import Image
 
-from tests.media import test_hostile as hostile
+from tests.media import bombs
 from tests.media.clips import KINDS, write
+from tests.media.test_hostile import SCRIPTS
 from videollava_jax.assets.world import EVAL_SEEDS, encode_mp4, sample_clip, sample_image
 
 CONTAINERS = (
@@ -117,16 +118,16 @@ class Intact:
     def bomb(self, name: str) -> bytes:
         small = self.video("h264_b_frames.mp4")
         if name == "index.mp4":
-            return hostile.announced(small, 30_000_000)
+            return bombs.announced(small, 30_000_000)
         if name == "index_sound.mp4":
-            return hostile.announced(small, 2**32 - 1, values=True)
+            return bombs.announced(small, 2**32 - 1, values=True)
         if name == "index.mov":
-            return hostile.compressed_index(150 * 2**20)
+            return bombs.compressed_index(150 * 2**20)
         if name == "png":
-            return hostile.png_bomb()
+            return bombs.png_bomb()
         if name.isupper():
-            return hostile.image_bomb(name)
-        return hostile.h264_bomb(self._place, name).read_bytes()
+            return bombs.image_bomb(name)
+        return bombs.h264_bomb(self._place, name).read_bytes()
 
 
 def _put(place: Path, name: str, content: bytes) -> str:
@@ -136,7 +137,7 @@ def _put(place: Path, name: str, content: bytes) -> str:
 
 def _own(content: bytes, stem: str) -> bytes:
     """The same with something after it that nobody reads: of files that are equal one is read for all."""
-    return content + hostile.boxed(b"free", stem.encode())
+    return content + bombs.boxed(b"free", stem.encode())
 
 
 def _changed(content: bytes, rng: random.Random) -> bytes:
@@ -184,7 +185,7 @@ def _bomb(*names: str) -> Callable[..., str]:
 def _playlist(place: Path, stem: str, rng: random.Random, intact: Intact) -> str:
     victim = place / "victim.mp4"
     victim.write_bytes(intact.video("h264_b_frames.mp4"))
-    text = rng.choice(list(hostile.SCRIPTS.values())).format(victim=victim, playlist=victim, port=9)
+    text = rng.choice(list(SCRIPTS.values())).format(victim=victim, playlist=victim, port=9)
     text += "\n" * rng.randrange(99)
     return _put(place, f"{stem}{rng.choice(('.mp4', '.mkv', '.txt', '.m3u8'))}", text.encode())
 
