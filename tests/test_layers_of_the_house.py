@@ -45,6 +45,7 @@ WITHOUT_JAX = (
     "media",
     "processing",
     "costs",
+    "generation.kinds",
     "generation.options",
     "generation.buckets",
     "engine.options",

@@ -358,7 +358,7 @@ def test_the_help_of_every_flag_says_its_range_and_default():
     add_option_flags(parser)
     text = " ".join(parser.format_help().split())
     assert "cut the answer after this number of tokens (1 or more; default: 128)" in text
-    assert "0 for the likeliest ones (from 0 to 1000000; default: 0)" in text
+    assert "0: take the likeliest ones (from 0 to 1000000; default: 0)" in text
     assert "with this probability mass (above 0, at most 1; default: the checkpoint's, or 1.0)" in text
     for option in dataclasses.fields(GenerationOptions):
         assert f"--{option.name.replace('_', '-')}" in text

@@ -10,14 +10,13 @@ from typing import Any
 
 from videollava_jax.batch.lines import ID_KEYS, Form, Line, line_id
 from videollava_jax.engine import Request
+from videollava_jax.generation.kinds import parsed, whole
 from videollava_jax.generation.options import (
     KINDS,
     OPENAI_NAMES,
-    Whole,
     for_command,
     from_json,
     from_openai,
-    parsed,
     require_own,
 )
 from videollava_jax.media import Uniform
@@ -147,9 +146,9 @@ def _ours(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     options = from_json(given, others=_MEDIA_OPTIONS)
     reading: dict[str, Any] = {}
     if given.get("frames") is not None:
-        reading["frame_sampling"] = Uniform(parsed("frames", Whole(1), given["frames"]))
+        reading["frame_sampling"] = Uniform(parsed("frames", whole(1), given["frames"]))
     if given.get("pool") is not None:
-        reading["video_pooling"] = parsed("pool", Whole(1), given["pool"])
+        reading["video_pooling"] = parsed("pool", whole(1), given["pool"])
     media = [*_media(fields, "image"), *_media(fields, "video"), *_mixed_media(fields.get("media", []))]
     conversation, prompt = fields.get("conversation"), fields.get("prompt")
     if (conversation is None) == (prompt is None):

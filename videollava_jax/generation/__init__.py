@@ -1,1 +1,1 @@
-"""From a prompt to an answer: next tokens, compiled steps, options, text, conversations."""
+"""From a prompt to an answer: the loaded model, its compiled steps, options, text, conversations."""

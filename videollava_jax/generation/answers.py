@@ -1,4 +1,4 @@
-"""The answers of a batch on the device, and what happens to them when one more token is chosen."""
+"""The answers of a batch on the device, and the step that appends a token to each."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from videollava_jax.generation.next_token import Sampling, next_tokens
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Answers:
-    """The answers of B rows so far, and what is needed to choose their next tokens.
+    """The answers of B rows so far, with everything that choosing their next tokens needs.
 
     Attributes:
-      token_B: int32, the last token of each row, which is not in its cache yet.
+      token_B: int32, the last token of each row; its keys and values are not in the cache yet.
       tokens_BN: int32, the answers; `pad` where nothing was written.
       count_B: int32, tokens of each answer.
-      limit_B: int32, at most N: an answer ends there.
-      done_B: bool, rows that have ended: they write no more.
-      finite_B: bool, rows whose logits were always finite; one that has others ends.
-      seen_BV: bool, tokens that a repetition penalty touches; None where no row has one.
+      limit_B: int32, the number of tokens, at most N, that ends an answer.
+      done_B: bool, rows that have ended; nothing more is written to them.
+      finite_B: bool, rows whose logits have all been finite; a row ends at the first that are not.
+      seen_BV: bool, tokens that the repetition penalty applies to; None where no row has a penalty.
       sampling: how each row's tokens are chosen.
     """
 
@@ -39,12 +39,12 @@ class Answers:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Vocabulary:
-    """What tokens mean to decoding.
+    """The tokens that decoding treats specially.
 
     Attributes:
       eos_E: int32, tokens that end a row.
       suppressed_V: bool, tokens that are never chosen.
-      pad: int32 scalar.
+      pad: int32 scalar, written behind the end of an answer.
     """
 
     eos_E: jax.Array
@@ -53,7 +53,7 @@ class Vocabulary:
 
 
 def with_next_token(logits_BV: jax.Array, answers: Answers, vocabulary: Vocabulary) -> Answers:
-    """The answers with the token that these logits give, where they have not ended."""
+    """Returns the answers with the next token of every row that has not ended."""
     live_B = ~answers.done_B
     scores_BV = jnp.where(vocabulary.suppressed_V, -jnp.inf, logits_BV.astype(jnp.float32))
     finite_B = answers.finite_B & (answers.done_B | jnp.isfinite(logits_BV).all(axis=-1))

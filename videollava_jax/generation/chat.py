@@ -1,4 +1,4 @@
-"""A conversation about media whose keys and values stay on the device: each turn computes only what is new."""
+"""Conversations about media. The KV cache stays on the device, and each turn computes only what is new."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ class Turn:
     """A question and its answer.
 
     Attributes:
-      token_ids: the answer's tokens, the end of the answer included where it was reached.
+      question: as it was asked.
+      answer: its text, without special tokens.
+      token_ids: the answer's tokens, with the end token if the answer reached it.
       prompt_tokens: length of the whole prompt, media included.
-      cached_tokens: how many of them were in the cache already.
-      seconds: from the question to the whole answer. The first of its lengths compiles.
+      cached_tokens: the number of prompt tokens that were in the cache already.
+      seconds: from the question to the whole answer. The first question of each length compiles programs.
     """
 
     question: str
@@ -43,7 +45,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class _Held:
-    """What the last turn left on the device: a cache and the tokens in it, prompt and answer."""
+    """The cache that the last turn left on the device, and the tokens of the prompt and the answer in it."""
 
     cache: Cache
     ids: Ids
@@ -52,9 +54,9 @@ class _Held:
 class Chat:
     """A conversation with a model about images and videos.
 
-    The media are encoded once, in the first turn. The cache of each turn is kept for the next: its prompt is
-    compared with what the cache holds, token by token, and only what follows the common part is computed.
-    Answers are those that the whole conversation, sent anew, would get.
+    The media are encoded once, in the first turn. The cache of each turn is kept for the next one, whose prompt is
+    compared with the cached tokens; only the tokens after the common part are computed. The answers are the same as
+    those to the whole conversation in one prompt.
 
         turn 1   USER: ▒▒▒▒▒▒▒▒▒ What is it? ASSISTANT:            computed
                                                       A cat.</s>   decoded
@@ -79,7 +81,7 @@ class Chat:
           processor: of the same checkpoint.
           images, videos: shown in the first turn, in any form that the processor takes. Videos have the same
             number of frames.
-          template: how the conversation is written, when not the processor's own way.
+          template: how the conversation is written; None for the processor's own template.
           read: `frame_sampling`, `limits` and `video_pooling` of `VideoLlavaProcessor.apply_chat_template`.
         """
         self._model = model
@@ -101,7 +103,7 @@ class Chat:
         *,
         template: str | PromptTemplate | None = None,
     ) -> Chat:
-        """A conversation about media that `media.open_medium` has read."""
+        """Starts a conversation about media that `media.open_medium` has read."""
         return cls(
             model,
             processor,
@@ -112,11 +114,11 @@ class Chat:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation so far, as the processor takes it."""
+        """The messages so far, as the processor takes them."""
         return list(self._messages)
 
     def restart(self) -> None:
-        """Forgets the turns. The media stay in the cache: the next question about them is as cheap as a turn."""
+        """Forgets the turns. The media stay in the cache, so the next question costs no more than another turn."""
         self._messages = []
 
     def ask(
@@ -126,7 +128,7 @@ class Chat:
         on_text: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Turn:
-        """Asks, and waits for the answer. A turn that fails or is interrupted is not kept.
+        """Asks a question and waits for the answer. A turn that fails or is interrupted is forgotten.
 
         Args:
           question: text; a literal `<video>` or `</s>` in it is only text.
@@ -142,7 +144,7 @@ class Chat:
         content = [*([] if self._messages else self._media), {"type": "text", "text": question}]
         messages = [*self._messages, {"role": "user", "content": content}]
         decoding = model.resolve_options({"max_new_tokens": ANSWER_TOKENS, **options})
-        held, self._held = self._held, None  # its cache is donated: until the turn has succeeded there is none
+        held, self._held = self._held, None  # decoding donates the cache, so a failed turn leaves none
         if held is None:
             ids, logits, cache = self._begin(messages, decoding)
             cached = 0
@@ -170,7 +172,7 @@ class Chat:
         return Turn(question, text, tuple(answer.tolist()), len(ids), cached, time.perf_counter() - started)
 
     def _begin(self, messages: list[dict[str, Any]], decoding: GenerationOptions) -> tuple[Ids, jax.Array, Cache]:
-        """Reads the media and computes the whole prompt."""
+        """Reads the media and prefills the whole prompt."""
         inputs = self._processor.apply_chat_template(
             messages, template=self._template, tokenize=True, max_new_tokens=decoding.max_new_tokens, **self._read
         )
@@ -182,12 +184,12 @@ class Chat:
         return np.asarray(inputs["input_ids"][0], np.int32), logits, cache
 
     def _ids(self, messages: list[dict[str, Any]]) -> Ids:
-        """The prompt's tokens, without another look at the media."""
+        """The prompt's tokens, from the media's known lengths."""
         segments = self._processor.encode(messages, template=self._template)
         return segments.expand(self._media_lengths, self._processor.encoder.media_ids).input_ids.astype(np.int32)
 
     def _continue(self, held: _Held, ids: Ids, decoding: GenerationOptions) -> tuple[jax.Array, Cache, int]:
-        """Computes what the prompt has beyond the cache: at least its last token, for the logits after it."""
+        """Extends the cache by the tokens that it lacks, and by the last token in any case: its logits are needed."""
         shorter = min(len(held.ids), len(ids) - 1)
         different = np.flatnonzero(held.ids[:shorter] != ids[:shorter])
         cached = int(different[0]) if len(different) else shorter

@@ -1,4 +1,4 @@
-"""What two checkpoints say to one fixed prompt: the last word on whether a conversion changed the model."""
+"""Compares the logits of two checkpoints on one fixed prompt: has a conversion changed what the model computes?"""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TEXT_TOKENS = 16
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """How far the logits of two models are apart.
+    """How much the logits of two models differ.
 
     Attributes:
       largest: the largest absolute difference.
-      rms: root mean square of the differences, over that of the first model's logits.
-      same_choice: the share of positions where both find the same token likeliest.
+      rms: root mean square of the differences, divided by that of the first model's logits.
+      same_choice: the share of positions at which both have the same likeliest token.
     """
 
     largest: float
@@ -40,10 +40,11 @@ def compare_logits(first: Path, second: Path, *, dtype: DTypeLike | None = None)
     """Runs two checkpoints, one after the other, on text with one image and one clip.
 
     Args:
+      first, second: directories in any layout.
       dtype: to run both in; None runs each in its own.
 
     Raises:
-      ValueError: the two have different vocabularies, or one of them does not load.
+      ValueError: the checkpoints have different vocabularies, or one of them does not load.
     """
     a, b = _logits(first, dtype), _logits(second, dtype)
     if a.shape != b.shape:
@@ -57,7 +58,7 @@ def compare_logits(first: Path, second: Path, *, dtype: DTypeLike | None = None)
 
 
 def fixed_inputs(config: VideoLlavaConfig) -> dict[str, npt.NDArray[np.generic]]:
-    """One row: some text, an image of noise, more text, a clip of noise, and text again, from a fixed seed."""
+    """Returns one row of text, an image of noise, text, a clip of noise and text, drawn with a fixed seed."""
     rng = np.random.default_rng(0)
     side, frames = config.vision_config.image_size, config.temporal_frames
     words = min(config.image_token_id, config.video_token_id, config.text_config.vocab_size)
@@ -66,9 +67,9 @@ def fixed_inputs(config: VideoLlavaConfig) -> dict[str, npt.NDArray[np.generic]]
         return [int(token) for token in rng.integers(min(3, words - 1), words, TEXT_TOKENS)]
 
     image = [config.image_token_id] * config.tokens_per_image
-    room = config.text_config.max_position_embeddings - 3 * TEXT_TOKENS - len(image)
-    if room < frames * config.tokens_per_frame:
-        image = []  # a small model: the clip alone, if that
+    left = config.text_config.max_position_embeddings - 3 * TEXT_TOKENS - len(image)
+    if left < frames * config.tokens_per_frame:
+        image = []  # a small model has no positions for both
     clip = [config.video_token_id] * (frames * config.tokens_per_frame)
     inputs: dict[str, npt.NDArray[np.generic]] = {
         "input_ids": np.array([text() + image + text() + clip + text()]),

@@ -1,4 +1,4 @@
-"""The host's loop of decoding: chunks of steps, and a look at the answers after each."""
+"""The host's side of decoding: starts chunks of steps on the device and reads the answers after each chunk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from videollava_jax.generation.steps import Graph
 from videollava_jax.generation.text import OnTokens, ended
 from videollava_jax.model.cache import Cache
 
-STREAM_CHUNK = 8  # steps between two looks at the answers, while streaming or watching for stop strings
+STREAM_CHUNK = 8  # steps of a chunk while tokens are streamed or stop strings are looked for
 
 
 def decode(
@@ -37,16 +37,18 @@ def decode(
     """Decodes answers after what the cache holds.
 
     Args:
+      graph, state: the model.
       logits_BV: of the first new token.
-      cache: with at least `answer_capacity(options.max_new_tokens)` free slots; its tail is donated.
+      cache: with at least `answer_capacity(options.max_new_tokens)` free positions; its tail is donated.
       keys_B: a key for the draws of each row.
-      seen: the tokens of each row's prompt, for the repetition penalty.
+      seen: the tokens of each row's prompt, which the repetition penalty applies to.
+      options: the same for all rows.
       tokenizer: needed with `options.stop_strings`.
       on_tokens: called after every chunk of steps.
 
     Returns:
-      The new tokens int64 [B, n], padded behind the end of each row, and the cache that holds all but the last of the
-      longest answer.
+      the new tokens int64 [B, n], padded behind the end of each row, and the cache. It holds every token but the last
+      of the longest answer, which was never fed back.
 
     Raises:
       FloatingPointError: logits that are not finite, naming the rows.
@@ -112,7 +114,7 @@ def _unwritten(
 
 
 def row_keys(seed: int | Sequence[int], rows: int, copies: int = 1) -> jax.Array:
-    """A key for each row and each of its copies: from the row's seed and the copy's number, nothing else."""
+    """Returns a key for each copy of each row; it depends on the row's seed and the copy's number alone."""
     seeds = [seed] * rows if isinstance(seed, int) else list(seed)
     if len(seeds) != rows:
         raise ValueError(f"seed: expected one number or one for each of {rows} rows, got {len(seeds)}")

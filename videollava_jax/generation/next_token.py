@@ -1,4 +1,4 @@
-"""From logits to the next token: greedy or drawn, each row by itself."""
+"""From logits to the next token of each row: the likeliest one or a drawn one."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampling:
-    """How the tokens of each row are chosen; all but two are traced, so that changing them compiles nothing anew.
+    """How the tokens of each row are chosen. All but `draw` and `penalise` are traced: other values compile nothing.
 
     Attributes:
-      keys_B: a key for each row. Token `i` is drawn with `fold_in(key, i)`: what a row draws does not depend on
-        its neighbours or on its place.
-      draw_B: bool, rows that are drawn; the others take the likeliest token.
+      keys_B: a key for each row. Token `i` is drawn with `fold_in(key, i)`, so the draws of a row depend neither on
+        the other rows nor on its index.
+      draw_B: bool, rows whose tokens are drawn; the others take the likeliest token.
       temperature_B: float32; above 0.
       top_k_B: int32, the number of likeliest tokens to draw from; 0 for all.
       top_p_B: float32, the probability mass to draw from; 1 for all.
       repetition_penalty_B: float32, 1 for none (Keskar et al. 2019, as transformers applies it).
-      draw, penalise: whether any row may need these at all.
+      draw: whether any row may be drawn; without it drawing is not compiled.
+      penalise: whether any row may have a repetition penalty, likewise.
     """
 
     keys_B: jax.Array
@@ -35,11 +36,15 @@ class Sampling:
 
 
 def next_tokens(logits_BV: jax.Array, seen_BV: jax.Array | None, sampling: Sampling, count_B: jax.Array) -> jax.Array:
-    """The next token of each row, int32 [B]; filters in transformers' order: penalty, temperature, top-k, top-p.
+    """Returns the next token of each row, int32 [B].
+
+    The filters come in transformers' order: repetition penalty, temperature, top-k, top-p.
 
     Args:
-      seen_BV: bool, tokens that the repetition penalty touches; None where no row has one.
-      count_B: int32, tokens that each row has so far.
+      logits_BV: of any float dtype.
+      seen_BV: bool, tokens that the repetition penalty applies to; None where no row has a penalty.
+      sampling: how each row is sampled.
+      count_B: int32, the number of tokens that each row has so far.
     """
     scores_BV = logits_BV.astype(jnp.float32)
     if sampling.penalise:
@@ -57,7 +62,7 @@ def next_tokens(logits_BV: jax.Array, seen_BV: jax.Array | None, sampling: Sampl
 
 
 def filtered(scores_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
-    """Scores with all but a row's `top_k` likeliest, and then all beyond a mass of `top_p`, set to -inf."""
+    """Sets to -inf all scores of a row but the `top_k` highest, and of these the ones beyond a mass of `top_p`."""
     V = scores_BV.shape[-1]
     top_k_B1, top_p_B1 = top_k_B[:, None], top_p_B[:, None]
     ranked_BV = jnp.sort(scores_BV, axis=-1, descending=True)
@@ -67,8 +72,8 @@ def filtered(scores_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> ja
     ranked_BV = jnp.where(ranked_BV >= kth_B1, ranked_BV, -jnp.inf)
     probabilities_BV = jax.nn.softmax(ranked_BV, axis=-1)
     before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-    # The likeliest always stays; of the others, those that begin within the mass. A sum of probabilities can round
-    # to 1 before its end, so that a mass of 1 is no bound of its own.
+    # The likeliest token always stays; another one stays if the mass of the likelier ones is below top_p. Rounding can
+    # bring the cumulative sum to 1 before its end, so top_p = 1 keeps all of them without a look at the sum.
     inside_BV = (((before_BV < top_p_B1) | (top_p_B1 >= 1)) & (ranked_BV > -jnp.inf)).at[:, 0].set(True)
     threshold_B1 = jnp.min(jnp.where(inside_BV, ranked_BV, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(scores_BV >= threshold_B1, scores_BV, -jnp.inf)

@@ -1,179 +1,37 @@
-"""The options of generation: one table of names, types, ranges and defaults, and the faces that fill it. No JAX.
+"""The generation options: a table of names, types, ranges and defaults, and every way to give them. No JAX.
 
 Options come as keywords (`generate`, `Chat.ask`, `Request`), as JSON (a line of a job), under OpenAI's names, from the
-command line, and from a checkpoint's generation_config.json. Each face gives a dictionary of checked values under
-transformers' names that holds only what was said; `GenerationOptions.resolve` fills in the rest.
+command line, and from a checkpoint's generation_config.json. For each of these a function returns a dictionary of the
+options that were given, checked and under transformers' names. `GenerationOptions.resolve` adds those that were not.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.generation.kinds import TEXT, TEXTS, TRUTH, Kind, number, parsed, several, whole
 
 ANSWER_TOKENS = 128
-"""`max_new_tokens` of chats, requests, jobs and commands that do not say it; `generate` has transformers' 20."""
+"""Default `max_new_tokens` of chats, requests, jobs and commands; `generate` has transformers' default, 20."""
 
-_INT32 = 2**31 - 1
 _SMALLEST, _LARGEST = 1e-6, 1e6
-"""Of what logits are divided by, so that float32 holds the quotient."""
-
-
-# ── types and ranges ──
-
-
-class Kind(Protocol):
-    """The type and range of an option; as text, what an error message says was expected."""
-
-    @property
-    def hint(self) -> str:
-        """The range in few words, for help texts; empty where there is nothing to say."""
-
-    def parse(self, value: Any) -> Any:
-        """Returns the value in its own type; raises TypeError, ValueError or OverflowError for any other."""
-
-    def read(self, text: str) -> Any:
-        """Returns the value that a command line writes as `text`, its range unchecked; raises ValueError."""
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A whole number: Python's or numpy's, no bool and no float."""
-
-    low: int
-    high: int = _INT32
-
-    def __str__(self) -> str:
-        return f"a whole number from {self.low} to {self.high}"
-
-    @property
-    def hint(self) -> str:
-        return f"{self.low} or more" if self.high == _INT32 else "64 bits"
-
-    def parse(self, value: Any) -> int:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        number = operator.index(value)
-        _require_within(number, self.low, self.high)
-        return number
-
-    def read(self, text: str) -> int:
-        return int(text)
-
-
-@dataclass(frozen=True)
-class Number:
-    """A finite number; with `open_low` it lies above `low`."""
-
-    low: float
-    high: float
-    open_low: bool = False
-
-    def __str__(self) -> str:
-        return f"a number {self.hint}"
-
-    @property
-    def hint(self) -> str:
-        lower = f"above {self.low:g}, at most" if self.open_low else f"from {self.low:g} to"
-        return f"{lower} {self.high:.7g}"
-
-    def parse(self, value: Any) -> float:
-        if isinstance(value, (bool, np.bool_, str, bytes)):
-            raise TypeError
-        number = float(value)
-        _require_within(number, self.low, self.high)
-        if self.open_low and number == self.low:
-            raise ValueError
-        return number
-
-    def read(self, text: str) -> float:
-        return float(text)
-
-
-@dataclass(frozen=True)
-class Truth:
-    """True or False, and no number in their place."""
-
-    def __str__(self) -> str:
-        return "true or false"
-
-    @property
-    def hint(self) -> str:
-        return ""
-
-    def parse(self, value: Any) -> bool:
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        return bool(value)
-
-    def read(self, text: str) -> bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError
-        return text.lower() == "true"
-
-
-@dataclass(frozen=True)
-class Text:
-    """A string that is not empty."""
-
-    def __str__(self) -> str:
-        return "a string that is not empty"
-
-    @property
-    def hint(self) -> str:
-        return ""
-
-    def parse(self, value: Any) -> str:
-        if not isinstance(value, str) or not value:
-            raise TypeError
-        return value
-
-    def read(self, text: str) -> str:
-        return text
-
-
-@dataclass(frozen=True)
-class Several:
-    """One value or a list of values; a tuple after parsing."""
-
-    each: Kind
-
-    def __str__(self) -> str:
-        return f"{self.each}, or a list of such"
-
-    @property
-    def hint(self) -> str:
-        return self.each.hint
-
-    def parse(self, value: Any) -> tuple[Any, ...]:
-        if isinstance(value, (bytes, Mapping)):
-            raise TypeError
-        alone = isinstance(value, str) or not hasattr(value, "__iter__")
-        return tuple(self.each.parse(item) for item in ([value] if alone else value))
-
-    def read(self, text: str) -> tuple[Any, ...]:
-        return tuple(self.each.read(part) for part in text.split(","))
-
-
-def _require_within(value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # NaN is outside too
-        raise ValueError
+"""The range of numbers that logits are divided by: float32 holds the quotients."""
 
 
 def _option(default: Any, kind: Kind, about: str, *, metavar: str | None = None, shared: bool = False) -> Any:
     """A field of `GenerationOptions`.
 
     Args:
+      default: transformers'.
+      kind: its type and range.
       about: the help text of its flag.
-      metavar: of its flag.
-      shared: rows that are answered together cannot differ in it, so it holds for an engine and not for a request.
+      metavar: the name of its value in the help text.
+      shared: whether all rows of a batch have to have the same value, so that a request cannot have its own.
     """
     return field(default=default, metadata={"kind": kind, "about": about, "metavar": metavar, "shared": shared})
 
@@ -186,42 +44,42 @@ class GenerationOptions:
     """How answers are generated: every option under transformers' name, with transformers' default.
 
     Attributes:
-      max_new_tokens: tokens that an answer is cut at.
-      do_sample: draw tokens; otherwise the likeliest one is taken, and `temperature`, `top_k`, `top_p` and `seed`
-        change nothing.
+      max_new_tokens: the most tokens of an answer.
+      do_sample: whether tokens are drawn. Otherwise the likeliest one is taken, and `temperature`, `top_k`, `top_p` and
+        `seed` change nothing.
       temperature: divides the logits; at least 1e-6 where tokens are drawn.
-      top_k: likeliest tokens to draw from; 0 for all.
+      top_k: number of likeliest tokens to draw from; 0 for all.
       top_p: probability mass of the likeliest tokens to draw from.
-      repetition_penalty: above 1 makes tokens that were there less likely, 1 changes nothing.
-      seed: of the draws; seeds that are equal modulo 2**32 draw the same.
+      repetition_penalty: above 1 makes tokens of the prompt and the answer so far less likely; 1 changes nothing.
+      seed: of the draws. Seeds that are equal modulo 2**32 draw the same tokens.
       eos_token_id: tokens that end an answer.
       pad_token_id: written behind the end of an answer.
       suppress_tokens: tokens that are never chosen.
       stop_strings: an answer ends with the token that completes one of them.
     """
 
-    max_new_tokens: int = _option(20, Whole(1), "cut the answer after this number of tokens", metavar="N")
-    do_sample: bool = _option(False, Truth(), "draw tokens instead of taking the likeliest one")
+    max_new_tokens: int = _option(20, whole(1), "cut the answer after this number of tokens", metavar="N")
+    do_sample: bool = _option(False, TRUTH, "draw tokens instead of taking the likeliest one")
     temperature: float = _option(
-        1.0, Number(0, _LARGEST), "draw tokens at this temperature, 0 for the likeliest ones", metavar="T"
+        1.0, number(0, _LARGEST), "draw tokens at this temperature; 0: take the likeliest ones", metavar="T"
     )
-    top_k: int = _option(50, Whole(0), "draw from this number of likeliest tokens, 0 for all", metavar="K")
+    top_k: int = _option(50, whole(0), "draw from this number of likeliest tokens; 0: from all", metavar="K")
     top_p: float = _option(
-        1.0, Number(0, 1, open_low=True), "draw from the likeliest tokens with this probability mass", metavar="P"
+        1.0, number(0, 1, above=True), "draw from the likeliest tokens with this probability mass", metavar="P"
     )
     repetition_penalty: float = _option(
-        1.0, Number(_SMALLEST, _LARGEST), "make tokens that were there less likely, above 1", metavar="FACTOR"
+        1.0, number(_SMALLEST, _LARGEST), "above 1: make tokens that occurred before less likely", metavar="FACTOR"
     )
-    seed: int = _option(0, Whole(-(2**63), 2**63 - 1), "of the draws", metavar="N")
+    seed: int = _option(0, whole(-(2**63), 2**63 - 1), "seed of the draws", metavar="N")
     eos_token_id: tuple[int, ...] = _option(
-        (), Several(Whole(-1)), "tokens that end an answer", metavar="ID,ID,...", shared=True
+        (), several(whole(-1)), "tokens that end an answer", metavar="ID,ID,...", shared=True
     )
-    pad_token_id: int = _option(0, Whole(-1), "token written behind the end of an answer", metavar="ID", shared=True)
+    pad_token_id: int = _option(0, whole(-1), "token written behind the end of an answer", metavar="ID", shared=True)
     suppress_tokens: tuple[int, ...] = _option(
-        (), Several(Whole(0)), "tokens that are never chosen", metavar="ID,ID,...", shared=True
+        (), several(whole(0)), "tokens that are never chosen", metavar="ID,ID,...", shared=True
     )
     stop_strings: tuple[str, ...] = _option(
-        (), Several(Text()), "end the answer once it holds this text, can be repeated", metavar="TEXT"
+        (), TEXTS, "end the answer once it contains this text; can be given several times", metavar="TEXT"
     )
 
     def __post_init__(self) -> None:
@@ -237,12 +95,12 @@ class GenerationOptions:
     def resolve(
         cls, given: Mapping[str, Any], generation_config: Mapping[str, Any], config: VideoLlavaConfig
     ) -> GenerationOptions:
-        """Returns what was given, then what the checkpoint says, then transformers' defaults.
+        """Takes each option from `given`, else from the checkpoint, else transformers' default.
 
         Args:
-          given: by name; None for what is left to the checkpoint.
-          generation_config: the checkpoint's generation_config.json; keys that are no options are ignored.
-          config: gives the end and padding tokens that generation_config.json leaves out.
+          given: options by name; None is the same as leaving one out.
+          generation_config: the checkpoint's generation_config.json; keys that are not options are ignored.
+          config: has the end and padding tokens where generation_config.json has none.
 
         Raises:
           TypeError: an unknown name.
@@ -268,14 +126,15 @@ class GenerationOptions:
 KINDS: Mapping[str, Kind] = {f.name: f.metadata["kind"] for f in dataclasses.fields(GenerationOptions)}
 """The type and range of each option by its name."""
 SHARED = frozenset(f.name for f in dataclasses.fields(GenerationOptions) if f.metadata["shared"])
-"""Options that hold for all requests of an engine, and not for one."""
+"""Options that all requests of an engine share."""
 
 
 def checked(given: Mapping[str, Any], shown: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Returns known options in their types; what is None is left out.
+    """Returns options in their types, without those that are None.
 
     Args:
-      shown: the names that error messages have instead of ours.
+      given: options by name; every name is one of `KINDS`.
+      shown: for an option's name, the name in error messages.
 
     Raises:
       ValueError: a value of a wrong type or out of range.
@@ -287,31 +146,15 @@ def checked(given: Mapping[str, Any], shown: Mapping[str, str] | None = None) ->
     return values
 
 
-def parsed(name: str, kind: Kind, value: Any) -> Any:
-    """Returns a value in the type of its kind.
-
-    Raises:
-      ValueError: it has another type or is out of range; the message begins with `name`.
-    """
-    try:
-        return kind.parse(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name}: expected {kind}, got {_in_short(value)}") from None
-
-
-def _in_short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # a number of thousands of digits
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:80]}…"
-
-
 # ── generation_config.json ──
 
 
 def from_generation_config(found: Mapping[str, Any], given: Mapping[str, Any] = {}) -> dict[str, Any]:
-    """Returns the options of a checkpoint's generation_config.json, without those that are given anyway.
+    """Returns the options of a checkpoint's generation_config.json.
+
+    Args:
+      found: the file's content; keys that are not options are ignored.
+      given: options to leave out, unchecked: a caller has given them.
 
     Raises:
       ValueError: a value of a wrong type or out of range; the message names the file and the option.
@@ -334,23 +177,23 @@ OPENAI_NAMES: Mapping[str, str] = {
     "seed": "seed",
     "stop": "stop_strings",
 }
-"""OpenAI's and vLLM's names of options to ours; of two for one option the later counts."""
+"""The option that OpenAI or vLLM has under another name. If a body has both names of one, the later here counts."""
 
 
 def from_json(
     found: Mapping[str, Any], *, others: Collection[str] = (), shown: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Returns the options of one question from a JSON object; null is as good as left out.
+    """Returns the options of one question from a JSON object; null is the same as leaving an option out.
 
-    A temperature above 0 asks for drawn tokens, and 0 for the likeliest ones.
+    Where `do_sample` is left out, a temperature above 0 sets it, and a temperature of 0 clears it.
 
     Args:
-      others: names in the same object that the caller reads itself.
-      shown: the names that error messages have instead of ours.
+      found: the object.
+      others: names in it that the caller reads itself.
+      shown: for an option's name, the name in error messages.
 
     Raises:
-      ValueError: an unknown name, a value of a wrong type or out of range, or an option that one question of many
-        cannot have for itself.
+      ValueError: an unknown name, a value of a wrong type or out of range, or an option that all requests share.
     """
     if unknown := sorted(found.keys() - KINDS.keys() - set(others)):
         known = [*(name for name in KINDS if name not in SHARED), *others]
@@ -363,20 +206,20 @@ def from_openai(found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of one question from those fields of an OpenAI body that `OPENAI_NAMES` lists.
 
     Raises:
-      ValueError: as of `from_json`, with OpenAI's names.
+      ValueError: a value of a wrong type or out of range; the message has OpenAI's name.
     """
     said = [name for name in OPENAI_NAMES if found.get(name) is not None]
     return from_json({OPENAI_NAMES[n]: found[n] for n in said}, shown={OPENAI_NAMES[n]: n for n in said})
 
 
 def require_own(given: Mapping[str, Any]) -> None:
-    """Raises a ValueError where the options of one request hold one that all requests of an engine share."""
+    """Raises a ValueError if the options of one request include one that all requests of an engine share."""
     if shared := sorted(name for name in SHARED & given.keys() if given[name] is not None):
         raise ValueError(f"{shared[0]}: all requests of an engine share it, so one of them cannot set it")
 
 
 def _drawn_by_temperature(values: dict[str, Any]) -> dict[str, Any]:
-    """Lets a temperature decide `do_sample` where that was not said."""
+    """Sets `do_sample` by the temperature where it was left out."""
     temperature = values.get("temperature")
     if temperature is None:
         return values
@@ -399,16 +242,16 @@ def add_option_flags(parser: argparse._ActionsContainer) -> None:
     for option in dataclasses.fields(GenerationOptions):
         kind, about = option.metadata["kind"], option.metadata["about"]
         flag = f"--{option.name.replace('_', '-')}"
-        if isinstance(kind, Truth):
+        if kind is TRUTH:
             decided = "(default: when --temperature is above 0)"
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{about} {decided}")
             continue
         own = "the checkpoint's" if option.name in SHARED else f"the checkpoint's, or {option.default or 'none'}"
         default = f"default: {_FLAG_DEFAULTS.get(option.name, own)}"
-        repeated = kind == Several(Text())
+        repeated = kind is TEXTS
         parser.add_argument(
             flag,
-            type=_reader(kind.each if repeated else kind),
+            type=_reader(TEXT if repeated else kind),
             action="append" if repeated else "store",
             metavar=option.metadata["metavar"],
             help=f"{about} ({'; '.join(filter(None, [kind.hint, default]))})",
@@ -422,13 +265,13 @@ def _reader(kind: Kind) -> Callable[[str], Any]:
         try:
             return kind.read(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {kind}, got {text!r}") from None
+            raise argparse.ArgumentTypeError(f"expected {kind.expected}, got {text!r}") from None
 
     return read
 
 
 def from_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns what the flags of `add_option_flags` say, completed as of `for_command`.
+    """Returns the options of the flags that `add_option_flags` added, with the defaults of `for_command`.
 
     Raises:
       ValueError: a value out of range.
@@ -439,6 +282,6 @@ def from_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 def for_command(given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns checked options with the defaults of commands and jobs: at most 128 tokens, each the likeliest one.
 
-    As in `from_json`, a temperature decides whether tokens are drawn. Options that came out of here stay unchanged.
+    A temperature decides `do_sample` as in `from_json`. Options that this function returned come back unchanged.
     """
     return {"max_new_tokens": ANSWER_TOKENS, "do_sample": False, **_drawn_by_temperature(checked(given))}

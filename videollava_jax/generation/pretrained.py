@@ -1,4 +1,4 @@
-"""`VideoLlavaForConditionalGeneration`: the model as transformers' users call it."""
+"""`VideoLlavaForConditionalGeneration`: the loaded model under the names that transformers' users know."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from jax.typing import ArrayLike, DTypeLike
 from videollava_jax.generation.buckets import answer_capacity
 from videollava_jax.generation.decoding import row_keys
 from videollava_jax.generation.inputs import checked_text, require_positions
+from videollava_jax.generation.kinds import parsed, whole
 from videollava_jax.generation.loaded import GENERATION_CONFIG, LoadedModel
-from videollava_jax.generation.options import KINDS, Whole, parsed
+from videollava_jax.generation.options import KINDS
 from videollava_jax.generation.text import OnTokens, Streamer, require_tokenizer, to_streamer
 from videollava_jax.model.layers import Quantization
 from videollava_jax.weights import Options, checkpoint_of, convert_to_orbax, export
@@ -30,11 +31,11 @@ from videollava_jax.weights.manifest import Verify
 
 @dataclass(frozen=True)
 class VideoLlavaOutput:
-    """What a forward pass returns, under transformers' names.
+    """The result of a forward pass, under transformers' names.
 
     Attributes:
       logits: [B, T, V].
-      loss: float32 scalar, the mean cross-entropy of the next token over labels that are not -100; None without.
+      loss: float32 scalar, the mean cross-entropy of the next token over labels that are not -100; None without labels.
       image_hidden_states: [N, tokens_per_image, D], None without images.
       video_hidden_states: [V × F, tokens_per_frame, D], fewer tokens with pooling; None without videos.
     """
@@ -85,21 +86,23 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
         )
 
     def save_pretrained(self, directory: str | os.PathLike[str], *, layout: str | None = None) -> None:
-        """Writes what `from_pretrained` reads, here and in transformers; `processor.save_pretrained` adds its files.
+        """Writes a checkpoint that `from_pretrained` reads, here and in transformers.
+
+        `processor.save_pretrained` adds the processor's files.
 
         Args:
           directory: must not exist, or hold exactly this already.
-          layout: "hub", "hf5", "memory" (transformers'), "pku" (the authors') or "orbax"; None for "hub", and for
-            "orbax" where the video tower attends over time, which transformers' cannot hold. Weights in int8 are
-            written as those that they stand for.
+          layout: "hub", "hf5", "memory" (transformers'), "pku" (the authors') or "orbax". None for "hub", or for
+            "orbax" where the video tower has temporal attention, which transformers' layouts cannot hold. Int8 weights
+            are written as floats.
 
         Raises:
-          WeightsError: the layout cannot hold the model, values are not finite, or the disk does not take it.
-          ValueError: parts of the model are with other processes.
+          WeightsError: the layout cannot hold the model, values are not finite, or writing fails.
+          ValueError: other processes hold shards of the model.
         """
         parameters = self.parameters
         if not all(value.is_fully_addressable for value in parameters.values()):
-            raise ValueError("parts of the model are with other processes: load it in one process to save it")
+            raise ValueError("other processes hold shards of the model: load it in one process to save it")
         if layout is None:
             layout = ORBAX if self.config.variant == "original" else "hub"
         written = (json.dumps(self.generation_config, indent=2) + "\n").encode()
@@ -121,16 +124,20 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
         pixel_values: ArrayLike | None = None,
         video_pooling: SupportsIndex = 1,
     ) -> VideoLlavaOutput:
-        """Logits of whole sequences, and their loss.
+        """Computes the logits of whole sequences, and their loss where labels are given.
 
         Args:
           input_ids: int [B, T], a placeholder token for each feature vector of the media.
           attention_mask: int or bool [B, T], 0 on padding; None for no padding.
-          pixel_values_images: float32 [N, 3, S, S] (`pixel_values` is its newer name).
+          pixel_values_images: float32 [N, 3, S, S].
           pixel_values_videos: float32 [V, F, 3, S, S].
           labels: int [B, T], -100 where nothing is learnt.
-          video_pooling: side of the windows of patches whose features are averaged, as the processor was told and
-            as its output says; 1 for none. No checkpoint was trained with another (docs/more_frames.md).
+          pixel_values: the newer name of `pixel_values_images`.
+          video_pooling: side of the windows of patches whose features are averaged, 1 for none. The processor's output
+            carries it. Checkpoints were trained with 1 (docs/more_frames.md).
+
+        Raises:
+          ValueError: text or media that do not fit together.
         """
         logits, features = self.forward(
             input_ids,
@@ -169,32 +176,36 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
         streamer: Streamer | None = None,
         **options: Any,
     ) -> npt.NDArray[np.int64]:
-        """Prompts and what follows them, as transformers returns it.
+        """Generates answers and returns them after their prompts, as transformers does.
 
-        Arguments have transformers' names, meanings and defaults (`generation_config.json` comes first). Beyond it:
+        Names and meanings of arguments are transformers'. A value that is left out is that of the checkpoint's
+        generation_config.json, or else transformers' default.
 
         Args:
-          video_pooling: as in a call; the processor's output carries it.
-          max_length: of the prompt and the answer, where `max_new_tokens` is left out.
-          seed: of the draws, one for all rows or one a row. A row's draws depend on its seed alone, so equal
-            prompts with equal seeds get equal answers; `num_return_sequences` gives different ones.
+          input_ids, attention_mask: prompts padded on the left; these and the media are as in `__call__`.
+          pixel_values_images, pixel_values_videos, pixel_values, video_pooling: likewise.
+          max_length: of prompt and answer together, where `max_new_tokens` is left out.
+          num_return_sequences: answers for each prompt; more than one with `do_sample` only.
+          seed: of the draws, one for all rows or one for each. A row's draws depend on its seed alone, so equal
+            prompts with equal seeds get equal answers; the answers of `num_return_sequences` differ.
           tokenizer: turns tokens back into text; needed with `stop_strings`.
-          on_tokens: called with the new tokens [B, n] of every chunk of 8 steps, for streaming.
-          streamer: transformers' `TextStreamer` and its like: is given the prompt, then each step's tokens, 8 steps at
-            a time.
+          on_tokens: called with the new tokens int64 [B, n] of every chunk of 8 steps, for streaming.
+          streamer: transformers' `TextStreamer` or one with its methods. It gets the prompts, and then each step's
+            tokens, 8 steps at a time.
           options: the other fields of `GenerationOptions`: `max_new_tokens`, `do_sample`, `temperature`, ….
 
         Returns:
           int64 [B × num_return_sequences, T + new]; rows that ended early are padded.
 
         Raises:
-          ValueError: arguments or media that do not fit together, or a prompt that with its answer is longer than
-            the model's positions; before anything is computed.
+          TypeError: an unknown option.
+          ValueError: arguments or media that do not fit together, or a prompt and answer longer than the model's
+            positions. It is raised before anything is computed.
           FloatingPointError: logits that are not finite, naming the rows.
         """
         ids, mask = checked_text(self.config, input_ids, attention_mask)
         B, T = ids.shape
-        copies = parsed("num_return_sequences", Whole(1), num_return_sequences)
+        copies = parsed("num_return_sequences", whole(1), num_return_sequences)
         seeds = [parsed("seed", KINDS["seed"], row) for row in seed] if isinstance(seed, Iterable) else None
         answer = self._max_new_tokens(options.get("max_new_tokens"), max_length, T)
         chosen = self.resolve_options({**options, "max_new_tokens": answer, "seed": seed if seeds is None else None})
@@ -243,7 +254,7 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
             max_length = self.generation_config.get("max_length")
         if max_length is None:
             return None
-        longest: int = parsed("max_length", Whole(1), max_length)
+        longest: int = parsed("max_length", whole(1), max_length)
         if longest <= prompt:
             raise ValueError(f"max_length: expected more than the {prompt} tokens of the prompt, got {longest}")
         return longest - prompt

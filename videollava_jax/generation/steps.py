@@ -1,7 +1,8 @@
 """The compiled functions: encode, prefill, extend, and a decode loop that stays on the device.
 
-The module's structure (`GraphDef`) is a static argument and its parameters an ordinary one, so that models of
-one configuration share what was compiled. Prompts come in buckets of length; the number of new tokens is traced.
+The module's structure (`GraphDef`) is a static argument and its parameters are an ordinary one, so models of one
+configuration share their compiled programs. Prompts are padded to buckets of length, and the number of new tokens is
+traced.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ Graph = Any  # nnx.GraphDef[VideoLlava]
 
 @partial(jax.jit, static_argnums=0)
 def encode_images(graph: Graph, state: Any, pixels: jax.Array) -> jax.Array:
-    """`VideoLlava.encode_images` of float32 [N, 3, S, S], as processors give them."""
+    """Runs `VideoLlava.encode_images` on pixels float32 [N, 3, S, S], as processors return them."""
     model: VideoLlava = nnx.merge(graph, state)
     return model.encode_images(jnp.moveaxis(pixels, -3, -1))
 
 
 @partial(jax.jit, static_argnums=(0, 3))
 def encode_videos(graph: Graph, state: Any, pixels: jax.Array, pooling: int = 1) -> jax.Array:
-    """`VideoLlava.encode_videos` of float32 [V, F, 3, S, S], as processors give them; `pooling` is static."""
+    """Runs `VideoLlava.encode_videos` on pixels float32 [V, F, 3, S, S], as processors return them."""
     model: VideoLlava = nnx.merge(graph, state)
     return model.encode_videos(jnp.moveaxis(pixels, -3, -1), pooling)
 
@@ -43,7 +44,7 @@ def forward(
     image_features: jax.Array | None,
     video_features: jax.Array | None,
 ) -> jax.Array:
-    """Logits [B, T, V] of whole sequences."""
+    """Computes the logits [B, T, V] of whole sequences."""
     model: VideoLlava = nnx.merge(graph, state)
     return model(ids_BT, mask_BT, image_features, video_features)
 
@@ -59,7 +60,7 @@ def prefill(
     *,
     capacity: int,
 ) -> tuple[jax.Array, Cache]:
-    """Logits [B, V] after prompts that are padded on the left, and their cache with `capacity` free positions."""
+    """Computes the logits [B, V] after prompts padded on the left, and their cache with `capacity` free positions."""
     model: VideoLlava = nnx.merge(graph, state)
     x_BTD, prefix = model.prefill(model.embed(ids_BT, image_features, video_features), mask_BT)
     return model.next_logits(x_BTD), Cache(prefix, empty_tail(prefix, prefix.prefixes, capacity, x_BTD.dtype))
@@ -69,14 +70,14 @@ def prefill(
 def extend(
     graph: Graph, state: Any, ids_BT: jax.Array, mask_BT: jax.Array, prefix: PrefixCache, tail: TailCache
 ) -> tuple[jax.Array, TailCache]:
-    """`VideoLlava.extend`: logits [B, V] after more text, padded on the left; the old tail is donated."""
+    """Runs `VideoLlava.extend`: logits [B, V] after more text, padded on the left. The tail is donated."""
     model: VideoLlava = nnx.merge(graph, state)
     return model.extend(ids_BT, mask_BT, Cache(prefix, tail))
 
 
 @partial(jax.jit, donate_argnames=("answers",))
 def choose(logits_BV: jax.Array, answers: Answers, vocabulary: Vocabulary) -> Answers:
-    """The answers with one more token each, where they have not ended."""
+    """Appends the first token to every answer that has not ended. The answers are donated."""
     return with_next_token(logits_BV, answers, vocabulary)
 
 
@@ -91,12 +92,16 @@ def decode(
     steps: jax.Array,
     enough: jax.Array,
 ) -> tuple[TailCache, Answers]:
-    """Writes tokens until every row has ended, without returning to the host.
+    """Decodes until every row has ended, without returning to the host.
 
     Args:
-      tail, answers: donated.
-      steps: int32, stop after so many.
-      enough: int32, or as soon as so many rows have ended since the call.
+      graph, state: the model.
+      prefix: shared by rows, only read.
+      tail: each row's own part of the cache; donated.
+      answers: donated.
+      vocabulary: end, padding and suppressed tokens.
+      steps: int32, the most steps to take.
+      enough: int32, the number of rows that have to end during this call for it to stop early.
     """
     model: VideoLlava = nnx.merge(graph, state)
     ended_before = answers.done_B.sum()

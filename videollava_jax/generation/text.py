@@ -1,4 +1,4 @@
-"""Tokens to text: answers, streams of text, stop strings."""
+"""Turns tokens into text: whole answers, streams of text, stop strings."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ OnTokens = Callable[[npt.NDArray[np.int64]], None]
 
 
 class Streamer(Protocol):
-    """What transformers calls a streamer: `TextStreamer`, `TextIteratorStreamer` and what is made like them."""
+    """transformers' streamers, `TextStreamer` and `TextIteratorStreamer` among them, by the methods that are called."""
 
     def put(self, value: npt.NDArray[Any]) -> None:
-        """Takes a prompt [B, T], then the tokens [B] of one step after the other."""
+        """Takes the prompts [B, T] at first, and then the tokens [B] of each step."""
 
     def end(self) -> None:
-        """The answers are whole."""
+        """Is called when all answers have ended."""
 
 
 def to_streamer(streamer: Streamer, on_tokens: OnTokens | None = None) -> OnTokens:
-    """An `on_tokens` that hands each step's tokens to a streamer, and whole chunks to another `on_tokens`."""
+    """Returns an `on_tokens` that passes each step's tokens to a streamer, and whole chunks to another `on_tokens`."""
 
     def hand_on(tokens: npt.NDArray[np.int64]) -> None:
         for step_B in tokens.T:
@@ -37,9 +37,9 @@ def to_streamer(streamer: Streamer, on_tokens: OnTokens | None = None) -> OnToke
 
 
 class TextStream:
-    """Turns the tokens of one row into text as they come: an `on_tokens` that hands on each new piece.
+    """An `on_tokens` that turns the tokens of one row into text and passes on each new piece.
 
-    A character whose bytes are spread over several tokens is held back until it is whole.
+    A character whose bytes are spread over several tokens is held back until all of them have come.
     """
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None]):
@@ -48,6 +48,7 @@ class TextStream:
         self._sent = ""
 
     def __call__(self, tokens: npt.NDArray[np.int64]) -> None:
+        """Takes the next tokens, int64 [1, n]."""
         self._tokens += tokens[0].tolist()
         text = answer_text(self._tokenizer, self._tokens)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
@@ -56,7 +57,7 @@ class TextStream:
 
 
 def answer_text(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """An answer as text: without special tokens, and without the space that Llama puts before its first word."""
+    """Returns an answer as text, without special tokens and without the space that Llama puts before its first word."""
     text: str = tokenizer.decode(tokens, skip_special_tokens=True)
     return text.lstrip(" ")
 
@@ -85,7 +86,7 @@ def ended(tokens: npt.NDArray[np.int32], checked: int, options: GenerationOption
 
 
 def _continuation(tokenizer: Any, tokens: list[int]) -> str:
-    """The text of tokens that follow others: with the space before a first word, which `decode` takes for a prefix."""
+    """The text of tokens that follow others. `decode` drops the space before the first word; here it stays."""
     text: str = tokenizer.decode(tokens)
     opens_a_word = tokenizer.convert_ids_to_tokens(tokens[0]).startswith("\N{LOWER ONE EIGHTH BLOCK}")
     return f" {text}" if opens_a_word else text
