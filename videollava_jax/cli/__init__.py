@@ -1,4 +1,4 @@
-"""The `videollava` command: `main`, which finds the command that was asked for and says what went wrong in a line."""
+"""The `videollava` command: `main` runs the command that was asked for and reports an error in one line."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Ask questions about images and videos with Video-LLaVA, in JAX.
   videollava ask clip.mp4 "Which way does it move?"        one answer
   videollava ask clip.mp4 "What is it?" "What colour?"     the clip is read and encoded once for both
   videollava chat clip.mp4                                 a conversation about it
-  videollava batch questions.jsonl answers.jsonl           many questions; killed at any moment, it goes on from there
+  videollava batch questions.jsonl answers.jsonl           many questions; after a kill the same command resumes
   videollava convert Video-LLaVA-7B-hf 7b-orbax            a checkpoint of any layout to Orbax
   videollava export 7b-orbax 7b-hf --layout hub            and back
-  videollava verify 7b-orbax                               is every bit as it was written?
+  videollava verify 7b-orbax                               is every bit as it was when it was written?
   videollava ask --model 7b-orbax clip.mp4 "Why is this funny?"
   videollava finetune --config lora --model 7b-orbax --output runs/mine --data.train mine.json
   videollava train-export runs/mine mine-hf                the model that this run has made
@@ -34,7 +34,14 @@ Ask questions about images and videos with Video-LLaVA, in JAX.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; its exit status: 0 on success, 1 for what went wrong, 2 for wrong arguments, 130 on Ctrl-C."""
+    """Runs a command line and returns its exit status: 0 on success, 1 on errors, 130 on Ctrl-C.
+
+    Args:
+      arguments: without the program's name; None for those of this process.
+
+    Raises:
+      SystemExit: with 2 for a command line that cannot be parsed, and where a command has an exit status of its own.
+    """
     parsed = _parser().parse_args(arguments)
     # transformers would advise to install torch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -43,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(parsed)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say
+    except BrokenPipeError:  # nobody reads the output any more, so no error message is printed either
         sys.stderr.close()
         return 1
     except (ValueError, OSError, FloatingPointError) as error:

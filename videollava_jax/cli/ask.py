@@ -1,4 +1,4 @@
-"""`videollava demo`, `ask` and `chat`: questions about some media, answered at once."""
+"""`videollava demo`, `ask` and `chat`: questions about one set of media."""
 
 from __future__ import annotations
 
@@ -27,23 +27,27 @@ if TYPE_CHECKING:
 
 
 def add_demo(commands: Commands) -> None:
+    """Adds `demo`."""
     made = add_command(
         commands,
         "demo",
         demo,
         "convert the bundled tiny model, ask it about bundled files, draw the answers",
-        "It needs no network and takes under a minute on a laptop.",
+        "It needs no network and takes less than a minute on a laptop.",
     )
-    made.add_argument("--picture", type=Path, default=Path("videollava-demo.png"), help="default: %(default)s")
+    made.add_argument(
+        "--picture", type=Path, default=Path("videollava-demo.png"), help="file to draw to; default: %(default)s"
+    )
 
 
 def demo(arguments: argparse.Namespace) -> None:
+    """Runs the demonstration and draws its answers."""
     from videollava_jax.cli.demo import run_demo
     from videollava_jax.cli.picture import require_picture_name, save_picture
 
     require_picture_name(arguments.picture)
     started = time.perf_counter()
-    panels = run_demo(_nothing if arguments.json else print)
+    panels = run_demo(_print_nothing if arguments.json else print)
     save_picture(arguments.picture, panels)
     if arguments.json:
         for media, turns in panels:
@@ -54,24 +58,33 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def add_ask(commands: Commands) -> None:
+    """Adds `ask`."""
     made = add_command(
         commands,
         "ask",
         ask,
         "answer questions about an image or a video",
-        "Each question is asked on its own; the media are read and encoded once for all.\n\n"
+        "Each question is asked on its own. The media are read and encoded once for all questions.\n\n"
         '  videollava ask clip.mp4 "Which way does it move?"\n'
         '  videollava ask before.png -m after.png "What has changed?"\n'
         '  videollava ask clip.mp4 "What happens?" --picture answer.png --json',
     )
     made.add_argument("media", nargs=1, metavar="MEDIUM", help="an image or a video")
     made.add_argument("question", nargs="+", metavar="QUESTION", help="what to ask")
-    made.add_argument("-m", "--more", action="append", default=[], metavar="MEDIUM", help="one more; can be repeated")
-    made.add_argument("--picture", type=Path, help="draw the frames that the model saw, with the answers, to this file")
+    made.add_argument(
+        "-m",
+        "--more",
+        action="append",
+        default=[],
+        metavar="MEDIUM",
+        help="one more image or video; can be given several times",
+    )
+    made.add_argument("--picture", type=Path, help="draw the frames that the model saw and the answers to this file")
     add_model_arguments(made)
 
 
 def ask(arguments: argparse.Namespace) -> None:
+    """Answers each question on its own."""
     from videollava_jax.cli.picture import require_picture_name, save_picture
 
     if arguments.picture is not None:
@@ -92,13 +105,16 @@ def ask(arguments: argparse.Namespace) -> None:
 
 
 def add_chat(commands: Commands) -> None:
+    """Adds `chat`."""
     made = add_command(
         commands,
         "chat",
         chat,
         "hold a conversation about images and videos",
-        "Questions are read from the terminal, or a line each from standard input. The media are encoded once, and\n"
-        "the keys and values of earlier turns stay on the device.",
+        "Reads questions from the terminal, or one per line from standard input. The media are encoded once, and the\n"
+        "KV cache of earlier turns stays on the device.\n\n"
+        "  videollava chat clip.mp4\n"
+        "  videollava chat before.png after.png --temperature 0.7",
     )
     made.add_argument("media", nargs="*", metavar="MEDIUM", help="images and videos")
     made.set_defaults(more=[])
@@ -106,6 +122,7 @@ def add_chat(commands: Commands) -> None:
 
 
 def chat(arguments: argparse.Namespace) -> None:
+    """Answers questions in turn until the input ends."""
     options = from_arguments(arguments)
     media, chat = _open(arguments)
     interactive = sys.stdin.isatty()
@@ -125,7 +142,7 @@ def chat(arguments: argparse.Namespace) -> None:
         on_text = None if arguments.json else _stream
         try:
             turn = chat.ask(question, on_text=on_text, **options)
-        except ValueError as error:  # too long, say: the conversation can go on
+        except ValueError as error:  # such as a question that is too long: the conversation can go on
             if not interactive:
                 raise
             print_error(error)
@@ -142,7 +159,7 @@ def chat(arguments: argparse.Namespace) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> tuple[list[Medium], Chat]:
-    """The media before the weights: a bad file, or frames that the model does not take, are told at once."""
+    """Opens the media, and then the model: an error about a file comes before the weights are loaded."""
     from videollava_jax.config import require_whole_windows
     from videollava_jax.generation.chat import Chat
     from videollava_jax.generation.loaded import LoadedModel
@@ -159,7 +176,7 @@ def _open(arguments: argparse.Namespace) -> tuple[list[Medium], Chat]:
 
 
 def _record(media: Sequence[Medium], turn: Turn) -> dict[str, Any]:
-    """A turn as `--json` prints it."""
+    """The record of a turn that `--json` prints."""
     shown = [
         {
             "path": medium.path,
@@ -177,7 +194,7 @@ def _stream(piece: str) -> None:
     print(piece, end="", flush=True)
 
 
-def _nothing(_: str) -> None:
+def _print_nothing(_: str) -> None:
     pass
 
 

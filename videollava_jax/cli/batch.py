@@ -15,12 +15,14 @@ from videollava_jax.cli.common import (
     add_command,
     add_int8_arguments,
     add_model_arguments,
+    argument_type,
     frame_sampling_of,
     open_processor,
     pair,
     print_error,
     print_json,
 )
+from videollava_jax.generation.kinds import number, whole
 from videollava_jax.generation.options import SHARED, from_arguments
 from videollava_jax.hub import local_path
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from videollava_jax.processing.processor import VideoLlavaProcessor
 
 DETAILS = """\
-INPUT holds a question a line, and OUTPUT appears whole, in the same order, when all have a record:
+INPUT holds one question per line. OUTPUT appears when every line has a record, with the records in the same order:
 
   {"id": "a1", "video": "clips/a.mp4", "prompt": "Which way does it move?"}
   {"id": "a2", "video": "clips/a.mp4", "prompt": "What shape is it?", "options": {"max_new_tokens": 16}}
@@ -41,13 +43,14 @@ INPUT holds a question a line, and OUTPUT appears whole, in the same order, when
   videollava batch questions.jsonl answers.jsonl --model 7b-orbax --media-root /data
 
 OpenAI's batch lines (custom_id, body.messages), LLaVA's question files (question_id, text), CSV and Parquet (id,
-video or image, prompt) are known by their look. Questions about one video may stand anywhere in the file: it is
-decoded and encoded once. Every answer is kept in OUTPUT.partial as it comes; killed at any moment, the same command
-goes on from there. Files are read by processes of their own, so that a hostile one costs its own line alone.
+video or image, prompt) are recognised by their keys. Questions about one video may be anywhere in the file: the video
+is decoded and encoded once. Every answer is kept in OUTPUT.partial as it comes, so after a kill at any moment the same
+command resumes there. Separate processes read the media, so a hostile file costs only its own line.
 """
 
 
 def add_batch(commands: Commands) -> None:
+    """Adds `batch`."""
     from videollava_jax.batch.lines import FORMS
 
     made = add_command(
@@ -57,77 +60,112 @@ def add_batch(commands: Commands) -> None:
         "answer a file of questions, one record for each line, on a machine that may be taken away",
         DETAILS,
     )
-    made.add_argument("files", nargs="*", type=Path, metavar="INPUT OUTPUT")
-    made.add_argument("-i", "--input-file", type=Path, metavar="INPUT", help="the same, as vLLM's run-batch has it")
-    made.add_argument("-o", "--output-file", type=Path, metavar="OUTPUT")
-    made.add_argument("-m", dest="model", metavar="MODEL", default=argparse.SUPPRESS, help="as --model")
-    made.add_argument("--format", choices=FORMS, help="of the input; default: what it looks like")
+    made.add_argument("files", nargs="*", type=Path, metavar="INPUT OUTPUT", help="files of questions and of answers")
+    made.add_argument("-i", "--input-file", type=Path, metavar="INPUT", help="the same, as in vLLM's run-batch")
+    made.add_argument("-o", "--output-file", type=Path, metavar="OUTPUT", help="likewise")
+    made.add_argument("-m", dest="model", metavar="MODEL", default=argparse.SUPPRESS, help="the same as --model")
+    made.add_argument("--format", choices=FORMS, help="of the input; default: recognised by suffix and keys")
     job = made.add_argument_group("the job")
     job.add_argument(
         "--max-error-rate",
-        type=float,
+        type=argument_type(number(0, 1)),
         default=0.95,
         metavar="SHARE",
-        help="end when more of the lines than this have failed, once lines about 20 media have; 1 for never; "
-        "default: %(default)s",
+        help="end the job when more than this share of the lines has failed, but not before lines about 20 media "
+        "have; 1: never; default: %(default)s",
     )
-    job.add_argument("--retry-errors", action="store_true", help="try lines again whose record is an error")
-    job.add_argument("--keep-ledger", action="store_true", help="leave OUTPUT.partial when OUTPUT is written")
+    job.add_argument("--retry-errors", action="store_true", help="answer the lines again whose record is an error")
+    job.add_argument("--keep-ledger", action="store_true", help="keep OUTPUT.partial after OUTPUT is written")
     media = made.add_argument_group("media")
     media.add_argument(
-        "--media-root", type=local_path, metavar="DIRECTORY", help="paths are relative to it and may not leave"
+        "--media-root",
+        type=local_path,
+        metavar="DIRECTORY",
+        help="directory of the media; lines name paths in it and none outside",
     )
     media.add_argument(
         "--allow-host",
         action="append",
         default=[],
         metavar="HOST",
-        help="media may be fetched from it, but from no private network; can be repeated; default: from nowhere",
+        help="host that media may be fetched from, unless its address is private; can be given several times; "
+        "default: none",
     )
     media.add_argument(
-        "--workers", type=int, default=4, metavar="N", help="processes that decode; default: %(default)s"
+        "--workers",
+        type=argument_type(whole(1)),
+        default=4,
+        metavar="N",
+        help="processes that decode media; default: %(default)s",
     )
     media.add_argument(
-        "--limit-seconds", type=float, default=60.0, metavar="S", help="that a medium may take; default: %(default)g"
+        "--limit-seconds",
+        type=argument_type(number(0, 86400, above=True)),
+        default=60.0,
+        metavar="S",
+        help="time that reading one medium may take; default: %(default)g",
     )
     media.add_argument(
-        "--limit-memory", type=_size, default=4 * 2**30, metavar="SIZE", help="that a medium may take; default: 4GiB"
+        "--limit-memory",
+        type=_size,
+        default=4 * 2**30,
+        metavar="SIZE",
+        help="memory that reading one medium may take; default: 4GiB",
     )
-    media.add_argument("--limit-bytes", type=_size, default=2**30, metavar="SIZE", help="of a medium; default: 1GiB")
+    media.add_argument(
+        "--limit-bytes", type=_size, default=2**30, metavar="SIZE", help="size of one medium; default: 1GiB"
+    )
     media.add_argument(
         "--retries",
-        type=_natural,
+        type=argument_type(whole(0)),
         default=1,
         metavar="N",
-        help="of a medium that crashes or hangs its process, or whose host fails; default: %(default)s",
+        help="times that a medium is tried again after it crashed or hung its process, or its host failed; "
+        "default: %(default)s",
     )
     device = made.add_argument_group("the device")
-    device.add_argument("--max-rows", type=int, metavar="N", help="questions answered at a time; default: what fits")
-    device.add_argument("--memory", type=_size, metavar="SIZE", help="for keys and values; default: what is free")
+    device.add_argument(
+        "--max-rows", type=argument_type(whole(1)), metavar="N", help="questions answered at a time; default: what fits"
+    )
+    device.add_argument("--memory", type=_size, metavar="SIZE", help="memory for the KV cache; default: what is free")
     add_int8_arguments(device)
-    device.add_argument("--mesh", type=pair, metavar="DATAxTENSOR", help="such as 1x8; default: one device")
+    device.add_argument(
+        "--mesh", type=pair, metavar="DATAxTENSOR", help="devices to spread over, such as 1x8; default: one"
+    )
     machines = made.add_argument_group("several machines")
     machines.add_argument(
         "--ray",
         action="store_true",
-        help="answer on the Ray cluster of RAY_ADDRESS or of this machine; the ledger stays here",
+        help="answer on a Ray cluster: that of RAY_ADDRESS, or one on this machine; the ledger stays here",
     )
     machines.add_argument(
-        "--replicas", type=_positive, metavar="N", help="engines in the cluster; default: what there is room for"
+        "--replicas",
+        type=argument_type(whole(1)),
+        metavar="N",
+        help="engines in the cluster; default: as many as fit",
     )
     machines.add_argument(
         "--replica-resources",
         type=_resources,
         metavar="NAME=N,...",
-        help="of each, by Ray's names, such as TPU=4; default: a TPU or a GPU for each device of --mesh, or a CPU",
+        help="what each engine gets, by Ray's names, such as TPU=4; default: a TPU or GPU for each device of --mesh, "
+        "or a CPU",
     )
     machines.add_argument(
-        "--ray-block", type=_positive, metavar="N", help="lines that a replica is given at a time; default: 2048"
+        "--ray-block",
+        type=argument_type(whole(1)),
+        metavar="N",
+        help="lines that an engine gets at a time; default: 2048",
     )
     add_model_arguments(made)
 
 
 def batch(arguments: argparse.Namespace) -> None:
+    """Runs a job, or what is left of it.
+
+    Raises:
+      SystemExit: with 128 plus the signal's number, if a signal stopped the job.
+    """
     from videollava_jax.batch.formats import Defaults
     from videollava_jax.batch.media.isolation import IsolatedReader
     from videollava_jax.batch.media.remote import Fetcher
@@ -180,7 +218,7 @@ def batch(arguments: argparse.Namespace) -> None:
         grace=10.0,  # machines are given 25 to 30 seconds
     )
     try:
-        # What happens to its nodes, Ray prints to the standard output, which is for the summary.
+        # Ray prints events of its nodes to standard output, which is for the summary.
         with contextlib.redirect_stdout(sys.stderr):
             summary = run_batch(source, output, make_runner, options)
     except Stopped as stopped:
@@ -198,7 +236,7 @@ def batch(arguments: argparse.Namespace) -> None:
 
 
 def _job_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """INPUT and OUTPUT, by place or by -i and -o."""
+    """The input and the output, given without flags or with -i and -o."""
     given = [*arguments.files]
     source = arguments.input_file or (given.pop(0) if given else None)
     output = arguments.output_file or (given.pop(0) if given else None)
@@ -219,7 +257,7 @@ def _worker_limits(arguments: argparse.Namespace) -> WorkerLimits:
 
 
 def _facts(arguments: argparse.Namespace, path: str | Path, template: str) -> dict[str, str]:
-    """What makes it this job: the model by content, or by its revision on the hub, and how it computes."""
+    """The part of the job's identity that is about the model: its content or revision, and how it computes."""
     from videollava_jax.hub import Wanted, find_model
     from videollava_jax.weights.fingerprint import model_fingerprint
 
@@ -287,7 +325,7 @@ def _ray_runner(arguments: argparse.Namespace, path: str | Path, source: Path, o
 
 
 def _replica_engine(arguments: argparse.Namespace) -> Engine:
-    """The engine of `batch`, in a replica."""
+    """Makes the engine of a replica."""
     from videollava_jax.batch.media.isolation import IsolatedReader
 
     path, processor = open_processor(arguments)
@@ -305,18 +343,6 @@ def _size(text: str) -> int:
     if size < 1:
         raise argparse.ArgumentTypeError(f"expected a size such as 8GiB, 500MB or 1000000, got {text!r}")
     return size
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return int(text)
 
 
 def _resources(text: str) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""What the commands share: how one is declared, options and their values, JSON, errors of one line.
+"""Parts of all commands: declaring one, its shared arguments, JSON and error output.
 
-JAX is imported by the commands' functions, so that `--help` and a wrong argument are answered at once.
+The functions of the commands import JAX, so `--help` and errors about arguments appear without waiting for it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from videollava_jax.generation.kinds import Kind
 from videollava_jax.generation.options import add_option_flags
 from videollava_jax.processing.prompt import TEMPLATES
 
@@ -31,11 +32,13 @@ MODEL_HELP = (
 def add_command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, details: str
 ) -> argparse.ArgumentParser:
-    """The parser of a command, with `--json`.
+    """Adds a command, and returns its parser, which has `--json` already.
 
     Args:
-      run: called with the parsed arguments; what it raises of ValueError and OSError is told in a line.
-      text: what it does, as the list of commands has it.
+      commands: where it is added.
+      name: of the command.
+      run: called with the parsed arguments; `main` prints a ValueError or OSError that it raises in one line.
+      text: says what the command does, in the list of commands and at the head of its own help.
       details: the rest of its help.
     """
     made = commands.add_parser(
@@ -45,15 +48,17 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.set_defaults(run=run)
-    made.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
+    made.add_argument("--json", action="store_true", help="print one JSON object per line instead of text")
     return made
 
 
 def print_json(record: dict[str, Any]) -> None:
+    """Prints a record as a line of JSON."""
     print(json.dumps(record, ensure_ascii=False), flush=True)
 
 
 def print_error(error: object) -> None:
+    """Prints an error to standard error, after the program's name."""
     print(f"videollava: {error}", file=sys.stderr)
 
 
@@ -61,30 +66,32 @@ def print_error(error: object) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that answers questions."""
+    """Adds the arguments of every command that answers questions: the model, the frames of videos, the answers."""
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="tiny", help=MODEL_HELP)
-    model.add_argument("--dtype", choices=DTYPES, help="of parameters and compute; default: the checkpoint's")
     model.add_argument(
-        "--template", choices=tuple(TEMPLATES), help="how prompts are written; default: the checkpoint's own way"
+        "--dtype", choices=DTYPES, help="number format of weights and compute; default: the checkpoint's"
+    )
+    model.add_argument(
+        "--template", choices=tuple(TEMPLATES), help="the way prompts are written; default: the checkpoint's"
     )
     frames = parser.add_argument_group("frames of videos")
     frames.add_argument(
-        "--frames", type=int, default=8, metavar="N", help="how many; default: 8, as the model was trained"
+        "--frames", type=int, default=8, metavar="N", help="take this number of frames; default: 8, as in training"
     )
     frames.add_argument(
         "--pool",
         type=int,
         metavar="K",
-        help="average each frame's tokens over windows of K by K patches, so that more frames fit: of 257 tokens 2 "
-        "leaves 65, 4 leaves 17; the model was not trained for it. Default: the checkpoint's own, which is none",
+        help="average each frame's tokens over windows of K by K patches, so that more frames fit: 2 leaves 65 of 257 "
+        "tokens, 4 leaves 17; the model was not trained with it; default: the checkpoint's, which is none",
     )
     rule = frames.add_mutually_exclusive_group()
     rule.add_argument(
-        "--linspace", action="store_true", help="spread from the first frame to the last, as the authors do"
+        "--linspace", action="store_true", help="spread them from the first frame to the last, as the authors do"
     )
-    rule.add_argument("--fps", type=float, help="so many a second, at most N")
-    rule.add_argument("--indices", type=_indices, metavar="I,I,...", help="exactly these, counted from 0")
+    rule.add_argument("--fps", type=float, help="take this number per second, at most N in all")
+    rule.add_argument("--indices", type=_indices, metavar="I,I,...", help="take exactly these, counted from 0")
     add_option_flags(parser.add_argument_group("answers"))
 
 
@@ -92,7 +99,7 @@ def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlav
     """Opens the processor of `--model` with the template and pooling that were asked for; fetches no weights.
 
     Returns:
-      the model's directory, or its name on the hub, and the processor.
+      The model's directory, or its name on the hub, and the processor.
     """
     from videollava_jax.hub import find_here
     from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -102,10 +109,11 @@ def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlav
 
 
 def frame_sampling_of(arguments: argparse.Namespace, frame_window: int) -> FrameSampling:
-    """Which frames of a video are taken.
+    """Returns the rule by which frames of a video are taken.
 
     Args:
-      frame_window: that the model takes; frames by `--fps` are whole windows.
+      arguments: of `add_model_arguments`.
+      frame_window: the number of frames that the model takes together; `--fps` takes a multiple of it.
     """
     from videollava_jax.media import Fps, Indices, Linspace, Uniform
 
@@ -123,17 +131,33 @@ def _indices(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"expected frame numbers such as 0,5,9, got {text!r}") from None
 
 
-# ── the device ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── the device, values of arguments ────────────────────────────────────────────────────────────────────────────
 
 
 def add_int8_arguments(parser: argparse._ActionsContainer) -> None:
-    """What the engine keeps in int8."""
-    parser.add_argument("--int8-weights", action="store_true", help="the decoder's projections in int8")
-    parser.add_argument("--int8-cache", action="store_true", help="keys and values of prefixes in int8")
+    """Adds flags for what the engine keeps in int8."""
+    parser.add_argument("--int8-weights", action="store_true", help="keep the decoder's projections in int8")
+    parser.add_argument("--int8-cache", action="store_true", help="keep the keys and values of prefixes in int8")
+
+
+def argument_type(kind: Kind) -> Callable[[str], Any]:
+    """Returns the `type` of an argument whose values are of a kind, for argparse."""
+
+    def parse(text: str) -> Any:
+        try:
+            return kind.parse(kind.read(text))
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"expected {kind.expected}, got {text!r}") from None
+
+    return parse
 
 
 def pair(text: str) -> tuple[int, int]:
-    """`2x4`: a mesh or a grid."""
+    """Parses two numbers such as `2x4`, of a mesh or a grid.
+
+    Raises:
+      ArgumentTypeError: any other text.
+    """
     numbers = text.split("x")
     if len(numbers) != 2 or not all(number.isdecimal() and int(number) for number in numbers):
         raise argparse.ArgumentTypeError(f"expected two numbers such as 2x4, got {text!r}")

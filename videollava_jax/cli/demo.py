@@ -1,4 +1,4 @@
-"""The demonstration: from the bundled checkpoint and files to answers, with nothing to fetch."""
+"""The demonstration: converts the bundled checkpoint and asks it about the bundled files. It fetches nothing."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ Panel = tuple[list[Medium], list[Turn]]
 
 
 def run_demo(report: Callable[[str], None]) -> list[Panel]:
-    """Converts the tiny model to Orbax, loads it from there, and asks about every bundled file.
+    """Converts the tiny model to Orbax, loads the result, and asks about every bundled file.
 
     Args:
-      report: called with each line that tells what is going on.
+      report: called with each line of progress.
+
+    Returns:
+      Each file with its questions and answers, for `picture.draw_answers`.
     """
     with tempfile.TemporaryDirectory() as directory:
         orbax = Path(directory) / "tiny"

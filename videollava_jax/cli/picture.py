@@ -1,4 +1,4 @@
-"""A picture of what was asked: the frames that the model saw, with questions and answers under them."""
+"""Draws answers: the frames that the model saw, with the questions and answers under them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ TEXT, SMALL = ImageFont.load_default(16), ImageFont.load_default(12)
 
 
 def draw_answers(panels: Sequence[Panel]) -> Image.Image:
-    """One panel below the other: the frames of its media with their times, then each question with its answer."""
+    """Draws one panel below the other: frames with their times, and then each question with its answer."""
     return _stacked([_panel(media, turns) for media, turns in panels])
 
 
 def save_picture(path: Path, panels: Sequence[Panel]) -> None:
-    """Draws the panels and writes them, in the format that the name ends in."""
+    """Draws the panels to a file, whose suffix is the format; makes the directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_answers(panels).save(path)
 
 
 def require_picture_name(path: Path) -> None:
-    """Raises a ValueError where a name ends in something that is no picture format; called before the work."""
+    """Raises a ValueError if a name's suffix is not a format of pictures. Call it before the work."""
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(
             f"{path}: expected the name of a picture such as answers.png, got {path.suffix or 'no suffix'}"
@@ -60,7 +60,7 @@ def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
 
 
 def _strip(medium: Medium) -> Image.Image:
-    """The frames beside each other under the medium's name, their times below."""
+    """The medium's name, its frames in a row, and their times below."""
     height, width = medium.frames.shape[1:3]
     size = (max(1, round(width * FRAME_HEIGHT / height)), FRAME_HEIGHT)
     step = size[0] + GAP
@@ -81,7 +81,7 @@ def _strip(medium: Medium) -> Image.Image:
 
 
 def _turn(turn: Turn, width: int) -> Image.Image:
-    """Question and answer, on one line where they fit."""
+    """A question and its answer, on one line if they fit."""
     answer = turn.answer or "(nothing)"
     indent = _length(turn.question, TEXT) + 2 * GAP
     if indent + _length(answer, TEXT) <= width:
@@ -102,7 +102,7 @@ def _length(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> in
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines that fit the width, broken between words where that is possible."""
+    """Lines of words, each as long as fits the width; a longer word has a line to itself."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
