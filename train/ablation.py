@@ -38,10 +38,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tiny
+import tiny_data
+import tiny_model
+import tiny_stages
 from ablation_results import DATA, KINDS, TOWERS, append, read, read_all, results_of, right, tables
 from safetensors.numpy import load_file, save_file
-from tiny import Media, Parameters, Tiny
+from tiny_data import Media
+from tiny_model import Parameters, Tiny
 from tqdm import tqdm
 
 from videollava_jax import compilation_cache
@@ -181,7 +184,7 @@ def measure_seed(out: Path, settings: Settings, seed: int) -> None:
     unseen = draw("unseen", EVAL_SEEDS[FIRST_UNSEEN:], settings.unseen_images, settings.unseen_clips)
     scenes = TRAIN_SEEDS[seed * SCENES_OF_A_SEED :]
     seen = draw(f"seed {seed}", scenes, settings.tower_images, settings.tower_clips)
-    model = Tiny(tiny.make_config(processor), seed)
+    model = Tiny(tiny_model.make_config(processor), seed)
     parts = towers_of_seed(out / "towers" / f"{seed}.safetensors", settings, seed, model, seen)
     sizes = {"images": settings.images, "clips": settings.clips}
     used = {name: head_of(media, sizes[name]) for name, media in seen.items()}
@@ -205,8 +208,8 @@ def draw(title: str, seeds: range, images: int, clips: int) -> dict[str, Media]:
     """The first scenes of these seeds as images and as clips."""
     with multiprocessing.get_context("spawn").Pool() as pool:
         return {
-            "images": tiny.make(pool, tiny.make_image, seeds[:images], f"{title}: images"),
-            "clips": tiny.make(pool, tiny.make_clip, seeds[:clips], f"{title}: clips"),
+            "images": tiny_data.make(pool, tiny_data.make_image, seeds[:images], f"{title}: images"),
+            "clips": tiny_data.make(pool, tiny_data.make_clip, seeds[:clips], f"{title}: clips"),
         }
 
 
@@ -223,7 +226,7 @@ def towers_of_seed(
     """The trained image tower and both video towers, each with the heads that were trained with it.
 
     Returns:
-        "image", "aligned" and "unaligned": parameters as the model names them, and heads as `tiny.make_heads` does.
+        "image", "aligned" and "unaligned": parameters as the model names them, and heads as `make_heads` does.
     """
     if not file.exists():
         trained = train_towers(settings, seed, model, seen)
@@ -241,9 +244,9 @@ def towers_of_seed(
 
 def train_towers(settings: Settings, seed: int, model: Tiny, seen: dict[str, Media]) -> dict[str, Parameters]:
     """The image tower, and from it and from nothing the two video towers: see `towers_of_seed`."""
-    parameters = tiny.scaled(named_parameters(model.state))
+    parameters = tiny_model.scaled(named_parameters(model.state))
     width = model.module(parameters).config.vision_config.hidden_size
-    some, every = tiny.some_frames(seen["images"], seen["clips"]), tiny.every_frame(seen["clips"])
+    some, every = tiny_data.some_frames(seen["images"], seen["clips"]), tiny_data.every_frame(seen["clips"])
 
     def align(
         title: str,
@@ -255,20 +258,20 @@ def train_towers(settings: Settings, seed: int, model: Tiny, seen: dict[str, Med
     ) -> tuple[Parameters, Parameters]:
         """At a fraction of the steps and of the rate; on the same frames the same batches, whichever the tower."""
         steps = settings.align_steps // fraction
-        batches = tiny.labelled_frames(*frames, settings.align_batch, np.random.default_rng([seed, fraction]))
-        schedule = tiny.make_schedule(settings.align_rate / fraction, steps)
+        batches = tiny_data.labelled_frames(*frames, settings.align_batch, np.random.default_rng([seed, fraction]))
+        schedule = tiny_stages.make_schedule(settings.align_rate / fraction, steps)
         title = f"seed {seed}: {title}"
-        return tiny.align(title, model, parameters, heads, tower, batches, schedule=schedule, steps=steps)
+        return tiny_stages.align(title, model, parameters, heads, tower, batches, schedule=schedule, steps=steps)
 
     def first(title: str, tower: str, heads_seed: int) -> tuple[Parameters, Parameters]:
-        heads = tiny.make_heads(np.random.default_rng([seed, heads_seed]), width)
+        heads = tiny_stages.make_heads(np.random.default_rng([seed, heads_seed]), width)
         return align(title, parameters, heads, tower, some, 1)
 
     def then(title: str, parameters: Parameters, heads: Parameters) -> tuple[Parameters, Parameters]:
         return align(title, parameters, heads, "video_tower", every, 3)
 
     with_images, heads = first("image tower", "image_tower", 10)
-    from_images = with_images | tiny.video_tower_of(with_images)
+    from_images = with_images | tiny_model.video_tower_of(with_images)
     joined, joined_heads = then("aligned video tower", from_images, heads)
     apart, apart_heads = then("unaligned video tower, 2", *first("unaligned video tower, 1", "video_tower", 11))
 
@@ -284,7 +287,7 @@ def train_towers(settings: Settings, seed: int, model: Tiny, seen: dict[str, Med
 
 def starting_point(model: Tiny, parts: dict[str, Parameters], towers: str) -> Parameters:
     """All parameters: the image tower and one of the video towers; projector and decoder as they were drawn."""
-    parameters = tiny.scaled(named_parameters(model.state))
+    parameters = tiny_model.scaled(named_parameters(model.state))
     known = parts["image"] | parts[towers]
     return parameters | {name: value for name, value in known.items() if name in parameters}
 
@@ -306,7 +309,7 @@ def read_by_heads(clips: Media, parts: dict[str, Parameters], towers: str) -> di
         The share of patches with something in them whose shape and colour are both named right: by the heads that
         were trained with the video tower ("own"), and by those that were trained with the image tower ("image").
     """
-    states, labels = tiny.every_frame(clips)
+    states, labels = tiny_data.every_frame(clips)
     normed = jax.nn.standardize(states[:, 1:], axis=-1)
 
     def share(heads: Parameters) -> float:
@@ -340,7 +343,7 @@ def train_and_ask(
     frozen = {name: value for name, value in parameters.items() if "_tower." in name}
     # Each medium draws its batches alone: they are the same in every condition that has it.
     streams = [
-        tiny.conversations(
+        tiny_data.conversations(
             processor,
             [(media, settings.image_batch if name == "images" else settings.clip_batch)],
             settings.questions,
@@ -363,13 +366,15 @@ def train_and_ask(
         nonlocal mean
         mean = mixed(mean, trained, min(MEMORY, step / (step + 10)))
         if step in points:
-            answers = {name: tiny.accuracy(model, frozen | mean, processor, media) for name, media in asked.items()}
+            answers = {
+                name: tiny_stages.accuracy(model, frozen | mean, processor, media) for name, media in asked.items()
+            }
             curve.append({"step": step, **answers})
             told = ", ".join(f"{name} {right(counts):.1f}%" for name, counts in answers.items())
             tqdm.write(f"{title}: after {step} steps {told}", file=sys.stderr)
 
     schedule = optax.warmup_constant_schedule(0.0, settings.rate, min(WARM_UP, settings.steps // 4))
-    tiny.train(title, loss, trained, batches, schedule=schedule, steps=settings.steps, after=after)
+    tiny_stages.train(title, loss, trained, batches, schedule=schedule, steps=settings.steps, after=after)
     return curve
 
 

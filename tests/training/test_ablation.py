@@ -53,7 +53,7 @@ def quick(ablation, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def drawn(ablation):
     """A few scenes, drawn in this process."""
-    tiny = ablation.tiny
+    tiny = ablation.tiny_data
 
     def media(make, count):
         frames, labels, questions = zip(*map(make, range(count)), strict=True)
@@ -64,7 +64,7 @@ def drawn(ablation):
 
 @pytest.fixture(scope="module")
 def model(ablation, tiny_processor):
-    return ablation.Tiny(ablation.tiny.make_config(tiny_processor), 0)
+    return ablation.Tiny(ablation.tiny_model.make_config(tiny_processor), 0)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def untrained(ablation, model, drawn, monkeypatch):
         planned.append((tower, next(batches)[0], steps))
         return parameters, heads
 
-    monkeypatch.setattr(ablation.tiny, "align", align)
+    monkeypatch.setattr(ablation.tiny_stages, "align", align)
     return ablation.train_towers(ablation.QUICK, 0, model, drawn), planned
 
 
@@ -167,7 +167,7 @@ def test_both_has_the_batches_of_images_and_of_clips(ablation, model, tiny_proce
         taken[title] = [next(batches) for _ in range(steps)]
         rates[title] = [float(schedule(step)) for step in range(steps)]
 
-    monkeypatch.setattr(ablation.tiny, "train", train)
+    monkeypatch.setattr(ablation.tiny_stages, "train", train)
     parameters = named_parameters(model.state)
     for data, media in ablation.DATA.items():
         states = {name: drawn[name] for name in media}
@@ -182,13 +182,12 @@ def test_both_has_the_batches_of_images_and_of_clips(ablation, model, tiny_proce
 
 def test_hidden_states_stand_in_for_frames(ablation, model, tiny_processor, drawn):
     """What the decoder says is the same whether the towers are run now or were run before."""
-    tiny = ablation.tiny
-    parameters = tiny.scaled(named_parameters(model.state))
+    parameters = ablation.tiny_model.scaled(named_parameters(model.state))
     logits = jax.jit(model.answer_logits)
     for media in drawn.values():
         states = ablation.through_tower(model, parameters, media)
         assert states.frames.shape == (*media.frames.shape[:2], 17, 64)
-        ids = tiny.tokenize(tiny_processor, media, np.random.default_rng(0), 1).ids
+        ids = ablation.tiny_data.tokenize(tiny_processor, media, np.random.default_rng(0), 1).ids
         expected = logits(parameters, media.frames, ids)
         np.testing.assert_allclose(logits(parameters, states.frames, ids), expected, rtol=0, atol=SELF)
 

@@ -147,7 +147,7 @@ def test_packing_is_tight_where_it_can_be():
 def test_what_cannot_be_is_refused():
     sizes = Sizes(np.array([5, 101, 120]), np.array([0, 0, 0]), np.array([0, 0, 2]))
     shape = BatchShape(batch=2, rows=1, row=ROW)
-    with pytest.raises(ValueError, match="sample 1 has 101 tokens, and a row holds 100; so it is with 2 of 3 samples"):
+    with pytest.raises(ValueError, match="sample 1 has 101 tokens, and a row holds 100; 2 of 3 samples are too large"):
         make_plan(sizes, shape, steps=1, seed=0)
     sizes.tokens[:] = 5
     with pytest.raises(ValueError, match="sample 2 has 2 videos, and a row holds 1"):

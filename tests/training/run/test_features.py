@@ -340,11 +340,13 @@ def test_media_that_cannot_be_read_are_named_as_ever(start, tmp_path):
 def test_towers_that_are_trained_are_refused(tower):
     rates = Rates(projector=1.0, **{tower: 1.0})
     assert recipe_of(rates).rates == rates
-    with pytest.raises(ValueError, match=r"data\.features: towers that are trained make other features after each"):
+    with pytest.raises(ValueError, match=r"data\.features: a tower that is trained gives other features"):
         recipe_of(rates, features="somewhere")
 
 
 def test_a_directory_that_hosts_do_not_share_is_refused(start, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with pytest.raises(ValueError, match="the first process made it elsewhere; expected a directory of all hosts"):
+    with pytest.raises(
+        ValueError, match="made by the first process, not seen by this one; expected one that all hosts"
+    ):
         start.store(tmp_path, corpus)

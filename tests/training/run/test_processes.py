@@ -217,7 +217,7 @@ def test_a_directory_that_hosts_do_not_share_is_refused(monkeypatch, tmp_path):
         with run_directory(tmp_path / "run", {}, ""):
             pass
         with (
-            pytest.raises(ValueError, match="the first process made it elsewhere"),
+            pytest.raises(ValueError, match="made by the first process, not seen by this one"),
             run_directory(tmp_path / "other", {}, ""),
         ):
             pass

@@ -1,6 +1,6 @@
-"""All samples of a run, tokenised once: flat arrays that worker processes share by mapping their files.
+"""All samples of a run, tokenised once: flat arrays that worker processes share by mapping their files. No JAX in here.
 
-The tokens of media are not stored: there are thousands of one id, and where they stand is known. No JAX in here.
+A medium's tokens are not stored: they are thousands of the same id, and their place in the sample is known.
 
     text_ids      [ sample 0's text │ sample 1's text │ … ]
     text_starts     0                 41                83  …
@@ -34,24 +34,24 @@ from videollava_jax.training.data.skips import BadSample, SampleError, SkipCount
 
 _KINDS: tuple[MediaKind, ...] = ("image", "video")
 _CHUNK = 256
-"""Samples that a worker tokenises at a time."""
+"""Samples that a worker process tokenises at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Arrays:
-    """N samples, M media, L text ids, as they are kept in memory or in files of these names.
+    """N samples, M media and L text ids, in memory or in files of these names.
 
     Attributes:
         text_ids: int32 [L]
-        answers: bool [L], the ids that the assistant says.
-        text_starts: int64 [N + 1], where in these each sample begins.
-        media_kinds: uint8 [M], places in `_KINDS`.
-        media_after: int32 [M], text ids of its sample before each medium.
-        media_starts: int64 [N + 1]
+        answers: bool [L], whether an id belongs to an answer of the assistant.
+        text_starts: int64 [N + 1], where in `text_ids` each sample begins.
+        media_kinds: uint8 [M], indices into `_KINDS`.
+        media_after: int32 [M], the number of text ids of its sample that come before each medium.
+        media_starts: int64 [N + 1], where in the media each sample begins.
         paths, path_starts: uint8 and int64 [M + 1], the media's files, UTF-8.
         names, name_starts: uint8 and int64 [N + 1], the samples' ids, UTF-8.
-        indices: int64 [N], the samples' places in the data.
-        truncated: bool [N]
+        indices: int64 [N], the samples' places in the data, bad samples counted.
+        truncated: bool [N], whether a sample was cut off at the end.
     """
 
     text_ids: npt.NDArray[np.int32]
@@ -69,12 +69,11 @@ class _Arrays:
 
 
 class Corpus:
-    """Tokenised samples, counted from 0 without the bad ones. Made by `build_corpus`.
+    """Tokenised samples, numbered from 0 without the bad ones. Made by `build_corpus`.
 
     Attributes:
-        media: how media stand among the tokens.
-        sizes: what each sample takes of a row.
-        digest: equal for equal samples, wherever their media lie.
+        media: token ids and lengths of media.
+        digest: a hash, equal for equal samples wherever their media files lie.
     """
 
     def __init__(self, arrays: _Arrays, media: MediaTokens, digest: str, directory: Path | None = None):
@@ -82,7 +81,7 @@ class Corpus:
         self.media, self.digest = media, digest
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Worker processes are handed the files' names, not what is in them.
+        # Worker processes get the names of the files and map them: the arrays are not copied.
         if self._directory is None:
             return Corpus, (self._arrays, self.media, self.digest)
         return _reopened, (self._directory, self.media, self.digest)
@@ -92,11 +91,12 @@ class Corpus:
 
     @property
     def truncated(self) -> int:
-        """How many samples were cut off at the end."""
+        """The number of samples that were cut off at the end."""
         return int(self._arrays.truncated.sum())
 
     @property
     def sizes(self) -> Sizes:
+        """The tokens, images and videos that each sample takes of a row."""
         counts = []
         for kind in range(len(_KINDS)):
             before = np.concatenate([[0], np.cumsum(self._arrays.media_kinds == kind)])
@@ -107,7 +107,7 @@ class Corpus:
         return Sizes(tokens.astype(np.int32), *counts)
 
     def tokens(self, number: int) -> Tokens:
-        """A sample's tokens, equal to what `tokenise` said of it."""
+        """Returns a sample's tokens, equal to what `tokenise` returned for it."""
         of = self._arrays
         start, stop = of.text_starts[number : number + 2]
         text, answers = of.text_ids[start:stop], of.answers[start:stop]
@@ -128,7 +128,7 @@ class Corpus:
         return Tokens(np.concatenate(ids), np.concatenate(labels), kinds, tuple(spans), bool(of.truncated[number]))
 
     def media_of(self, number: int) -> tuple[Media, ...]:
-        """A sample's media, with their paths."""
+        """Returns a sample's media, with their paths."""
         of = self._arrays
         return tuple(
             Media(_KINDS[of.media_kinds[i]], _string(of.paths, of.path_starts, i))
@@ -136,7 +136,7 @@ class Corpus:
         )
 
     def bad(self, number: int, reason: str) -> BadSample:
-        """A sample of which something was found out later, by its name in the data."""
+        """Returns a sample that turned out to be bad after it was tokenised, with its id and index in the data."""
         name = _string(self._arrays.names, self._arrays.name_starts, number)
         return BadSample(int(self._arrays.indices[number]), name, reason)
 
@@ -153,31 +153,31 @@ def build_corpus(
     directory: str | os.PathLike[str] | None = None,
     workers: int = 0,
 ) -> Corpus:
-    """Tokenises all samples: about a thousand a second and worker.
+    """Tokenises all samples: about a thousand a second in each worker process.
 
     Args:
-        samples: what `read_samples` yields.
-        row: what is larger than a row is a bad sample.
-        skips: counts and names the bad ones.
-        max_tokens: samples are cut to so many tokens: by default those of a row, and no more than the model's
-            positions.
+        samples: from `read_samples`.
+        row: a sample that does not fit into a row is bad.
+        skips: counts the bad samples and keeps their names.
+        max_tokens: the length that samples are cut to; by default that of a row, or the model's number of positions
+            where that is less.
         frame_sampling, template: as in `tokenise`.
-        directory: where to keep the arrays, of this process alone; those that load with workers then share them.
-            None keeps them in memory, a copy for each worker.
-        workers: processes that tokenise; 0 for this one. A program has to guard what it does with
-            `if __name__ == "__main__"` for their sake.
+        directory: for the arrays' files, which the loader's worker processes map; no other process may write there.
+            None keeps the arrays in memory, with a copy in each worker process.
+        workers: processes that tokenise; 0 tokenises in this process. Worker processes import the main program, which
+            must guard its work with `if __name__ == "__main__"`.
 
     Raises:
-        TooManyBadSamples: over the rate of `skips`.
-        ValueError: no good sample, more tokens than the model has positions, or a sampling of no fixed number of
-            frames.
+        TooManyBadSamples: more bad samples than `skips` allows.
+        ValueError: there is no good sample, `max_tokens` is more than a row or the model takes, or `frame_sampling`
+            takes a number of frames that depends on the video.
     """
     positions = processor.max_positions or row.tokens
     limit = min(row.tokens, positions) if max_tokens is None else max_tokens
     if not 0 < limit <= min(row.tokens, positions):
         raise ValueError(
-            f"max_tokens: a row has {row.tokens} tokens and the model {positions} positions; expected no more of "
-            f"them, and at least 1, got {limit}"
+            f"max_tokens: expected 1 to {min(row.tokens, positions)} (a row has {row.tokens} tokens, the model "
+            f"{positions} positions), got {limit}"
         )
     media = MediaTokens.of(processor, frame_sampling)
     builder = _Builder()
@@ -206,7 +206,7 @@ Result = tuple[Sample, Tokens] | BadSample
 
 @dataclass(frozen=True)
 class _Tokeniser:
-    """What is done with each sample; the arguments of `build_corpus`."""
+    """Tokenises one sample, with the arguments of `build_corpus`."""
 
     processor: VideoLlavaProcessor
     row: RowShape
@@ -229,13 +229,13 @@ class _Tokeniser:
 
 
 def _tokenised(samples: Iterable[Sample | BadSample], tokeniser: _Tokeniser, workers: int) -> Iterator[Result]:
-    """The results in the order of the samples, of which no more are read than the workers are busy with."""
+    """Yields the results in the order of the samples, and reads samples only as fast as the workers tokenise them."""
     if not workers:
         yield from map(tokeniser, samples)
         return
     left = iter(samples)
     pending: deque[Future[list[Result]]] = deque()
-    context = get_context("spawn")  # a fork would copy the threads' locks, of JAX and of the tokenizer
+    context = get_context("spawn")  # a fork would copy locks that threads of JAX or of the tokenizer hold
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tokeniser,)) as pool:
         while chunk := list(islice(left, _CHUNK)):
             pending.append(pool.submit(_tokenise_in_worker, chunk))
@@ -275,7 +275,7 @@ def _string(characters: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], i:
 
 
 class _Builder:
-    """Collects samples in arrays that grow: a list of a million small arrays would take twice the memory."""
+    """Appends samples to growing arrays: a list of a million small arrays would take twice the memory."""
 
     def __init__(self) -> None:
         self._ids, self._answers = array("i"), bytearray()

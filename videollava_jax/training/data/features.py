@@ -1,10 +1,10 @@
-"""What frozen towers make of media, on disk: a file for each medium. No JAX in here.
+"""Features of frozen towers on disk: one file for each medium. No JAX in here.
 
-    DIR/<fingerprint>/facts.json      what decides what is in the files
-                      3f/3f81….bin    what the projector takes of one medium: numbers [tokens, width], row after row
+    DIR/<fingerprint>/facts.json      the settings and weights that the features depend on
+                      3f/3f81….bin    the projector's input for one medium: numbers [tokens, width], row after row
 
-A file is named by its medium's path, size and time of change. By content it would be surer, but then each start would
-read all media from end to end.
+A file's name is a hash of its medium's path, size and modification time. A hash of the content would be safer, but then
+each start would read all media from end to end.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """The files of one fingerprint.
+    """The feature files of one fingerprint.
 
     Attributes:
-        directory: where they are.
-        shapes: tokens and width, of an image and of a video.
-        dtype: of the numbers. A file has their bits and nothing else, since numpy's own format knows no bfloat16.
+        directory: of the files.
+        shapes: (tokens, width) of an image and of a video.
+        dtype: of the numbers. A file holds their bytes and no header, since numpy's own format knows no bfloat16.
     """
 
     directory: Path
@@ -43,7 +43,10 @@ class FeatureStore:
     dtype: Literal["bfloat16", "float32"]
 
     def file(self, medium: Media) -> Path | None:
-        """Where the features of a medium as it now is are, or are to be; None where there is no such medium."""
+        """Returns the path for the features of a medium in its present state, whether they exist or not.
+
+        None where the medium itself does not exist.
+        """
         try:
             found = os.stat(medium.source)
         except (OSError, ValueError):  # ValueError: a path with a null character
@@ -53,7 +56,7 @@ class FeatureStore:
         return self.directory / name[:2] / f"{name}.bin"
 
     def holds(self, file: Path, kind: MediaKind) -> bool:
-        """Whether a file is there, and whole: when the power fails, less of it may be left than was written."""
+        """Returns whether a file exists with its full size: a power failure may leave less of it than was written."""
         tokens, width = self.shapes[kind]
         try:
             return file.stat().st_size == tokens * width * _DTYPES[self.dtype].itemsize
@@ -61,20 +64,20 @@ class FeatureStore:
             return False
 
     def empty(self, kind: MediaKind, *axes: int) -> npt.NDArray[Any]:
-        """Zeros [*axes, tokens, width]."""
+        """Returns zeros [*axes, tokens, width]."""
         return np.zeros((*axes, *self.shapes[kind]), _DTYPES[self.dtype])
 
     def read(self, medium: Media) -> npt.NDArray[Any] | None:
-        """The features [tokens, width] of a medium as it now is; None where there are none."""
+        """Reads the features [tokens, width] of a medium in its present state; None where there are none."""
         file = self.file(medium)
         if file is None or not self.holds(file, medium.kind):
             return None
         return np.fromfile(file, _DTYPES[self.dtype]).reshape(self.shapes[medium.kind])
 
     def write(self, file: Path, features: npt.NDArray[Any]) -> None:
-        """Keeps the features of a medium in its file, which appears whole or not at all."""
+        """Writes the features of a medium to its file, which appears whole or not at all."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: another run may be writing the same file.
+        # The temporary name is unique: another run may write the same file at the same time.
         partial = file.with_suffix(f".{uuid.uuid4().hex}")
         try:
             features.tofile(partial)

@@ -1,11 +1,11 @@
-"""Rows of tokens and media for the trainer, loaded by Grain, in worker processes or without. No JAX of ours in here.
+"""Rows of tokens and media for the trainer, loaded by Grain in worker processes or in this one. No JAX in here.
 
     plan, corpus ──micro-batch by number──▶ this process's rows: arrays of tokens, media read ──▶ trainer
 
-Of media there are pixels, or what a frozen tower has made of them before, from disk.
+Media are read as pixels, or as features that a frozen tower computed before, from disk.
 
-A micro-batch depends on its number alone. So where a run goes on is one number, whatever was read ahead, and by how
-many workers.
+A micro-batch depends on its number alone. So the state of a loader is that number, whatever was read ahead and by
+whatever number of workers.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ class HostBatch:
 
     Attributes:
         number: of the micro-batch, from 0 through all steps.
-        step: the optimiser step it belongs to, from 0.
-        last: whether it is the last of its step.
-        arrays: what is computed with:
+        step: the optimiser step that it belongs to, from 0.
+        last: whether it is the last micro-batch of its step.
+        arrays: by name:
             input_ids: int32 [R, T].
             positions: int32 [R, T], within each sample.
             segments: int32 [R, T], 1 for the first sample of a row, 2 for the second; 0 is padding.
-            targets: int32 [R, T], the id to predict after each token, of the same sample; -100 where nothing is learnt.
-            media_index: int32 [R, T], which of the row's feature vectors stands there, -1 for text. These are the
-                tokens of image slot 0, of image slot 1, …, then those of video slot 0, ….
-            images: uint8 [R, images, S, S, 3], RGB, 0-255; or features from disk [R, images, tokens, width]. Zeros in
-                empty slots.
-            videos: uint8 [R, videos, F, S, S, 3], or [R, videos, tokens, width], the same.
+            targets: int32 [R, T], the next id of the same sample where it is to be learnt, -100 elsewhere.
+            media_index: int32 [R, T], the index of the feature vector at each position, -1 for text. A row's feature
+                vectors are those of image slot 0, of image slot 1, …, then those of video slot 0, ….
+            images: uint8 [R, images, S, S, 3], RGB, 0-255; or features from disk [R, images, tokens, width]. Empty
+                slots are zeros.
+            videos: uint8 [R, videos, F, S, S, 3]; or features [R, videos, tokens, width]. Empty slots are zeros.
             samples: int32 [R, K], the samples' numbers in the corpus, -1 for none.
-            skipped: bool [R, K], samples with a medium that could not be read: their tokens became padding.
-        bad: these samples and the reasons, rows in order.
+            skipped: bool [R, K], samples with a medium that could not be read: their tokens are padding.
+        bad: these samples with the reasons, in the order of the rows.
     """
 
     number: int
@@ -64,17 +64,17 @@ class HostBatch:
 
     @property
     def seen(self) -> int:
-        """Samples in it, skipped ones included."""
+        """The number of samples, skipped ones included."""
         return int((self.arrays["samples"] >= 0).sum())
 
 
 @dataclass(frozen=True)
 class PixelReader:
-    """Media to pixels, as the processor reads them; without its tokenizer, so that worker processes start fast.
+    """Reads media as the processor does, to pixels; it has no tokenizer, so that worker processes start fast.
 
     Attributes:
-        preprocess: of images and of videos.
-        tokens: the frames of a video, and which ones.
+        preprocess: how images and how frames of videos are resized and cropped.
+        tokens: the number of frames of a video, and the rule that chooses them.
         limits: what a media file may cost to open.
     """
 
@@ -84,19 +84,19 @@ class PixelReader:
 
     @classmethod
     def of(cls, processor: VideoLlavaProcessor, tokens: MediaTokens, limits: MediaLimits) -> PixelReader:
-        """With a processor's preprocessing."""
+        """Returns a reader with the preprocessing of a processor."""
         return cls({"image": processor.image_processor, "video": processor.video_processor}, tokens, limits)
 
     def empty(self, kind: MediaKind, *axes: int) -> npt.NDArray[Any]:
-        """Zeros uint8 [*axes, S, S, 3] for images, [*axes, F, S, S, 3] for videos."""
+        """Returns zeros uint8 [*axes, S, S, 3] for images, [*axes, F, S, S, 3] for videos."""
         S, frames = self.preprocess[kind].crop_size, () if kind == "image" else (self.tokens.frames,)
         return np.zeros((*axes, *frames, S, S, 3), np.uint8)
 
     def __call__(self, medium: Media) -> npt.NDArray[Any]:
-        """uint8 [S, S, 3] of an image, [F, S, S, 3] of a video.
+        """Returns uint8 [S, S, 3] of an image, [F, S, S, 3] of a video.
 
         Raises:
-            ValueError: it cannot be read (`MediaError`), or has another number of frames.
+            ValueError: the medium cannot be read (`MediaError`), or has another number of frames.
         """
         preprocess = self.preprocess[medium.kind]
         if medium.kind == "image":
@@ -109,33 +109,33 @@ class PixelReader:
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Media to what towers have made of them before, from disk.
+    """Reads precomputed tower features from disk.
 
     Attributes:
         store: the files.
-        pixels: says what is wrong with a medium that has none.
+        pixels: reads a medium without features, to say what is wrong with it.
     """
 
     store: FeatureStore
     pixels: PixelReader
 
     def empty(self, kind: MediaKind, *axes: int) -> npt.NDArray[Any]:
-        """Zeros [*axes, tokens, width]."""
+        """Returns zeros [*axes, tokens, width]."""
         return self.store.empty(kind, *axes)
 
     def __call__(self, medium: Media) -> npt.NDArray[Any]:
-        """[tokens, width], in the dtype of the files.
+        """Returns features [tokens, width], in the dtype of the files.
 
         Raises:
-            ValueError: the medium cannot be read, or is not what it was when the run began.
+            ValueError: the medium cannot be read, or has changed since the run began.
         """
         features = self.store.read(medium)
         if features is not None:
             return features
-        self.pixels(medium)  # what could not be read then cannot be read now, and this says why
+        self.pixels(medium)  # raises the error that kept the medium from being encoded
         raise ValueError(
             f"{medium.source}: it can be read, and has no features in {self.store.directory}: it has changed since "
-            "this run began, and the next start encodes it"
+            "this run began; the next start of the run encodes it"
         )
 
 
@@ -153,10 +153,10 @@ class MediaBatches:
     read: PixelReader
 
     def __call__(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-        """uint8 [count, …], and bool [count]: which media could be read."""
+        """Returns pixels uint8 [count, …], and bool [count]: whether each medium could be read."""
         pixels, found = self.read.empty(self.kind, self.count), np.zeros(self.count, np.bool_)
         for i, medium in enumerate(self.media[int(number) * self.count : (int(number) + 1) * self.count]):
-            with suppress(ValueError, OSError):  # the loader meets it again, and says what is wrong with it
+            with suppress(ValueError, OSError):  # the loader reads it again, and reports what is wrong with it
                 pixels[i] = self.read(medium)
                 found[i] = True
         return pixels, found
@@ -164,12 +164,12 @@ class MediaBatches:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Loads one process's part of a micro-batch. Worker processes are given a copy.
+    """Loads one process's rows of a micro-batch. Each worker process gets a copy.
 
     Attributes:
-        read: a medium's pixels or features.
-        first, count: the rows of every micro-batch that are this process's.
-        padding: token id of places without a token.
+        read: returns the pixels or the features of a medium.
+        first, count: the rows of every micro-batch that this process loads.
+        padding: the token id of padding.
     """
 
     plan: PackingPlan
@@ -206,7 +206,7 @@ class _Rows:
         }
 
     def _fill(self, row: Arrays, samples: tuple[int, ...]) -> Iterator[BadSample]:
-        """Writes samples into the arrays of their row, one behind the other; yields those that are skipped."""
+        """Writes samples one after the other into the arrays of their row; yields those that are skipped."""
         at = 0
         slots: dict[MediaKind, int] = {"image": 0, "video": 0}
         for k, sample in enumerate(samples):
@@ -237,10 +237,10 @@ class _Rows:
 
 
 class Loader:
-    """The micro-batches of a plan, one process's part of each, in order. Made by `loader`.
+    """Iterates over one process's rows of a plan's micro-batches, in order. Made by `loader`.
 
     Attributes:
-        position: the number of the micro-batch that comes next.
+        position: the number of the next micro-batch.
     """
 
     def __init__(self, rows: _Rows, workers: int, ahead: int):
@@ -259,21 +259,21 @@ class Loader:
         if self._iterator is None:
             self._iterator = read_ahead(self._rows, self.position, len(plan), workers=self._workers, ahead=self._ahead)
         arrays, bad = next(self._iterator)
-        arrays = {name: np.array(array, subok=False) for name, array in arrays.items()}  # out of shared memory
+        arrays = {name: np.array(array, subok=False) for name, array in arrays.items()}  # copied out of shared memory
         micro_batch = plan.micro_batch(self.position)
         batch = HostBatch(self.position, micro_batch.step, micro_batch.last, arrays, bad)
         self.position += 1
         return batch
 
     def state(self) -> dict[str, Any]:
-        """Where it is, for JSON: of the plan and the data, not of this process or its workers."""
+        """Returns the position with digests of plan and data, for JSON: the same in all processes."""
         return {"position": self.position, "plan": self._rows.plan.digest, "corpus": self._rows.corpus.digest}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state, of a loader of any number of processes and workers.
+        """Goes on from a state, which a loader with another number of processes and workers may have saved.
 
         Raises:
-            ValueError: the state is of another plan or other data.
+            ValueError: the state belongs to another plan or other data.
         """
         for name, ours in self.state().items():
             if name != "position" and state.get(name) != ours:
@@ -285,29 +285,29 @@ class Loader:
         self.position = int(state["position"])
 
     def close(self) -> None:
-        """Ends the workers; the next batch starts new ones."""
+        """Ends the workers; the next micro-batch starts new ones."""
         if self._iterator is not None:
             end_reading(self._iterator)
             self._iterator = None
 
 
 def read_ahead(function: Callable[[int], Any], first: int, end: int, *, workers: int, ahead: int) -> Iterator[Any]:
-    """What a function gives for each number from `first` to before `end`, in order. `end_reading` ends it.
+    """Returns an iterator over `function(number)` for each number in [first, end), in order. `end_reading` ends it.
 
-    Arrays are in memory that is shared with the workers: it is scarce in containers, and free again when nothing is
-    left of the array. Copy them.
+    Arrays of the results are in memory shared with the workers, which is scarce in containers and is freed with the
+    array: copy them.
 
     Args:
-        function: given to each worker as a copy.
-        workers: processes that call it; 0 calls it in this one, when a result is asked for.
-        ahead: results that each worker holds ready.
+        function: each worker process gets a copy.
+        workers: processes that call the function; 0 calls it in this process, when a result is asked for.
+        ahead: the number of results that each worker holds ready.
     """
     import grain
     from absl import flags
 
-    if not flags.FLAGS.is_parsed():  # Grain asks for a flag of its own, which only a program of absl's has parsed
+    if not flags.FLAGS.is_parsed():  # Grain reads a flag of its own, and absl refuses flags that no program has parsed
         flags.FLAGS.mark_as_parsed()
-    # Grain's own default is to read 500 elements ahead, with 16 threads: of videos that is all the memory there is.
+    # By default Grain reads 500 elements ahead with 16 threads: micro-batches of videos would fill the memory.
     threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
     numbers = grain.MapDataset.range(first, end)
@@ -318,7 +318,7 @@ def read_ahead(function: Callable[[int], Any], first: int, end: int, *, workers:
 def end_reading(iterator: Any) -> None:
     """Ends the workers of `read_ahead`."""
     iterator.close()
-    gc.collect()  # a circle of Grain's keeps each worker's last element, and its shared memory
+    gc.collect()  # a reference cycle in Grain keeps each worker's last element, with its shared memory
 
 
 def loader(
@@ -333,28 +333,28 @@ def loader(
     workers: int = 0,
     ahead: int = 1,
 ) -> Loader:
-    """Loads the micro-batches of a plan.
+    """Returns a loader of one process's rows of all micro-batches of a plan.
 
-    A program that loads with workers has to guard what it does with `if __name__ == "__main__"`: workers import it
-    anew. What media several samples of a micro-batch have in common is read for each of them.
+    Worker processes import the main program, which must guard its work with `if __name__ == "__main__"`. A medium that
+    several samples of a micro-batch share is read for each of them.
 
     Args:
-        corpus: what the plan was made for.
-        processor: what the corpus was made with.
-        features: where to read what towers have made of media; None for pixels.
+        corpus: that the plan was made for.
+        processor: that the corpus was made with.
+        features: the store of precomputed tower features; None reads pixels.
         limits: what a media file may cost to open.
-        process_index, process_count: of `process_count` equal parts of every micro-batch's rows, this one is loaded.
-        workers: processes that read; 0 reads in this one, when a batch is asked for.
-        ahead: micro-batches that each worker holds ready; with those on their way, memory is taken for twice as many
-            and two.
+        process_index, process_count: which of the equal shares of every micro-batch's rows is loaded.
+        workers: processes that read media; 0 reads in this process, when a micro-batch is asked for.
+        ahead: micro-batches that each worker holds ready. With those in transfer, a worker takes memory for
+            2 × ahead + 2 of them.
 
     Raises:
-        ValueError: rows that the processes cannot share equally.
+        ValueError: the rows of a micro-batch do not split evenly over the processes.
     """
     rows = plan.shape.rows
     if rows % process_count or not 0 <= process_index < process_count:
         raise ValueError(
-            f"expected a process of a number that divides the {rows} rows of a micro-batch, got process "
+            f"expected a number of processes that divides the {rows} rows of a micro-batch, got process "
             f"{process_index} of {process_count}"
         )
     count = rows // process_count

@@ -6,8 +6,8 @@
     tokens        [ sample 7        │ sample 2 │ sample 9 │ padding ]  [ sample 7              │ padding ]
     segments        1 1 1 1 1 1 1 1   2 2 2 2 2  3 3 3 3 3  0 0 0 0      1 1 1 1 1 1 1 1 1 1 1   0 0 0 0
 
-Computed from lengths and a seed alone, so that every host has the same plan, and any part of it can be loaded without
-what comes before. No JAX in here.
+Computed from lengths and a seed alone, so that every host has the same plan, and any micro-batch can be loaded without
+those before it. No JAX in here.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class RowShape:
-    """What a row holds at most.
+    """The capacity of a row.
 
     Attributes:
         tokens: of text and media together.
-        images, videos: slots of pixels, which every row has, filled or not.
-        samples: conversations.
+        images, videos: the number of image slots and video slots, whose pixels every row has, filled or not.
+        samples: the largest number of conversations.
     """
 
     tokens: int
@@ -47,14 +47,14 @@ class RowShape:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """How a step's samples become arrays.
+    """The static shape of the arrays of a step.
 
     Attributes:
         batch: samples of an optimiser step, on all hosts together: the paper's 128.
         rows: of a micro-batch, on all hosts together.
         row: what a row holds.
         buckets: empty for packed rows, each of `row.tokens`. Otherwise every sample has a row of its own, samples of
-            like lengths stand together, and a micro-batch is padded to the smallest of these lengths that holds it.
+            similar lengths are put together, and a micro-batch is padded to the smallest bucket that holds it.
     """
 
     batch: int
@@ -74,13 +74,13 @@ class BatchShape:
 
     @property
     def samples_per_row(self) -> int:
-        """Samples that a row can hold: one where rows are padded."""
+        """The number of samples that a row can hold: 1 where rows are padded."""
         return 1 if self.buckets else self.row.samples
 
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
-    """What each sample takes of a row: int32 [N] each, `tokens` with those of media."""
+    """The number of tokens (media included), images and videos of each sample: int32 [N] each."""
 
     tokens: Int32
     images: Int32
@@ -92,13 +92,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What is computed at once.
+    """The rows that are computed at once.
 
     Attributes:
-        step: the optimiser step it belongs to, from 0.
-        last: whether it is the last of its step.
+        step: the optimiser step that it belongs to, from 0.
+        last: whether it is the last micro-batch of its step.
         tokens: the length of its rows.
-        rows: the samples of each row, in their order; the last micro-batch of a step may have empty rows.
+        rows: the samples of each row, in order; the last micro-batch of a step may have empty rows.
     """
 
     step: int
@@ -109,13 +109,13 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class PackingReport:
-    """What a plan comes to, over all of its steps.
+    """The totals of a plan over all of its steps.
 
     Attributes:
-        steps, micro_batches: how many there are.
-        filled_rows, rows: rows with samples, and those that are computed.
-        tokens, positions: tokens of samples, and places for them.
-        images, image_slots, videos, video_slots: media, and places for their pixels.
+        steps, micro_batches: the number of each.
+        filled_rows, rows: rows that hold samples, and rows that are computed.
+        tokens, positions: tokens of samples, and positions that are computed.
+        images, image_slots, videos, video_slots: media, and slots for their pixels.
     """
 
     steps: int
@@ -144,7 +144,7 @@ class PackingReport:
 
 @dataclass(frozen=True, eq=False)
 class PackingPlan:
-    """The micro-batches of a run, to be asked for by number. Made by `make_plan`.
+    """The micro-batches of a run, by number. Made by `make_plan`.
 
     Attributes:
         shape: how samples become arrays.
@@ -153,7 +153,7 @@ class PackingPlan:
         step_rows: int64 [steps + 1], the first row of each step.
         step_micro_batches: int64 [steps + 1], the first micro-batch of each step.
         lengths: int32 [micro-batches], the length of the rows of each.
-        report: what it comes to.
+        report: the totals.
     """
 
     shape: BatchShape
@@ -170,21 +170,22 @@ class PackingPlan:
 
     @property
     def steps(self) -> int:
+        """The number of optimiser steps."""
         return len(self.step_rows) - 1
 
     @property
     def digest(self) -> str:
-        """Equal for plans of equal micro-batches."""
+        """A hash, equal for plans of equal micro-batches."""
         digest = hashlib.blake2b(repr(self.shape).encode(), digest_size=16)
         for array in (self.order, self.row_starts, self.step_rows, self.lengths):
             digest.update(array.tobytes())
         return digest.hexdigest()
 
     def micro_batch(self, number: int) -> MicroBatch:
-        """One of the micro-batches, counted from 0 through all steps.
+        """Returns a micro-batch by its number, counted from 0 through all steps.
 
         Raises:
-            IndexError: there are not so many.
+            IndexError: the plan has no such micro-batch.
         """
         if not 0 <= number < len(self):
             raise IndexError(f"micro-batch {number}: expected one of {len(self)}")
@@ -198,15 +199,15 @@ class PackingPlan:
 
 
 def steps_of(epochs: float, samples: int, batch: int) -> int:
-    """Steps in which every sample has come so often; the last one is filled up from the epoch after."""
+    """Returns the steps that `epochs` passes over the samples take; the last step is filled up from the next epoch."""
     return math.ceil(epochs * samples / batch)
 
 
 def make_plan(sizes: Sizes, shape: BatchShape, *, steps: int, seed: int) -> PackingPlan:
     """Plans a run.
 
-    Each step takes the next `batch` samples of an endless sequence: epoch after epoch, each in an order of its own, so
-    that what is left at the end of an epoch begins the first step of the next. Within a step samples are packed,
+    Each step takes the next `batch` samples of an endless sequence: epoch after epoch, each in an order of its own. The
+    samples left over at the end of an epoch share a step with the first of the next. Within a step samples are packed,
     longest first, each into the first row that has room.
 
     Args:
@@ -268,29 +269,29 @@ def _require_room(sizes: Sizes, row: RowShape) -> None:
         if len(over):
             raise ValueError(
                 f"sample {over[0]} has {getattr(sizes, name)[over[0]]} {name}, and a row holds {getattr(row, name)}; "
-                f"so it is with {len(over)} of {len(sizes)} samples: leave them out, or take larger rows"
+                f"{len(over)} of {len(sizes)} samples are too large: leave them out, or take larger rows"
             )
 
 
 def sample_order(samples: int, start: int, stop: int, seed: int) -> Int64:
-    """The places [start, stop) of the endless sequence of samples: int64 [stop - start], from 0 to `samples` - 1."""
-    parts = []
+    """Returns the elements [start, stop) of the endless sequence of samples: int64, from 0 to `samples` - 1."""
+    epochs = []
     while start < stop:
         epoch, first = divmod(start, samples)
         end = min(samples, first + stop - start)
-        parts.append(_epoch_order(samples, epoch, seed)[first:end])
+        epochs.append(_epoch_order(samples, epoch, seed)[first:end])
         start += end - first
-    return np.concatenate(parts)
+    return np.concatenate(epochs)
 
 
 def _epoch_order(samples: int, epoch: int, seed: int) -> Int64:
-    # Not `permutation`: NumPy promises the bits of a generator for all versions, and what it draws from them for none.
+    # Not `permutation`: NumPy keeps the bits of a generator the same in all versions, but not what it draws from them.
     bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(samples)
     return np.argsort(bits, kind="stable")
 
 
 def _pack(samples: Sequence[int], sizes: Sequence[Sequence[int]], row: RowShape) -> list[list[int]]:
-    """First fit: samples to rows, each into the first that has room for it."""
+    """Packs samples first fit: each goes into the first row that has room for it."""
     rows: list[list[int]] = []
     left: list[list[int]] = []
     for sample, (tokens, images, videos) in zip(samples, sizes, strict=True):

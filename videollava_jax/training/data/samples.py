@@ -1,9 +1,9 @@
-"""LLaVA's JSON to samples, and samples to tokens: what the model reads, and what of it the model has to learn.
+r"""LLaVA's JSON to samples, and samples to tokens and labels. No JAX in here.
 
     [{"id": …, "image": path or paths, "video": path or paths,
-      "conversations": [{"from": "human", "value": "<video>\\nWhat is this?"}, {"from": "gpt", "value": …}, …]}, …]
+      "conversations": [{"from": "human", "value": "<video>\nWhat is this?"}, {"from": "gpt", "value": …}, …]}, …]
 
-A sample with neither "image" nor "video" is text alone. No JAX in here.
+A sample with neither "image" nor "video" is text alone.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Sample:
     """A conversation to learn from.
 
     Attributes:
-        index: its place in the data, counted from 0 through all files, bad samples included.
-        id: as the data has it, as text; empty where it has none.
-        turns: the user's and the assistant's, by turns; the media, as paths, are in the user's.
+        index: its number in the data, counted from 0 through all files, bad samples included.
+        id: the sample's id in the data, as text; empty where it has none.
+        turns: the user's and the assistant's in alternation; media, as paths, are in the user's.
     """
 
     index: int
@@ -59,19 +59,19 @@ class Sample:
 def read_samples(
     paths: Iterable[str | os.PathLike[str]], media_root: str | os.PathLike[str] | None = None
 ) -> Iterator[Sample | BadSample]:
-    """The samples of these files, in order, each read when its turn comes.
+    """Yields the samples of some files, in order, each read when it is asked for.
 
-    As the authors' training code has it, an answer that comes before the first question is dropped, and the media of
-    a turn stand at its front. `<image>` in a sample without images is text, unless a question begins or ends with it:
+    As in the authors' training code, an answer before the first question is dropped, and the media of a turn come
+    before its text. `<image>` in a sample without images is text, unless a question begins or ends with it:
     then the sample has lost its images and is bad.
 
     Args:
-        paths: files that hold a JSON list, or a JSON object a line.
-        media_root: what paths of media are relative to; the folder of the file that names them when None.
+        paths: files with a JSON list, or with a JSON object on each line.
+        media_root: the directory that paths of media are relative to; None for that of the file that names them.
 
     Raises:
-        ValueError: a file that is not JSON. A bad line among good ones is a bad sample.
-        OSError: a file that cannot be read.
+        ValueError: a file is not JSON. A bad line among good ones is a bad sample.
+        OSError: a file cannot be read.
     """
     index = 0
     for path in map(Path, paths):
@@ -92,7 +92,7 @@ def _parsed(index: int, entry: Any, root: Path) -> Sample | BadSample:
 
 
 def _name(entry: Any) -> str:
-    """The id of a sample as text that can be shown."""
+    """Returns the id of a sample as printable text."""
     given = entry.get("id") if isinstance(entry, Mapping) else None
     text = "" if given is None else str(given)[:200]
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
@@ -123,7 +123,7 @@ def _turns(entry: Any, root: Path) -> tuple[Turn, ...]:
 
 
 def _messages(given: Any) -> list[tuple[Role, str]]:
-    """Roles and texts, the user's first, by turns."""
+    """Returns roles and texts, the user's first, in alternation."""
     if not isinstance(given, list) or not given:
         found = "an empty one" if given == [] else describe(given)
         raise SampleError(f"expected a list of turns under 'conversations', got {found}")
@@ -148,7 +148,7 @@ def _message(message: Any, i: int) -> tuple[Role, str]:
         raise SampleError(f"turn {i}: expected a string under 'value', got {describe(text)}")
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which no tokenizer takes
+    except UnicodeEncodeError:  # half of a surrogate pair, which tokenizers refuse
         raise SampleError(f"turn {i}: the text is not Unicode") from None
     return ROLES[role], text
 
@@ -179,8 +179,8 @@ def _check_placeholders(questions: list[str], kind: MediaKind, media: int) -> No
 
 
 def _entries(path: Path) -> Iterator[Any]:
-    """What a list or the lines of a file hold; a `SampleError` in the place of a line that is not JSON."""
-    # Bytes that are not UTF-8 become halves of surrogate pairs, and spoil no more than the sample they are in.
+    """Yields the elements of a file's list or of its lines, and a `SampleError` for each line that is not JSON."""
+    # Bytes that are not UTF-8 become halves of surrogate pairs, so that only the sample that has them is bad.
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         text = _Text(file)
         if text.peek() == "[":
@@ -203,14 +203,16 @@ def _line(line: str, number: int) -> Any:
 
 
 class _Text:
-    """A file's text, of which no more is held than the value that is being read and a piece after it: decoded as a
-    whole, a list takes several times the memory of its file."""
+    """A file's text, read piece by piece: only the value that is being parsed and a piece after it are in memory.
+
+    Parsed as a whole, a list would take several times the memory of its file.
+    """
 
     def __init__(self, file: TextIO):
         self._file, self._text, self._at = file, "", 0
 
     def peek(self) -> str:
-        """The next character that is no space; "" at the end."""
+        """Returns the next character that is not a space; "" at the end."""
         while True:
             space = _SPACE.match(self._text, self._at)
             assert space is not None
@@ -219,10 +221,10 @@ class _Text:
                 return self._text[self._at : self._at + 1]
 
     def listed(self) -> Iterator[Any]:
-        """The elements of the list that begins here.
+        """Yields the elements of the list that begins here.
 
         Raises:
-            ValueError: anything else, or anything after it.
+            ValueError: this is not a list, or something follows it.
         """
         count, expected = 0, "["
         while (found := self.peek()) and found in expected:
@@ -247,7 +249,7 @@ class _Text:
                 if not self._more():
                     raise
                 continue
-            # A number could go on in the next piece.
+            # A number could continue in the next piece.
             if end < len(self._text) or not self._more():
                 self._at = end
                 return value
@@ -267,13 +269,13 @@ def _decode(text: str, at: int) -> tuple[Any, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class MediaTokens:
-    """How media stand among the tokens.
+    """Token ids and lengths of media in a sample.
 
     Attributes:
         ids: the token ids of "image" and "video".
-        lengths: tokens of an image, and of a video.
-        frames: of a video.
-        frame_sampling: which frames these are.
+        lengths: the number of tokens of an image, and of a video.
+        frames: the number of frames of a video.
+        frame_sampling: the rule that chooses the frames.
     """
 
     ids: Mapping[MediaKind, int]
@@ -283,10 +285,10 @@ class MediaTokens:
 
     @classmethod
     def of(cls, processor: VideoLlavaProcessor, frame_sampling: Any = DEFAULT_FRAME_SAMPLING) -> MediaTokens:
-        """With a processor's numbers.
+        """Returns the ids and lengths that a processor gives.
 
         Raises:
-            ValueError: a sampling whose number of frames depends on the video, or that the video tower does not take.
+            ValueError: the number of frames depends on the video, or the video tower does not take that number.
         """
         frames = known_frames("", frame_sampling)
         if frames is None:
@@ -301,14 +303,14 @@ class MediaTokens:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A sample as the decoder sees it.
+    """A sample as the decoder reads it.
 
     Attributes:
-        ids: int32 [T], a media token repeated for each feature vector of a medium.
-        labels: int32 [T], the ids of what the assistant says, `</s>` included, and -100 elsewhere. Each stands at its
-            own token; what is predicted from a token is the label of the next one.
-        kinds: "image" or "video", of each medium.
-        spans: the tokens [start, stop) of each medium.
+        ids: int32 [T], with a media token repeated for each feature vector of a medium.
+        labels: int32 [T], equal to `ids` where the assistant speaks, `</s>` included, and -100 elsewhere. They are not
+            shifted: the target at position i is the label at i + 1.
+        kinds: "image" or "video" for each medium.
+        spans: the positions [start, stop) of each medium.
         truncated: whether text was cut off at the end.
     """
 
@@ -327,15 +329,15 @@ def tokenise(
     frame_sampling: Any = DEFAULT_FRAME_SAMPLING,
     template: str | PromptTemplate | None = None,
 ) -> Tokens:
-    """A sample's tokens, its media counted and not read.
+    """Tokenises a sample. Its media are counted, not read.
 
     Args:
-        max_tokens: what is longer is cut on the right, as the authors cut.
-        frame_sampling: which frames of a video.
-        template: when not the processor's own.
+        max_tokens: longer samples are cut on the right, as in the authors' code.
+        frame_sampling: the rule that chooses the frames of a video.
+        template: of the prompt; None for the processor's own.
 
     Raises:
-        SampleError: cutting would reach into a medium, or leave no answer.
+        SampleError: the cut would reach into a medium, or leave no answer.
         ValueError: as `MediaTokens.of`.
     """
     media = MediaTokens.of(processor, frame_sampling)

@@ -1,4 +1,4 @@
-"""Samples that are left out: named, counted, and never too many. No JAX in here."""
+"""Samples that are left out: they are named and counted, and too many of them end the run. No JAX in here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that is left out, and why; `index` and `id` as in `samples.Sample`."""
+    """A sample that is left out, and the reason; `index` and `id` as in `samples.Sample`."""
 
     index: int
     id: str
@@ -19,29 +19,28 @@ class BadSample:
 
 
 class SampleError(ValueError):
-    """Nothing can be learnt from this sample; the message is the reason of a `BadSample`."""
+    """A sample that cannot be learnt from; the message becomes the reason of a `BadSample`."""
 
 
 class TooManyBadSamples(ValueError):
-    """So many samples had to be left out that something other than the samples must be wrong."""
+    """More samples were left out than the run allows: probably something other than single samples is wrong."""
 
 
 class SkipCounter:
-    """Counts and names the samples that are left out, and stops a run in which they are too many.
+    """Counts the samples that are left out, keeps their names, and ends a run in which they are too many.
 
     Attributes:
         seen: samples so far, bad ones included.
-        skipped: how many of them were left out.
-        bad: those that were named to this counter, in order.
+        skipped: the number of them that were left out.
+        bad: the samples that this process left out, in order.
+
+    Args:
+        max_rate: the share of the samples seen that may be left out, from 0 to 1.
+        least: the number of samples to see before the rate is checked.
+        seen, skipped: the counts of an earlier start of the run.
     """
 
     def __init__(self, *, max_rate: float = 0.01, least: int = 1000, seen: int = 0, skipped: int = 0):
-        """
-        Args:
-            max_rate: how many of the samples seen may be left out, from 0 to 1.
-            least: samples to see before the rate means anything.
-            seen, skipped: where an earlier run stopped.
-        """
         if not 0 <= max_rate <= 1:
             raise ValueError(f"max_rate: expected a share from 0 to 1, got {max_rate}")
         self._max_rate, self._least = max_rate, least
@@ -49,15 +48,15 @@ class SkipCounter:
         self.bad: list[BadSample] = []
 
     def add(self, seen: int, bad: Iterable[BadSample] = (), *, elsewhere: int = 0) -> None:
-        """Counts samples that were met, and those of them that were left out.
+        """Counts samples that were read, and those of them that were left out.
 
         Args:
-            seen: in all processes together.
-            bad: left out in this one.
-            elsewhere: how many were left out in others, which name them.
+            seen: the number of samples read, in all processes together.
+            bad: the samples left out in this process.
+            elsewhere: the number left out in other processes, which print their names.
 
         Raises:
-            TooManyBadSamples: more than the rate, of at least `least` samples.
+            TooManyBadSamples: more than `max_rate` of at least `least` samples were left out.
         """
         before = len(self.bad)
         self.bad += bad
@@ -67,10 +66,10 @@ class SkipCounter:
             self.check()
 
     def check(self) -> None:
-        """The same check, however few samples were seen: for the end of the data.
+        """Checks the rate, however few samples were seen: for the end of the data.
 
         Raises:
-            TooManyBadSamples: more than the rate.
+            TooManyBadSamples: more than `max_rate` of the samples were left out.
         """
         if self.skipped > self._max_rate * self.seen:
             told = "".join(f"\n  {bad}" for bad in self.bad[:5])

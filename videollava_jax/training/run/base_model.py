@@ -1,4 +1,4 @@
-"""A checkpoint as a run begins with it: on the mesh, in its dtypes, what changes and what stays taken apart."""
+"""Loads the model of a run onto its mesh, in the dtypes of the recipe, with trained and frozen parameters apart."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from videollava_jax.weights.loading import load_checkpoint
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a run computes with.
+    """A model on a mesh.
 
     Attributes:
       config: of the model.
-      model: its functions.
-      trained, frozen: its parameters, layers stacked; together they are `model.shapes`.
+      model: the functions of its parameters.
+      trained, frozen: its parameters by name, layers stacked; together they have the names of `model.shapes`.
     """
 
     config: VideoLlavaConfig
@@ -39,24 +39,22 @@ class Loaded:
     frozen: Parameters
 
     def without_towers(self) -> Loaded:
-        """The same without the towers' parameters, for a run that reads features."""
+        """Returns the model without the towers' parameters, for a run that reads features."""
         return replace(self, frozen={name: value for name, value in self.frozen.items() if not is_tower(name)})
 
 
 def mesh_of(compute: Compute) -> Mesh:
-    """The mesh that a recipe asks for, of all devices of all processes.
+    """Makes the mesh that a recipe asks for, from the devices of all processes.
 
     Raises:
-      ValueError: there are fewer devices, or they do not split so.
+      ValueError: the devices do not make this mesh, or devices of different processes would share rows.
     """
     devices, tensor = len(jax.devices()), compute.tensor
     data = compute.data or devices // tensor
     if data * tensor != devices and (jax.process_count() > 1 or compute.data is None):
-        raise ValueError(
-            f"compute: {devices} devices were found, and {data} × {tensor} of them asked for; expected all of them"
-        )
+        raise ValueError(f"compute: expected a mesh of all {devices} devices, got data × tensor = {data} × {tensor}")
     mesh = make_mesh(data, tensor)
-    if any(len({device.process_index for device in part}) > 1 for part in mesh.devices):
+    if any(len({device.process_index for device in shard}) > 1 for shard in mesh.devices):
         raise ValueError(
             f"compute.tensor: {tensor} devices of different processes would share rows; expected a number that divides "
             f"the {len(jax.local_devices())} devices of each process, which loads rows of its own"
@@ -96,7 +94,12 @@ def load(directory: Path, recipe: Recipe, mesh: Mesh, processor: VideoLlavaProce
 
 
 def rows_on_devices(x: npt.NDArray[Any], placement: Placement, rows: int) -> jax.Array:
-    """An array of `rows` rows, of which this process has its share `x`, over all devices."""
+    """Shards an array over all devices by rows.
+
+    Args:
+      x: this process's rows.
+      rows: of the whole array.
+    """
     shape, sharding = (rows, *x.shape[1:]), placement.batch(rows)
     array: jax.Array = jax.make_array_from_process_local_data(sharding, x, shape)  # type: ignore[no-untyped-call]
     return array

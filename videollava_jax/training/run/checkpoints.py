@@ -1,4 +1,4 @@
-"""What a run goes on from, kept by Orbax: parameters, moments, counts, and where it is in its data."""
+"""Checkpoints of a run, written by Orbax: parameters, moments, counts, and the position in the data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STATE, NOTES = "state", "notes"
 class Checkpoints:
     """The checkpoints of a run, by step. They are written while training goes on, and appear whole or not at all.
 
-    An older one is deleted when the next is whole, so that from the first one on there is always one to go on from.
+    An old checkpoint is deleted only after a newer one is complete, so that there is always one to go on from.
 
     Args:
-      directory: of the checkpoints alone; made if it is not there.
-      keep: how many stay, the latest ones.
+      directory: for the checkpoints and nothing else; made where it does not exist.
+      keep: the number of latest checkpoints that stay.
     """
 
     def __init__(self, directory: Path, keep: int = 2):
@@ -31,7 +31,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The last step that is whole; None for none."""
+        """The step of the last complete checkpoint; None where there is none."""
         step: int | None = self._manager.latest_step()
         return step
 
@@ -39,10 +39,10 @@ class Checkpoints:
         """Begins to write a checkpoint, and returns when the state may be changed again.
 
         Args:
-          notes: what else a run goes on from, for JSON.
+          notes: everything else that a run needs to go on, for JSON.
 
         Raises:
-          OSError, ValueError: the last one was not written; as `require_written`.
+          OSError, ValueError: the previous checkpoint could not be written.
         """
         if step in self._manager.all_steps():
             return
@@ -50,18 +50,18 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**{STATE: tree, NOTES: ocp.args.JsonSave(dict(notes))}))
 
     def require_written(self) -> None:
-        """Raises what has gone wrong in the background since the last call."""
+        """Raises the error of a write in the background, if one has failed since the last call."""
         self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Waits until everything is written, and raises what has gone wrong."""
+        """Waits until everything is written, and raises the error of a write that failed."""
         self._manager.wait_until_finished()
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state of a step, and its notes.
+        """Loads the state of a step, and its notes.
 
         Args:
-          like: a state of the same shapes, where the new one is to be; arrays or abstract ones.
+          like: a state with the shapes, dtypes and shardings to load; arrays, or `ShapeDtypeStruct`s.
         """
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),  # type: ignore[no-untyped-call]
@@ -76,7 +76,7 @@ class Checkpoints:
         return TrainState(**found[STATE]), dict(found[NOTES])
 
     def close(self) -> None:
-        """Waits, and ends the threads that write."""
+        """Waits until everything is written, and ends the writing threads."""
         self._manager.close()
 
 

@@ -1,9 +1,9 @@
-"""All media of a run through its frozen towers once, before the first step, onto disk.
+"""Runs all media of a run through its frozen towers once, before the first step, and writes the features to disk.
 
     media ──those without a file──▶ pixels, by worker processes ──▶ towers, over all devices ──▶ a file each
 
-Each process has a share of the media, which it reads and writes; the towers, split over the devices of all of them, are
-computed together. A run that is killed here goes on with what is missing.
+Each process reads and writes its share of the media; all processes compute the towers together, sharded over all
+devices. A run that is killed here encodes only the missing media when it starts again.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from videollava_jax.weights.fingerprint import json_digest
 from videollava_jax.weights.manifest import tensor_hash
 
 FORMAT = 2
-"""Of the files, their names and the arithmetic; 1 normalised videos with the images' mean and std."""
+"""Version of the files, their names and the arithmetic; 1 normalised videos with the images' mean and std."""
 FRAMES = 32
-"""That each device encodes at a time."""
+"""Frames that each device encodes at a time."""
 KINDS: tuple[MediaKind, ...] = ("image", "video")
 _CHUNK, _THREADS = 1000, 16
-"""Media that a thread looks for at a time, and threads: a network's file system is slow to answer one of them."""
+"""Media that a thread looks up at a time, and threads: a network file system answers a single thread slowly."""
 
 
 def open_features(
@@ -55,17 +55,20 @@ def open_features(
     reader: PixelReader,
     dtype: Literal["bfloat16", "float32"],
 ) -> FeatureStore:
-    """The files under a directory that belong to a run, made where there are none. All processes call this together.
+    """Opens the store of features for a run, and makes it where it does not exist. All processes call this together.
 
-    Their fingerprint is that of the towers' own weights, not of the whole checkpoint: a model whose projector or
-    decoder has learnt something since has the same features.
+    The store's fingerprint covers the towers' weights, not the whole checkpoint: a model whose projector or decoder was
+    trained since has the same features.
 
     Args:
-      checkpoint: the model's directory, of which the towers are read.
+      root: the directory of all stores.
+      checkpoint: the model's directory, from which the towers' weights are hashed.
+      config: of the model.
+      reader: of the media, whose preprocessing is part of the fingerprint.
       dtype: of compute.
 
     Raises:
-      ValueError: the processes do not share the directory, or differ in something that decides the features.
+      ValueError: the processes do not share the directory, or have different fingerprints.
     """
     tensors = open_checkpoint(checkpoint).tensors
     frames, width = reader.tokens.frames, config.vision_config.hidden_size * len(config.feature_layers)
@@ -90,17 +93,19 @@ def open_features(
         file.write_text(json.dumps(facts, indent=2) + "\n")
     multihost_utils.sync_global_devices(FACTS)
     if not file.exists():
-        raise ValueError(f"{store.directory}: the first process made it elsewhere; expected a directory of all hosts")
+        raise ValueError(
+            f"{store.directory}: made by the first process, not seen by this one; expected one that all hosts share"
+        )
     return store
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What all processes together did.
+    """The work of all processes together.
 
     Attributes:
-      media: that have files now and had none.
-      failed: media that could not be read. They have none, and their samples are left out.
+      media: the number of media that were encoded.
+      failed: the number of media that could not be read. They have no features, and their samples are left out.
     """
 
     media: int
@@ -108,19 +113,19 @@ class Encoded:
 
 
 Absent = tuple[Media, Path | None]
-"""A medium without features, and the file for them; None where there is no such medium."""
+"""A medium without features, and the path for them; None where the medium does not exist."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Makes the features that are missing.
+    """Encodes the media that have no features yet.
 
     Attributes:
       store: of the features.
       reader: of the media.
-      model: whose towers these are, on a mesh.
-      workers, ahead: as in `data.loader`, with 32 frames a device in the place of a micro-batch.
-      alive: told what is done next, again and again.
+      model: the model with the towers, on a mesh.
+      workers, ahead: as in `data.loader`, with 32 frames a device instead of a micro-batch.
+      alive: called with the name of each next piece of work, as a sign of life.
     """
 
     store: FeatureStore
@@ -134,7 +139,8 @@ class Encoder:
         """Encodes the media of some corpora that have no features yet. All processes call this together.
 
         Args:
-          parameters: by name, `TrainingModel.shapes`; those of the towers are enough.
+          parameters: by name, at least those of the towers.
+          corpora: the samples whose media are encoded.
 
         Raises:
           OSError: a file cannot be written.
@@ -144,24 +150,24 @@ class Encoder:
         media = list(dict.fromkeys(chain.from_iterable(samples)))
         absent = self._absent(media[jax.process_index() :: jax.process_count()])
         towers = {name: value for name, value in parameters.items() if is_tower(name)}
-        # The first process speaks for all; None leaves it to the terminal.
+        # Only the first process shows a bar; None shows it where there is a terminal.
         silent = True if jax.process_index() else None
         with tqdm(total=len(absent), desc="encoding", unit="medium", disable=silent, leave=False) as bar:
             written = sum(
                 self._encode(kind, [found for found in absent if found[0].kind == kind], towers, bar) for kind in KINDS
             )
-        return Encoded(*summed(written, len(absent) - written))  # and so each waits for what the others write
+        return Encoded(*summed(written, len(absent) - written))  # the sum waits until all processes have written
 
     def _absent(self, media: Sequence[Media]) -> list[Absent]:
-        def among(start: int) -> list[Absent]:
+        def absent_from(start: int) -> list[Absent]:
             files = ((medium, self.store.file(medium)) for medium in media[start : start + _CHUNK])
             return [(medium, file) for medium, file in files if file is None or not self.store.holds(file, medium.kind)]
 
         with ThreadPoolExecutor(_THREADS) as threads:
-            return list(chain.from_iterable(threads.map(among, range(0, len(media), _CHUNK))))
+            return list(chain.from_iterable(threads.map(absent_from, range(0, len(media), _CHUNK))))
 
     def _encode(self, kind: MediaKind, absent: Sequence[Absent], towers: Parameters, bar: tqdm[Any]) -> int:
-        """Encodes this process's media of a kind; how many have files now."""
+        """Encodes this process's media of a kind; returns the number of files written."""
         placement = self.model.placement
         assert placement is not None
         rows = placement.mesh.size * (FRAMES if kind == "image" else math.ceil(FRAMES / self.reader.tokens.frames))
@@ -176,7 +182,7 @@ class Encoder:
         try:
             for i, (array, found) in enumerate(batches):
                 self.alive(f"encoding {kind}s, batch {i + 1} of {number}")
-                array = np.array(array, subok=False)  # out of shared memory
+                array = np.array(array, subok=False)  # copied out of shared memory
                 features = _own_rows(encode(towers, rows_on_devices(array, placement, rows)))
                 here = absent[i * count : (i + 1) * count]
                 for (_, file), was_read, row in zip(here, found, features, strict=False):
@@ -190,6 +196,6 @@ class Encoder:
 
 
 def _own_rows(x: jax.Array) -> npt.NDArray[Any]:
-    """The rows of an array that the devices of this process hold, each once."""
+    """Returns the rows of an array that the devices of this process hold, without duplicates."""
     shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

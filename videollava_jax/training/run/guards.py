@@ -1,4 +1,4 @@
-"""What ends a run in good order: a signal, seen by all processes at the same step; a step that takes too long."""
+"""Ends a run in good order: at a signal, which all processes see at the same step; or when a step takes too long."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import jax
 
 STALLED = 75
-"""Exit status of a run that was ended because a step took too long: EX_TEMPFAIL, try again."""
+"""Exit status of a run whose step took too long: EX_TEMPFAIL, try again."""
 
 
 class StopSignals:
-    """While it is entered, SIGTERM and SIGINT are remembered, and the run ends between two steps.
+    """A context in which SIGTERM and SIGINT are remembered, so that the run can end between two steps.
 
-    A second SIGINT ends it at once.
+    A second SIGINT raises KeyboardInterrupt at once.
 
     Attributes:
-      received: the signal's number; None for none.
+      received: the signal's number; None until one comes.
     """
 
     def __init__(self) -> None:
@@ -44,13 +44,13 @@ class StopSignals:
 
 
 class Watchdog:
-    """Ends the process, with a message, when there was no sign of life for too long.
+    """Ends the process with a message when it has given no sign of life for too long.
 
-    A peer that hangs, or a disk, leaves all others waiting in a collective that nothing can interrupt.
+    When one process or its disk hangs, all others wait in a collective that nothing can interrupt.
 
     Args:
-      seconds: between two signs of life.
-      going_on: how to go on, for the message.
+      seconds: the longest time between two signs of life.
+      going_on: the last sentence of the message: how to go on.
     """
 
     def __init__(self, seconds: float, going_on: str):
@@ -60,10 +60,10 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def alive(self, what: str) -> None:
-        """A sign of life.
+        """Gives a sign of life.
 
         Args:
-          what: is done next, for the message.
+          what: names the work that begins now, for the message.
         """
         self._signs, self._what = self._signs + 1, what
 
@@ -76,7 +76,7 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        # Counted, not read from a clock: a process that was itself stopped, or a laptop asleep, has not waited.
+        # Ticks are counted and no clock is read: time in which the process was stopped or the laptop slept is no wait.
         tick = min(1.0, self._seconds / 4)
         signs, waited = 0, 0.0
         while not self._over.wait(tick):
@@ -85,7 +85,7 @@ class Watchdog:
             if waited > self._seconds:
                 print(
                     f"process {jax.process_index()} of {jax.process_count()}: no progress for {waited:.0f} s in "
-                    f"{self._what}: another process hangs or has gone, or a disk. {self._going_on}",
+                    f"{self._what}: a disk or another process hangs, or another process has ended. {self._going_on}",
                     file=sys.stderr,
                     flush=True,
                 )

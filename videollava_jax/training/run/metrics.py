@@ -1,4 +1,4 @@
-"""What a run says of itself: a line of JSON for each logged step, the same for TensorBoard, a progress bar."""
+"""Metrics of a run: a line of JSON for each logged step, the same numbers for TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FILE = "metrics.jsonl"
 
 
 class StepCounts:
-    """What one process meets in a step.
+    """Counts of one process in one step.
 
     Attributes:
-      seen: samples.
-      bad: those that were left out.
-      tokens, positions: tokens of its rows, and places for them.
-      waited: seconds for data.
+      seen: the number of samples, those left out included.
+      bad: the samples that were left out.
+      tokens, positions: tokens in its rows, and the positions of these rows.
+      waited: seconds spent waiting for data.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class StepCounts:
         self._began = time.perf_counter()
 
     def over(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
-        """The micro-batches of one step, counted."""
+        """Yields the micro-batches of one step and counts them."""
         while True:
             asked = time.perf_counter()
             batch = next(batches)
@@ -55,24 +55,26 @@ class StepCounts:
                 return
 
     def samples(self) -> list[int]:
-        """Numbers in the corpus of all samples of the step, row by row, those of other processes too: all of them call
-        this together."""
-        rows = gathered(np.stack(self._samples))  # [process, micro-batch, row, place in it]
+        """Returns the numbers in the corpus of all samples of the step, of all processes, row by row.
+
+        All processes call this together.
+        """
+        rows = gathered(np.stack(self._samples))  # [process, micro-batch, row, sample in the row]
         found = rows.swapaxes(0, 1).ravel()
         return [int(sample) for sample in found[found >= 0]]
 
     @property
     def seconds(self) -> float:
-        """Since the step began."""
+        """Seconds since the step began."""
         return time.perf_counter() - self._began
 
 
 class Metrics:
-    """Writes metrics; only the first process does, the others are silent.
+    """Writes metrics in the first process; in the others all methods do nothing.
 
     Args:
-      directory: of the run: `metrics.jsonl` and, in `tensorboard`, event files.
-      step: that the run goes on from. Lines behind it, of steps that are done again, are taken away.
+      directory: of the run, for `metrics.jsonl` and, in `tensorboard`, event files.
+      step: that the run goes on from. Lines of later steps are deleted, since these steps are done again.
       steps: of the whole run.
     """
 
@@ -91,7 +93,7 @@ class Metrics:
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
 
     def write(self, step: int, values: Mapping[str, float | list[int]]) -> None:
-        """One line; numbers go to TensorBoard too."""
+        """Writes one line, and its numbers to TensorBoard."""
         if self._bar is None:
             return
         with open(self._file, "a") as file:
@@ -102,25 +104,25 @@ class Metrics:
         self._board.flush()
 
     def advance(self, loss: float, rate: float) -> None:
-        """One step on the bar, with its loss and the tokens a second."""
+        """Moves the bar by one step, and shows its loss and the tokens a second."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} tokens/s", refresh=False)
             self._bar.update()
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Ends files and bar."""
+        """Closes the files and the bar."""
         if self._bar is not None:
             self._bar.close()
             self._board.close()
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines that a run has written; one that was torn by its end is left out."""
+    """Reads the lines that a run has written; a line that its end has cut short is left out."""
     file = directory / FILE
     lines = []
     for line in file.read_text().splitlines() if file.exists() else []:

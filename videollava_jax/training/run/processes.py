@@ -1,4 +1,4 @@
-"""The processes of one run, each with devices and rows of its own: found, agreed with, and ended together."""
+"""The processes of one run, each with its own devices and rows: they find each other, agree, and end together."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ import numpy.typing as npt
 from jax.experimental import multihost_utils
 
 LAST_WORDS = 3.0
-"""Seconds that the first process stays when it fails: the coordinator goes with it, and then JAX aborts the others,
-which may be about to say the same."""
+"""Seconds that the first process stays alive after it fails.
+
+The coordinator ends with it, and JAX then aborts the other processes, which may be about to print the same error.
+"""
 
 
 def join_processes() -> None:
-    """Finds the other processes of the run, where the surroundings say that there are some.
+    """Connects to the other processes of the run, where the environment names some.
 
     Raises:
-      ValueError: the surroundings say too little: how many there are, or which one this is.
+      ValueError: the environment does not say how many processes there are, or which one this is.
     """
     if _several():
-        # JAX asks Cloud TPU, Slurm and Open MPI for the last two, and reads the first from JAX_COORDINATOR_ADDRESS.
+        # JAX reads the address from JAX_COORDINATOR_ADDRESS, and gets number and id from Cloud TPU, Slurm or Open MPI.
         jax.distributed.initialize(num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID"))
 
 
@@ -48,52 +50,52 @@ def _number(variable: str) -> int | None:
 
 
 def gathered(numbers: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """int32 [processes, …]: an array of each process, which call this together with arrays of one shape."""
+    """Gathers an array from every process: int32 [processes, …]. All call this together with arrays of one shape."""
     if jax.process_count() == 1:
         return numbers[None]
     return np.asarray(multihost_utils.process_allgather(numbers))
 
 
 def summed(*numbers: int) -> tuple[int, ...]:
-    """Each number summed over all processes, which call this together."""
+    """Sums each number over all processes, which call this together."""
     return tuple(int(number) for number in gathered(np.asarray(numbers, np.int32)).sum(axis=0))
 
 
 def require_agreement(facts: Mapping[str, Any]) -> None:
-    """Makes sure that all processes, which call this together, know the same.
+    """Checks that all processes have equal values. All call this together.
 
     Args:
-      facts: by names that all have in common, for JSON.
+      facts: values for JSON, under the same names in all processes.
 
     Raises:
-      ValueError: in every process, with the names of what differs and its own values.
+      ValueError: raised in every process, with the names of the values that differ and its own values.
     """
     digests = [zlib.crc32(json.dumps(value, sort_keys=True).encode()) for value in facts.values()]
     everywhere = gathered(np.asarray(digests, np.uint32).view(np.int32))
     differs = (everywhere != everywhere[0]).any(axis=0)
     differing = {name: facts[name] for name, other in zip(facts, differs, strict=True) if other}
     if differing:
-        told = "; ".join(f"{name} is {value} here" for name, value in differing.items())
-        raise ValueError(f"the processes differ: {told}. Expected the same model, data and recipe on all hosts")
+        values = "; ".join(f"{name} is {value} here" for name, value in differing.items())
+        raise ValueError(f"the processes differ: {values}. Expected the same model, data and recipe on all hosts")
 
 
 @contextmanager
-def ended_at_once(told: tuple[type[Exception], ...], going_on: str) -> Iterator[None]:
-    """Where there are several processes, an exception ends this one at once, with a message and status 1.
+def ended_at_once(expected: tuple[type[Exception], ...], going_on: str) -> Iterator[None]:
+    """Ends the process with a message and status 1 at an exception, where the run has several processes.
 
-    To unwind would be to wait for the others: in the checkpoint that is being written, in JAX's own shutdown. And they
-    wait for this one. When it is gone they are told so, by a connection that closes or by missing heartbeats.
+    It exits without unwinding: unwinding would wait for the other processes, in a checkpoint that is being written or
+    in JAX's shutdown, while they wait for this one. They notice its end by a closed connection or missing heartbeats.
 
     Args:
-      told: exceptions whose message says enough; of others there is a traceback.
-      going_on: how to go on, for the message.
+      expected: exceptions whose message is enough; others print a traceback.
+      going_on: the last sentence of the message: how to go on.
     """
     try:
         yield
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        if not isinstance(error, told):
+        if not isinstance(error, expected):
             traceback.print_exc()
         print(
             f"process {jax.process_index()} of {jax.process_count()} ends: {type(error).__name__}: {error}. If another "

@@ -1,4 +1,4 @@
-"""The recipe of a run: everything that decides it, documented, read from YAML and the command line. No JAX."""
+"""The recipe of a run: all of its settings, documented, read from YAML and the command line. No JAX in here."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is learnt from, and how it is laid out.
+    """The data and its layout.
 
     Attributes:
       train: a file in LLaVA's format, JSON or JSONL, or a list of files.
       held_out: the same, for evaluation while training; an empty list for none.
-      media_root: paths of media are relative to it; null for the directory of each file.
-      epochs: how often each sample comes.
-      steps: optimiser steps in the place of `epochs`.
+      media_root: the directory that paths of media are relative to; null for the directory of each file.
+      epochs: how often each sample is used.
+      steps: optimiser steps, instead of `epochs`.
       batch: samples of an optimiser step, on all hosts together.
       rows: of a micro-batch, on all hosts together: a multiple of the mesh's batch shards; null takes one for each.
-      row_tokens: tokens of a row, media included; longer samples are cut there.
+      row_tokens: tokens of a row, media included; longer samples are cut to this length.
       images_per_row: slots for images in each row.
       videos_per_row: slots for videos in each row.
-      layout: packed puts several samples into a row; padded gives each its own, cut to the buckets.
+      layout: packed puts several samples into a row; padded gives each a row of its own, padded to one of the buckets.
       buckets: lengths of padded rows; the last one is row_tokens.
-      frames: of a video.
-      features: a directory for what frozen towers make of media: a medium is encoded once, before the first step, and
-        then read from there, by later runs too. null encodes it anew in each step.
+      frames: the number of frames of a video.
+      features: a directory for the outputs of frozen towers: each medium is encoded once, before the first step, and
+        then read from there, by later runs too. null encodes media anew in each step.
       template: of prompts; null for the model's own. Conversations of the template hf never end in </s>, so a model
         trained with it does not learn to stop; vicuna_v1_no_system is the same with it.
-      workers: processes that read media ahead, on each host; 0 reads when a batch is asked for.
-      ahead: micro-batches that each of them holds ready.
+      workers: processes on each host that read media ahead; 0 reads them when a micro-batch is needed.
+      ahead: micro-batches that each worker holds ready.
       max_bad: the share of samples that may be left out (files that cannot be read, say) before the run stops.
     """
 
@@ -73,32 +73,32 @@ class Data:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"data.steps: expected at least 1, or null for epochs; got {self.steps}")
         if self.layout == "packed" and self.buckets:
-            raise ValueError("data.buckets: packed rows are all of row_tokens; expected none, or layout: padded")
+            raise ValueError("data.buckets: packed rows all have row_tokens; expected no buckets, or layout: padded")
 
     @property
     def files(self) -> list[str]:
-        """Those of `train`."""
+        """The files of `train`, as a list."""
         return [self.train] if isinstance(self.train, str) else self.train
 
     @property
     def held_out_files(self) -> list[str]:
-        """Those of `held_out`."""
+        """The files of `held_out`, as a list."""
         return [self.held_out] if isinstance(self.held_out, str) else self.held_out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Where and how it is computed.
+    """Devices, dtypes and memory.
 
     Attributes:
-      data: shards that a batch is split into, each on devices of its own; null for all devices that tensor leaves.
+      data: batch shards, each on its own devices; null takes all devices, divided by tensor.
       tensor: devices that share a copy of the decoder.
       dtype: of compute.
-      trained_dtype: in which parameters that change are kept; float32 keeps what steps of bfloat16 would round away.
+      trained_dtype: of the trained parameters; in bfloat16 small updates would be rounded away.
       int8: the frozen decoder's projections in int8 (with lora: QLoRA).
-      remat: what the backward pass keeps: full computes each layer again, dots keeps the products with weights, none
-        keeps everything.
-      loss_chunk: tokens of a row whose logits are there at the same time.
+      remat: what the forward pass keeps for the backward pass: full keeps only the layers' inputs and computes the rest
+        again, dots keeps the products with weights, none keeps everything.
+      loss_chunk: tokens of a row whose logits are in memory at the same time.
     """
 
     data: int | None = None
@@ -112,13 +112,13 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class Keeping:
-    """What is written, and when.
+    """Checkpoints, metrics and evaluation.
 
     Attributes:
-      save_every: steps between two checkpoints; one is written at the end, and when the run is told to stop.
-      keep: checkpoints that stay, the latest ones.
+      save_every: steps between two checkpoints; one is also written at the end, and when a signal stops the run.
+      keep: the number of latest checkpoints that stay.
       log_every: steps between two lines of metrics.
-      evaluate_every: steps between two evaluations on data.held_out; 0 for one at the end.
+      evaluate_every: steps between two evaluations on data.held_out; 0 evaluates at the end only.
     """
 
     save_every: int = 200
@@ -140,14 +140,14 @@ class Recipe:
       model: a directory in any known layout, or a name on the Hugging Face hub; "tiny" for the bundled model.
       output: the run's directory; the same command goes on from what it holds.
       rates: the peak learning rate of each group of parameters; null freezes it.
-      data: what is learnt from, and how it is laid out.
+      data: the data and its layout.
       lora: low-rank adapters of the decoder; null for none.
       optimizer: AdamW.
-      compute: where and how it is computed.
-      keeping: what is written, and when.
-      max_skipped: steps whose gradients are not finite that may be left out before the run stops; 0 stops at the first.
-      stall_seconds: a run whose step takes longer than this ends with a message: a peer hangs, or a disk.
-      seed: of the samples' order, of what LoRA starts from and of dropout.
+      compute: devices, dtypes and memory.
+      keeping: checkpoints, metrics and evaluation.
+      max_skipped: the number of steps with gradients that are not finite to leave out; the next one stops the run.
+      stall_seconds: a run whose step takes longer ends with a message: a process or a disk hangs.
+      seed: of the samples' order, of the adapters' first values and of dropout.
     """
 
     model: str
@@ -164,20 +164,22 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if (self.lora is None) != (self.rates.lora is None):
-            raise ValueError("lora and rates.lora: expected both or neither: what adapters are like and how they learn")
+            raise ValueError(
+                "lora and rates.lora: expected both or neither: the adapters' shape and their learning rate"
+            )
         if self.compute.int8 and self.rates.decoder is not None:
             raise ValueError("compute.int8: int8 weights are not trained; expected rates.decoder null (QLoRA: lora)")
         if self.data.features is not None and (self.rates.image_tower, self.rates.video_tower) != (None, None):
             raise ValueError(
-                "data.features: towers that are trained make other features after each step; expected "
+                "data.features: a tower that is trained gives other features after each step; expected "
                 "rates.image_tower and rates.video_tower null, or data.features null"
             )
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """What a run must have in common with the one that it goes on from, by its path in the recipe.
+        """The settings that two starts of one run must have in common, by their path in the recipe.
 
-        Not where it is computed and by how many workers, what is written when, and where the files lie.
+        Devices, memory, workers, paths and the times of checkpoints may differ.
         """
         whole = dataclasses.asdict(self)
         for name in ("output", "model", "keeping", "stall_seconds", "max_skipped"):

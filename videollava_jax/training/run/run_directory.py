@@ -1,4 +1,4 @@
-"""The directory of a run: what it was begun with, and whether another may go on in it."""
+"""The directory of a run: the facts that it began with, and the lock that keeps other runs out."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ CHECKPOINTS, RECIPE, FACTS, LOCK = "checkpoints", "recipe.yaml", "run.json", "lo
 
 @contextmanager
 def run_directory(directory: Path, facts: Mapping[str, Any], recipe: str) -> Iterator[None]:
-    """Makes the directory of a run, or makes sure that it is this run's, and holds it against others.
+    """Makes the directory of a run, or checks that it belongs to this run; locks it while the context lasts.
 
     Args:
-      facts: what decides the run, for JSON.
-      recipe: as text, to be kept.
+      directory: of the run.
+      facts: the values that two starts of one run have in common, for JSON.
+      recipe: the recipe's text, which is written into a new directory.
 
     Raises:
-      ValueError: another run's directory, with what differs; or one that is no run's and not empty; or processes that
-        do not share it.
-      OSError: another run is at work in it.
+      ValueError: the directory belongs to another run (the message says what differs), is not empty and not a run's, or
+        is not shared by all processes.
+      OSError: another process is at work in it.
     """
-    if jax.process_index():  # the first process looks after it for all
+    if jax.process_index():  # only the first process makes and locks it
         multihost_utils.sync_global_devices(LOCK)
         if not (directory / FACTS).exists():
-            raise ValueError(f"{directory}: the first process made it elsewhere; expected a directory of all hosts")
+            raise ValueError(
+                f"{directory}: made by the first process, not seen by this one; expected one that all hosts share"
+            )
         yield
         return
     _require_empty_or_a_runs(directory)
@@ -60,7 +63,7 @@ def run_directory(directory: Path, facts: Mapping[str, Any], recipe: str) -> Ite
 
 
 def _require_empty_or_a_runs(directory: Path) -> None:
-    """A directory may have been begun and then left before anything was in it."""
+    """An earlier start may have ended before it had written all of these files."""
     ours = {LOCK, RECIPE, FACTS}
     if directory.exists() and not (directory / FACTS).exists() and not {p.name for p in directory.iterdir()} <= ours:
         raise ValueError(f"{directory} is not empty and no run's: choose another output")
@@ -69,17 +72,17 @@ def _require_empty_or_a_runs(directory: Path) -> None:
 def _require_same(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if differing:
-        told = "; ".join(f"{name} was {before.get(name)}, now {now.get(name)}" for name in differing)
+        values = "; ".join(f"{name} was {before.get(name)}, now {now.get(name)}" for name in differing)
         raise ValueError(
-            f"{directory} holds another run: {told}. Use the recipe in {directory / RECIPE}, or another output"
+            f"{directory} holds another run: {values}. Use the recipe in {directory / RECIPE}, or another output"
         )
 
 
 def recipe_of(directory: Path) -> Recipe:
-    """The recipe of a run.
+    """Reads the recipe of a run.
 
     Raises:
-      ValueError: the directory is no run's.
+      ValueError: this is not the directory of a run.
     """
     file = directory / RECIPE
     if not file.exists():

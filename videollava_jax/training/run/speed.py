@@ -1,4 +1,4 @@
-"""How much of the arithmetic a run uses: model FLOPs utilisation (MFU), without padding and recomputation."""
+"""Model FLOPs utilisation (MFU) of a run: padding and recomputation do not count as work."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from videollava_jax.training.update.parameters import Parameters
 
 @dataclass(frozen=True)
 class Work:
-    """What a token costs in a run.
+    """Counts the operations of a run.
 
     Attributes:
       config: of the model.
       trained: the groups that are trained.
-      adapters: parameters of low-rank projections.
-      peak: operations a second of all devices together, by their makers' figures; None where there are none.
-      towers: whether they run; not where their features are read from disk.
+      adapters: the number of parameters of low-rank adapters.
+      peak: operations a second of all devices together, by their makers' figures; None where these are not known.
+      towers: whether the towers run; they do not where features are read from disk.
     """
 
     config: VideoLlavaConfig
@@ -36,7 +36,14 @@ class Work:
 
     @classmethod
     def of(cls, config: VideoLlavaConfig, trained: Parameters, mesh: Mesh, *, towers: bool = True) -> Work:
-        """Of these trained parameters on the devices of a mesh."""
+        """Returns the counter for a run of a model on a mesh.
+
+        Args:
+          config: of the model.
+          trained: the parameters that are trained.
+          mesh: of the devices.
+          towers: whether the towers run.
+        """
         chip = chip_of(mesh.devices.flat[0].device_kind)
         adapters = sum(value.size for name, value in trained.items() if is_lora(name))
         groups = frozenset(group_of(name) for name in trained)
@@ -44,7 +51,7 @@ class Work:
         return cls(config, groups, adapters, peak, towers)
 
     def flops(self, batch: HostBatch) -> float:
-        """Operations that a micro-batch cannot do without, of this process's rows."""
+        """Returns the operations that this process's rows of a micro-batch need."""
         config, arrays = self.config, batch.arrays
         lengths = sequence_lengths(arrays)
         is_media = arrays["media_index"] >= 0
@@ -61,11 +68,11 @@ class Work:
         return flops - tower_flops(config, images, video=False) - tower_flops(config, frames, video=True)
 
     def utilisation(self, flops: float, seconds: float) -> float | None:
-        """The share of the peak, 0 to 1, that so many operations in so many seconds are."""
+        """Returns the share of the peak, 0 to 1; None where the peak is not known."""
         return None if self.peak is None else flops / seconds / self.peak
 
 
 def sequence_lengths(arrays: Mapping[str, np.ndarray]) -> list[int]:
-    """Tokens of every sequence of some rows."""
+    """Returns the number of tokens of every sequence in some rows."""
     found = [np.bincount(row)[1:] for row in arrays["segments"]]
     return [int(length) for row in found for length in row if length]
