@@ -13,9 +13,9 @@ Each seed draws scenes of its own (`videollava_jax.assets.world`) and trains, in
                  clips      one batch of clips a step
                  both       the same batches of images and the same batches of clips, one of each a step
 
-The rate stays as it is after its warm-up, and what is asked is the running mean of the parameters: a curve that has
-become flat has done so by itself and not because the rate ran out. Every finished condition is a line of
-`OUT/results/SEED.jsonl`, the towers of a seed are kept in `OUT/towers`, and the next start takes up what is left.
+The rate is constant after its warm-up, and the running mean of the parameters is asked: so a flat curve means that
+nothing more is learnt, and not that the rate has run out. Every finished condition is a line of
+`OUT/results/SEED.jsonl`, the towers of a seed are kept in `OUT/towers`, and the next start measures what is missing.
 """
 
 from __future__ import annotations
@@ -55,32 +55,32 @@ from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.training.run.run_directory import run_directory
 
 SCENES_OF_A_SEED = 100_000
-"""Of the training seeds of scenes, so many belong to each seed of the ablation."""
+"""The number of training seeds of scenes that belong to each seed of the ablation."""
 FIRST_UNSEEN = 20_000
-"""The first evaluation seed, beyond those that the shipped model was chosen by."""
+"""The first evaluation seed, beyond those that the shipped model was selected by."""
 WARM_UP = 50
 """Steps in which the rate of projector and decoder rises."""
 MEMORY = 0.98
-"""The running mean of the parameters forgets by this factor a step, and faster in the first steps."""
+"""The decay of the running mean of the parameters in each step; it is lower in the first steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the results depend on.
+    """The settings that decide the results.
 
     Attributes:
-        tower_images, tower_clips: scenes that the towers of a seed are aligned on.
-        images, clips: the first so many of them are what projector and decoder are trained on.
-        align_steps: for the image tower and for an unaligned video tower on some frames; then a third as many for
+        tower_images, tower_clips: the number of scenes that the towers of a seed are aligned on.
+        images, clips: the number of these scenes, from the first on, that projector and decoder are trained on.
+        align_steps: of the image tower and of an unaligned video tower on some frames; a third as many steps follow for
             each video tower on all frames of clips, at a third of the rate.
         align_batch: frames a step.
-        align_rate: highest rate of the towers.
-        steps: of projector and decoder: batches of each medium that a condition has.
+        align_rate: peak rate of the towers.
+        steps: of projector and decoder; each takes a batch of every medium that a condition has.
         image_batch, clip_batch: conversations a step.
         rate: of projector and decoder.
-        questions: most questions in a conversation.
+        questions: the most questions in a conversation.
         points: evaluations on the way, evenly spaced, the last one at the end.
-        unseen_images, unseen_clips: asked one question each, as many of every kind.
+        unseen_images, unseen_clips: scenes to ask one question each about, as many of every kind.
     """
 
     tower_images: int = 4000
@@ -117,6 +117,7 @@ QUICK = Settings(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures the conditions that have no results yet, and prints the tables."""
     given = parse_arguments(arguments)
     settings = QUICK if given.quick else Settings()
     facts = dataclasses.asdict(settings)
@@ -126,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line and checks the number of seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for the results; a run begun there goes on")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (%(default)s)")
@@ -142,16 +144,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(out: Path, settings: Settings, seeds: int, processes: int) -> None:
-    """Every condition of every seed that has no line in the results yet.
+    """Measures every condition of every seed that has no line in the results yet.
 
-    The model is so small that two cores do half as much again with a seed each as with one seed after the other.
+    The model is so small that two cores with a seed each do 1.5 times the work of two cores on one seed.
     """
     left = {seed: conditions for seed in range(seeds) if (conditions := conditions_left(out, seed))}
     if processes == 1 or len(left) < 2:
         for seed in left:
             measure_seed(out, settings, seed)
         return
-    os.environ["TQDM_DISABLE"] = "1"  # the bars of the seeds, in processes that start from here on
+    os.environ["TQDM_DISABLE"] = "1"  # hides the seeds' bars in the processes that start from here on
     try:
         with (
             ProcessPoolExecutor(
@@ -167,18 +169,18 @@ def measure(out: Path, settings: Settings, seeds: int, processes: int) -> None:
 
 
 def use_one_thread() -> None:
-    """For JAX in this process, before its first computation."""
+    """Makes JAX in this process use one thread; called before its first computation."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
 
 
 def conditions_left(out: Path, seed: int) -> list[tuple[str, str]]:
-    """(towers, data) that have no line yet."""
+    """Returns the conditions (towers, data) of a seed that have no line yet."""
     done = {(line["towers"], line["data"]) for line in read(results_of(out, seed))}
     return [condition for condition in itertools.product(TOWERS, DATA) if condition not in done]
 
 
 def measure_seed(out: Path, settings: Settings, seed: int) -> None:
-    """Every condition of this seed that has no line in the results yet."""
+    """Measures every condition of this seed that has no line in the results yet."""
     compilation_cache.enable()
     processor = VideoLlavaProcessor.from_pretrained(TINY)
     unseen = draw("unseen", EVAL_SEEDS[FIRST_UNSEEN:], settings.unseen_images, settings.unseen_clips)
@@ -205,7 +207,7 @@ def measure_seed(out: Path, settings: Settings, seed: int) -> None:
 
 
 def draw(title: str, seeds: range, images: int, clips: int) -> dict[str, Media]:
-    """The first scenes of these seeds as images and as clips."""
+    """Draws the first scenes of these seeds, as images and as clips."""
     with multiprocessing.get_context("spawn").Pool() as pool:
         return {
             "images": tiny_data.make(pool, tiny_data.make_image, seeds[:images], f"{title}: images"),
@@ -214,6 +216,7 @@ def draw(title: str, seeds: range, images: int, clips: int) -> dict[str, Media]:
 
 
 def head_of(media: Media, count: int) -> Media:
+    """Returns the first `count` scenes."""
     return Media(media.frames[:count], media.labels[:count], media.questions[:count])
 
 
@@ -223,10 +226,10 @@ def head_of(media: Media, count: int) -> Media:
 def towers_of_seed(
     file: Path, settings: Settings, seed: int, model: Tiny, seen: dict[str, Media]
 ) -> dict[str, Parameters]:
-    """The trained image tower and both video towers, each with the heads that were trained with it.
+    """Loads or trains the image tower and both video towers of a seed, each with the heads that were trained with it.
 
     Returns:
-        "image", "aligned" and "unaligned": parameters as the model names them, and heads as `make_heads` does.
+        Under "image", "aligned" and "unaligned": parameters by the model's names, and heads by those of `make_heads`.
     """
     if not file.exists():
         trained = train_towers(settings, seed, model, seen)
@@ -243,7 +246,7 @@ def towers_of_seed(
 
 
 def train_towers(settings: Settings, seed: int, model: Tiny, seen: dict[str, Media]) -> dict[str, Parameters]:
-    """The image tower, and from it and from nothing the two video towers: see `towers_of_seed`."""
+    """Trains the image tower and the two video towers, one from the image tower, one from first values of its own."""
     parameters = tiny_model.scaled(named_parameters(model.state))
     width = model.module(parameters).config.vision_config.hidden_size
     some, every = tiny_data.some_frames(seen["images"], seen["clips"]), tiny_data.every_frame(seen["clips"])
@@ -256,7 +259,7 @@ def train_towers(settings: Settings, seed: int, model: Tiny, seen: dict[str, Med
         frames: tuple[np.ndarray, np.ndarray],
         fraction: int,
     ) -> tuple[Parameters, Parameters]:
-        """At a fraction of the steps and of the rate; on the same frames the same batches, whichever the tower."""
+        """Aligns a tower at 1/fraction of the steps and the rate, on batches that do not depend on the tower."""
         steps = settings.align_steps // fraction
         batches = tiny_data.labelled_frames(*frames, settings.align_batch, np.random.default_rng([seed, fraction]))
         schedule = tiny_stages.make_schedule(settings.align_rate / fraction, steps)
@@ -286,14 +289,14 @@ def train_towers(settings: Settings, seed: int, model: Tiny, seen: dict[str, Med
 
 
 def starting_point(model: Tiny, parts: dict[str, Parameters], towers: str) -> Parameters:
-    """All parameters: the image tower and one of the video towers; projector and decoder as they were drawn."""
+    """Returns all parameters: the image tower, one of the video towers, first values of projector and decoder."""
     parameters = tiny_model.scaled(named_parameters(model.state))
     known = parts["image"] | parts[towers]
     return parameters | {name: value for name, value in known.items() if name in parameters}
 
 
 def through_tower(model: Tiny, parameters: Parameters, media: Media) -> Media:
-    """The same media with what their tower makes of them in the place of frames: float32 [N, F, patches + 1, D]."""
+    """Replaces the frames of media by their tower's hidden states, float32 [N, F, patches + 1, D]."""
     N, F = media.frames.shape[:2]
     tower = "image_tower" if F == 1 else "video_tower"
     hidden = jax.jit(lambda frames: model.hidden(parameters, tower, frames))
@@ -303,11 +306,11 @@ def through_tower(model: Tiny, parameters: Parameters, media: Media) -> Media:
 
 
 def read_by_heads(clips: Media, parts: dict[str, Parameters], towers: str) -> dict[str, float]:
-    """Whether the video tower is as good as the other, and whether it says it in the image tower's way.
+    """Measures how well linear heads read a video tower.
 
     Returns:
-        The share of patches with something in them whose shape and colour are both named right: by the heads that
-        were trained with the video tower ("own"), and by those that were trained with the image tower ("image").
+        The share of patches that hold a shape and whose shape and colour are both named right: by the heads that were
+        trained with the video tower ("own"), and by those that were trained with the image tower ("image").
     """
     states, labels = tiny_data.every_frame(clips)
     normed = jax.nn.standardize(states[:, 1:], axis=-1)
@@ -335,13 +338,13 @@ def train_and_ask(
     states: dict[str, Media],
     asked: dict[str, Media],
 ) -> list[dict[str, Any]]:
-    """One condition: trains on every medium in `states`, and asks about all in `asked` on the way.
+    """Measures one condition: trains on every medium in `states`, and asks about all in `asked` on the way.
 
     Returns:
-        A record a point: "step", and by the name of the medium [right, asked] by kind.
+        A record for each point: "step", and under the name of each medium [right, asked] by kind of question.
     """
     frozen = {name: value for name, value in parameters.items() if "_tower." in name}
-    # Each medium draws its batches alone: they are the same in every condition that has it.
+    # Each medium has its own generator, so that its batches are the same in every condition that has it.
     streams = [
         tiny_data.conversations(
             processor,
@@ -370,8 +373,8 @@ def train_and_ask(
                 name: tiny_stages.accuracy(model, frozen | mean, processor, media) for name, media in asked.items()
             }
             curve.append({"step": step, **answers})
-            told = ", ".join(f"{name} {right(counts):.1f}%" for name, counts in answers.items())
-            tqdm.write(f"{title}: after {step} steps {told}", file=sys.stderr)
+            shares = ", ".join(f"{name} {right(counts):.1f}%" for name, counts in answers.items())
+            tqdm.write(f"{title}: after {step} steps {shares}", file=sys.stderr)
 
     schedule = optax.warmup_constant_schedule(0.0, settings.rate, min(WARM_UP, settings.steps // 4))
     tiny_stages.train(title, loss, trained, batches, schedule=schedule, steps=settings.steps, after=after)
@@ -380,6 +383,7 @@ def train_and_ask(
 
 @jax.jit
 def mixed(mean: Parameters, new: Parameters, memory: float) -> Parameters:
+    """Returns memory × mean + (1 − memory) × new."""
     return jax.tree.map(lambda x, y: memory * x + (1 - memory) * y, mean, new)
 
 

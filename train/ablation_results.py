@@ -1,4 +1,4 @@
-"""What `ablation.py` has found: a file of lines for each seed, their tables, and their curves as a picture.
+"""The results of `ablation.py`: a file of lines for each seed, their tables, and their curves as a picture.
 
 python train/ablation_results.py out/ablation                           # the tables, in Markdown
 python train/ablation_results.py out/ablation --picture out/curves.png
@@ -20,13 +20,14 @@ from videollava_jax.assets.world import CLIP_KINDS, IMAGE_KINDS
 
 TOWERS = ("aligned", "unaligned")
 DATA = {"images": ("images",), "clips": ("clips",), "both": ("images", "clips")}
-"""What a condition is trained on."""
+"""The media that a condition is trained on."""
 KINDS = {"images": IMAGE_KINDS, "clips": CLIP_KINDS}
 Found = dict[tuple[str, str], dict[int, dict[str, Any]]]
 """Lines of results by towers and data, and there by seed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the tables, and draws the curves where a picture is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the directory that was given to ablation.py")
     parser.add_argument("--picture", type=Path, help="a PNG or SVG file for the curves")
@@ -41,17 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def results_of(out: Path, seed: int) -> Path:
-    """The lines of a seed, one for every condition that is finished."""
+    """Returns the file of a seed's lines, one for every finished condition."""
     return out / "results" / f"{seed}.jsonl"
 
 
 def read_all(out: Path) -> list[dict[str, Any]]:
-    """The lines of all seeds."""
+    """Reads the lines of all seeds."""
     return [line for file in sorted(out.glob("results/*.jsonl")) for line in read(file)]
 
 
 def append(results: Path, line: dict[str, Any]) -> None:
-    """One more line, whole or not at all."""
+    """Appends a line, whole or not at all."""
     results.parent.mkdir(exist_ok=True)
     unfinished = results.with_suffix(".new")
     with unfinished.open("w") as file:
@@ -62,10 +63,12 @@ def append(results: Path, line: dict[str, Any]) -> None:
 
 
 def read(results: Path) -> list[dict[str, Any]]:
+    """Reads the lines of a seed; none where there is no file."""
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
 def by_condition(lines: Sequence[dict[str, Any]]) -> Found:
+    """Sorts lines by condition and seed."""
     found: Found = {(towers, data): {} for towers in TOWERS for data in DATA}
     for line in lines:
         found[line["towers"], line["data"]][line["seed"]] = line
@@ -76,13 +79,13 @@ def by_condition(lines: Sequence[dict[str, Any]]) -> Found:
 
 
 def right(counts: dict[str, list[int]]) -> float:
-    """Percent of all questions."""
+    """Returns the percentage of right answers over all kinds."""
     got, asked = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
     return 100 * got / asked
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean ± standard deviation; the mean alone where there is one value, a dash where there is none."""
+    """Formats values as mean ± standard deviation; one value as itself, none as a dash."""
     if not values:
         return "–"
     mean = format(statistics.mean(values), f"{sign}.1f")
@@ -90,12 +93,13 @@ def spread(values: Sequence[float], sign: str = "") -> str:
 
 
 def as_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Formats a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def tables(lines: Sequence[dict[str, Any]]) -> str:
-    """What was measured, in Markdown: answers, differences, curves, kinds, towers."""
+    """Returns the tables in Markdown: answers, differences, curves, kinds, towers."""
     if not lines:
         return "no condition is finished yet"
     found = by_condition(lines)
@@ -105,7 +109,7 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
             answers_table(found),
             "Differences in points, each seed with itself",
             differences_table(found),
-            "On the way: means after so many steps, and what the last stretch still changed",
+            "Means at each number of steps, and the last change",
             curves_table(found),
             "By kind of question, %",
             kinds_table(found),
@@ -116,24 +120,27 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def final(lines: dict[int, dict[str, Any]], medium: str) -> dict[int, float]:
-    """By seed, the percent right about a medium at the last point."""
+    """Returns, by seed, the percentage of right answers about a medium at the last point."""
     return {seed: right(line["curve"][-1][medium]) for seed, line in lines.items()}
 
 
 def bracketed(text: str, data: str, medium: str) -> str:
+    """Puts a number about a medium that the condition was not trained on into brackets."""
     return text if medium in DATA[data] else f"({text})"
 
 
 def answers_table(found: Found) -> str:
+    """Returns the table of right answers by condition and medium."""
     rows = []
     for (towers, data), lines in found.items():
         shares = {medium: spread(list(final(lines, medium).values())) for medium in KINDS}
-        told = [bracketed(share, data, medium) for medium, share in shares.items()]
-        rows.append([towers, data, *told, str(len(lines))])
+        cells = [bracketed(share, data, medium) for medium, share in shares.items()]
+        rows.append([towers, data, *cells, str(len(lines))])
     return as_markdown(("towers", "trained on", *KINDS, "seeds"), rows)
 
 
 def differences_table(found: Found) -> str:
+    """Returns the table of differences between conditions, seed by seed."""
     rows = []
     for what, medium, (plus, minus) in comparisons():
         a, b = final(found[plus], medium), final(found[minus], medium)
@@ -143,6 +150,7 @@ def differences_table(found: Found) -> str:
 
 
 def curves_table(found: Found) -> str:
+    """Returns the table of means at every point, and of the last change."""
     points = next(line["curve"] for lines in found.values() for line in lines.values())
     steps = [str(point["step"]) for point in points]
     rows = []
@@ -155,6 +163,7 @@ def curves_table(found: Found) -> str:
 
 
 def kinds_table(found: Found) -> str:
+    """Returns the table of right answers by kind of question."""
     rows = []
     for ((towers, data), lines), medium in itertools.product(found.items(), KINDS):
         ends = [line["curve"][-1][medium] for line in lines.values()]
@@ -164,6 +173,7 @@ def kinds_table(found: Found) -> str:
 
 
 def towers_table(lines: Sequence[dict[str, Any]]) -> str:
+    """Returns the table of patches that heads name right, by video tower."""
     rows = []
     for towers in TOWERS:
         readings = {line["seed"]: line["patches"] for line in lines if line["towers"] == towers}.values()
@@ -173,7 +183,7 @@ def towers_table(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def comparisons() -> list[tuple[str, str, tuple[tuple[str, str], tuple[str, str]]]]:
-    """What is compared: its name, the medium asked about, and the two conditions."""
+    """Returns the comparisons: the name, the medium asked about, and the two conditions."""
     alignment = [
         (f"aligned − unaligned, trained on {data}", medium, (("aligned", data), ("unaligned", data)))
         for data, medium in itertools.product(reversed(DATA), KINDS)
@@ -191,8 +201,8 @@ def comparisons() -> list[tuple[str, str, tuple[tuple[str, str], tuple[str, str]
 
 
 def draw_curves(found: Found, file: Path) -> None:
-    """Right answers over steps, a panel for each medium: means over the seeds, and bands of one standard deviation."""
-    # Here, so that tables need no matplotlib; and without a window.
+    """Draws right answers over steps, a panel for each medium: means over the seeds, with one standard deviation."""
+    # Imported here, so that tables need no matplotlib. A Figure opens no window.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.6), layout="constrained")
@@ -215,8 +225,8 @@ def draw_curves(found: Found, file: Path) -> None:
         panel.set_xlabel("steps of projector and decoder")
         panel.grid(alpha=0.3)
     panels[0].set_ylim(top=100)
-    told = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(told.values(), told.keys(), loc="outside lower center", ncols=2)
+    entries = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2)
     panels[0].set_ylabel("right answers, %")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)

@@ -1,10 +1,10 @@
-"""Writes a data set in LLaVA's format about the drawn world: a question that the bundled model was never asked.
+"""Writes a data set in LLaVA's format about the drawn world, with a question that the bundled model was never asked.
 
     python train/shapes_data.py out/data
 
-One clip a sample, a coloured shape that moves, and one question, which is answered with a sentence: the bundled model
-has only ever said single words. `train.json` and `held_out.json` draw from seeds that its training and its evaluation
-do not touch.
+Each sample is a clip of a coloured shape that moves, and one question with a sentence as its answer: the bundled model
+was trained to say single words. `train.json` and `held_out.json` take seeds that its training and its evaluation do not
+use.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ HELD_OUT = shapes.EVAL_SEEDS[500_000:]
 
 
 def main() -> None:
+    """Writes both files and the clips."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="directory for the clips and the two files")
     parser.add_argument("--train", type=int, default=600, help="clips to learn from (600)")
@@ -37,7 +38,7 @@ def main() -> None:
 
 
 def moving(seeds: range, output: Path) -> Iterator[dict[str, object]]:
-    """Samples about clips in which a shape of one colour moves, and the clips."""
+    """Yields samples about clips in which a shape of one colour moves, and writes the clips."""
     for seed in seeds:
         scene = shapes.sample_clip(seed)
         direction = next((question.answer for question in scene.questions if question.kind == "direction"), None)

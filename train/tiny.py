@@ -2,6 +2,9 @@
 
     python train/tiny.py --out out/tiny
 
+This file is the run from top to bottom. `tiny_data.py` draws scenes and writes conversations, `tiny_model.py` is the
+model, `tiny_stages.py` the training, and `tiny_card.py` writes the checkpoint and its card.
+
 It makes its own data (`videollava_jax.assets.world`: coloured shapes in images and in real H.264 clips, with questions
 whose answers are known), its own tokenizer, and then trains in the stages of the real recipe:
 
@@ -10,7 +13,7 @@ whose answers are known), its own tokenizer, and then trains in the stages of th
     3  fine-tune  everything, at a lower rate
 
 At the end it asks 300 clips and 300 images that it has never seen, prints the accuracy of each kind of question,
-and writes a checkpoint in transformers' layout with its card beside it. Two things make a model of a million
+and writes a checkpoint in transformers' layout with its card. Two things make a model of a million
 parameters learn this fast: stage 1 supervises every patch (the class token of an image never reaches the
 decoder), and a medium is encoded once for several questions, asked as one conversation.
 """
@@ -47,7 +50,7 @@ from videollava_jax.model.video_llava import named_parameters
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a run depends on; all of it goes into the card."""
+    """The settings of a run; the card lists them all."""
 
     seed: int = 0
     clips: int = 8000
@@ -81,6 +84,7 @@ QUICK = Recipe(
 
 
 def main() -> None:
+    """Runs all stages, from top to bottom."""
     recipe, out = parse_arguments()
     started = time.monotonic()
     rng = np.random.default_rng(recipe.seed)
@@ -125,18 +129,18 @@ def main() -> None:
         )
 
     # Stages 2 and 3: the same conversations, first with the towers frozen.
-    for title, frozen_parts, steps, rate in (
+    for title, frozen_towers, steps, rate in (
         ("2 project", ("image_tower", "video_tower"), recipe.project_steps, recipe.project_rate),
         ("3 fine-tune", (), recipe.tune_steps, recipe.tune_rate),
     ):
-        frozen = {name: value for name, value in parameters.items() if name.startswith(frozen_parts or ("-",))}
+        frozen = {name: value for name, value in parameters.items() if name.startswith(frozen_towers or ("-",))}
 
         def answer_loss(trained: Parameters, *batch: jax.Array, frozen=frozen) -> jax.Array:
             everything = frozen | trained
             return tiny.answer_loss(everything, *batch[:3]) + tiny.answer_loss(everything, *batch[3:])
 
-        parts = ((clips, recipe.clip_batch), (images, recipe.image_batch))
-        batches = conversations(processor, parts, recipe.questions, rng)
+        sources = ((clips, recipe.clip_batch), (images, recipe.image_batch))
+        batches = conversations(processor, sources, recipe.questions, rng)
         trained = {name: value for name, value in parameters.items() if name not in frozen}
         trained = train(title, answer_loss, trained, batches, schedule=make_schedule(rate, steps), steps=steps)
         parameters |= trained
@@ -150,6 +154,7 @@ def main() -> None:
 
 
 def parse_arguments() -> tuple[Recipe, Path]:
+    """Returns the recipe and the directory for the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for the checkpoint")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few scenes: does it run?")

@@ -40,12 +40,14 @@ def save(
 
 
 def stored_name(name: str) -> str:
+    """Returns the name that transformers 5 stores a parameter under."""
     if name.startswith("lm_head."):
         return f"language_model.{name}"
     return name.replace("language_model.", "language_model.model.", 1)
 
 
-def print_table(title: str, report: dict[str, dict[str, list[int]]]) -> None:
+def print_table(title: str, report: Report) -> None:
+    """Prints the share of right answers, in all and by kind."""
     print(f"\nafter stage {title}: exact answers on unseen media")
     for name, counts in report.items():
         kinds = CLIP_KINDS if "clips" in name else IMAGE_KINDS
@@ -55,21 +57,23 @@ def print_table(title: str, report: dict[str, dict[str, list[int]]]) -> None:
 
 
 def percent(counts: list[int]) -> str:
+    """Formats [right, asked] as a percentage."""
     return f"{100 * counts[0] / counts[1]:.1f}%"
 
 
 def total(counts: dict[str, list[int]]) -> list[int]:
+    """Sums [right, asked] over all kinds."""
     return [sum(count[i] for count in counts.values()) for i in range(2)]
 
 
 def write_card(
     out: Path,
     recipe: Mapping[str, Any],
-    report: dict[str, dict[str, list[int]]],
+    report: Report,
     parameters: Parameters,
     minutes: float,
 ) -> None:
-    """`card.json` for programs and `README.md` for people: data, steps, seed, and accuracy by kind with counts."""
+    """Writes `card.json` for programs and `README.md` for people: data, steps, seed, right answers by kind."""
     size = sum(value.size for value in parameters.values())
     card = {
         "parameters": size,

@@ -38,8 +38,8 @@ class Media:
     """Scenes of one kind of medium.
 
     Attributes:
-        frames: uint8 [N, F, SIDE, SIDE, 3], RGB; or, where the towers stay as they are and have seen them
-            already, the hidden states that they made of them, float32 [N, F, GRID² + 1, D].
+        frames: uint8 [N, F, SIDE, SIDE, 3], RGB; or, where the towers are frozen, the hidden states that they gave for
+            these frames, float32 [N, F, GRID² + 1, D].
         labels: float32 [N, F, LABELS], what each frame shows (`frame_labels`).
         questions: for each scene, its questions.
     """
@@ -50,7 +50,7 @@ class Media:
 
 
 def frame_labels(scene: Scene, frame: int) -> np.ndarray:
-    """What stage 1 teaches about a frame: float32 [45].
+    """Returns the labels of a frame for stage 1: float32 [45].
 
     16 shapes and 16 colours, one for each patch (0 for none), then for the whole frame 6 colours and 4 shapes
     (1 where present), the number of shapes, and the mean of their centres (x, y).
@@ -77,7 +77,11 @@ def frame_labels(scene: Scene, frame: int) -> np.ndarray:
 
 
 def make_clip(seed: int) -> tuple[np.ndarray, np.ndarray, tuple[Question, ...]]:
-    """A clip as a file would give it: through H.264, 8 frames by transformers' rule, resized as its processor does."""
+    """Draws a clip as the model reads it: through H.264, 8 frames by transformers' rule, resized by its processor.
+
+    Returns:
+        Frames uint8 [F, SIDE, SIDE, 3], their labels float32 [F, 45], and the questions.
+    """
     scene = shapes.sample_clip(seed)
     taken = SAMPLING.indices(shapes.FRAMES, shapes.FPS)
     frames = PREPROCESS(shapes.decode_mp4(shapes.encode_mp4(scene.frames))[taken])
@@ -85,11 +89,13 @@ def make_clip(seed: int) -> tuple[np.ndarray, np.ndarray, tuple[Question, ...]]:
 
 
 def make_image(seed: int) -> tuple[np.ndarray, np.ndarray, tuple[Question, ...]]:
+    """Draws an image as the model reads it; the results are those of `make_clip`, with one frame."""
     scene = shapes.sample_image(seed)
     return PREPROCESS(scene.frames), frame_labels(scene, 0)[None], scene.questions
 
 
 def make(pool: Any, what: Callable[[int], Any], seeds: range, title: str) -> Media:
+    """Draws a scene for each seed with `make_clip` or `make_image`, in the processes of a pool."""
     made = list(tqdm(pool.imap(what, seeds, chunksize=16), title, len(seeds), unit="scene"))
     frames, labels, questions = zip(*made, strict=True)
     return Media(np.stack(frames), np.stack(labels), list(questions))
@@ -99,7 +105,7 @@ def make(pool: Any, what: Callable[[int], Any], seeds: range, title: str) -> Med
 
 
 def some_frames(images: Media, clips: Media) -> tuple[np.ndarray, np.ndarray]:
-    """What the image tower is aligned on: images, and two frames of each clip, with their labels."""
+    """Returns the frames that the image tower is aligned on, with their labels: images, and two frames of each clip."""
     return (
         np.concatenate([images.frames[:, 0], clips.frames[:, 1], clips.frames[:, 6]]),
         np.concatenate([images.labels[:, 0], clips.labels[:, 1], clips.labels[:, 6]]),
@@ -107,14 +113,14 @@ def some_frames(images: Media, clips: Media) -> tuple[np.ndarray, np.ndarray]:
 
 
 def every_frame(media: Media) -> tuple[np.ndarray, np.ndarray]:
-    """All frames with their labels."""
+    """Returns all frames with their labels."""
     return media.frames.reshape(-1, *media.frames.shape[2:]), media.labels.reshape(-1, media.labels.shape[-1])
 
 
 def labelled_frames(
     x: np.ndarray, y: np.ndarray, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Batches of frames and labels, without end."""
+    """Yields batches of frames and labels, without end."""
     while True:
         rows = rng.integers(len(x), size=size)
         yield x[rows], y[rows]
@@ -172,10 +178,10 @@ def make_processor(questions: list[Question], directory: Path) -> VideoLlavaProc
 
 @dataclass(frozen=True)
 class Texts:
-    """Conversations as the decoder is trained on them, padded on the right.
+    """Conversations to train the decoder on, padded on the right.
 
     Attributes:
-        ids: int32 [N, T], a medium's token once for each of its features.
+        ids: int32 [N, T], with a medium's token repeated for each of its features.
         labels: int32 [N, T], the id to predict after each token, or -1 where there is nothing to learn.
     """
 
@@ -186,10 +192,10 @@ class Texts:
 def tokenize(
     processor: VideoLlavaProcessor, media: Media, rng: np.random.Generator, questions: int, length: int = 0
 ) -> Texts:
-    """Up to `questions` questions about each medium as one conversation; with 1, the one that is evaluated.
+    """Writes up to `questions` questions about each medium as one conversation; 1 takes the question for evaluation.
 
     Half of the conversations end their earlier answers with `</s>`, as the authors do, half with a space, as
-    transformers' chat template does. Either way `</s>` is what follows an answer.
+    transformers' chat template does. The label after an answer is `</s>` either way.
     """
     kind = "image" if media.frames.shape[1] == 1 else "video"
     tokens = GRID**2 if kind == "image" else FRAMES * (GRID**2 + 1)
@@ -221,26 +227,33 @@ def tokenize(
 
 def conversations(
     processor: VideoLlavaProcessor,
-    parts: Sequence[tuple[Media, int]],
+    sources: Sequence[tuple[Media, int]],
     questions: int,
     rng: np.random.Generator,
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """For each part a batch of its size: frames, ids and labels. The questions are drawn anew every 400 steps."""
-    lengths = [0] * len(parts)
+    """Yields frames, ids and labels of a batch from each source, one source after the other, without end.
+
+    Args:
+        processor: of the model.
+        sources: media, and the number of conversations that a batch takes from them.
+        questions: the most questions in a conversation; they are drawn anew every 400 steps.
+        rng: draws questions and batches.
+    """
+    lengths = [0] * len(sources)
     while True:
         texts = [
             tokenize(processor, media, rng, questions, length)
-            for (media, _), length in zip(parts, lengths, strict=True)
+            for (media, _), length in zip(sources, lengths, strict=True)
         ]
         lengths = [text.ids.shape[1] for text in texts]
         for _ in range(400):
             batch: list[np.ndarray] = []
-            for (media, size), text in zip(parts, texts, strict=True):
+            for (media, size), text in zip(sources, texts, strict=True):
                 rows = rng.integers(len(text.ids), size=size)
                 batch += [media.frames[rows], text.ids[rows], text.labels[rows]]
             yield tuple(batch)
 
 
 def answer_start(frames: Any) -> int:
-    """How many tokens of a conversation are a medium's: no answer comes before them."""
+    """Returns the number of a medium's tokens in a conversation: no answer comes before them."""
     return GRID**2 if frames.shape[1] == 1 else FRAMES * (GRID**2 + 1)

@@ -19,7 +19,7 @@ Parameters = dict[str, Any]
 
 
 def make_config(processor: VideoLlavaProcessor) -> VideoLlavaConfig:
-    """1.1 million parameters in the shape of the 7B model."""
+    """Returns a configuration of 1.1 million parameters in the shape of the 7B model."""
     return VideoLlavaConfig(
         vision_config=VisionConfig(
             hidden_size=64,
@@ -46,7 +46,7 @@ def make_config(processor: VideoLlavaProcessor) -> VideoLlavaConfig:
 
 
 def scaled(parameters: Parameters) -> Parameters:
-    """Initial values for narrow layers: matrices of standard deviation 0.7 / √inputs, embeddings of 0.1.
+    """Scales initial values for narrow layers: matrices to a standard deviation of 0.7 / √inputs, embeddings to 0.1.
 
     The model's own 0.02 suits a width of 4096; at 128 it would train ten times more slowly.
     """
@@ -68,18 +68,20 @@ class Tiny:
         self.predict = jax.jit(lambda *args: self.answer_logits(*args).argmax(-1))
 
     def module(self, parameters: Parameters) -> VideoLlava:
+        """Returns the model with these parameters."""
         return nnx.merge(self.graph, with_parameters(self.state, parameters))
 
     def normalise(self, frames: jax.Array) -> jax.Array:
+        """Normalises frames, 0-255, with the mean and standard deviation of the processor."""
         return (frames.astype(jnp.float32) / 255 - jnp.asarray(PREPROCESS.mean)) / jnp.asarray(PREPROCESS.std)
 
     def hidden(self, parameters: Parameters, tower: str, frames: jax.Array) -> jax.Array:
-        """The selected hidden state of uint8 frames [B, S, S, 3]."""
+        """Returns the selected hidden state of a tower [B, patches + 1, D], from uint8 frames [B, S, S, 3]."""
         model = self.module(parameters)
         return getattr(model, tower)(self.normalise(frames), model.config.feature_layers)
 
     def features(self, model: VideoLlava, frames: jax.Array) -> jax.Array:
-        """What the decoder sees of the frames, or of the hidden states, of `Media`: [B, tokens, D]."""
+        """Returns the decoder's inputs [B, tokens, D] for frames, or hidden states, of `Media`."""
         is_image = frames.shape[1] == 1
         if frames.ndim == 4:
             B, _, _, D = frames.shape
@@ -88,7 +90,7 @@ class Tiny:
         return model.encode_images(pixels[:, 0]) if is_image else model.encode_videos(pixels)
 
     def answer_logits(self, parameters: Parameters, frames: jax.Array, ids: jax.Array) -> jax.Array:
-        """Logits after the tokens behind the medium, [B, T - start, V]; start as `answer_start` says."""
+        """Returns the logits after the medium, [B, T - start, V], with `start = answer_start(frames)`."""
         model = self.module(parameters)
         features = self.features(model, frames)
         if frames.shape[1] == 1:
@@ -99,13 +101,14 @@ class Tiny:
         return model.logits(x[:, answer_start(frames) :])
 
     def answer_loss(self, parameters: Parameters, frames: jax.Array, ids: jax.Array, labels: jax.Array) -> jax.Array:
+        """Returns the mean cross-entropy of the answers' tokens."""
         labels = labels[:, answer_start(frames) :]
         losses = cross_entropy(self.answer_logits(parameters, frames, ids), jnp.maximum(labels, 0))
         return (losses * (labels >= 0)).sum() / (labels >= 0).sum()
 
 
 def video_tower_of(parameters: Parameters) -> Parameters:
-    """The image tower's parameters under the names of the video tower's."""
+    """Returns the image tower's parameters under the video tower's names."""
     return {
         name.replace("image_tower", "video_tower"): value
         for name, value in parameters.items()
@@ -114,4 +117,5 @@ def video_tower_of(parameters: Parameters) -> Parameters:
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the cross-entropy of each label, an index into the last axis of the logits."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -17,12 +17,12 @@ from videollava_jax.processing.processor import VideoLlavaProcessor
 
 
 def make_schedule(rate: float, steps: int) -> optax.Schedule:
-    """The rate warms up for 5% of the steps and falls along a cosine to 2%."""
+    """Returns a schedule that warms up for 5% of the steps and falls along a cosine to 2% of the rate."""
     return optax.warmup_cosine_decay_schedule(0.0, rate, steps // 20, steps, 0.02 * rate)
 
 
 def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW, clipped at norm 1."""
+    """Returns AdamW with gradients clipped at norm 1."""
     matrices = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.02, mask=matrices))
 
@@ -37,7 +37,7 @@ def train(
     steps: int,
     after: Callable[[int, Parameters], None] | None = None,
 ) -> Parameters:
-    """`steps` steps on `loss(trained, *batch)`, with a progress bar; the trained parameters.
+    """Takes `steps` steps on `loss(trained, *batch)`, with a progress bar; returns the trained parameters.
 
     `after`, if any, is called after each step with the number of steps done and the parameters.
     """
@@ -64,6 +64,7 @@ def train(
 
 
 def make_heads(rng: np.random.Generator, width: int) -> Parameters:
+    """Draws the weights of the linear heads that read `frame_labels` from hidden states of a width."""
     sizes = {"patch.shape": 5, "patch.colour": 7}
     for where in ("class", "mean"):
         sizes |= {f"{where}.colours": 6, f"{where}.shapes": 4, f"{where}.number": 5, f"{where}.centre": 2}
@@ -75,7 +76,7 @@ def make_heads(rng: np.random.Generator, width: int) -> Parameters:
 
 
 def align_loss(hidden: jax.Array, labels: jax.Array, heads: Parameters) -> jax.Array:
-    """How badly linear heads read `frame_labels` from the selected hidden state [B, 17, D] of a tower."""
+    """Returns the loss of linear heads that read `frame_labels` from a tower's selected hidden state [B, 17, D]."""
     normed = jax.nn.standardize(hidden, axis=-1)
 
     def read(name: str, x: jax.Array) -> jax.Array:
@@ -105,7 +106,7 @@ def align(
     schedule: optax.Schedule,
     steps: int,
 ) -> tuple[Parameters, Parameters]:
-    """Trains a tower together with the heads that read it: all parameters with the tower's new ones, and the heads."""
+    """Trains a tower together with the heads that read it; returns all parameters, and the heads."""
     frozen = {name: value for name, value in parameters.items() if not name.startswith(tower)}
 
     def loss(trained: Parameters, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -122,19 +123,19 @@ def align(
 
 
 def accuracy(tiny: Tiny, parameters: Parameters, processor: VideoLlavaProcessor, media: Media) -> dict[str, list[int]]:
-    """[right, asked] by kind, one question a medium. Right: greedy decoding says the answer and stops.
+    """Asks one question about each medium; returns [right, asked] by kind of question.
 
-    The answer is fed as if said, and every token of it and `</s>` has to be the most likely one: exactly when
-    that holds does greedy decoding produce it.
+    An answer is right where greedy decoding gives exactly it. That is checked without decoding: the right answer is the
+    model's input, and each of its tokens and `</s>` must be the most likely one at its position.
     """
     texts = tokenize(processor, media, np.random.default_rng(0), questions=1)
     counts: dict[str, list[int]] = {}
     for start in range(0, len(texts.ids), 100):
-        part = slice(start, start + 100)
-        said = np.asarray(tiny.predict(parameters, media.frames[part], texts.ids[part]))
-        labels = texts.labels[part, answer_start(media.frames) :]
+        chunk = slice(start, start + 100)
+        said = np.asarray(tiny.predict(parameters, media.frames[chunk], texts.ids[chunk]))
+        labels = texts.labels[chunk, answer_start(media.frames) :]
         right = ((said == labels) | (labels < 0)).all(1)
-        for ok, asked in zip(right, media.questions[part], strict=True):
+        for ok, asked in zip(right, media.questions[chunk], strict=True):
             count = counts.setdefault(asked[0].kind, [0, 0])
             count[0] += int(ok)
             count[1] += 1

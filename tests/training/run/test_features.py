@@ -340,7 +340,7 @@ def test_media_that_cannot_be_read_are_named_as_ever(start, tmp_path):
 def test_towers_that_are_trained_are_refused(tower):
     rates = Rates(projector=1.0, **{tower: 1.0})
     assert recipe_of(rates).rates == rates
-    with pytest.raises(ValueError, match=r"data\.features: a tower that is trained gives other features"):
+    with pytest.raises(ValueError, match=r"data\.features: a tower that is trained gives other features after each"):
         recipe_of(rates, features="somewhere")
 
 

@@ -1,4 +1,4 @@
-"""The plan of a training run: which samples make which rows of which micro-batch of which step.
+"""The plan of a training run: the samples of every row, the rows of every micro-batch, the micro-batches of every step.
 
     samples in the epoch's order ──`batch` at a time──▶ step ──packed──▶ rows ──`rows` at a time──▶ micro-batches
 

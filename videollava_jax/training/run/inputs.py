@@ -115,7 +115,7 @@ def encode_media(
       recipe: with `data.features`, the directory of the store.
       checkpoint: the directory of the model, whose towers' weights are part of the store's fingerprint.
       loaded: the model, with its towers.
-      samples: of which the media are encoded; None stands for no samples.
+      samples: whose media are encoded; None stands for no samples.
       watchdog: gets a sign of life for each batch of media.
     """
     assert recipe.data.features is not None
