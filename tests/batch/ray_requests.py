@@ -11,7 +11,7 @@ def asks(name, *paths):
 
 
 class Fails:
-    """Raises at every third request, in the midst of those that it holds."""
+    """A runner that raises at every third request while it holds others."""
 
     def __init__(self, error):
         self.error, self.runs = error, 0

@@ -1,4 +1,4 @@
-"""`videollava batch` with the tiny model: OpenAI's form, resuming, signals, what is said."""
+"""`videollava batch` with the tiny model: OpenAI's form, resuming, signals, messages."""
 
 import argparse
 import json

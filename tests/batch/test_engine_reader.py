@@ -1,4 +1,4 @@
-"""The engine's `reader`: media are read by it and by nothing else, and its errors keep their causes."""
+"""The engine's `reader`: all media are read by it, and its errors keep their causes."""
 
 from videollava_jax import Engine, Request
 from videollava_jax.assets import MEDIA

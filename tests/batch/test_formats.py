@@ -1,4 +1,4 @@
-"""Every form of a job's input to requests, and results to the records that belong to it."""
+"""Every form of a job's input becomes requests, and results become records of the matching form."""
 
 import csv
 import json
@@ -111,7 +111,7 @@ def test_csv_round_trip(tmp_path_factory, ids, data):
         writer.writeheader()
         try:
             writer.writerows(rows)
-        except UnicodeEncodeError:  # an id that is no text: there is no such file
+        except UnicodeEncodeError:  # a lone surrogate cannot be written to a file
             return
     _check_rows(path, "csv", rows)
 
@@ -278,7 +278,7 @@ def test_vllms_media_parts_and_sampling():
         {"type": "video", "video": "video:data:"},
         {"type": "image", "image": "image:a.png"},
     ]
-    assert parts(made)[0]["video_url"]["url"].startswith("data:")  # the line's own is not touched
+    assert parts(made)[0]["video_url"]["url"].startswith("data:")  # the line itself is unchanged
 
 
 @pytest.mark.parametrize(

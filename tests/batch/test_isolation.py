@@ -1,4 +1,4 @@
-"""Media read in processes of their own: the same pixels, and what crashes, hangs or swells is an error and no more."""
+"""Media read by worker processes: the same pixels, and files that crash, hang or take memory are errors."""
 
 import os
 import threading
@@ -37,7 +37,7 @@ def mark(monkeypatch):
 
 @pytest.fixture
 def faulty(tmp_path, monkeypatch):
-    """Workers that do as a file of the name of a fault says, and read all others."""
+    """Workers that crash, hang or take memory if a file's name says so, and read all other files."""
     code = "\n".join(
         [
             "import os, time",
@@ -85,7 +85,7 @@ def test_bad_files_are_told_with_their_causes(tiny_processor, tmp_path):
                 reader(medium, Uniform(8))
             assert refused.value.cause == cause
         assert reader(IMAGE, None).shape[0] == 1
-        assert reader.started == 2  # what has met a file that may be hostile reads no other
+        assert reader.started == 2  # a worker that failed at a file is not used again
     finally:
         reader.close()
 
@@ -163,7 +163,7 @@ def test_stop_ends_what_is_being_read(tiny_processor, faulty, mark):
 
 
 def test_a_worker_ends_itself_when_its_parent_cannot(tiny_processor, faulty, monkeypatch):
-    """Its own clock, which serves where the parent was killed in the middle of a task."""
+    """The worker's own time limit, for the case that its parent is killed during a task."""
     import subprocess
     import sys
 

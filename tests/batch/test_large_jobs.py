@@ -23,12 +23,12 @@ PAGE = (ROOT / "docs" / "large_jobs.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
-    """The page's blocks of code in a language."""
+    """Returns the page's code blocks in a language."""
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_a_model_over_several_processes_keeps_one_ledger(tmp_path):
-    """Two processes of two devices, started as Slurm starts them, and the records are those of one process."""
+    """Two processes of two devices each, started like Slurm's, give the records of one process."""
     (program,) = (text for text in blocks("python") if "jax.distributed" in text)
     (tmp_path / "answer_slice.py").write_text(program)
     write_model_job(tmp_path / "in.jsonl", MEDIA)
@@ -62,7 +62,7 @@ def test_a_model_over_several_processes_keeps_one_ledger(tmp_path):
 
 
 def answers(path):
-    """Of OpenAI's records, by id: the text, or the cause of the error."""
+    """Returns the text of each OpenAI record, or the cause of its error, by id."""
     return {
         record["custom_id"]: record["error"]["code"]
         if record["error"]
@@ -101,7 +101,7 @@ def test_scripts_are_sound_shell(text):
 
 
 def test_commands_have_arguments_that_exist(capsys):
-    """Every flag of ours on the page is one that `videollava` knows."""
+    """`videollava` knows every flag on the page."""
     names = ("batch", "plan", "convert", "verify")
     for name in names:
         with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""The ledger: each record once, durably; the lock; other jobs; full disks; the output whole or not at all."""
+"""The ledger: each record once, durably; the lock; other jobs; full disks; the output complete or absent."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def test_an_output_that_is_not_ours_is_refused(tmp_path):
 
 
 def test_an_output_that_a_killed_run_was_about_to_replace(tmp_path, monkeypatch):
-    """Killed between the receipt and the output: neither a stranger's nor finished."""
+    """After a kill between receipt and output, the output counts neither as a stranger's nor as finished."""
     paths = Paths(tmp_path / "out")
     with locked(paths):
         ledger = Ledger(paths, IDENTITY)
@@ -116,7 +116,7 @@ def test_two_runs_do_not_meet(tmp_path):
     paths = Paths(tmp_path / "out")
     with locked(paths), pytest.raises(LedgerError, match="another run is at work"), locked(paths):
         pass
-    assert not paths.directory.exists()  # nothing was begun
+    assert not paths.directory.exists()  # because nothing was begun
     with pytest.raises(LedgerError, match="no such directory for the output"), locked(Paths(tmp_path / "no" / "out")):
         pass
 
@@ -156,7 +156,7 @@ def test_files_that_may_not_grow_lose_nothing(tmp_path, room):
 
 
 def _fill(output, room):
-    """(the error, how many records were durable before it) of a ledger whose files may not grow beyond `room`."""
+    """Fills a ledger whose files may not exceed `room` bytes: returns the error, and how many records were durable."""
     import signal
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -185,7 +185,7 @@ def _add_until_error(paths):
 
 
 def _check_and_finish(paths, flushed):
-    """What was durable is there, no more than one record beside it, and the job can be finished."""
+    """Durable records are kept, with at most one more, and the job can be finished."""
     with locked(paths):
         ledger = Ledger(paths, IDENTITY)
         kept = ledger.done().keys()

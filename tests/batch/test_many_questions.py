@@ -16,7 +16,7 @@ ONCE = Counter({f"{clip}.mp4": 1 for clip in range(CLIPS)})
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory, tiny_model, tiny_processor):
-    """(its lines, both ways of answering it)"""
+    """The lines of a job, and the bench that answers it."""
     place = tmp_path_factory.mktemp("job")
     asked = write_job(place, CLIPS, QUESTIONS, seed=0)
     bench = Bench(place, tiny_model, tiny_processor, WINDOW)
@@ -26,7 +26,7 @@ def job(tmp_path_factory, tiny_model, tiny_processor):
 
 @pytest.fixture(scope="module")
 def answered(job):
-    """(answers, counts) of `run_batch`, whose engine sees a quarter of the job at a time."""
+    """Runs `run_batch` with an engine that sees a quarter of the job at a time: (answers, counts)."""
     answers, counts, _ = job[1].batch(0)
     return answers, counts
 
@@ -37,7 +37,7 @@ def test_each_clip_is_decoded_and_encoded_once(answered):
 
 
 def test_the_counts_notice_clips_that_are_read_again(job, monkeypatch):
-    """In the order of the lines, a window does not hold all questions about a clip."""
+    """Without grouping, a window does not hold all questions about a clip."""
     monkeypatch.setattr(runner, "grouped_by_media", lambda lines: lines)
     _, counts, _ = job[1].batch(1)
     assert len(counts.decoded) > CLIPS

@@ -12,7 +12,7 @@ from videollava_jax.batch.runner import BatchOptions, run_batch
 
 
 def test_hostile_media_among_good_ones(tiny_model, tiny_processor):
-    """Every good one is answered as alone, every bad one has one record with a cause, no worker is left."""
+    """Good media are answered as in a job without bad ones, bad ones have one error each, and no worker is left."""
     tallies = {tally.name: tally for tally in run(20, len(BAD), 0, 3, tiny_model, tiny_processor)}
     assert [violation for tally in tallies.values() for violation in tally.violations] == []
     assert len(tallies) == len(BAD) + 4
@@ -55,7 +55,7 @@ def test_what_must_not_be_is_noticed(records, message):
 
 
 def test_each_error_names_the_file_of_its_own_line(tmp_path, tiny_model, tiny_processor):
-    """Files of equal content are read once for all of them."""
+    """Files of equal content are read once."""
     names = ("a.mp4", "b.mp4", "c.mp4")
     for name in names:
         (tmp_path / name).write_bytes(b"no video" * 99)

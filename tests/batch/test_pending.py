@@ -1,4 +1,4 @@
-"""Lines brought together by their media: all of them, each once, and no more held than was allowed."""
+"""Pending lines grouped by media: each line comes once, and no more are held than allowed."""
 
 import json
 
@@ -15,7 +15,7 @@ def lines_of(tmp_path, lines, done=()):
 
 
 def about(*names):
-    """Questions about these videos; None for one without."""
+    """Writes questions about these videos; None is one without a video."""
     return [
         {"id": i, "prompt": "?", **({} if name is None else {"video": name})} for i, name in enumerate(names)
     ]  # fmt: skip
@@ -30,7 +30,7 @@ def order(lines, **most):
     [
         ("abcabcb", {}, [0, 3, 1, 4, 6, 2, 5]),
         ("abcabcb", {"most_lines": 1}, [0, 1, 2, 3, 4, 5, 6]),
-        ("abcabcb", {"most_lines": 3}, [0, 3, 1, 4, 6, 2, 5]),  # each that goes makes room for the next
+        ("abcabcb", {"most_lines": 3}, [0, 3, 1, 4, 6, 2, 5]),  # each line that leaves makes room for the next
         ("abcdacb", {"most_lines": 3}, [0, 1, 2, 5, 3, 4, 6]),
         ("abcabcb", {"most_characters": 1}, [0, 1, 2, 3, 4, 5, 6]),
         ("a", {}, [0]),

@@ -1,4 +1,4 @@
-"""Jobs on a real Ray cluster of three nodes on this machine: one is killed, drivers are, replicas are."""
+"""Jobs on a real Ray cluster of three nodes on this machine, of which nodes, drivers and replicas are killed."""
 
 import hashlib
 import json
@@ -74,20 +74,20 @@ class Reads:
 
 
 def _node():
-    """The node that this process works for."""
+    """Returns the Ray node of this process."""
     import ray
 
     return ray.get_runtime_context().get_node_id() if ray.is_initialized() else "here"
 
 
 def begun(place):
-    """(request, node, process) of everything that was begun."""
+    """Returns (request, node, process) for every request that was begun."""
     log = place / "begun"
     return [tuple(line.split()) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def run_on_cluster(address, place, pause, **options):
-    """Runs the job of a directory in this process, its questions answered on the cluster."""
+    """Runs the job of a directory on the cluster, with this process as the driver."""
     os.environ["RAY_ADDRESS"] = address
     output = place / "output.jsonl"
     made = []
@@ -106,14 +106,14 @@ def run_on_cluster(address, place, pause, **options):
 
 
 def run_here(place):
-    """The same without Ray."""
+    """Runs the job of a directory without Ray."""
     wanted = BatchOptions(media_root=place, max_error_rate=1)
     run_batch(place / "input.jsonl", place / "output.jsonl", lambda: Reads(place), wanted)
     return (place / "output.jsonl").read_bytes()
 
 
 def new_job(place, lines=90):
-    """A directory with an input: good lines and bad ones, data: URLs and files."""
+    """Makes a directory with an input of good and bad lines, data: URLs and files."""
     place.mkdir()
     write_job(place / "input.jsonl", lines)
     (place / "clip.mp4").write_bytes(b"clip")
@@ -132,11 +132,11 @@ def new_job(place, lines=90):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head and two more nodes of one CPU each, whose processes are all gone afterwards."""
+    """A cluster of a head and two nodes of one CPU each; all its processes are gone afterwards."""
     cluster_utils = pytest.importorskip(
         "ray.cluster_utils", reason="several machines need Ray (extra `ray`), which has no wheel for this Python"
     )
-    run(len, "")  # the server of children is nothing of Ray's
+    run(len, "")  # starts the fork server before Ray
     mark = f"ray-{os.getpid()}"
     before = dict(os.environ)
     os.environ |= ENVIRONMENT | {
@@ -144,11 +144,11 @@ def cluster():
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), before.get("PYTHONPATH")])),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    # A node that is gone is noticed within two seconds, and not within a minute.
+    # A lost node is noticed within two seconds instead of a minute.
     soon = {
         "health_check_initial_delay_ms": 0,
         "health_check_period_ms": 500,
-        "health_check_timeout_ms": 5000,  # of a node that is only slow
+        "health_check_timeout_ms": 5000,  # for a node that is only slow
         "health_check_failure_threshold": 3,
     }
     head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False, "_system_config": soon}
@@ -173,14 +173,14 @@ def await_that(condition, seconds=60):
 
 
 def test_a_node_is_killed_midway(cluster, tmp_path):
-    """Each line has one record, and all of them are those of a run on one machine that nobody disturbed."""
+    """Each line has one record, equal to that of an undisturbed run on one machine."""
     expected = run_here(new_job(tmp_path / "here"))
     place = new_job(tmp_path / "there")
     child = Child(partial(run_on_cluster, block=4), cluster.address, place, 0.1)
     victim = cluster.list_all_nodes()[-1]
 
     def at_work():
-        """Processes of the node that is to be killed, once a third is done."""
+        """Returns the processes of the node to kill, once a third is done."""
         processes = {int(pid) for _, node, pid in begun(place) if node == victim.node_id}
         return len(committed(place / "output.jsonl")) >= 60 and processes
 
@@ -225,7 +225,7 @@ LINES = [
 
 
 def test_replicas_that_die_and_runners_that_raise(cluster, tmp_path):
-    """A request that raises fails alone, and what has cost replicas their lives fails with its block."""
+    """A request that raises fails alone; one that kills its replicas fails with its block."""
     (tmp_path / "clip.mp4").write_bytes(b"clip")
     (tmp_path / "input.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     child = Child(partial(run_on_cluster, block=4, replicas=1, attempts=1), cluster.address, tmp_path, 0.0)
@@ -242,7 +242,7 @@ def test_replicas_that_die_and_runners_that_raise(cluster, tmp_path):
 
 
 def test_a_pipeline_of_ones_own(cluster, tmp_path):
-    """`AnswerLines` gives the records of a run on one machine, beside the caller's columns; what is wrong is said."""
+    """`AnswerLines` adds the records of a run on one machine to the caller's columns, and reports errors."""
     (tmp_path / "clip.mp4").write_bytes(b"clip")
     lines = [json.dumps(line) for line in LINES if line["prompt"].startswith("question")] + ["no JSON", ""]
     (tmp_path / "input.jsonl").write_text("\n".join(lines[:-1]))
@@ -258,7 +258,7 @@ def test_a_pipeline_of_ones_own(cluster, tmp_path):
 
 
 def _pipeline(address, place, lines):
-    """In a process of its own: a pipeline's rows, and what is said of clusters and models that do not fit."""
+    """Runs in a separate process: returns a pipeline's rows, and errors about clusters and models that do not fit."""
     import ray
 
     ray.init(address=address, log_to_driver=False)

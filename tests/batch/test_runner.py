@@ -18,7 +18,7 @@ from videollava_jax.engine import Result
 
 
 class Echo:
-    """Answers with the prompt; `fails` says of which prompts it does not."""
+    """A runner that answers with the prompt, or with an error for the prompts that `fails` selects."""
 
     def __init__(self, fails=lambda text: False):
         self.fails, self.seen = fails, []
@@ -135,14 +135,14 @@ def test_errors_below_the_rate_are_records(tmp_path):
 
 
 class Window(Echo):
-    """Takes all requests before it answers the first, as the engine does with as many as its window holds."""
+    """A runner that takes all requests before it answers the first, like an engine with a large window."""
 
     def run(self, requests):
         return super().run(list(requests))
 
 
 def test_lines_that_fail_before_the_first_answer_end_no_run(tmp_path):
-    """They fail as soon as they are looked at, and the answers of the others come later."""
+    """Lines whose media are missing fail at once, so the error rate must not count only finished lines."""
     lines = [{"id": i, "prompt": f"question {i}", **({"video": f"none{i}"} if i % 2 else {})} for i in range(100)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = run(tmp_path, Window(fails=lambda text: text == "question 0"))
@@ -150,7 +150,7 @@ def test_lines_that_fail_before_the_first_answer_end_no_run(tmp_path):
 
 
 def test_errors_that_come_before_the_answers_end_no_run(tmp_path):
-    """The engine tells at once what cannot be read, and while it has answered nothing yet."""
+    """The engine returns errors of media early, before any answer; the rate must not count only finished lines."""
     write_questions(tmp_path / "in.jsonl", 100)
 
     class ErrorsFirst(Echo):
@@ -191,7 +191,7 @@ def test_questions_about_one_medium_go_to_the_runner_together(tmp_path):
 
 
 def test_a_retry_that_was_interrupted_is_gone_on_with(tmp_path):
-    """Without --retry-errors too: what was tried again is neither dropped nor tried once more."""
+    """A retry that was interrupted is resumed without --retry-errors: no result is lost or computed again."""
     write_questions(tmp_path / "in.jsonl", 10)
     run(tmp_path, Echo(fails=lambda text: int(text.split()[1]) % 2), keep_ledger=True)
     before = (tmp_path / "out.jsonl").read_text()
@@ -282,7 +282,7 @@ def _told_when_stopped(place):
 
 
 def test_a_runner_that_is_busy_is_not_waited_for(tmp_path):
-    """It is told to end in the middle of something long, a compilation say."""
+    """A signal comes during something long, such as a compilation."""
     write_job(tmp_path / "input.jsonl")
     child = Child(_busy, tmp_path)
     while len(committed(tmp_path / "output.jsonl")) < 27:  # 24 lines are bad, and 3 were answered
@@ -346,7 +346,7 @@ def test_killed_while_errors_are_tried_again():
 
 
 def test_the_kills_would_notice_work_done_again(tmp_path):
-    """With the ledger gone everything is asked again, and the logs show it."""
+    """If the ledger is deleted, every line is answered again, and the logs show it."""
     write_job(tmp_path / "input.jsonl")
     child = Child(run_job, tmp_path, 0, 0.05)
     while len(before := committed(tmp_path / "output.jsonl")) < 5:

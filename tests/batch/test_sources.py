@@ -1,4 +1,4 @@
-"""Where media may come from: paths within a root, data: URLs, and hosts that were allowed."""
+"""Where media may come from: paths below a root, data: URLs, and allowed hosts."""
 
 import base64
 import http.server
@@ -30,7 +30,7 @@ def data_url(content, mime="image/png"):
 
 @pytest.fixture
 def place(tmp_path):
-    """root/in/a.png, a secret beside the root, and links."""
+    """Makes root/in/a.png, a secret outside the root, and links."""
     (tmp_path / "root" / "in").mkdir(parents=True)
     (tmp_path / "root" / "in" / "a.png").write_bytes(png())
     (tmp_path / "secret").write_text("secret")
@@ -100,7 +100,7 @@ def test_data_urls_are_files_while_somebody_needs_them(place):
     assert os.path.exists(first)
     spool.release(first)
     assert not os.path.exists(first)
-    spool.release(first)  # of somebody else's files it takes none away
+    spool.release(first)  # files that the spool did not make are left alone
     spool.release(str(place / "secret"))
     assert (place / "secret").exists()
     assert resolve("image", data_url(png())) == first

@@ -18,7 +18,7 @@ MEGABYTE = 2**20
 
 
 def png_bomb(width=9000, height=9000):
-    """243 MB of black pixels in a few hundredths of a megabyte, less than the size of which PIL warns."""
+    """Returns 243 MB of black pixels as a PNG of some 10 kB; PIL warns only of larger ones."""
     packer = zlib.compressobj(9)
     row = bytes(1 + width * 3)
     pixels = b"".join(packer.compress(row * 100) for _ in range(height // 100)) + packer.flush()
@@ -31,7 +31,7 @@ def png_bomb(width=9000, height=9000):
 
 
 def image_bomb(format, width=9000, height=9000, **options):
-    """A small image whose header says that it is a large one."""
+    """Returns a small image whose header announces a large one."""
     file = io.BytesIO()
     Image.new("RGB", (64, 64), (200, 9, 9)).save(file, format=format, **options)
     content = bytearray(file.getvalue())
@@ -49,7 +49,7 @@ def image_bomb(format, width=9000, height=9000, **options):
 
 
 def sequence_parameters(width, height):
-    """An H.264 sequence parameter set (ITU-T H.264, 7.3.2.1), baseline profile."""
+    """Returns an H.264 sequence parameter set (ITU-T H.264, 7.3.2.1), baseline profile."""
     bits = ""
 
     def fixed(count, value):
@@ -72,7 +72,7 @@ def sequence_parameters(width, height):
 
 
 def h264_bomb(folder, name, width=8192, height=8192):
-    """A small video whose sequence parameters say that it is a large one, in a container that says small."""
+    """Writes a small video whose sequence parameters announce a large one, though its container does not."""
     small = write(
         folder / "small.h264", "libx264", frames=10, options=x264(bframes=0, cabac=0) | {"profile": "baseline"}
     )
@@ -99,7 +99,7 @@ def h264_bomb(folder, name, width=8192, height=8192):
 
 
 def announced(content, samples, *, values=False):
-    """An mp4 whose index announces this many samples of a byte, in as few bytes as it was."""
+    """Returns an MP4 whose index announces `samples` samples of one byte, without making the file longer."""
     content = bytearray(content)
     struct.pack_into(">II", content, box(content, b"stsz") + 4, 1, samples)
     struct.pack_into(">I", content, box(content, b"stsc") + 8 + 4, samples)
@@ -115,7 +115,7 @@ def boxed(kind, content):
 
 
 def compressed_index(size):
-    """A QuickTime file whose compressed header unpacks to `size` bytes."""
+    """Returns a QuickTime file whose compressed header unpacks to `size` bytes."""
     packer = zlib.compressobj(9)
     packed = b"".join(packer.compress(bytes(MEGABYTE)) for _ in range(size // MEGABYTE)) + packer.flush()
     index = boxed(b"cmov", boxed(b"dcom", b"zlib") + boxed(b"cmvd", struct.pack(">I", size) + packed))

@@ -1,4 +1,4 @@
-"""Small videos of every kind, written by av when a test asks for one, and the frames that av decodes in order."""
+"""Writes small videos of every kind with av, and decodes all their frames in order for comparison."""
 
 import io
 from fractions import Fraction
@@ -9,7 +9,7 @@ import pytest
 
 
 def picture(i, size):
-    """Picture `i`, uint8 [H, W, 3]: coloured blocks that drift, and a bar that moves on with every frame."""
+    """Draws frame `i`, uint8 [H, W, 3]: coloured blocks that drift, and a bar that moves in every frame."""
     width, height = size
     blocks = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8).repeat(16, 0).repeat(16, 1)
     drifted = np.roll(blocks, (i // 3, i // 2), (0, 1))[:height, :width].copy()
@@ -50,7 +50,7 @@ def write(
 
 
 def x264(**parameters):
-    """Options of libx264, without keyframes at cuts: the groups are as long as they were asked for."""
+    """Returns options of libx264 without keyframes at cuts, so that groups have the length that is asked for."""
     parameters = {"scenecut": 0, "threads": 1} | parameters
     return {"x264-params": ":".join(f"{name.replace('_', '-')}={value}" for name, value in parameters.items())}
 
@@ -103,7 +103,7 @@ KINDS = {
 
 
 def decoded(source, stream=0):
-    """Every frame of a video, decoded by av in order from the first packet on."""
+    """Decodes every frame of a video with av, in order from the first packet on."""
     with av.open(str(source) if not isinstance(source, bytes) else io.BytesIO(source)) as container:
         video = container.streams.video[stream]
         for packet in container.demux(video):
@@ -113,10 +113,10 @@ def decoded(source, stream=0):
 
 
 def in_order(source, stream=0):
-    """The frames of `decoded` as uint8 [H, W, 3]."""
+    """Returns the frames of `decoded` as uint8 [H, W, 3]."""
     return [frame.to_ndarray(format="rgb24") for frame in decoded(source, stream)]
 
 
 def box(content, kind):
-    """Where the content of the first box of a kind begins in an mp4."""
+    """Finds where the content of the first box of a kind begins in an MP4."""
     return content.index(kind) + len(kind)

@@ -1,4 +1,4 @@
-"""What every refused file has in common."""
+"""Checks that hold for the error of every refused file."""
 
 import pickle
 
@@ -8,7 +8,7 @@ from videollava_jax.media import MediaError, MediaLimits
 
 
 def check_error(error):
-    """One line without memory addresses that begins with the file, and that worker processes can hand over."""
+    """Checks an error: one line that begins with the file's name, no memory addresses, and it can be pickled."""
     message = str(error)
     assert "\n" not in message
     assert " at 0x" not in message

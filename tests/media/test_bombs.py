@@ -39,7 +39,7 @@ for path in sys.argv[3:]:
 
 
 def measured(small, paths, max_pixels):
-    """Outcome, and megabytes at the peak, after each file, all in one process of their own."""
+    """Reads files in a separate process: returns the outcome and the peak megabytes after each."""
     if not Path("/proc/self/status").exists():
         pytest.skip("peak memory is read from /proc")
     command = [sys.executable, "-c", MEASURE, str(max_pixels), str(small), *map(str, paths)]
@@ -105,7 +105,7 @@ def test_tables_are_found_where_ffmpeg_finds_them(videos):
 
 
 def test_sound_of_single_values_is_no_bomb(tmp_path):
-    """48,000 samples a second, each a byte or less, are as many as its index announces."""
+    """Sound of 48,000 samples a second, each a byte or less, has a large index but is not a bomb."""
     path = tmp_path / "sound.mov"
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=10)
@@ -128,7 +128,7 @@ def test_an_edit_list_of_many_parts(videos):
 
 
 def test_a_compressed_index_is_read(videos):
-    """As QuickTime wrote it."""
+    """A compressed index as QuickTime wrote it."""
     content = videos["faststart.mp4"].read_bytes()
     start = content.index(b"moov") - 4
     end = start + int.from_bytes(content[start : start + 4], "big")

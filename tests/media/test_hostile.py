@@ -20,7 +20,7 @@ from videollava_jax.media import Cause, MediaError, MediaLimits, media_kind, rea
 
 
 class Opened:
-    """Tells whether a file was opened, by inotify."""
+    """Notices by inotify whether a file is opened."""
 
     IN_OPEN = 0x20
 
@@ -57,7 +57,7 @@ def opened(victim):
 
 @pytest.fixture
 def server():
-    """A server on this machine, which nobody should call."""
+    """A server on this machine that must not be called."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
         yield listening

@@ -73,7 +73,7 @@ def sound(path, codec="aac", format="fltp", layout="mono"):
 
 
 def with_cover(content):
-    """Sound with a picture in an ID3v2.3 tag before it."""
+    """Returns sound with a cover picture in an ID3v2.3 tag."""
     cover = b"\0image/jpeg\0\3\0" + pictures("JPEG")
     frame = b"APIC" + len(cover).to_bytes(4, "big") + b"\0\0" + cover
     size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))

@@ -1,4 +1,4 @@
-"""Real files that nobody here made: frames equal to those decoded in order, or `MediaError`."""
+"""Real files from installed packages: frames equal those decoded in order, or the file is refused."""
 
 import io
 
@@ -44,7 +44,7 @@ VIDEOS = {
 }
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".ppm")
 MEGABYTE = 2**20
-# Frames by the header, which are not those in the file.
+# Files whose header states a wrong number of frames.
 HEADERS = {
     "b.avi": 151,  # one too many
     "movie-hello.avi": 209,  # one too many

@@ -17,7 +17,7 @@ READERS = (read_image, read_video, media_kind)
 
 
 def saved(format, count=1, **options):
-    """Noise: what is cut off it is missed."""
+    """Noise, so that any part that is cut off is missed."""
     rng = np.random.default_rng(0)
     frames = [Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)) for _ in range(count)]
     file = io.BytesIO()
@@ -93,7 +93,7 @@ def test_a_file_object_that_fails(videos):
 
 @pytest.mark.parametrize("good", [0, 3, 6])
 def test_a_disk_that_fails(videos, monkeypatch, good):
-    """Reads fail after the first few, FFmpeg's and ours."""
+    """All reads after the first few fail, FFmpeg's and ours."""
     reads = 0
 
     class Failing:
@@ -237,7 +237,7 @@ def test_damage_in_the_header(videos):
 
 @pytest.mark.parametrize("name", ["ffv1.mkv", "h264.mkv", "vp9.webm", "h264_b_frames.mp4"])
 def test_frames_do_not_go_missing_in_silence(videos, name):
-    """FFmpeg alone skips what is damaged and gives what is left."""
+    """FFmpeg alone would skip the damaged part and return the rest."""
     whole = videos[name].read_bytes()
     total = read_video(videos[name]).total_frames
     rng = np.random.default_rng(0)
@@ -252,12 +252,12 @@ def test_frames_do_not_go_missing_in_silence(videos, name):
             check_error(error)
             outcomes.append("refused")
     assert outcomes.count("refused") >= 30
-    # One packet's head can be damaged such that nothing tells.
+    # Damage to the head of one packet may be undetectable.
     assert sum(outcome not in ("refused", total) for outcome in outcomes) <= 2, outcomes
 
 
 def test_a_live_recording_leaves_its_sizes_open_and_is_read(videos):
-    """As browsers record: neither the Segment nor its Clusters tell where they end."""
+    """As browsers record: neither the Segment nor its Clusters state their sizes."""
     whole = bytearray(videos["vp9.webm"].read_bytes())
     for element in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"):
         size = whole.index(element) + 4

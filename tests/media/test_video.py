@@ -110,7 +110,7 @@ def test_sampling_by_rate_follows_the_frame_rate_of_the_file(videos):
     np.testing.assert_allclose(video.timestamps, np.arange(0, 6, 0.5))
 
 
-# What an edit list hides: (ticks cut from the start, ticks that are left), 1024 ticks to a frame; None leaves the end.
+# Edit lists: (ticks cut from the start, ticks kept), 1024 ticks per frame; None keeps all to the end.
 @pytest.mark.parametrize("name", ["h264_open_gop.mp4", "h264_pyramid.mp4", "mpeg4_b_frames.mp4"])
 @pytest.mark.parametrize(
     ("cut", "length", "count"),
@@ -185,7 +185,7 @@ def test_vp9_frames_that_share_a_packet_are_counted_once(tmp_path):
 
 
 def animation(format, durations, **options):
-    """An animated image of PIL's, and its frames."""
+    """Makes an animated image with PIL; returns it and its frames."""
     pictures = [Image.new("RGB", (40, 30), (20 * i, 255 - 20 * i, 9)) for i in range(len(durations))]
     for i, shown in enumerate(pictures):
         shown.paste((255, 255, 255), (2 * i, 3, 2 * i + 9, 20))
@@ -210,7 +210,7 @@ def test_an_animated_webp_is_a_video():
 
 @pytest.mark.skipif(not features.check("avif"), reason="this build of Pillow has no AVIF")
 def test_an_animated_avif_is_a_video():
-    """Its first picture is there twice: as a still image, FFmpeg's first stream, and in the sequence."""
+    """The first frame is stored twice: as a still image, FFmpeg's first stream, and in the sequence."""
     content, pictures = animation("AVIF", [100] * 6)
     video = read_video(content, Linspace(6))
     assert_equal_in_order(video, in_order(content, stream=1))

@@ -27,13 +27,13 @@ def processor(vocabulary: Path) -> VideoLlavaProcessor:
 
 @pytest.fixture
 def private(vocabulary: Path) -> VideoLlavaProcessor:
-    """A processor of the test's own, to change settings of."""
+    """A processor for one test, which may change its settings."""
     return make(load_tokenizer(vocabulary))
 
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An mp4 of 16 frames, each of one grey: 10, 24, 38 …"""
+    """An MP4 of 16 frames, each of one grey: 10, 24, 38 …"""
     import av
 
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"

@@ -36,7 +36,7 @@ def expanded(prompt: str, frames: int = 8) -> str:
 
 
 def hf_pixels(*images: Any) -> Any:
-    """transformers' own image processor: float32 [N, 3, S, S]."""
+    """Runs transformers' own image processor: float32 [N, 3, S, S]."""
     processing = pytest.importorskip("transformers.models.video_llava.image_processing_video_llava")
     reference = processing.VideoLlavaImageProcessor(**PREPROCESSING)
     return np.stack(reference(list(images), return_tensors=None, return_legacy_image_output=False)["pixel_values"])

@@ -110,7 +110,7 @@ def test_plain_text_is_encoded_as_sentencepiece_encodes_it(
     processor: VideoLlavaProcessor, model_file: Path, text: str
 ) -> None:
     reference = _reference(model_file)
-    (part,) = processor.encoder.encode([f"x{text}"]).parts  # a text that begins with a space is another matter
+    (part,) = processor.encoder.encode([f"x{text}"]).parts  # texts that begin with a space differ
     assert list(part.ids) == [1, *reference.encode(f"x{text}")]
 
 

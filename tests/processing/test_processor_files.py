@@ -19,7 +19,7 @@ from videollava_jax.processing.tokenizer import load_tokenizer
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, vocabulary: Path) -> Path:
-    """A converted checkpoint without weights, as transformers lays it out."""
+    """A converted checkpoint in transformers' layout, without weights."""
     tokenizer = load_tokenizer(vocabulary)
     tokenizer.save_pretrained(tmp_path)
     size = len(tokenizer)

@@ -181,6 +181,6 @@ def test_no_generation_prompt_after_an_answer() -> None:
 
 
 def test_an_answer_may_be_empty() -> None:
-    """A model can end at once; the conversation goes on all the same."""
+    """A model may end its answer at once, and the conversation can go on."""
     turns = parse_conversation([user("x"), assistant(""), user("y")])
     assert to_string(render(turns, "vicuna_v1_no_system")) == "USER: x ASSISTANT: </s>USER: y ASSISTANT:"

@@ -123,7 +123,7 @@ def test_too_long_is_said_before_any_pixel_work(private: VideoLlavaProcessor) ->
     own = VideoLlavaProcessor(Untouched(), tokenizer=private.tokenizer, max_positions=30)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="row 0 is too long"):
         own("<video>", videos=video(8))
-    with pytest.raises(ValueError, match="row 0 is too long"):  # not even looked for
+    with pytest.raises(ValueError, match="row 0 is too long"):  # the file is not even opened
         own("<video>", videos="missing.mp4")
 
 

@@ -75,7 +75,7 @@ def test_special_tokens_typed_by_a_user_stay_text(
     assert ids.count(tokenizer.pad_token_id) == ids.count(tokenizer.unk_token_id) == 0
     assert ids.count(encoder.media_ids["video"]) == media.count("video")
     assert ids.count(encoder.media_ids["image"]) == media.count("image")
-    # Nothing is lost either: the ids read back as the very prompt.
+    # And the ids decode to exactly the prompt.
     text = tokenizer.decode(ids[1:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert text == to_string(pieces).replace("▁", " ")
 
