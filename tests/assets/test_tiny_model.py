@@ -1,4 +1,4 @@
-"""The shipped tiny model: it answers, it sees what it answers about, and transformers agrees with every token."""
+"""The bundled tiny model: it answers, its answers depend on the media, and transformers agrees with every token."""
 
 import json
 import os
@@ -32,7 +32,7 @@ OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions about unseen media, and what the model said.
+    """Questions about unseen media, and the model's answers.
 
     Attributes:
         kinds, prompts, right: for each question its kind, prompt and answer.
@@ -64,7 +64,7 @@ def model(tiny_model):
 
 
 def batches(processor, prompts, media):
-    """Model inputs of `BATCH` prompts at a time."""
+    """Yields model inputs of `BATCH` prompts at a time."""
     for start in range(0, len(prompts), BATCH):
         part = slice(start, start + BATCH)
         if media.shape[1] == 1:
@@ -75,7 +75,7 @@ def batches(processor, prompts, media):
 
 
 def ask(model, processor, prompts, media):
-    """(answers, tokens): greedy."""
+    """Decodes greedily: returns (answers, tokens)."""
     pad = processor.tokenizer.pad_token_id
     rows = []
     for inputs in batches(processor, prompts, media):
@@ -87,7 +87,7 @@ def ask(model, processor, prompts, media):
 
 
 def padded(tokens, pad):
-    """Generation stops when every row has ended: all rows to one width."""
+    """Pads all rows to one width, as generation stops when every row has ended."""
     return np.pad(tokens, ((0, 0), (0, NEW_TOKENS - tokens.shape[1])), constant_values=pad)
 
 
@@ -168,7 +168,7 @@ def test_reversed_frames_flip_direction_and_order(model, processor, clips):
 
 
 def test_a_black_clip_leaves_only_chance(model, processor, clips):
-    """Without frames to see, no more than chance is right: within three standard deviations of it."""
+    """Without frames, no more answers are right than by chance, within three standard deviations."""
     for kind in ("direction", "order", "shape", "where", "how many"):
         which = np.flatnonzero(clips.kinds == kind)
         black = np.zeros_like(clips.media[which])
@@ -197,7 +197,7 @@ def test_transformers_generates_the_same_tokens(medium, processor, request):
 
 
 def test_several_questions_in_one_conversation(model, processor):
-    """Later turns see the medium of the first, whichever way earlier answers end."""
+    """Later turns see the medium of the first, however earlier answers end."""
     scenes = [sample_image(seed) for seed in SEEDS[:100]]
     media = np.stack([scene.frames for scene in scenes])
     answers = np.array([scene.questions[1].answer for scene in scenes])
@@ -253,7 +253,7 @@ def test_the_training_seeds_of_the_card_are_not_evaluated():
 
 
 def test_the_training_program_runs_end_to_end(tmp_path):
-    """A few steps on a few scenes: what it writes loads, and its card has every kind with its counts."""
+    """A few training steps on a few scenes: the result loads, and its card has the counts of every kind."""
     program = Path(__file__).parents[2] / "train" / "tiny.py"
     subprocess.run(
         [sys.executable, str(program), "--quick", "--seed", "3", "--out", str(tmp_path)],

@@ -1,4 +1,4 @@
-"""The world of shapes: the seed decides, labels agree with the pixels after H.264, answers are balanced."""
+"""The drawn world: seeds determine it, labels agree with the pixels after H.264, answers are balanced."""
 
 import itertools
 import math
@@ -37,20 +37,20 @@ def answer_of(scene: Scene, kind: str) -> str | None:
 
 
 def scenes(medium: str, kind: str, count: int) -> list[Scene]:
-    """Scenes whose first question is of a kind, drawn with seeds of the evaluation range."""
+    """Yields scenes whose first question is of a kind, with seeds of the evaluation range."""
     sample, kinds = SAMPLERS[medium]
     start = EVAL_SEEDS.start - EVAL_SEEDS.start % len(kinds) + len(kinds) + kinds.index(kind)
     return [sample(start + i * len(kinds)) for i in range(count)]
 
 
 def decoded(scene: Scene) -> np.ndarray:
-    """The frames as a model sees them, int: images as they are, clips through H.264."""
+    """Returns the frames as a model sees them, int: images unchanged, clips through H.264."""
     frames = scene.frames if scene.medium == "image" else decode_mp4(encode_mp4(scene.frames))
     return frames.astype(int)
 
 
 def bright(frame: np.ndarray) -> np.ndarray:
-    """bool [H, W]: the pixels of shapes. Backgrounds stay below 90, every colour has a channel above 130."""
+    """Returns which pixels are shapes, bool [H, W]: backgrounds stay below 90, every colour has a channel above 130."""
     return frame.max(-1) > 130
 
 
@@ -60,13 +60,13 @@ def nearest_colour(frame: np.ndarray) -> str:
 
 
 def centroid(frame: np.ndarray) -> tuple[float, float]:
-    """(x, y) of the bright pixels, in frame sides."""
+    """Returns the mean (x, y) of the bright pixels, in frame sides."""
     y, x = np.nonzero(bright(frame))
     return float(x.mean() + 0.5) / SIZE, float(y.mean() + 0.5) / SIZE
 
 
 def count_blobs(frame: np.ndarray) -> int:
-    """How many 4-connected regions of bright pixels there are, specks left out."""
+    """Counts the 4-connected regions of bright pixels, except specks."""
     left = bright(frame)
     blobs = 0
     while left.any():
@@ -136,7 +136,7 @@ def words(question: Question) -> list[str]:
 
 @pytest.mark.parametrize(("medium", "kind"), [(m, k) for m, (_, kinds) in SAMPLERS.items() for k in kinds])
 def test_answers_are_balanced(medium, kind):
-    """Within four standard deviations of equal shares, so a constant answer scores the chance level."""
+    """Answers are equally frequent within four standard deviations, so a constant answer scores the chance level."""
     asked = [scene.questions[0] for scene in scenes(medium, kind, 200)]
     groups = [[question.answer for question in asked]]
     options = [ANSWERS[kind]]
@@ -165,7 +165,7 @@ def test_colour_in_the_pixels(medium):
 
 @pytest.mark.parametrize("medium", SAMPLERS)
 def test_shape_in_the_pixels(medium):
-    """How much of its bounding box it fills, and whether that is the lower half, tells a shape."""
+    """A shape is recognised by how much of its bounding box it fills, and whether more in the lower half."""
     checked = 0
     for scene in scenes(medium, "shape", 40):
         frame = decoded(scene)[0]
@@ -235,7 +235,7 @@ def test_change_in_the_pixels():
         changed = colours[0] != colours[-1]
         assert answer_of(scene, "change") == ("yes" if changed else "no")
         assert len(set(colours)) == 1 + changed
-        if changed:  # in the middle, so that every sampling of the clip shows both
+        if changed:  # in the middle, so that every sampling of the clip has frames of both colours
             assert 4 <= sum(colour == colours[0] for colour in colours) <= 12
 
 

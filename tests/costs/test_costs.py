@@ -1,4 +1,4 @@
-"""Chips, rooflines and the arithmetic of the model's work, against figures measured or derived by other means."""
+"""Chips, rooflines and the counts of the model's work, against figures that were measured or derived independently."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ H200 = CHIPS["h200-measured"]
 INT8 = Storage(int8_weights=True, int8_kv=True)
 MIB, TERA = 2**20, 1e12
 VIDEO, QUESTION = 2056, 50
-"""Tokens of eight frames, and of the question that the limits are stated for."""
+"""Tokens of eight frames, and of the question in the stated limits."""
 
 
 # ── chips ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -75,7 +75,7 @@ def test_other_topologies_are_refused(name: str, message: str):
 
 
 def test_chips_agree_with_jax():
-    """JAX keeps a table of TPUs for its kernels, by core; it is private, so that other versions keep it elsewhere."""
+    """Our figures agree with JAX's table of TPUs, by core, which is private and may be elsewhere in other versions."""
     try:
         from jax._src.pallas.mosaic import tpu_info
 
@@ -199,7 +199,7 @@ def test_a_prompt_in_two_parts_is_the_same_work():
 
 
 def test_temporal_attention_adds_its_own():
-    """Four projections of each of 257 tokens, and attention over eight frames; images have none."""
+    """Temporal attention: four projections of each of 257 tokens, and attention over eight frames; images have none."""
     extra = 23 * 8 * 257 * (2 * 4 * 1024**2 + 4 * 8 * 1024)
     assert tower_flops(ORIGINAL, 8, video=True) - tower_flops(MODEL, 8, video=True) == pytest.approx(extra)
     assert tower_flops(ORIGINAL, 8, video=False) == tower_flops(MODEL, 8, video=False)
@@ -227,7 +227,7 @@ def test_operations_are_those_that_xla_counts():
 
 
 def test_operations_of_a_micro_batch_by_hand():
-    """Six a weight and token, four where it is frozen; of attention three times its forward pass."""
+    """6 operations per weight and token, 4 if the weight is frozen; for attention three times its forward pass."""
     lengths, products = (3072, 1000), 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32064 * 4096
     attention = 3 * 4 * 32 * 4096 * sum(n * (n + 1) / 2 for n in lengths)
     assert train_flops(MODEL, ["decoder"], lengths) == pytest.approx(6 * products * 4072 + attention)
@@ -263,7 +263,7 @@ def test_operations_of_a_micro_batch_by_hand():
     ],
 )
 def test_operations_of_a_micro_batch_are_those_that_xla_counts(rates: Rates):
-    """Of forward and backward with nothing computed again, but for the logits of the loss, a 64th here."""
+    """XLA counts the same without recomputation, except that of the logits in the loss, a 64th here."""
     vision = VisionConfig(
         hidden_size=256, intermediate_size=512, num_hidden_layers=1, num_attention_heads=4, image_size=56
     )
@@ -300,7 +300,7 @@ def test_limits_of_the_parts_on_an_h200():
 
 @pytest.mark.parametrize(("rows", "storage", "rate"), [(1, Storage(), 299), (64, Storage(), 3162), (200, INT8, 6900)])
 def test_limits_of_decoding_on_an_h200(rows: int, storage: Storage, rate: float):
-    """At 2200 tokens of context."""
+    """The limits of decoding at 2200 tokens of context."""
     step = decode_step(MODEL, H200, prefixes=rows, rows=rows, prefix=VIDEO, tail=144, storage=storage)
     assert step.bound == "memory"
     assert rows / step.seconds == pytest.approx(rate, rel=0.01)
@@ -368,7 +368,7 @@ def test_slow_links_bound_what_is_split():
 
 
 def test_what_all_reduces_send():
-    """Two a layer over bfloat16 [tokens, 4096]; a ring of n sends 2 (n - 1) / n of it."""
+    """Two all-reduces a layer over bfloat16 [tokens, 4096]; a ring of n chips sends 2 (n - 1) / n of the array."""
     assert all_reduced_bytes(MODEL, 100, 1) == 0
     assert all_reduced_bytes(MODEL, 100, 8) == pytest.approx(64 * 100 * 4096 * 2 * 2 * 7 / 8)
 

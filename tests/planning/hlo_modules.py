@@ -12,5 +12,5 @@ def example(name: str) -> str:
 
 
 def module(body: str, *, alias: str = "", computations: str = "") -> str:
-    """A module whose entry holds these lines."""
+    """Returns a module whose entry has these lines."""
     return f"HloModule m, is_scheduled=true{alias}\n\n{computations}\nENTRY %main {{\n{body}\n}}\n"

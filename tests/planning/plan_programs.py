@@ -1,7 +1,7 @@
-"""The 7B model planned for TPUs that are not here, at the sizes that its requirements name; minutes for each topology.
+"""Plans the 7B model for TPUs that are not here, at the sizes of its requirements; takes minutes per topology.
 
 python -m tests.planning.plan_programs                     prints the tables of docs/planning.md
-python -m tests.planning.plan_programs --keep DIRECTORY    keeps what was found there, and goes on from it
+python -m tests.planning.plan_programs --keep DIRECTORY    keeps results there, and resumes from them
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 
 COMMAND = "import sys; from videollava_jax.cli import main; sys.exit(main())"
 MESHES = {"v5e:2x4": (1, 8), "v6e:2x4": (1, 8), "v5p:2x2x2": (1, 8), "v5e:16x16": (32, 8)}
-"""Topologies, and data × tensor on them: 8 chips a copy."""
+"""Topologies, and the mesh data × tensor on each: 8 chips per copy."""
 GRIDS = {"8 × 8": (8, 8), "64 × 1": (64, 1)}
-"""Slots × rows of a copy: 64 rows of 2112 + 64 + 128 = 2304 positions."""
+"""Prefixes × rows of a copy: 64 rows of 2112 + 64 + 128 = 2304 positions."""
 NAMES = ("encode", "prefill", "begin", "decode")
 GIB, MIB = 2**30, 2**20
 
 
 def planned(topology: str, *arguments: str) -> dict[str, Any]:
-    """What `videollava plan --json` says, run in a process of its own."""
+    """Runs `videollava plan --json` in a separate process and returns its record."""
     command = [sys.executable, "-c", COMMAND, "plan", "--topology", topology, "--json", *arguments]
-    # What tests tell XLA to compile for the CPU quickly is not for these programs.
+    # XLA flags that make the tests' compilations for the CPU fast do not apply here.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3000, env=environment)
     if done.returncode:
@@ -37,7 +37,7 @@ def planned(topology: str, *arguments: str) -> dict[str, Any]:
 
 
 def required(topology: str, grid: str, *arguments: str) -> dict[str, Any]:
-    """The plan of a batch of 64 a copy."""
+    """Plans a batch of 64 rows per copy."""
     (data, tensor), (slots, rows) = MESHES[topology], GRIDS[grid]
     return planned(
         topology,
@@ -47,13 +47,13 @@ def required(topology: str, grid: str, *arguments: str) -> dict[str, Any]:
 
 
 def traffic_ratio(record: dict[str, Any]) -> float:
-    """HBM traffic of a decode step over the decoder's weights and the cache read once."""
+    """Returns the HBM traffic of a decode step divided by the decoder's weights and the cache, read once."""
     decode, once = record["batch"]["programs"]["decode"], record["batch"]["read_once"]
     return float((decode["hbm_read"] + decode["hbm_written"]) / once)
 
 
 def found(keep: Path | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(topology, grid, plan) of all; of 64 × 1 only decode, as the others' programs are those of 8 × 8 or smaller."""
+    """Yields (topology, grid, plan). For 64 × 1 it plans only decode, as the other programs are like those of 8 × 8."""
     for grid in GRIDS:
         for topology in MESHES:
             file = None if keep is None else keep / f"{topology}-{grid}.json".replace(":", "-").replace(" × ", "x")
@@ -73,7 +73,7 @@ def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 
 def main(keep: Path | None) -> None:
-    """Prints MiB a chip, the traffic of decoding, and the rates."""
+    """Prints MiB per chip, the traffic of decoding, and the throughput."""
     memory, steps, rates = [], [], []
     for topology, grid, record in found(keep):
         batch = record["batch"]

@@ -48,7 +48,7 @@ LOOP_CACHE = 2304 * SLICE
 
 
 def test_product():
-    """[64, 4096] times a chip's [4096, 11008]: the weights, the activations, the result."""
+    """A product of [64, 4096] and a chip's [4096, 11008] reads weights and activations and writes the result."""
     traffic = read_program(example("product")).entry
     assert traffic.hbm_read_bytes == (D * M + 64 * D) * BF16
     assert traffic.hbm_written_bytes == 64 * M * BF16
@@ -75,7 +75,7 @@ def test_moves_of_weights(name: str, kinds: tuple[str, ...], read: int):
 
 
 def check_decode(loop: Traffic, layers: int) -> None:
-    """A step reads weights, prefixes and tails once, and writes its slices."""
+    """Checks that a step reads weights, prefixes and tails once, and writes only its slices."""
     expected = layers * (LAYER + 2 * PREFIX_CACHE + 2 * TAIL * SLICE)
     assert loop.hbm_read_bytes == pytest.approx(expected, rel=0.05)
     assert loop.hbm_written_bytes >= (2 * layers - 1) * SLICE
@@ -111,7 +111,7 @@ def test_a_cache_with_heads_first_is_copied_around_the_loop():
 @pytest.mark.tpu_compiler
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler (extra `tpu`)")
 class TestLive:
-    """The same, compiled now."""
+    """The same programs, compiled now."""
 
     @pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4", "v5p:2x2x2"])
     def test_decode(self, topology: str):

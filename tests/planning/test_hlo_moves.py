@@ -1,4 +1,4 @@
-"""Moves of weights and caches are told from moves of what a program computes, on written programs."""
+"""Moves of weights and caches are distinguished from moves of intermediate results, on written programs."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_strings_comments_and_constants_over_lines_do_not_confuse_it():
 
 
 def test_what_a_kernel_says_of_itself_ends_no_computation():
-    """A Pallas kernel's metadata stands on lines of their own, and its closing brackets at the start of a line."""
+    """A Pallas kernel's metadata is on separate lines, and its closing brackets are at the start of a line."""
     body = """  %p = f32[2]{0} parameter(0)
   %k = f32[2]{0} custom-call(%p), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 768}"

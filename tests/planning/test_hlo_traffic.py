@@ -75,7 +75,7 @@ def test_a_slice_reads_what_it_takes(line: str):
 
 
 def test_a_fusion_that_renames_and_then_reads_everything_reads_everything():
-    """As the TPU compiler wraps the operands of a product."""
+    """Nested fusions as the TPU compiler writes them around the operands of a product."""
     computations = f"""%same {{
   %x.1 = {BIG} parameter(0)
   ROOT %y.1 = {BIG} bitcast(%x.1)
@@ -219,7 +219,7 @@ def test_loops_and_conditionals():
 
 
 def counting(start: str = "constant(2)", step: str = "add(%i.1, %step)", compared: str = "compare(%i.2, %stop)") -> str:
-    """A loop `for (i = 2; i < 9; i += 3)` as the TPU compiler writes it, in which an array is summed over devices."""
+    """Returns a loop `for (i = 2; i < 9; i += 3)` as the TPU compiler writes it, which sums an array over devices."""
     computations = f"""%cond {{
   %stop = s32[] constant(9)
   %s.2 = (s32[], {BIG}) parameter(0)
@@ -253,7 +253,7 @@ def test_iterations_are_counted():
     assert program.loop.collectives == (Collective("all-reduce", 1, BYTES),)
     assert program.total.collectives == (Collective("all-reduce", 3, 3 * BYTES),)
     assert program.total.hbm_read_bytes == program.entry.hbm_read_bytes + 3 * program.loop.hbm_read_bytes
-    # Starting behind its end it never runs, and what the compiler says of itself comes first.
+    # A loop that starts after its end never runs; a trip count from the compiler takes precedence.
     assert read_program(counting("constant(9)")).iterations == {"body": 0}
     said = counting().replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}')
     assert read_program(said).iterations == {"body": 5}
@@ -346,7 +346,7 @@ def test_a_fusion_that_keeps_a_slice_of_an_all_reduce_is_a_reduce_scatter(reduce
 
 
 def test_a_collective_behind_other_work_counts_where_it_starts():
-    """Fusions that go on with it name it again, and are given its semaphores."""
+    """Fusions that continue a collective name it again and take its semaphores; it counts once, where it starts."""
     whole, semaphore = "f32[4096,256]{1,0}", "u32[]{:S(2)}"
     computations = f"""%start {{
   %x = {BIG} parameter(0)

@@ -1,4 +1,4 @@
-"""Plans: arguments as the engine has them, hand arithmetic, the command; and what the 7B model's programs must satisfy.
+"""Plans: the engine's own arguments, hand arithmetic, the command; and the requirements of the 7B model's programs.
 
 python -m pytest -m slow tests/planning/test_plan.py      the whole model on four topologies, by the real TPU compiler
 """
@@ -50,7 +50,7 @@ def tiny_setting(data: int, tensor: int, **options: Any) -> Setting:
 
 
 def described(tree: Any) -> list[tuple[Any, ...]]:
-    """Shape, dtype and the shape of one device's share of every array."""
+    """Returns the shape, the dtype and the shape of one device's shard of every array."""
     leaves = jax.tree.leaves(tree)
     return [
         (x.shape, x.dtype, tuple(x.shape if x.sharding is None else x.sharding.shard_shape(x.shape))) for x in leaves
@@ -93,7 +93,7 @@ def test_int8_weights_have_scales():
 @pytest.mark.parametrize("mesh", [(1, 4), (2, 4)])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_take_what_is_counted(mesh: tuple[int, int], name: Any):
-    """Compiled for the CPU: the arguments fit the functions, and what is donated comes back in its place."""
+    """Compiled for the CPU, the arguments fit the functions, and donated buffers are reused for results."""
     setting = tiny_setting(*mesh)
     program = compile_program(name, setting, CHIPS["v5e"])
     function, arguments = programs.program_with_arguments(name, setting)
@@ -113,7 +113,7 @@ def test_programs_take_what_is_counted(mesh: tuple[int, int], name: Any):
 
 
 def test_bytes_of_the_whole_model_by_hand():
-    """7B in bfloat16 over 8 chips: decoder and head split, towers and projector whole; 64 KiB a token and chip."""
+    """7B in bfloat16 over 8 chips: only decoder and head are split; a token takes 64 KiB on each chip."""
     shape = GridShape(shards=1, slots=8, rows=8, prefix=2112, question=64, answer=128)
     setting = Setting(config=CONFIG, mesh=make_mesh(1, 8), shape=shape)
     held = setting.resident_bytes
@@ -123,7 +123,7 @@ def test_bytes_of_the_whole_model_by_hand():
     assert held["tails"] == pytest.approx(64 * 192 * 2**16, rel=1e-3)
     read = 2 * (decoder - 131_334_144) / 8 + held["prefix"] + held["tails"]
     assert setting.read_once_bytes == pytest.approx(read, rel=1e-3)
-    assert setting.smallest_buffer == 4096 * 512 * 2  # a chip's part of a projection of queries
+    assert setting.smallest_buffer == 4096 * 512 * 2  # a chip's shard of a query projection
 
 
 def test_shares_are_those_of_the_shardings():
@@ -162,7 +162,7 @@ def test_devices_of_a_chip_share_it():
 
 
 def test_throughput_by_hand():
-    """2 × 3 slots with 5 rows: 12 questions a video take three rounds, in each 3 slots of a shard and 9 steps."""
+    """2 shards × 3 slots of 5 rows: 12 questions per video take three rounds, each of 3 slots per shard and 9 steps."""
     shape = GridShape(shards=2, slots=3, rows=5, prefix=2112, question=64, answer=32)
     seconds = {"encode": 0.1, "prefill": 0.2, "begin": 0.05, "decode": 0.01}
     found = throughput(Job(questions=12, answer_tokens=10), shape, seconds)
@@ -174,7 +174,7 @@ def test_throughput_by_hand():
 
 @pytest.fixture
 def compiler_of(monkeypatch: pytest.MonkeyPatch):
-    """Stands in for the compiler: programs with known needs. Gives what was compiled, and for how many slots."""
+    """Replaces the compiler by programs of known sizes. Returns the list of compiled programs and slots."""
     seen: list[tuple[str, int]] = []
 
     def install(temporaries: Any) -> list[tuple[str, int]]:
@@ -225,7 +225,7 @@ def test_the_largest_batch_fits_and_the_next_does_not(compiler_of: Any):
 
 
 def test_the_largest_batch_shrinks_until_it_fits(compiler_of: Any):
-    """Temporaries that grow with the batch: the first guess, from those of the engine's grid, is too large."""
+    """If temporaries grow with the batch, the first guess, from the engine's grid, is too large."""
     seen = compiler_of(lambda name, slots: slots * 20 * 2**20 if name == "decode" else 0)
     made = make_plan(plan_request(mesh=(1, 8)))
     tried = [slots for name, slots in seen if name == "decode"][1:]
@@ -342,7 +342,7 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch: pytest.Monkey
 
 
 def check(record: dict[str, Any]) -> None:
-    """What the engine's programs must satisfy on any TPU, at 64 rows a copy of 2304 positions."""
+    """The requirements of the engine's programs on any TPU, with 64 rows of 2304 positions per copy."""
     found = record["batch"]["programs"]
     assert record["batch"]["too_large"] == {}
     for name in set(found) & {"prefill", "begin", "decode"}:
@@ -366,7 +366,7 @@ class TestLive:
         assert record["batch"]["grid"]["batch"] == 64
         decode = record["batch"]["programs"]["decode"]
         sums = {c["kind"]: c["count"] for c in decode["collectives"]}
-        assert sums == {"all-reduce": 2 * 4 + 1, "all-gather": 1}  # a layer's two, the embedding's, the logits
+        assert sums == {"all-reduce": 2 * 4 + 1, "all-gather": 1}  # two for each layer, the embedding's, the logits'
 
     def test_what_the_compiler_does_not_know_is_refused(self):
         with pytest.raises(RuntimeError, match="topology 'v5e:3x3': the TPU compiler refuses it"):
@@ -377,7 +377,7 @@ class TestLive:
 @pytest.mark.tpu_compiler
 @pytest.mark.slow
 class TestTheWholeModel:
-    """7B, 32 layers. Minutes for each."""
+    """The whole 7B model of 32 layers; minutes for each case."""
 
     @pytest.mark.parametrize("topology", MESHES)
     @pytest.mark.parametrize("grid", GRIDS)

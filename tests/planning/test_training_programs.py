@@ -1,4 +1,4 @@
-"""A step compiled without its chips: arguments as training has them; and what the 7B model's step must satisfy.
+"""Training steps compiled without their chips: training's own arguments, and the requirements of the 7B model's step.
 
 python -m pytest -m slow tests/planning/test_training_programs.py    the whole model on three topologies, compiled
 """
@@ -61,7 +61,7 @@ def small_model(what: What, mesh: tuple[int, int] | None, dtype: Any = jnp.float
 
 
 def described(tree: Any) -> list[tuple[Any, ...]]:
-    """Shape, dtype and the shape of one device's share of every array."""
+    """Returns the shape, the dtype and the shape of one device's shard of every array."""
     return [(x.shape, x.dtype, tuple(x.sharding.shard_shape(x.shape))) for x in jax.tree.leaves(tree)]
 
 
@@ -91,7 +91,7 @@ def test_the_state_is_the_one_that_training_begins_with(recipe: str, mesh: tuple
 
 
 def test_parameters_have_the_dtypes_that_a_run_keeps(tiny_processor):
-    """int8 weights with float32 scales; adapters in the trained dtype, the rest in that of compute."""
+    """int8 weights have float32 scales; adapters have the trained dtype, the rest the compute dtype."""
     recipe = Recipe(
         model="tiny",
         output="",
@@ -119,7 +119,7 @@ def test_the_micro_batch_is_the_one_that_is_loaded():
 
 @pytest.mark.parametrize("recipe", ["full", "LoRA"])
 def test_both_programs_are_compiled_for_the_mesh(recipe: str):
-    """By the compiler of the CPU: what they take is counted, and their loops run once a layer."""
+    """Compiled for the CPU, both programs' sizes are counted, and their loops run once for each layer."""
     what = RECIPES[recipe]
     model = small_model(what, (4, 2))
     row = RowShape(tokens=64, images=2, videos=1)
@@ -129,7 +129,7 @@ def test_both_programs_are_compiled_for_the_mesh(recipe: str):
     }
     held = found["accumulate"].resident
     assert held == found["update"].resident
-    # A step counter beside two moments of what is trained, and float32 of both.
+    # A step counter, two moments of trained parameters, and float32 of both.
     assert 2 * held["trained"] < held["optimizer"] < 2 * held["trained"] + 64
     assert held["gradients"] == held["trained"]
     assert (found["accumulate"].batch > 0, found["update"].batch) == (True, 0)
@@ -152,7 +152,7 @@ def test_a_step_is_compiled_for_a_mesh():
 
 
 def test_gradients_of_a_token_in_many_places_are_summed_in_float32():
-    """In bfloat16 a sum of many like numbers stops growing: 256 + 1 is 256 there."""
+    """In bfloat16 a sum of many equal numbers would stop growing, as 256 + 1 is 256."""
     what = What(rates=Rates(decoder=1.0))
     rng = np.random.default_rng(0)
     values = {
@@ -183,11 +183,11 @@ def test_gradients_of_a_token_in_many_places_are_summed_in_float32():
 # ── the 7B model ────────────────────────────────────────────────────────────────────────────────────────────
 
 TEMPORARIES = {"v5p:2x2x4": 5.0, "v5e:16x16": 2.0, "v6e:4x4": 5.0}
-"""GiB a chip: hidden states before each layer, a second set of gradients, the vocabulary's gradients in float32."""
+"""GiB per chip: hidden states before each layer, a second set of gradients, the vocabulary's gradients in float32."""
 HIDDEN = ROW.tokens * CONFIG.text_config.hidden_size * 2
-"""What tensor parallelism sums: the hidden states of a row, in bfloat16."""
+"""The bytes that tensor parallelism all-reduces: the hidden states of a row, in bfloat16."""
 PADDING = 4.75 * MIB
-"""What tiles add to a layer's matrices where their parts are narrow."""
+"""How much tile padding adds to a layer's matrices if their shards are narrow."""
 TOWER_LAYERS = max(CONFIG.feature_layers)
 
 
@@ -205,7 +205,7 @@ def test_the_7b_step(case: Case):
     assert accumulate["kernels"] == 4
 
     forward, backward = (part["collectives"] for part in layers(one))
-    # A layer is gathered where it is used, forward and backward, and not kept in between.
+    # A layer is gathered when it is used, forward and backward, and not kept in between.
     for part in (forward, backward):
         assert 0 <= part["all-gather"]["bytes"] - one["layer"]["all"] < PADDING
     # Its gradients are scattered as they are summed; hidden states alone are summed whole, or with what is narrow.
@@ -229,7 +229,7 @@ def test_the_7b_step(case: Case):
 @pytest.mark.tpu_compiler
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler (extra `tpu`)")
 def test_over_a_whole_topology_gradients_are_summed_whole():
-    """Why meshes are chosen as they are; should a later compiler scatter here too, docs/training.md says too much."""
+    """The reason for the choice of meshes. If a later compiler scatters here too, docs/training.md must change."""
     one = compiled(WHOLE_TOPOLOGY)
     backward = layers(one)[-1]["collectives"]
     assert "reduce-scatter" not in backward

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Without a TPU there is nothing that several processes could not share.
+# Without a TPU several processes may load libtpu at once.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -30,7 +30,7 @@ TENSOR = 4
 
 
 def compiled_text(topology: str, program: str, **options: int) -> str:
-    """The text of a program, compiled in a process of its own: a process loads libtpu once, for one topology."""
+    """Compiles a program in a separate process, as a process loads libtpu for one topology only; returns its text."""
     command = [sys.executable, str(Path(__file__)), topology, program, *(f"{k}={v}" for k, v in options.items())]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     if done.returncode:
@@ -39,7 +39,7 @@ def compiled_text(topology: str, program: str, **options: int) -> str:
 
 
 def shortened(text: str) -> str:
-    """The text without backend configurations, shardings, the table of source lines, and most metadata."""
+    """Returns the text without backend configurations, shardings, the table of source lines, and most metadata."""
     head, _, rest = text.partition("\n")
     rest = rest[rest.index("\n%") :] if "\n%" in rest else rest[rest.index("\nENTRY") :]
     rest = re.sub(r", backend_config=\{.*", "", rest)
@@ -88,7 +88,7 @@ def main(topology: str, program: str, *options: str) -> str:
 
 
 def _attend(q: Any, k: Any, v: Any, order: str, seen: Any = None) -> tuple[Any, Any, Any]:
-    """Attention of [G, R, K, H] that is not yet divided, with the largest scores and the sums, [G, R, K]."""
+    """Computes attention [G, R, K, H] before division, with the largest scores and the sums, [G, R, K]."""
     import jax.numpy as jnp
 
     scores = jnp.einsum(f"GRKH,{order}->GKRS", q, k, preferred_element_type=jnp.float32) * H**-0.5
@@ -122,7 +122,7 @@ def _loop(array: Any, *, heads_first: bool) -> Any:
 
 
 def _decode(array: Any, *, layers: int = LAYERS) -> Any:
-    """A loop of decode steps over prefixes [G, K, S, H] and tails [S, B, K, H]."""
+    """Returns a loop of decode steps over prefixes [G, K, S, H] and tails [S, B, K, H]."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec as P

@@ -1,4 +1,4 @@
-"""Fine-tuning the 7B model on TPUs that are not here: both programs of a step by the real compiler; minutes for each.
+"""Compiles both programs of fine-tuning the 7B model for TPUs that are not here; takes minutes for each.
 
 python -m tests.planning.training_programs                     prints the tables of docs/training.md
 python -m tests.planning.training_programs --keep DIRECTORY    keeps what was found there, and goes on from it
@@ -43,7 +43,7 @@ FRAMES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class What:
-    """What is trained, and beside what."""
+    """What is trained and what is frozen."""
 
     rates: Rates
     lora: Lora | None = None
@@ -59,7 +59,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """A line of the tables: a micro-batch is a row for each part of `data`."""
+    """A line of the tables, for micro-batches of one row per batch shard."""
 
     topology: str
     data: int
@@ -76,14 +76,14 @@ CASES = [
     Case("v5e:16x16", 64, 4, "QLoRA"),
 ]
 WHOLE_TOPOLOGY = Case("v5p:2x2x4", 16, 1, "full")
-"""A mesh that is worse: where `data` is all of this topology, the compiler scatters nothing."""
+"""A worse mesh: if the axis `data` spans the whole topology, the compiler scatters nothing."""
 
 
 # ── in a process of its own, which loads libtpu for one topology ──
 
 
 def described(case: Case) -> dict[str, Any]:
-    """Both programs of a step, compiled; sizes in bytes on a chip."""
+    """Both compiled programs of a step; sizes in bytes on a chip."""
     what = RECIPES[case.recipe]
     placement = Placement(CONFIG, make_mesh(case.data, case.tensor, devices=tpu_devices(case.topology)))
     model = TrainingModel(
@@ -117,7 +117,7 @@ def described(case: Case) -> dict[str, Any]:
 
 
 def layer_bytes(model: TrainingModel, rates: Rates) -> dict[str, int]:
-    """A decoder layer's matrices gathered over `data`, on a chip: all of them, and those that are trained."""
+    """Returns bytes on a chip of a layer's matrices, gathered over `data`: of all, and of the trained ones."""
     assert model.placement is not None
     found = {"all": 0, "trained": 0}
     for key, shape in model.shapes.items():
@@ -131,7 +131,7 @@ def layer_bytes(model: TrainingModel, rates: Rates) -> dict[str, int]:
 
 
 def of_step(step: CompiledStep) -> dict[str, Any]:
-    """What is shown and tested of a program; `parts` are its entry and its loops, in the order in which they run."""
+    """Returns the figures of a program; `parts` are its entry and its loops, in the order in which they run."""
     text = step.text
     parts = [(1, text.entry), *((text.iterations[name], loop) for name, loop in text.loops.items())]
     return {
@@ -155,8 +155,8 @@ def collectives(traffic: Traffic) -> dict[str, dict[str, int]]:
 
 
 def compiled(case: Case) -> dict[str, Any]:
-    """What `described` says, run in a process of its own."""
-    # What tests tell XLA to compile for the CPU quickly is not for these programs.
+    """Runs `described` in a separate process."""
+    # XLA flags that make the tests' compilations for the CPU fast do not apply here.
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | ENVIRONMENT
     command = [sys.executable, "-m", "tests.planning.training_programs", "--only", *map(str, astuple(case))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3000, env=environment)
@@ -167,7 +167,7 @@ def compiled(case: Case) -> dict[str, Any]:
 
 
 def found(keep: Path | None) -> Iterator[tuple[Case, dict[str, Any]]]:
-    """What was found of all cases."""
+    """Returns the results of all cases."""
     for case in CASES:
         file = None if keep is None else keep / f"{case}.json".replace(":", "-").replace(" ", "-")
         if file is not None and file.exists():
@@ -181,7 +181,7 @@ def found(keep: Path | None) -> Iterator[tuple[Case, dict[str, Any]]]:
 
 
 def main(keep: Path | None) -> None:
-    """Prints MiB a chip, the collectives of a micro-batch, and its operations."""
+    """Prints MiB per chip, the collectives of a micro-batch, and its operations."""
     memory, sent, work = [], [], []
     for case, one in found(keep):
         accumulate, update = (one["programs"][program] for program in PROGRAMS)
@@ -206,7 +206,7 @@ def main(keep: Path | None) -> None:
 
 
 def layers(one: dict[str, Any]) -> list[dict[str, Any]]:
-    """The loops over the decoder's layers: forward, backward."""
+    """Returns the loops over the decoder's layers: forward, backward."""
     found = one["programs"]["accumulate"]["parts"]
     return [part for part in found if part["times"] == CONFIG.text_config.num_hidden_layers]
 
