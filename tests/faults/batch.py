@@ -1,4 +1,4 @@
-"""Kills batch jobs at random moments until they are done, and prints what became of them.
+"""Kills batch jobs at random moments until they are done, and prints the outcomes.
 
     python -m tests.faults.batch --kills 1000 --model-kills 60 --seed 0
 
@@ -37,14 +37,14 @@ ROOT = Path(__file__).parents[2]
 LINES = 60
 MODEL_LINES = 24
 MARK = "VIDEOLLAVA_BATCH_TEST"
-"""In the environment of a run and of its workers, by which they are found."""
+"""A variable in the environment of a run and its workers, by which they are found."""
 
 
 # ── a job without a model ──
 
 
 def fake_answer(request: Any) -> Any:
-    """Always the same for the same request; an error for every seventh."""
+    """Answers a request, always in the same way; every seventh gets an error."""
     from videollava_jax.engine import Result
 
     answer = mended_answer(request)
@@ -54,7 +54,7 @@ def fake_answer(request: Any) -> Any:
 
 
 def mended_answer(request: Any) -> Any:
-    """The same without errors."""
+    """Answers like `fake_answer`, but without errors."""
     from videollava_jax.engine import Result
 
     digest = hashlib.sha256(f"{request.id} {request.conversation[0]['content'][-1]}".encode()).digest()
@@ -62,12 +62,12 @@ def mended_answer(request: Any) -> Any:
 
 
 class FakeRunner:
-    """Answers by the prompt alone, some at a time, in an order and after pauses of its own.
+    """A runner that answers by the prompt alone, several requests at a time, in a random order, with pauses.
 
     Args:
-      log: a file to which the id of every request that it is given is appended.
+      log: a file to which the id of every received request is appended.
       seed: of order and pauses.
-      answer: to a request.
+      answer: makes the answer to a request.
     """
 
     def __init__(self, log: Path, seed: int, pause: float = 0.004, answer: Callable[[Any], Any] = fake_answer):
@@ -87,7 +87,7 @@ class FakeRunner:
 
 
 def write_job(path: Path, lines: int = LINES) -> None:
-    """An input of good lines and bad ones, with media that have to be spooled among them."""
+    """Writes an input of good and bad lines, some with media that must be spooled."""
     picture = "data:image/png;base64," + base64.b64encode(b"\x89PNG" * 50).decode()
     kinds: list[Any] = [
         {"prompt": "What is it?"},
@@ -103,17 +103,17 @@ def write_job(path: Path, lines: int = LINES) -> None:
 
 
 def run_job(place: Path, seed: int, pause: float = 0.004) -> str:
-    """Runs the job of a directory, or what is left of it."""
+    """Runs or resumes the job of a directory."""
     return _run_job(FakeRunner(place / "asked", seed, pause), place)
 
 
 def run_mended_job(place: Path, seed: int, pause: float = 0.004) -> str:
-    """The same with a runner that has no errors."""
+    """Runs or resumes the job with a runner that has no errors."""
     return _run_job(FakeRunner(place / "asked", seed, pause, mended_answer), place)
 
 
 def run_job_and_keep(place: Path, seed: int) -> str:
-    """The same as `run_job`, with the ledger kept."""
+    """Runs the job like `run_job`, and keeps the ledger."""
     return _run_job(FakeRunner(place / "asked", seed, 0.0), place, keep_ledger=True)
 
 
@@ -131,7 +131,7 @@ def _run_job(runner: FakeRunner, place: Path, **options: bool) -> str:
 
 
 def run_to_step(job: Callable[[Path, int, float], str], place: Path, seed: int, step: int) -> int:
-    """A job that kills itself at a step of the file system, counted from 1; the number of steps without."""
+    """Runs a job that kills itself at a step of the file system, from 1; with step 0, returns the number of steps."""
     count = 0
 
     def step_taken(event: str, _: Any) -> None:
@@ -147,12 +147,12 @@ def run_to_step(job: Callable[[Path, int, float], str], place: Path, seed: int, 
 
 
 def committed(output: Path) -> set[int]:
-    """The lines in the ledger of an output."""
+    """Returns the lines in the ledger of an output."""
     return set(ledger_causes(output))
 
 
 def ledger_causes(output: Path) -> dict[int, str | None]:
-    """The causes of errors, None for answers, of the lines in a ledger, read from a copy: to open it is to mend it."""
+    """Returns the cause of each line's error, None for answers, from a copy of the ledger, as opening it repairs it."""
     ledger = output.with_name(f"{output.name}.partial") / "ledger.db"
     if not ledger.exists():
         return {}
@@ -170,7 +170,7 @@ def ledger_causes(output: Path) -> dict[int, str | None]:
 
 
 def asked(place: Path) -> set[int]:
-    """What the runner was given since the last look; takes the log away."""
+    """Returns the lines that the runner received since the last call, and deletes the log."""
     log = place / "asked"
     found = {int(line) for line in log.read_text().split()} if log.exists() else set()
     log.unlink(missing_ok=True)
@@ -178,7 +178,7 @@ def asked(place: Path) -> set[int]:
 
 
 def kill(number: int, seed: int) -> list[Tally]:
-    """Kills so many runs of jobs, one after the other until each job is done."""
+    """Kills `number` runs of jobs, one after the other; each job is run until it is done."""
     tally, jobs = Tally("kills: no model"), Tally("jobs finished: no model")
     with tempfile.TemporaryDirectory() as name:
         undisturbed = Path(name) / "undisturbed"
@@ -192,7 +192,7 @@ def kill(number: int, seed: int) -> list[Tally]:
             rng = random.Random(f"{seed}/{i}")
             outcome, detail = _killed(place, rng, i, seconds, steps)
             tally.add(outcome, f"kill {i} of seed {seed}: {detail}")
-            # A job that is killed early each time would never end: now and then one is left to itself.
+            # A job that is always killed early would never end, so now and then one is not killed.
             if (place / "output.jsonl").exists() or rng.random() < 0.15:
                 problem = _finish(place, expected, i)
                 jobs.add("violation" if problem else "as undisturbed", f"after kill {i} of seed {seed}: {problem}")
@@ -217,7 +217,7 @@ def _new_place(place: Path) -> Path:
 
 
 def _killed(place: Path, rng: random.Random, i: int, seconds: float, steps: int) -> tuple[str, str]:
-    """(outcome, detail) of one run that is killed."""
+    """Kills one run and returns (outcome, detail)."""
     output = place / "output.jsonl"
     before = committed(output)
     if i % 2:
@@ -247,7 +247,7 @@ def _killed(place: Path, rng: random.Random, i: int, seconds: float, steps: int)
 
 
 def _finish(place: Path, expected: bytes, seed: int) -> str:
-    """Runs a job to its end; what is wrong with it then."""
+    """Runs a job to its end; returns what is wrong with it, or ""."""
     output = place / "output.jsonl"
     before = committed(output)
     try:
@@ -266,7 +266,7 @@ def _finish(place: Path, expected: bytes, seed: int) -> str:
 
 
 def kill_retries(number: int, seed: int) -> Tally:
-    """Kills so many runs that try the errors of a finished output again, each then gone on with as a plain run."""
+    """Kills `number` runs that retry the errors of a finished output; each is then resumed by a plain run."""
     tally = Tally("kills: errors tried again")
     with tempfile.TemporaryDirectory() as name:
         base = _new_place(Path(name) / "base")
@@ -307,7 +307,7 @@ def _killed_retry(place: Path, i: int, step: int, before: bytes, mended: bytes) 
 
 
 def write_model_job(path: Path, media: Path) -> None:
-    """OpenAI's lines about the bundled media, a bad one among them."""
+    """Writes OpenAI lines about the bundled media, with a bad one among them."""
     questions = ("Which way does it move?", "What shape is it?", "Does it change colour?")
     with open(path, "w") as file:
         for i in range(MODEL_LINES):
@@ -320,7 +320,7 @@ def write_model_job(path: Path, media: Path) -> None:
 
 
 def start_command(*arguments: str, mark: str = "1") -> subprocess.Popen[bytes]:
-    """`videollava` as a process of its own, found again by its mark."""
+    """Starts `videollava` in a separate process that can be found by its mark."""
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "SOURCE_DATE_EPOCH": "1700000000", MARK: mark,
         **ENVIRONMENT,
@@ -336,7 +336,7 @@ def start_command(*arguments: str, mark: str = "1") -> subprocess.Popen[bytes]:
 
 
 def marked_processes(mark: str) -> list[int]:
-    """Processes with the mark in their environment."""
+    """Returns the processes with the mark in their environment."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -348,7 +348,7 @@ def marked_processes(mark: str) -> list[int]:
 
 
 def await_no_process(mark: str, seconds: float) -> bool:
-    """Whether all marked processes are gone within the time."""
+    """Waits for all marked processes to end; returns whether they did in time."""
     end = time.monotonic() + seconds
     while marked_processes(mark):
         if time.monotonic() > end:
@@ -358,7 +358,7 @@ def await_no_process(mark: str, seconds: float) -> bool:
 
 
 def kill_model(number: int, seed: int) -> list[Tally]:
-    """Kills `videollava batch` so many times, half from its start on, half once its ledger is there."""
+    """Kills `videollava batch` `number` times, half at any time after its start, half once its ledger exists."""
     from videollava_jax.assets import MEDIA
 
     tally, jobs = Tally("kills: tiny model"), Tally("jobs finished: tiny model")

@@ -1,10 +1,10 @@
-"""A batch job over hostile media among good ones, and what became of each.
+"""Runs a batch job over good and hostile media, and prints the outcomes.
 
     python -m tests.faults.media_job --good 300 --bad 300 --seed 0
 
-`run_batch` answers a question about each with the tiny model, and before that about the good ones alone. Ends with
-status 1 if anything ended as it must not: a good one without the answer that it has alone, a bad one without its one
-record, a hostile one that was answered, a worker left behind, memory beyond the limits.
+`run_batch` answers a question about each medium with the tiny model, first about the good ones alone, then about all.
+Ends with status 1 if an answer about a good one changes, a bad one has no record or several, a hostile one is answered,
+a worker is left running, or memory exceeds the limits.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from videollava_jax.batch.formats import Defaults
 
 MEBIBYTE = 2**20
 MEMORY = 1024
-"""MiB of address space that a worker has beyond its imports."""
+"""MiB of address space that a worker has in addition to its imports."""
 IMPORTS = 100
-"""MiB resident that these take, at most."""
+"""The most MiB resident that the imports take."""
 MORE = 200
-"""MiB that bad media may add to the main process."""
+"""The most MiB that bad media may add to the main process."""
 READERS = 4
 MOST_FILES = 100
-"""More of them open at a time than at the end."""
+"""How many more files may be open at a time than at the end."""
 WORKER = b"videollava_jax.batch.media.worker"
 QUESTIONS = ("What shape is it?", "What colour is it?", "Where is it?", "How many shapes are there?")
 FAULTY = """
@@ -63,15 +63,15 @@ def faulty(read):
     return faulty_read
 inputs.read_image, inputs.read_video = faulty(inputs.read_image), faulty(inputs.read_video)
 """
-"""Workers that do as the name of a file says: what a codec with a fault would let its content do."""
+"""The program of workers that hang, crash or take memory if a file's name says so, as a faulty codec might."""
 
 
 @dataclass
 class Seen:
-    """What was seen of this process and its workers during a job.
+    """Observations of this process and its workers during a job.
 
     Attributes:
-      main, worker: the most memory resident in this process so far, and in any worker; bytes.
+      main, worker: the peak resident memory of this process, and of any worker; bytes.
       workers: the ids of all that were started.
       at_once: workers, at most.
       files: open in this process, at most.
@@ -86,7 +86,7 @@ class Seen:
 
 @contextmanager
 def watched() -> Iterator[Seen]:
-    """Looks at this process and its workers every 10 ms."""
+    """Observes this process and its workers every 10 ms."""
     seen, ended = Seen(), threading.Event()
     thread = threading.Thread(target=_watch, args=[seen, ended])
     thread.start()
@@ -201,7 +201,7 @@ def _faults(place: Path) -> str:
 
 
 def judge(media: list[Medium], mixed: Done, alone: Done) -> list[Tally]:
-    """A row for each kind of medium, with what became of its records, and one for what both jobs took."""
+    """Returns a row for each kind of medium, with its outcomes, and one for the resources of both jobs."""
     tallies = {medium.kind: Tally(medium.kind) for medium in sorted(media, key=lambda medium: medium.kind)}
     jobs = Tally("jobs")
     for name, job in (("of all", mixed), ("of the good ones", alone)):
@@ -233,7 +233,7 @@ def _judged(medium: Medium, record: dict[str, Any], alone: dict[str, Any] | None
 
 
 def run(good: int, bad: int, seed: int, seconds: float, model: Any, processor: Any) -> list[Tally]:
-    """Both jobs, judged; says what they took."""
+    """Runs and checks both jobs; prints their resources."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         media = write_media(place, good, bad, seed)
@@ -250,7 +250,7 @@ def run(good: int, bad: int, seed: int, seconds: float, model: Any, processor: A
 
 
 def tiny() -> tuple[Any, Any]:
-    """The bundled model, with what it compiles kept for the next time, and its processor."""
+    """Returns the bundled model, with a compilation cache on disk, and its processor."""
     import jax
 
     from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
