@@ -33,7 +33,7 @@ class Tag:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What all records of a job have in common.
+    """Facts that all records of a job share.
 
     Attributes:
       model: the model's name.

@@ -44,7 +44,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
-    """How a job is run.
+    """The options of a job.
 
     Attributes:
       form: of the input; None recognises it.

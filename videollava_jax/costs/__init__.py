@@ -1,1 +1,1 @@
-"""What the model costs and what chips give: parameters, operations, bytes, rooflines."""
+"""The costs of the model's work, and the rates of chips: parameters, operations, bytes, rooflines."""

@@ -20,7 +20,7 @@ _BF16, _INT8, _SCALE = 2, 1, 4
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many parameters each part of the model has, as a checkpoint holds them.
+    """The numbers of parameters in the parts of the model, as in a checkpoint.
 
     Attributes:
       image_tower, video_tower, projector: of these.
@@ -184,7 +184,7 @@ def train_flops(
 
 @dataclass(frozen=True)
 class Storage:
-    """How weights and caches are stored.
+    """The dtypes in which weights and caches are stored.
 
     Attributes:
       int8_weights: the decoder's projections in int8 with a float32 scale for each output channel, the rest bfloat16.

@@ -50,7 +50,7 @@ def cut_short(source: str, size: int, end: int) -> MediaError:
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:
-    """What a file may cost; a file that costs more raises a `MediaError` before the memory is taken.
+    """Limits on the cost of a file. A file beyond them raises a `MediaError` before the memory is taken.
 
     Attributes:
       max_pixels: pixels of one frame or image; the default allows 8K video.

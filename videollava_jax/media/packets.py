@@ -57,7 +57,7 @@ class PacketTable:
 
     @cached_property
     def undecodable(self) -> int:
-        """How many shown packets refer to frames before the file's first: the recording began within a group."""
+        """How many shown packets refer to frames before the file's first, as the recording began within a group."""
         first = self.keyframes[0] if self.keyframes else len(self.pts)
         start = self.pts[first] if self.keyframes else None
         times = ((position, self.pts[position]) for position in self.shown)

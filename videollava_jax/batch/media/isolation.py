@@ -49,7 +49,7 @@ class WorkerError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerLimits:
-    """What reading a medium may cost.
+    """Limits on the cost of reading a medium.
 
     Attributes:
       seconds: wall time.

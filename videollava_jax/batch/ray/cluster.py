@@ -45,7 +45,7 @@ class ReplicaError(OSError):
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
-    """How a cluster is used.
+    """The options of a cluster.
 
     Attributes:
       replicas: the most replicas, even if there is not yet room for all; None for as many as there is room for now.

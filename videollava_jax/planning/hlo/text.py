@@ -102,7 +102,7 @@ class Instruction:
 
     @property
     def is_integer(self) -> bool:
-        """Whether it is a constant, namely one integer."""
+        """Whether it is a constant of one integer."""
         return self.opcode == "constant" and re.fullmatch(r"-?\d+", self.literal) is not None
 
     @property

@@ -86,7 +86,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one execution of a computation does on one device, without the loops inside it.
+    """The traffic, collectives and moves of one execution of a computation on one device, without loops inside it.
 
     Attributes:
       hbm_read_bytes, hbm_written_bytes: traffic with high-bandwidth memory, including the padding of tiled layouts. It
