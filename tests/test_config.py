@@ -1,4 +1,4 @@
-"""The configuration: transformers' JSON there and back, what it refuses, what it computes."""
+"""The configuration: reading and writing transformers' JSON, what it refuses, what it computes."""
 
 import dataclasses
 import json
@@ -88,7 +88,7 @@ def test_round_trip_through_json(config):
 @drawn
 @given(configs(variants=["hf"]))
 def test_transformers_reads_what_we_write(config):
-    """Its own object of our dict means the same to us, and every key means something to it."""
+    """We read transformers' object of our dict as the same configuration, and transformers knows every key."""
     from transformers import VideoLlavaConfig as HFVideoLlavaConfig
 
     raw = config.to_hf()
@@ -167,7 +167,7 @@ def test_an_original_model_adds_its_own_keys_and_an_hf_model_none():
 
 
 def test_transformers_object_keeps_the_variant():
-    """It carries keys that it does not know; without them the temporal weights would be dropped unnoticed."""
+    """Transformers keeps keys that it does not know; without them the temporal weights would be dropped unnoticed."""
     from transformers import VideoLlavaConfig as HFVideoLlavaConfig
 
     original = VideoLlavaConfig(variant="original", temporal_frames=16)

@@ -207,16 +207,16 @@ def test_a_full_disk_loses_nothing(tmp_path):
 
 
 def _on_a_small_disk(place):
-    from tests.faults.interruptions import _mount
+    from tests.faults.disks import mount
 
-    _mount(place, "size=400k")
+    mount(place, "size=400k")
     paths = Paths(place / "out")
     with locked(paths):
         told, flushed = _add_until_error(paths)
     assert "no space left on the disk" in told, told
     assert "run the same command again" in told
     assert flushed > 50
-    _mount(place, "remount,size=100m")
+    mount(place, "remount,size=100m")
     _check_and_finish(paths, flushed)
 
 

@@ -1,4 +1,4 @@
-"""Tests checkpoints to destruction and prints what became of them: flipped bits, lies, kills, full disks, other runs.
+"""Tests checkpoints to destruction and prints the outcomes: flipped bits, mutations, kills, full disks, other runs.
 
     python -m tests.faults.checkpoints --flips 500 --mutations 20000 --kills 100 --seed 0
 
@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 
+from tests.faults.disks import fill, forbid
 from tests.faults.flips import flip
 from tests.faults.fuzzing import fuzz
-from tests.faults.interruptions import fill, forbid, kill, meet
+from tests.faults.interruptions import kill, meet
 from tests.faults.tables import Tally, said, table
 
 

@@ -1,4 +1,4 @@
-"""Children that have imported everything already: forked from one server, so that their time is their work alone."""
+"""Child processes, forked from one server that has imported everything, so that their time is that of their work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Died(Exception):
 
 
 class Child:
-    """A process at work.
+    """A process that runs one function.
 
     Args:
       function: called in the child with `arguments`; of a module, so that it can be sent there. With `say`, its first
@@ -47,7 +47,7 @@ class Child:
             raise Died("it did not start")
 
     def receive(self, seconds: float) -> tuple[str, Any]:
-        """("said", message), ("returned", result) or ("raised", its traceback)."""
+        """Waits for ("said", message), ("returned", result) or ("raised", its traceback)."""
         try:
             if self._connection.poll(seconds):
                 answer: tuple[str, Any] = self._connection.recv()
@@ -59,7 +59,7 @@ class Child:
         raise self._died(f"it did not answer within {seconds:g} s")
 
     def result(self, seconds: float = 60) -> Any:
-        """What the function returns. Raises Died, or a RuntimeError with what it raised."""
+        """Returns what the function returns; raises Died, or a RuntimeError with the function's traceback."""
         kind, value = self.receive(seconds)
         self._process.join()
         self.close()
@@ -77,30 +77,30 @@ class Child:
         return int(self._process.pid or 0)
 
     def close(self) -> None:
-        """Frees what belongs to a child that has ended."""
+        """Frees the connection and the file of a child that has ended."""
         self._connection.close()
         Path(self._errors).unlink(missing_ok=True)
 
     def _died(self, how: str) -> Died:
-        """What became of it, with its last words; these were all that it had left."""
+        """Makes the error about a child that has ended, with the end of its standard error; frees its file."""
         last_words = Path(self._errors).read_text(errors="replace")[-500:]
         self.close()
         return Died(f"{how}: {last_words}")
 
     def kill(self) -> bool:
-        """Ends it with SIGKILL; whether it was still at work."""
+        """Ends it with SIGKILL; returns whether it was still at work."""
         self._process.kill()
         self._process.join()
         return bool(self._process.exitcode)
 
 
 def run(function: Callable[..., Any], *arguments: Any, seconds: float = 60) -> Any:
-    """The result of a function in a child."""
+    """Runs a function in a child; returns its result."""
     return Child(function, *arguments).result(seconds)
 
 
 def command(*arguments: str) -> tuple[int, str]:
-    """The `videollava` command in this process: its exit status and what it said of errors."""
+    """Runs the `videollava` command in this process; returns its exit status and its standard error."""
     from videollava_jax.cli import main
 
     with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
@@ -123,7 +123,7 @@ def _serve(
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> float:
-    """Seconds of a function in a child, its start not counted."""
+    """Runs a function in a child; returns its seconds, without those of the child's start."""
     child = Child(function, *arguments)
     started = time.perf_counter()
     child.result()

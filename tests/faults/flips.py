@@ -1,4 +1,4 @@
-"""One bit after another flipped in what a conversion wrote: each has to be found, none may change what is loaded."""
+"""Flips single bits in what a conversion wrote: each must be found, or must not change what is loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS = 120  # for a flip, the imports and the first compilation
 GOOD = ("found", "refused", "the same")
 KINDS = ("Orbax", "Orbax in int8", "safetensors")
 CHOICES = ("any byte", "any file")
-"""How a byte is drawn: each is as likely as any other, or each file is, so that small ones are hit as well."""
+"""How a byte is drawn: all bytes equally likely, or all files, so that small files are hit as well."""
 
 
 def flip(number: int, seed: int, kinds: tuple[str, ...] = KINDS) -> list[Tally]:
@@ -43,12 +43,12 @@ def flip(number: int, seed: int, kinds: tuple[str, ...] = KINDS) -> list[Tally]:
 
 
 def _outcome(outcome: str, where: str) -> tuple[str, str]:
-    """An outcome as a tally counts it: all but those of `GOOD` are violations."""
+    """Returns an outcome as a tally counts it: all but those in `GOOD` are violations."""
     return (outcome, "") if outcome in GOOD else ("violation", f"{where}: {outcome}")
 
 
 def write_directory(place: Path, kind: str) -> Path:
-    """A directory of some megabytes, as `convert` or `export` writes it."""
+    """Writes a directory of some megabytes with `convert` or `export`."""
     import videollava_jax.weights.manifest as manifest
     import videollava_jax.weights.stream as stream
     from tests.small_models import random_parameters, small_config
@@ -91,7 +91,7 @@ def _work(say: Callable[[Any], None], kind: str, cases: list[tuple[int, str, str
 
 
 def _draw(rng: random.Random, files: list[Path], choice: str) -> tuple[Path, int]:
-    """A byte: (file, offset)."""
+    """Draws a byte; returns (file, offset)."""
     sizes = [path.stat().st_size for path in files]
     (path,) = rng.choices(files, sizes if choice == "any byte" else None)
     return path, rng.randrange(path.stat().st_size)

@@ -23,7 +23,7 @@ SECONDS = 5
 MEMORY = 8 * 2**30  # of address space on top of what the imports use; threads take much of it
 RESIDENT = 300 * 2**20  # of memory in use, beyond the most that was in use before a case
 LINE = 1000
-"""Characters of a line of an error: a name of a hostile file must not flood the terminal."""
+"""Characters that a line of an error may have: names from hostile files must not flood the terminal."""
 
 
 def fuzz(number: int, seed: int) -> list[Tally]:
@@ -80,7 +80,7 @@ def _work(say: Callable[[Any], None], first: int, number: int, seed: int) -> Non
 
 
 def _open(base: Base, case: Case, whole: dict[str, Any]) -> tuple[str, str]:
-    """("refused" | "accepted" | "violation", why)"""
+    """Opens a mutation; returns ("refused" | "accepted" | "violation" | "undetectable", why)."""
     from videollava_jax.weights import WeightsError
 
     before, started = _most_memory(), time.perf_counter()
@@ -115,7 +115,7 @@ def _open(base: Base, case: Case, whole: dict[str, Any]) -> tuple[str, str]:
 
 
 def message_problem(text: str, directory: Path) -> str:
-    """What is wrong with an error's words: it names a file, and has a short line for each problem."""
+    """Returns what is wrong with an error's text, which must name a file and have a short line for each problem."""
     if str(directory) not in text:
         return "an error that does not say where"
     if any(len(line) > LINE for line in text.split("\n")):
@@ -126,7 +126,7 @@ def message_problem(text: str, directory: Path) -> str:
 
 
 def _contents(directory: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Every tensor of a checkpoint by our names: dtype, shape and bytes."""
+    """Returns dtype, shape and bytes of every tensor of a checkpoint, by our names."""
     from videollava_jax.config import VideoLlavaConfig
     from videollava_jax.weights import WeightsError, open_checkpoint, verify_checkpoint
 
@@ -143,7 +143,7 @@ def _contents(directory: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 @contextmanager
 def _applied(base: Base, case: Case) -> Iterator[None]:
-    """The checkpoint with a case's changes, and as it was before when the block has ended."""
+    """Applies a case's changes to the checkpoint, and undoes them when the block ends."""
     outside = []
     try:
         for name, content in case.files.items():

@@ -1,4 +1,4 @@
-"""What the server of children imports before it forks any: everything that a conversion needs, and one rehearsal."""
+"""Imports for the server of child processes: everything that a conversion needs, and one rehearsal of it."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What the parts of the program count, and how it is printed."""
+"""Tallies of outcomes, and how they are printed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """A row: what was tried, and how often it ended how.
+    """A row of the table: what was tried, and how often each outcome came.
 
     Attributes:
       name: of the row.
@@ -23,14 +23,14 @@ class Tally:
     note: str = ""
 
     def add(self, outcome: str, detail: str = "") -> None:
-        """Counts an outcome; "violation" is one that must not be."""
+        """Counts an outcome; "violation" is one that must not happen."""
         self.outcomes[outcome] += 1
         if outcome == "violation":
             self.violations.append(detail)
 
 
 def table(tallies: list[Tally]) -> str:
-    """The rows, one a line, and a line of sums."""
+    """Returns the rows, one a line, and a line of sums."""
     lines = [f"{'':<44} {'tried':>7} {'violations':>10}  outcomes"]
     for tally in tallies:
         outcomes = ", ".join(f"{count} {name}" for name, count in tally.outcomes.most_common() if name != "violation")
@@ -42,7 +42,7 @@ def table(tallies: list[Tally]) -> str:
 
 
 def said(tallies: list[Tally]) -> int:
-    """Prints each violation; the exit status of a program: 1 if there was any."""
+    """Prints each violation; returns the exit status of a program, 1 if there was any."""
     violations = [f"{tally.name}: {violation}" for tally in tallies for violation in tally.violations]
     for violation in violations:
         print(f"\n{violation}")

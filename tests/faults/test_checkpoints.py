@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.faults.disks import fill, forbid
 from tests.faults.edits import change, change_json
 from tests.faults.flips import flip
 from tests.faults.fuzzing import fuzz
-from tests.faults.interruptions import fill, forbid, kill, meet
+from tests.faults.interruptions import kill, meet
 from tests.faults.tables import Tally, table
 from tests.small_models import random_parameters, small_config
 from tests.weights.checkpoints import write_checkpoint

@@ -106,7 +106,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes a dict of a JSON object; refuses a key that is there twice, of which readers could take either."""
+    """Makes a dict of a JSON object; refuses one with a key twice, since readers differ in which they take."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
