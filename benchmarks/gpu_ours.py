@@ -249,7 +249,9 @@ class Ours:
         T = bucket(len(question), 32)
         ids, mask = np.zeros((1, T), np.int32), np.arange(T)[None] >= T - len(question)
         ids[0, T - len(question) :] = question
-        nobody = on_device.unwritten(1, shape.answer, self.config.text_config.vocab_size, sampling_of([], False, False))
+        nobody = on_device.idle_answers(
+            1, shape.answer, self.config.text_config.vocab_size, sampling_of([], False, False)
+        )
         fresh = dataclasses.replace(nobody, limit_B=np.full(1, FOR_EVER, np.int32), done_B=np.zeros(1, bool))
         tail, answers = grid.tail, grid.answers
         for slot in range(shape.slots):

@@ -107,7 +107,7 @@ class Simulation:
 
     @property
     def decisions(self):
-        """The trace without errors: these are given as soon as they are known."""
+        """The trace without errors, which are given at once when they are known."""
         return [event for event in self.trace if event[0] != "result" or event[2] == "answer"]
 
     def _deliver(self):

@@ -167,7 +167,7 @@ def test_a_text_longer_than_rows_are_made_for_is_computed_as_a_prefix(tiny_model
 
 @pytest.mark.parametrize("options", [{}, {"quantization": "int8"}, {"quantization": "w8a8"}], ids=str)
 def test_smaller_numbers_answer_as_the_model_was_trained(tiny_model, tiny_processor, options):
-    """bfloat16, and int8 weights beside it, on the tiny model's own clips; errors are measured in test_int8.py."""
+    """bfloat16, alone and with int8 weights, on the tiny model's own clips; errors are measured in test_int8.py."""
     small = VideoLlavaForConditionalGeneration.from_pretrained(TINY, dtype="bfloat16", **options)
     job = demo_job()
     exact, got = run(Engine(tiny_model, tiny_processor), job), run(Engine(small, tiny_processor), job)

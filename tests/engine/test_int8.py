@@ -1,4 +1,4 @@
-"""What int8 weights and int8 prefixes cost: the error of the logits beside that of bfloat16, on random models."""
+"""What int8 weights and prefixes cost: errors of logits compared with those of bfloat16, on random models."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +36,7 @@ def relative_error(got, exact):
     return float(np.sqrt(np.square(got - exact).mean() / np.square(exact).mean()))
 
 
-def test_errors_of_each_beside_bfloat16(tiny_model, tiny_processor, record_property):
+def test_errors_of_each_compared_with_bfloat16(tiny_model, tiny_processor, record_property):
     """Logits after a clip and a question; printed with `-rP`, bounded so that a regression shows."""
     model = random_model(tiny_model)
     inputs = tiny_processor(text="USER: <video>\nwhere does it go? ASSISTANT:", videos=[clip(0)])
@@ -55,7 +55,7 @@ def test_errors_of_each_beside_bfloat16(tiny_model, tiny_processor, record_prope
 
 
 def test_the_error_of_an_int8_prefix(record_property):
-    """Attention over a prefix in int8 with a scale for each vector, beside one in bfloat16."""
+    """Attention over a prefix in int8 with a scale for each vector, compared with one in bfloat16."""
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((2, length, 4, 64), np.float32)) for length in (3, 256, 256))
     exact = attention(q, KeysValues(k, v))

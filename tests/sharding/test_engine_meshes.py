@@ -54,8 +54,8 @@ def test_other_models_on_a_mesh(tiny_model, tiny_processor, name):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4), (8, 1)])
-def test_a_clip_a_part_is_attended_over_time_on_a_mesh(tiny_model, shape):
-    """As many clips as the mesh has parts: their frames stay together."""
+def test_one_clip_a_shard_is_attended_over_time_on_a_mesh(tiny_model, shape):
+    """One clip for each batch shard: its frames stay on the shard's devices."""
     alone = random_model(tiny_model, variant="original")
     spread = on_mesh(alone, make_mesh(*shape))
     clips = np.random.default_rng(0).standard_normal((shape[0], 8, 3, 56, 56)).astype(np.float32)
@@ -65,7 +65,7 @@ def test_a_clip_a_part_is_attended_over_time_on_a_mesh(tiny_model, shape):
 
 @pytest.mark.parametrize("quantization", ["int8", "w8a8"])
 def test_int8_weights_on_a_mesh(quantization):
-    """Where devices have parts of a sum, each scales its own before they are added."""
+    """Devices that hold partial sums scale them before these are added."""
     ids = np.random.default_rng(0).integers(3, 60, (2, 24))
 
     def logits(mesh):

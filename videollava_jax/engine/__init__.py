@@ -1,6 +1,6 @@
 """The engine: requests in, results out, each medium decoded, encoded and prefilled once for all its questions.
 
-The public names are loaded when first used: the schedule and what it is told need no JAX.
+The public names are loaded when first used: the schedule and its events need no JAX.
 """
 
 from importlib import import_module

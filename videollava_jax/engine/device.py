@@ -69,7 +69,8 @@ class Device:
         int8: bool,
         advice: str = "",
     ):
-        """
+        """Takes the model; a grid is made by `make_grid`.
+
         Args:
           options: those that hold for all requests: which tokens end answers, pad them, and are never chosen.
           int8: keep the keys and values of prefixes in int8.

@@ -14,7 +14,7 @@ from videollava_jax.engine.request import Request, Result, Scored
 from videollava_jax.engine.run import Run
 from videollava_jax.engine.schedule import Limits, Schedule
 from videollava_jax.engine.scoring import score_requests
-from videollava_jax.engine.sizes import ROWS, Demand, GridShape, choose_shape, described
+from videollava_jax.engine.sizes import ROWS, Demand, GridShape, choose_shape, description
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
@@ -23,11 +23,12 @@ class Engine:
     """Answers many questions about many media with one model.
 
     Requests are grouped by their media, whatever their order: each medium is decoded, encoded and prefilled once, its
-    keys and values are held once, and all its questions attend to them together. Answers are those of `generate`.
+    keys and values are held once, and all questions about it attend to them together. Answers are those of `generate`.
     """
 
     def __init__(self, model: LoadedModel, processor: VideoLlavaProcessor, **options: Any):
-        """
+        """Takes a model and its processor; nothing is compiled before the first request.
+
         Args:
           options: the fields of `EngineOptions`.
         """
@@ -39,15 +40,15 @@ class Engine:
         self.memory = self.options.memory or free_memory(model.placement)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Results as they finish, one for each request, in no certain order.
+        """Yields results as they finish, one for each request, in no particular order.
 
-        What is wrong with one request (a file that cannot be read, a prompt that is too long, logits that are not
-        finite) is the error of its result, and nobody else's. With several processes each gives all the results, from
-        the same requests.
+        An error of one request (a file that cannot be read, a prompt that is too long, logits that are not finite)
+        becomes its result, and changes no other. Several processes that are given the same requests each yield all the
+        results.
 
         Raises:
-          ValueError: two requests of one id, or no room for even one.
-          MemoryError: the device has less memory than was reckoned with; the message says what to lower.
+          ValueError: two requests have the same id, or the memory is too small for one request.
+          MemoryError: the device has less memory than expected; the message says which option to lower.
         """
         options, model = self.options, self.model
         preparer = Preparer(
@@ -67,7 +68,7 @@ class Engine:
             positions=model.config.text_config.max_position_embeddings,
         )
         advice = (
-            f"the device has less memory than was reckoned with: lower memory= (now {self.memory / 2**20:.0f} MiB "
+            f"the device has less memory than expected: lower memory= (now {self.memory / 2**20:.0f} MiB "
             f"for keys and values) or max_rows= (now {self.max_rows}). "
         )
         device = Device(model, self.processor, preparer.decoding, int8=options.int8_cache, advice=advice)
@@ -75,9 +76,9 @@ class Engine:
         return Run(preparer, schedule, device, self.processor.tokenizer, readers=options.readers).results(requests)
 
     def score(self, requests: Iterable[Request]) -> Iterator[Scored]:
-        """The likelihood of each of a request's `choices` as the answer to its prompt.
+        """Yields the likelihood of each request's `choices` as the answer to its prompt, in the order of the requests.
 
-        The prefix of a medium is computed once for neighbouring requests about it.
+        The prefix of media is computed once for neighbouring requests about them.
         """
         return score_requests(self.model, self.processor, self.options, requests)
 
@@ -98,5 +99,5 @@ class Engine:
             int8=int8,
         )
         if self.options.on_sizes:
-            self.options.on_sizes(described(shape, config, dtype, int8=int8))
+            self.options.on_sizes(description(shape, config, dtype, int8=int8))
         return shape

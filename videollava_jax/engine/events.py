@@ -1,10 +1,10 @@
-"""What goes into the schedule, and what it wants done: events and actions. No JAX.
+"""The events that the schedule takes, and the actions that it returns. No JAX.
 
     TakeRequest    ◀── Arrived, Refused, Exhausted          Decode    ◀── RowsEnded
     Identify       ◀── Identified                           Wait      ◀── any of Identified, MediaRead
     ReadMedia      ◀── MediaRead
 
-Each action on the left is answered by one event. All other actions are carried out, and not answered.
+Each action on the left is followed by one of the events on its right. No other action has an event.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Exhausted:
 
 @dataclass(frozen=True)
 class Identified:
-    """The key of a question's prefix, by the content of its media; or the error that came instead."""
+    """A question's prefix has a key, equal for prefixes of equal content; or an error came instead."""
 
     question: Question
     key: Hashable | Exception
@@ -92,7 +92,7 @@ class Identified:
 
 @dataclass(frozen=True)
 class MediaRead:
-    """The media of the prefix of a key; or the error that came instead."""
+    """The media of the prefix of a key were read; or an error came instead."""
 
     key: Hashable
     media: PrefixMedia | Exception
@@ -105,7 +105,7 @@ class EndedRow:
     Attributes:
       tokens: int32, of the answer, the last one included.
       finite: whether all logits were finite; otherwise the row ended because they were not.
-      by_host: the device does not know that it has ended: a stop string was found.
+      by_host: the host found a stop string, and the device does not know that the row has ended.
     """
 
     row: int
@@ -133,14 +133,14 @@ class TakeRequest:
 
 @dataclass(frozen=True)
 class Identify:
-    """Find the key of a question's prefix; others may be asked for in the meantime."""
+    """Find the key of a question's prefix. The schedule does not wait for the event before its next action."""
 
     question: Question
 
 
 @dataclass(frozen=True)
 class ReadMedia:
-    """Read the media of the prefix of a question; others may be asked for in the meantime."""
+    """Read the media of a question's prefix. The schedule does not wait for the event before its next action."""
 
     key: Hashable
     question: Question
@@ -148,12 +148,12 @@ class ReadMedia:
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing else is to be done until a prefix is identified or its media are read."""
+    """Wait until a prefix is identified or its media are read: there is nothing else to do."""
 
 
 @dataclass(frozen=True)
 class MakeGrid:
-    """Make an empty grid in the place of the present one.
+    """Replace the present grid, which nobody uses any more, by an empty one.
 
     Attributes:
       draw, penalise: whether rows may draw their tokens, and may have a repetition penalty.
@@ -226,7 +226,7 @@ class Fail:
 
     Attributes:
       question: None for a request that could not be prepared.
-      read_for: where reading failed, the question for whose sake the media were read: the error names its files.
+      read_for: where reading failed, the question whose files were read: the error names them.
     """
 
     id: str

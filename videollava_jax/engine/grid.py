@@ -39,11 +39,11 @@ from videollava_jax.model.video_llava import VideoLlava
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Grid:
-    """The state of all slots and rows.
+    """The state of all slots and rows on the device.
 
     Attributes:
-      prefix: of each slot.
-      tail, answers: of each row; the rows of a slot are neighbours.
+      prefix: the KV cache of each slot.
+      tail, answers: the KV cache and the answer of each row; the rows of a slot are neighbours.
     """
 
     prefix: PrefixCache
@@ -60,11 +60,11 @@ def new_grid(
     int8: bool,
     sampling: Sampling,
 ) -> Grid:
-    """An empty grid, its buffers where the mesh wants them.
+    """Makes an empty grid, sharded as the mesh needs it.
 
     Args:
       dtype: of compute, and of keys and values.
-      int8: those of prefixes in int8 with a scale for each vector.
+      int8: keep the keys and values of prefixes in int8, with a scale for each vector.
       sampling: a one-row template; its static flags `draw` and `penalise` decide which branches are compiled.
     """
     G, K, H = shape.prefixes, text.num_key_value_heads, text.head_dim
@@ -89,8 +89,8 @@ def new_grid(
     )
     rows = None if placement is None else placement.batch(shape.batch)
     tail = _new_tail(prefix, shape.batch, shape.question + shape.answer, jnp.dtype(dtype), shape.question)
-    nobody = unwritten(shape.batch, shape.answer, text.vocab_size, sampling)
-    return Grid(prefix, tail, nobody if rows is None else jax.tree.map(lambda x: put(x, rows), nobody))
+    idle = idle_answers(shape.batch, shape.answer, text.vocab_size, sampling)
+    return Grid(prefix, tail, idle if rows is None else jax.tree.map(lambda x: put(x, rows), idle))
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
@@ -98,8 +98,8 @@ def _new_tail(prefix: PrefixCache, rows: int, capacity: int, dtype: np.dtype[Any
     return empty_tail(prefix, rows, capacity, dtype, question=question)
 
 
-def unwritten(rows: int, width: int, V: int, sampling: Sampling) -> Answers:
-    """Answers of rows that nobody asked anything: all have ended. `sampling` is one row, repeated."""
+def idle_answers(rows: int, width: int, V: int, sampling: Sampling) -> Answers:
+    """Returns the answers of idle rows: all have ended. `sampling` is one row, which is repeated."""
     return Answers(
         token_B=np.zeros((rows,), np.int32),  # type: ignore[arg-type]
         tokens_BN=np.zeros((rows, width), np.int32),  # type: ignore[arg-type]
@@ -122,11 +122,11 @@ def encode(
     mean: tuple[jax.Array, ...],
     std: tuple[jax.Array, ...],
 ) -> jax.Array:
-    """The features of the media of W prefixes, one after the other: [W, M, D].
+    """Encodes the media of W prefixes: features [W, M, D], the media of each prefix one after the other.
 
     Args:
       kinds: "image" or "video", for each medium of a prefix in order.
-      pooling: `video_pooling` of its videos.
+      pooling: `video_pooling` of the videos.
       pixels: for each medium uint8 [W, F, S, S, 3], RGB, 0-255; F is 1 for an image.
       mean, std: for each medium float32 [3], on the scale 0-1.
     """
@@ -162,7 +162,7 @@ def prefill_slots(
 def new_prefix(
     graph: Graph, state: Any, ids_WS: jax.Array, mask_WS: jax.Array, features_WMD: jax.Array | None, int8: bool
 ) -> PrefixCache:
-    """Prefixes, padded on the left, in a cache of their own."""
+    """Computes prefixes, padded on the left, in a new cache."""
     model: VideoLlava = nnx.merge(graph, state)
     return model.prefill(model.embed_prefix(ids_WS, features_WMD), mask_WS, int8=int8)[1]
 
@@ -184,7 +184,7 @@ def begin(
 
     Args:
       ids_ET, mask_ET: the questions of all W × R rows of these slots, padded on the left, T at most `tail.question`.
-      fresh: answers without a token; those that are done are of rows that keep what they have.
+      fresh: answers without a token. Rows whose answer is done in it keep their present question and answer.
       slot: int32 scalar, the index of the slots within their shards.
     """
     model: VideoLlava = nnx.merge(graph, state)
@@ -203,7 +203,7 @@ def begin(
     padded = ((0, 0), (tail.question - T, tail.capacity - tail.question))
 
     def into_rows(old: jax.Array, new: jax.Array) -> jax.Array:
-        """Whole rows, free slots as zeros: whatever a row that went wrong has left would be multiplied by nothing."""
+        """Overwrites whole rows, with zeros at free positions: masking does not remove a NaN, as 0 × NaN is NaN."""
         new = jnp.pad(new, [padded[1], (0, 0)] + [(0, 0)] * (new.ndim - 2)).astype(old.dtype)
         return _put_rows(old, new, filled_E, W, R, slot, axis=1)
 
@@ -223,13 +223,13 @@ def begin(
 
 @partial(jax.jit, donate_argnames=("answers",))
 def end_rows(answers: Answers, rows_B: jax.Array) -> Answers:
-    """The answers with these rows ended, where the host has found a stop string."""
+    """Ends rows in which the host has found a stop string; returns the answers."""
     return dataclasses.replace(answers, done_B=answers.done_B | rows_B)
 
 
 @jax.jit
 def report(answers: Answers) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(tokens_BN, count_B, done_B, finite_B), whole on every device and so on every host."""
+    """Returns (tokens_BN, count_B, done_B, finite_B), whole on every device, so that every host can read them."""
     return whole(answers.tokens_BN), whole(answers.count_B), whole(answers.done_B), whole(answers.finite_B)
 
 
@@ -237,14 +237,14 @@ def report(answers: Answers) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array
 def score(
     graph: Graph, state: Any, ids_ET: jax.Array, mask_ET: jax.Array, scored_ET: jax.Array, prefix: PrefixCache
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-likelihoods of given tokens after prefixes.
+    """Computes log-likelihoods of given tokens after prefixes.
 
     Args:
-      ids_ET, mask_ET: text after the prefixes, padded on the left, E / G rows for each.
-      scored_ET: bool, the tokens whose likelihood is wanted: never a row's first.
+      ids_ET, mask_ET: text after the G prefixes, padded on the left, E / G rows for each prefix.
+      scored_ET: bool, the tokens whose likelihood is computed; never the first of a row.
 
     Returns:
-      float32 [E], the sum of their log-probabilities, and bool [E], whether each was the likeliest.
+      float32 [E], the sum of their log-probabilities; bool [E], whether every one of them was the likeliest.
     """
     model: VideoLlava = nnx.merge(graph, state)
     x_ETD, _ = model.begin(ids_ET, mask_ET, prefix)

@@ -1,4 +1,4 @@
-"""How the engine works: its options, checked."""
+"""The options of the engine, checked."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from videollava_jax.engine.preparation import Reader
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How an engine works; None for what fits the machine.
+    """Options of an engine; None for a value that fits the machine.
 
     Attributes:
-      max_rows: questions answered at a time, at most.
+      max_rows: the most questions that are answered at a time.
       memory: bytes for the keys and values of all prefixes and questions, on all devices together.
-      int8_cache: keep keys and values in int8: half the memory of bfloat16, at a small error.
-      window: requests looked at ahead, to bring together those about the same media.
-      readers: threads that decode and resize media ahead of the device.
-      reader: what they call for a medium and its sampling, for decoding elsewhere; None for the processor's
-        `read_medium`.
-      longest_question: tokens after the media that rows are made for; longer texts are computed as prefixes.
+      int8_cache: keep the keys and values of prefixes in int8: half the memory of bfloat16, at a small error.
+      window: requests that are taken ahead, to group those about the same media.
+      readers: threads that decode and resize media ahead of the device; the same number of others hashes them.
+      reader: called by these threads with a medium and its frame sampling, to decode it elsewhere; None for the
+        processor's `read_medium`.
+      longest_question: the most tokens after the media that a row takes; the start of a longer text is prefilled.
       pad_token_id, eos_token_id, suppress_tokens: as in `generate`, for all requests.
-      on_sizes: called with a line that says how large a grid was made.
+      on_sizes: called with a line that describes each new grid.
     """
 
     max_rows: int | None = None

@@ -1,4 +1,4 @@
-"""Requests to tokens: what questions share, what is their own, and media read once, ahead of the device."""
+"""Turns requests into a prefix, which questions may share, and the tokens after it; reads the media of prefixes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from videollava_jax.processing.segments import Media, Segments, TextIds
 
 Ids = npt.NDArray[np.int32]
 Reader = Callable[[Media, Any], npt.NDArray[np.uint8]]
-"""A medium and how to sample its frames to pixels, uint8 [F, S, S, 3]; called by several threads at a time."""
+"""Reads a medium, whose frames are sampled as the second argument says, as uint8 [F, S, S, 3]. Runs in threads."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """What questions about the same media share: their prompts up to and including the last medium.
+    """The start of a prompt, up to and including its last medium: questions about the same media share it.
 
     Attributes:
       segments: text and media.
@@ -138,7 +138,8 @@ class Preparer:
         reader: Reader | None = None,
         **decoding: Any,
     ):
-        """
+        """Takes what all requests have in common.
+
         Args:
           defaults: the checkpoint's generation_config.json.
           longest: tokens after a prefix, at most.

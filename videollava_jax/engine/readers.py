@@ -1,4 +1,4 @@
-"""Threads that hash and read media ahead of the device, and tell the schedule when they are done."""
+"""Threads that hash and read media ahead of the device; what they finish becomes an event for the schedule."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from videollava_jax.engine.preparation import Preparer, Question
 class Readers:
     """Identifies prefixes and reads their media, each in threads of its own.
 
-    Hashing a file is quick and decoding a video is not: in the same threads, the schedule would wait for the key of a
-    new question until hundreds of videos were read ahead.
+    Hashing a file is quick and decoding a video is slow. In the same threads, a new question's key would have to wait
+    until the hundreds of videos that are read ahead are decoded.
     """
 
     def __init__(self, preparer: Preparer, threads: int):
@@ -57,7 +57,7 @@ class Readers:
         key: Hashable
         try:
             key = self._preparer.key(question.prefix)
-        except Exception as error:  # it is the schedule's to say which of them ends the run
+        except Exception as error:  # the schedule decides which errors end the run
             key = error
         self._events.put(Identified(question, key))
 

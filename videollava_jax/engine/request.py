@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it."""
+"""Requests, which go into the engine, and results, which come out of it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ FinishReason = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A question about images and videos, or about nothing but its text.
+    """A question about images and videos, or a text alone.
 
     Attributes:
-      id: comes back with the result.
+      id: of the request; its result has the same.
       prompt: with `<image>` and `<video>` where media stand, as the processor's call takes it.
-      conversation: messages as `apply_chat_template` takes them, in the place of `prompt`.
+      conversation: messages as `apply_chat_template` takes them, instead of `prompt`.
       images, videos: in the order of the prompt's placeholders; those of a conversation are in its messages.
       max_new_tokens: the answer is cut there.
-      seed: of the draws, with `do_sample=True` among the options.
+      seed: of the random draws, where the options hold `do_sample=True`.
       choices: for `Engine.score`, the answers whose likelihoods are wanted.
       frame_sampling: which frames of a video file to take; None for 8, evenly.
-      video_pooling: None for the processor's.
+      video_pooling: how far the tokens of videos are pooled; None for the processor's setting.
       options: `do_sample`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `stop_strings` of `generate`.
     """
 
@@ -41,18 +41,18 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """An answer, or why there is none.
+    """An answer, or the error that came instead.
 
     Attributes:
       id: the request's.
       text: the answer without special tokens; empty with an error.
       token_ids: its tokens, the end of the answer included where it was reached.
       finish_reason: "stop" at an end token or a stop string, "length" at `max_new_tokens`, or "error".
-      error: what went wrong, in a line; None for answers.
-      cause: the kind of the error where it has one, for programs to count by: a `media.Cause`, "not_finite", what a
-        `reader` of the caller's says.
+      error: a line that says what went wrong; None for answers.
+      cause: a word for the kind of error, so that programs can count errors by it: a `media.Cause`, "not_finite", or
+        what the exception of a custom `reader` has as `cause`. None where the kind is not known.
       prompt_tokens: length of the whole prompt, media included.
-      shared_tokens: how many of them are the prefix that was computed for all questions about its media.
+      shared_tokens: tokens of the prefix, which was computed once for all questions about its media.
     """
 
     id: str
@@ -74,7 +74,7 @@ class Scored:
       log_likelihoods: for each choice the sum of its tokens' log-probabilities, natural.
       tokens: tokens of each choice, for means.
       greedy: for each choice, whether every token was the likeliest.
-      error: what went wrong, in a line; None otherwise.
+      error: a line that says what went wrong; None otherwise.
     """
 
     id: str

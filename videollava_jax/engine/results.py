@@ -16,11 +16,11 @@ from videollava_jax.generation.text import answer_text, ended
 
 
 class Ends:
-    """Finds the rows whose answers have ended: those of which the device says it, and those with a stop string."""
+    """Finds the rows whose answers have ended: the device reports some, stop strings in the text end others."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
-        self._looked_at: dict[Question, int] = {}  # tokens of answers in which there is no stop string
+        self._looked_at: dict[Question, int] = {}  # tokens already searched for stop strings
 
     def of(self, report: Report, rows: Mapping[int, Question]) -> tuple[EndedRow, ...]:
         """Returns the rows that have ended since the last report.

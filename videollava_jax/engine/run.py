@@ -1,4 +1,4 @@
-"""One run of the engine: joins requests, the threads that read media, the schedule and the device. Only here is waited.
+"""One run of the engine: joins requests, reader threads, schedule and device. Only this module waits for anything.
 
 requests ──▶ Preparer ──▶ ┌──────────┐ ──▶ Device: encode, prefill, begin, decode
                           │ Schedule │
@@ -40,27 +40,32 @@ from videollava_jax.engine.sizes import GridShape
 
 
 class GridDevice(Protocol):
-    """What carries out actions on a grid: `device.Device`, or a fake one."""
+    """What carries out actions on a grid: `device.Device`, which documents the methods, or a fake one."""
 
     def make_grid(self, shape: GridShape, draw: bool, penalise: bool) -> None:
-        """See `device.Device`, here and below."""
+        """Makes an empty grid."""
 
-    def prefill(self, slot: int, prefixes: Sequence[ReadPrefix]) -> None: ...
+    def prefill(self, slot: int, prefixes: Sequence[ReadPrefix]) -> None:
+        """Computes prefixes in the slots of one index."""
 
-    def begin(self, slot: int, questions: Sequence[Question | None]) -> None: ...
+    def begin(self, slot: int, questions: Sequence[Question | None]) -> None:
+        """Puts questions into rows of the slots of one index."""
 
-    def decode(self, steps: int, enough: int) -> Report: ...
+    def decode(self, steps: int, enough: int) -> Report:
+        """Decodes all rows, and returns their answers so far."""
 
-    def end_rows(self, rows: Sequence[int]) -> None: ...
+    def end_rows(self, rows: Sequence[int]) -> None:
+        """Ends rows."""
 
 
 class Run:
-    """Answers requests: carries out what the schedule decides, and tells it what came of it."""
+    """Answers requests: carries out the schedule's actions, and gives it the events that follow."""
 
     def __init__(self, preparer: Preparer, schedule: Schedule, device: GridDevice, tokenizer: Any, *, readers: int):
-        """
+        """Starts the reader threads.
+
         Args:
-          readers: threads that read media, and as many that hash them.
+          readers: the number of threads that read media; the same number of others hashes them.
         """
         self._preparer, self._schedule, self._device = preparer, schedule, device
         self._tokenizer, self._ends = tokenizer, Ends(tokenizer)
@@ -68,7 +73,7 @@ class Run:
         self._ids: set[str] = set()
 
     def results(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Yields each request's result as soon as it is there; see `Engine.run`."""
+        """Yields each request's result when it is known; see `Engine.run`."""
         schedule, incoming = self._schedule, iter(requests)
         try:
             while not isinstance(action := self._next_action(), Finish):

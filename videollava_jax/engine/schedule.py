@@ -4,14 +4,14 @@
                  identify, read        prefill   begin,
                  media                           decode
 
-`take` is given what has happened (events), `next` says what to do (actions); `events.py` has both. The schedule goes
-round through four phases: it takes requests until the window is full, gives free slots to the oldest groups, puts
-waiting questions into free rows, and lets the device decode until enough rows have ended. A slot whose questions are
-all answered is given to another group; its prefix stays until then, and is found again by later questions about it.
+`take` records an event (something that happened), `next` returns an action (something to do); `events.py` lists both.
+The schedule repeats four phases: it takes requests until the window is full, gives free slots to the oldest groups,
+puts waiting questions into free rows, and lets the device decode until enough rows have ended. A slot whose questions
+are all answered is given to another group. Until then it keeps its prefix, which later questions about it use again.
 
-Decisions depend on the requests and on what media hold, never on when an event comes: groups are looked at in the order
-of their first question, and `Wait` is the action while the media of the one looked at are not there. So several
-processes that are given the same requests do the same.
+Decisions depend on the requests and the content of media, never on the time at which an event comes: groups are
+considered in the order of their first questions, and the action is `Wait` until the media of the next group are read.
+So several processes that are given the same requests take the same decisions.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Limits:
 
     Attributes:
       shards: that a batch is split into, W.
-      window: requests that wait for a row at a time; those about the same media are brought together among them.
+      window: requests that wait for a row at any time; those about the same media are grouped among them.
       ahead: groups whose media are read ahead.
       positions: of the model, for a prompt and its answer.
     """
@@ -74,21 +74,22 @@ class Limits:
 
 @dataclass(eq=False)
 class _Arrival:
-    """A question that is in no group yet: its own prefix, or one that came before, is not identified."""
+    """A question that is in no group yet: its prefix, or that of an earlier question, is not identified."""
 
     question: Question
     key: Hashable | Exception | None = None
 
 
 class Schedule:
-    """Decides for one run over requests; see the head of this file.
+    """Decides what one run over requests does next: `take` events, then ask `next` for an action.
 
     Attributes:
       slots: of the present grid; None before the first.
     """
 
     def __init__(self, limits: Limits, choose_shape: Callable[[Demand], GridShape]):
-        """
+        """Begins with no request and no grid.
+
         Args:
           choose_shape: returns the grid for a demand, or raises ValueError where the memory is too small for one row.
         """
@@ -158,7 +159,7 @@ class Schedule:
     # ── first phase: requests ──
 
     def _take_requests(self) -> Action | None:
-        """Takes requests until the window is full, and goes on when all of them are in groups."""
+        """Takes requests until the window is full; goes on when all of them are in groups."""
         waiting = len(self._arrivals) + self._groups.questions + (0 if self.slots is None else self.slots.waiting)
         if not self._exhausted and waiting < self._limits.window:
             return TakeRequest()
@@ -195,7 +196,7 @@ class Schedule:
     # ── second phase: slots ──
 
     def _give_slots(self) -> Action | None:
-        """Gives the slots of one free index to the oldest groups that fit; goes on when there are no such two."""
+        """Gives the slots of a free index to the oldest groups that fit, until none is free or no group fits."""
         slots = self.slots
         if slots is None or not slots.busy:
             fitting = [] if slots is None else self._fitting(slots)
@@ -217,7 +218,7 @@ class Schedule:
     def _readable(self) -> Iterator[tuple[Group, PrefixMedia] | None]:
         """Yields the oldest groups whose media were read and whose questions fit the model; the others fail.
 
-        None where the media of the next group are not there: the caller waits, and looks again from the start.
+        Yields None last if the media of the next group are not read yet: the caller waits, and begins again.
         """
         seen = 0
         for group in self._groups:
@@ -241,7 +242,7 @@ class Schedule:
                     return
 
     def _fitting(self, slots: Slots) -> list[Group] | None:
-        """Returns the oldest groups that fit the grid and can be encoded together, one a shard; None to wait first."""
+        """Returns the oldest groups that fit the grid and can be encoded together, one a shard; None to wait."""
         chosen: list[Group] = []
         signature: Hashable = None
         for found in self._readable():
@@ -256,7 +257,7 @@ class Schedule:
         return chosen
 
     def _new_grid(self) -> Action | None:
-        """Decides on a grid for the oldest group and those like it; None where all groups have failed."""
+        """Chooses a grid for the oldest group and those like it; returns None where all groups have failed."""
         first = next(self._readable(), ())
         if first is None:
             return Wait()
@@ -276,10 +277,13 @@ class Schedule:
         return MakeGrid(shape, draw, penalise)
 
     def _fill(self, slots: Slots, groups: list[Group]) -> Action | None:
-        """Gives the slots of one index to groups; their prefixes are computed where they are not there already."""
+        """Gives the slots of one index to groups; their prefixes are computed unless the slots hold them already."""
         for group in groups:
             self._groups.remove(group)
-        padded = [*groups, *[groups[-1]] * (self._limits.shards - len(groups))]  # a slot without a group holds the last
+        padded = [
+            *groups,
+            *[groups[-1]] * (self._limits.shards - len(groups)),
+        ]  # a slot without a group holds the last prefix too
         keys = [group.key for group in padded]
         index = slots.free_index(keys)
         assert index is not None
@@ -297,7 +301,7 @@ class Schedule:
     # ── third phase: rows ──
 
     def _begin_questions(self) -> Action | None:
-        """Puts waiting questions into free rows, of the slot indices where that is worth a call of the device."""
+        """Puts waiting questions into free rows: of idle slots, and of others when half of their rows can be filled."""
         self._phase = self._decode
         if self.slots is not None:
             for index in range(self.slots.shape.slots):

@@ -1,4 +1,4 @@
-"""Scoring: the likelihood of given answers after a prefix that they share."""
+"""Scoring: the likelihoods of given answers after a prefix that they share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def score_requests(
     options: EngineOptions,
     requests: Iterable[Request],
 ) -> Iterator[Scored]:
-    """One `Scored` for each request, in order; see `Engine.score`."""
+    """Yields a `Scored` for each request, in order; see `Engine.score`."""
     preparer = Preparer(processor, model.config, model.generation_config, options.longest_question, options.reader)
     scorer = _Scorer(model, processor, preparer, options.int8_cache)
     for request in requests:
@@ -38,7 +38,7 @@ def score_requests(
 
 
 class _Scorer:
-    """Holds the prefix of the last request: the next one is often about the same media."""
+    """Keeps the prefix of the last request, as the next one is often about the same media."""
 
     def __init__(
         self,
@@ -53,7 +53,8 @@ class _Scorer:
         self._length = 0
 
     def score(self, question: Question) -> Scored:
-        prefix = self._held(question)
+        """Returns the likelihoods of a question's choices."""
+        prefix = self._prefix_of(question)
         rows = [np.concatenate([question.ids, choice]) for choice in question.choices]
         longest = max(len(row) for row in rows)
         positions = self._model.config.text_config.max_position_embeddings
@@ -62,7 +63,7 @@ class _Scorer:
                 f"a prompt and a choice of {self._length + longest} tokens do not fit the model's {positions} positions"
             )
         T, count = bucket(longest, TEXT_BUCKET), len(rows)
-        padded_rows = 1 << (count - 1).bit_length()  # few shapes, so few compilations
+        padded_rows = 1 << (count - 1).bit_length()  # few shapes are compiled
         ids, mask, scored = (np.zeros((padded_rows, T), kind) for kind in (np.int32, bool, bool))
         for i, (row, choice) in enumerate(zip(rows, question.choices, strict=True)):
             ids[i, T - len(row) :], mask[i, T - len(row) :], scored[i, T - len(choice) :] = row, True, True
@@ -80,7 +81,8 @@ class _Scorer:
             greedy=tuple(np.asarray(greedy)[:count].tolist()),
         )
 
-    def _held(self, question: Question) -> PrefixCache:
+    def _prefix_of(self, question: Question) -> PrefixCache:
+        """Computes a question's prefix, unless it is the one at hand."""
         key = self._preparer.key(question.prefix)
         if self._prefix is None or self._key != key:
             self._prefix = None  # its memory is freed before the next one takes some

@@ -13,11 +13,11 @@ from videollava_jax.generation.buckets import bucket
 
 PREFIX_BUCKET = 64
 TEXT_BUCKET = 32
-LEAST_QUESTION = 64  # so that the next question, a little longer, needs no other grid
+LEAST_QUESTION = 64  # a next question that is a little longer needs no new grid
 MEMORY_SHARE = 0.6
-"""The share of the memory that weights leave free which caches may take; the rest is for what programs need."""
+"""The share that caches may take of the memory beyond the weights; programs need the rest for temporaries."""
 HOST_MEMORY = 2 * 2**30
-"""What caches may take where the platform does not tell its memory."""
+"""Bytes that caches may take where the platform does not report its memory."""
 ROWS = {"cpu": 32, "gpu": 256, "tpu": 256}
 
 
@@ -54,12 +54,12 @@ class GridShape:
 
 @dataclass(frozen=True)
 class Demand:
-    """What the questions at hand need of a grid.
+    """The sizes of the questions that a grid is chosen for.
 
     Attributes:
-      prefix: tokens of the prefix.
-      questions: how many there are about each prefix.
-      question, answer: tokens of the longest.
+      prefix: tokens of the oldest prefix.
+      questions: the number of questions about each prefix.
+      question, answer: tokens of the longest question and answer.
     """
 
     prefix: int
@@ -69,13 +69,13 @@ class Demand:
 
 
 def token_bytes(config: TextConfig, dtype: npt.DTypeLike, *, int8: bool = False) -> int:
-    """Bytes of one token's keys and values in all layers: 512 KiB for Vicuna-7B in bfloat16."""
+    """Returns the bytes of one token's keys and values in all layers: 512 KiB for Vicuna-7B in bfloat16."""
     vector = config.head_dim + 4 if int8 else config.head_dim * np.dtype(dtype).itemsize
     return 2 * config.num_hidden_layers * config.num_key_value_heads * vector
 
 
 def cache_bytes(shape: GridShape, config: TextConfig, dtype: npt.DTypeLike, *, int8: bool) -> int:
-    """Bytes of all keys and values of a grid; `int8`: those of its prefixes are int8."""
+    """Returns the bytes of all keys and values of a grid; with `int8`, those of prefixes are int8."""
     prefixes = shape.prefixes * shape.prefix * token_bytes(config, dtype, int8=int8)
     return prefixes + shape.batch * (shape.question + shape.answer) * token_bytes(config, dtype)
 
@@ -83,15 +83,15 @@ def cache_bytes(shape: GridShape, config: TextConfig, dtype: npt.DTypeLike, *, i
 def choose_shape(
     demand: Demand, config: TextConfig, dtype: npt.DTypeLike, *, shards: int, max_rows: int, memory: int, int8: bool
 ) -> GridShape:
-    """The largest grid within the rows and the memory, no larger than what is asked for.
+    """Returns the largest grid within `max_rows` and `memory`, no larger than the demand needs.
 
     Args:
       shards: W, what the mesh splits a batch into.
-      max_rows: rows in all.
+      max_rows: the most rows of all shards together.
       memory: bytes for all caches.
 
     Raises:
-      ValueError: not one slot with one row fits.
+      ValueError: the memory is too small for one slot with one row in each shard.
     """
     S, Q, A = (
         bucket(max(demand.prefix, 1), PREFIX_BUCKET),
@@ -100,7 +100,7 @@ def choose_shape(
     )
     most = max(demand.questions)
     mean = sum(demand.questions) / len(demand.questions)
-    # Rows that few slots fill cost a share of every step: with uneven counts, as many as the mean needs.
+    # Every step computes all rows. Where few prefixes have many questions, rows for the mean waste less.
     rows = most if most <= 2 * mean else 1 << (int(mean) - 1).bit_length()
     rows = max(1, min(rows, max_rows // shards))
 
@@ -120,8 +120,8 @@ def choose_shape(
     return GridShape(shards, slots, rows, S, Q, A)
 
 
-def described(shape: GridShape, config: TextConfig, dtype: npt.DTypeLike, *, int8: bool) -> str:
-    """What was chosen, on one line."""
+def description(shape: GridShape, config: TextConfig, dtype: npt.DTypeLike, *, int8: bool) -> str:
+    """Returns a line that describes a grid."""
     size = cache_bytes(shape, config, dtype, int8=int8)
     kind = "int8 and " * int8 + np.dtype(dtype).name
     return (
