@@ -2,17 +2,16 @@
 
     python -m tests.faults.training --interruptions 100 --seed 0
 
-Each run, of LoRA with dropout on a mesh of virtual devices, is killed (SIGKILL) or told to stop (SIGTERM) as soon as
-it has done a drawn one of the steps before it, one time in ten before it does any, and goes on, until it is done. Then
-parameters must be equal to the bit and the samples of every step the same, and at no time may the last good checkpoint
-be gone. What SIGTERM stops in its steps must have saved the last of them. Ends with status 1 if anything ended as it
-must not.
+A run trains LoRA with dropout on a mesh of virtual devices. It is killed (SIGKILL) or stopped (SIGTERM) when it has
+done a randomly drawn step, or one time in ten before its first step, and started again, until it is done. Then its
+parameters must be equal to the bit to those of the undisturbed run, and so must the samples of every step. A run that
+SIGTERM stops in its steps must have saved the last one, and at no time may the last good checkpoint be missing. The
+exit status is 1 if one of these is violated.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import random
 import signal
@@ -35,18 +34,15 @@ BEFORE_ITS_STEPS = 0.1
 
 
 def fine_tune(output: str, data: str, mesh: tuple[int, int]) -> int:
-    """`train/finetune.py` in this process, which has not touched a device yet; its exit status."""
+    """Fine-tunes in this process, which has not used a device yet; returns the exit status of the run."""
     import jax
+
+    from videollava_jax.training.run import loop, recipe
 
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    spec = importlib.util.spec_from_file_location("finetune", ROOT / "train" / "finetune.py")
-    assert spec is not None
-    assert spec.loader is not None
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    status: int = program.main(
+    read, text = recipe.read_recipe(
         [
             *("--model", "tiny", "--output", output, "--data.train", str(data), "--data.steps", str(STEPS)),
             *("--rates.lora", "1e-3", "--rates.projector", "1e-3", "--lora.rank", "4", "--lora.dropout", "0.2"),
@@ -57,11 +53,11 @@ def fine_tune(output: str, data: str, mesh: tuple[int, int]) -> int:
             *("--keeping.keep", "1"),
         ]
     )
-    return status
+    return loop.fine_tune(read, text)
 
 
 def parameters(run: Path) -> dict[str, np.ndarray]:
-    """What a finished run has learnt."""
+    """Reads the trained parameters of a finished run."""
     from videollava_jax.model.sharding import STACKED
     from videollava_jax.weights.orbax import open_layers
 
@@ -70,32 +66,32 @@ def parameters(run: Path) -> dict[str, np.ndarray]:
 
 
 def consumed(run: Path) -> list[list[int]]:
-    """The samples of every step."""
+    """Reads the samples of every step."""
     from videollava_jax.training.run.metrics import read_metrics
 
     return [line["samples"] for line in read_metrics(run) if "samples" in line]
 
 
 def last_logged(run: Path) -> int:
-    """The last step in the log, which may be of a start before."""
+    """Returns the last step in the log, which an earlier start may have written."""
     from videollava_jax.training.run.metrics import read_metrics
 
     return max((line["step"] for line in read_metrics(run)), default=0)
 
 
 def log_of(run: Path) -> int:
-    """Another number for every start that has come to its steps: each writes a new file of what it takes over."""
+    """Returns a number that differs for each start that has reached its steps: each writes the log as a new file."""
     file = run / "metrics.jsonl"
     return file.stat().st_ino if file.exists() else 0
 
 
 def latest(run: Path) -> int:
-    """The last checkpoint that is whole; 0 for none."""
+    """Returns the step of the last complete checkpoint; 0 for none."""
     return max((int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal()), default=0)
 
 
 def ended_well(child: Child, seconds: float, tally: Tally) -> None:
-    """Counts a violation where a run that nobody disturbed ends otherwise than with status 0."""
+    """Counts a violation where a run that nobody disturbed ends with a status other than 0."""
     try:
         ended = f"status {child.result(seconds)}"
     except (Died, RuntimeError) as error:
@@ -107,11 +103,11 @@ def ended_well(child: Child, seconds: float, tally: Tally) -> None:
 def interrupted(
     place: Path, data: Path, mesh: tuple[int, int], rng: random.Random, tally: Tally, too_late: Tally, left: int
 ) -> int:
-    """One run, interrupted until it is done or `left` interruptions were made; how many were."""
+    """Interrupts a run until it is done or `left` interruptions were made; returns the number of interruptions."""
     made = kept = 0
     while True:
         if latest(place) < kept:
-            tally.add("violation", f"checkpoint {kept} was deleted, and {latest(place)} is the last one that is whole")
+            tally.add("violation", f"checkpoint {kept} was deleted, and {latest(place)} is the last complete one")
         kept, log = latest(place), log_of(place)
         child = Child(fine_tune, str(place), str(data), mesh)
         if made == left:
@@ -152,7 +148,7 @@ def interrupted(
 
 
 def compared(run: Path, expected: dict[str, np.ndarray], order: list[list[int]]) -> tuple[str, ...]:
-    """How the result of a finished run stands to that of the undisturbed one, as `Tally.add` takes it."""
+    """Compares a finished run with the undisturbed one; returns the arguments for `Tally.add`."""
     found = parameters(run)
     if found.keys() != expected.keys():
         return "violation", f"parameters {sorted(found.keys() ^ expected.keys())[:3]} are in one of the runs only"
@@ -165,7 +161,7 @@ def compared(run: Path, expected: dict[str, np.ndarray], order: list[list[int]])
 
 
 def trial(interruptions: int, seed: int, mesh: tuple[int, int]) -> list[Tally]:
-    """So many interruptions of as many runs as that takes; fewer where a run does not come to its end."""
+    """Makes a number of interruptions, in as many runs as that takes; fewer where a run does not reach its end."""
     rng, results = random.Random(seed), Tally("runs")
     tally, too_late = Tally("interruptions"), Tally("signals after the last step")
     with tempfile.TemporaryDirectory() as directory:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def program(name: str) -> ModuleType:
-    """A program of train/, which is no package."""
+    """Imports a program of train/, which is not a package."""
     spec = importlib.util.spec_from_file_location(f"train_{name}", ROOT / "train" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -31,7 +31,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def fine_tune(data):
-    """`train/finetune.py` with some of its arguments: (output, *more) to its exit status."""
+    """Runs `train/finetune.py` with arguments for a small run: (output, *more) to the exit status."""
     main = program("finetune").main
 
     def run(output: Path, *more: str, steps: int = 3) -> int:

@@ -11,9 +11,11 @@ from videollava_jax.assets import world as shapes
 
 
 def write_data(directory: Path, samples: int, *, first: int = 700_000, media: str = "civ") -> Path:
-    """Samples about clips, images and nothing, in turns; the path of their file.
+    """Writes samples about clips, images and text alone, in turn; returns the path of their file.
 
     Args:
+      samples: their number.
+      first: the seed of the first scene.
       media: kinds in turn: "c" a clip with one question, "v" a clip with all of its questions, "i" an image, "t" text.
     """
     directory.mkdir(parents=True, exist_ok=True)

@@ -22,10 +22,10 @@ CONDITIONS = [(towers, data) for towers in ("aligned", "unaligned") for data in 
 
 @pytest.fixture(scope="module")
 def ablation():
-    """The program; it imports the program beside it, as it does when it is run.
+    """The program, which imports its neighbours in train/ as when it is run.
 
-    What draws its scenes is one process for the whole module: each time it would start as many as there are cores, and
-    a process needs seconds to import JAX.
+    One process draws scenes for the whole module: otherwise each test would start as many as there are cores, and a
+    process needs seconds to import JAX.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[2] / "train")
@@ -38,7 +38,7 @@ def ablation():
 
 @pytest.fixture(scope="module")
 def results(ablation):
-    """The program for what it has found."""
+    """The program that prints the results."""
     return importlib.import_module("ablation_results")
 
 
@@ -69,7 +69,7 @@ def model(ablation, tiny_processor):
 
 @pytest.fixture
 def untrained(ablation, model, drawn, monkeypatch):
-    """The towers of a seed with no step done, and how each was to be trained: (tower, batch of frames, steps)."""
+    """The towers of a seed before any step, and how each would be trained: (tower, batch of frames, steps)."""
     planned = []
 
     def align(title, model, parameters, heads, tower, batches, *, schedule, steps):
@@ -181,7 +181,7 @@ def test_both_has_the_batches_of_images_and_of_clips(ablation, model, tiny_proce
 
 
 def test_hidden_states_stand_in_for_frames(ablation, model, tiny_processor, drawn):
-    """What the decoder says is the same whether the towers are run now or were run before."""
+    """The decoder's logits are the same for frames and for hidden states that the towers gave before."""
     parameters = ablation.tiny_model.scaled(named_parameters(model.state))
     logits = jax.jit(model.answer_logits)
     for media in drawn.values():
@@ -216,7 +216,7 @@ def test_heads_that_know_the_frames_read_them(ablation):
 
 
 def line(towers: str, data: str, seed: int, images: int, clips: int, before: int = 0) -> dict:
-    """A line with so many of 10 right about each medium, and `before` of 10 at the point before."""
+    """A line with `images` and `clips` of 10 answers right at the last point, and `before` of 10 at the one before."""
     points = [
         {"step": 50, "images": {"colour": [before, 10]}, "clips": {"change": [before, 10]}},
         {"step": 100, "images": {"colour": [images, 10]}, "clips": {"change": [clips, 10]}},

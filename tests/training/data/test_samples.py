@@ -20,7 +20,7 @@ IMAGE, VIDEO = 16, 8 * 17  # tokens, of the tiny model
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
-    """Questions and answers, by turns."""
+    """Questions and answers in alternation."""
     return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
 
 
@@ -219,7 +219,7 @@ def test_the_rate_itself_is_allowed_and_counting_goes_on_where_a_run_stopped():
 
 
 def reference(tokenizer: Any, parts: list[tuple[str, bool]], lengths: list[int]) -> tuple[list[int], list[int]]:
-    """Ids and labels by transformers' offsets in the whole prompt, its placeholders repeated afterwards."""
+    """Returns ids and labels from transformers' offsets in the whole prompt; placeholders are repeated afterwards."""
     prompt = "".join(text for text, _ in parts)
     learnt = np.concatenate([np.full(len(text), answer) for text, answer in parts])
     encoded = tokenizer(prompt, return_offsets_mapping=True)

@@ -65,7 +65,7 @@ def loaded_on(mesh: tuple[int, int], processor: Any, recipe: Recipe, directory: 
 
 @pytest.fixture(scope="module")
 def tiny(tiny_processor) -> Loaded:
-    """The tiny model on one device, LoRA beside its decoder."""
+    """The tiny model on one device, with LoRA in its decoder."""
     return loaded_on((1, 1), tiny_processor, recipe_of(WITH_LORA))
 
 
@@ -80,7 +80,7 @@ def corpus(data, tiny_processor) -> Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a run does before its first step."""
+    """The preparation of a run before its first step."""
 
     processor: Any
     loaded: Loaded
@@ -104,13 +104,13 @@ def start(tiny_processor, tiny) -> Start:
 
 @pytest.fixture(autouse=True)
 def _few_frames(monkeypatch):
-    """A video at a time, since most places are empty with so few media."""
+    """Encodes one video at a time: with few media, larger batches would be mostly empty."""
     monkeypatch.setattr(encoding, "FRAMES", 8)
 
 
 @pytest.fixture
 def read(monkeypatch) -> list[str]:
-    """The names of the files whose pixels are read."""
+    """The names of the files whose pixels are read, in order."""
     names: list[str] = []
     reading = PixelReader.__call__
 
@@ -123,7 +123,7 @@ def read(monkeypatch) -> list[str]:
 
 
 def batches(corpus: Corpus, processor: Any, store: FeatureStore | None, workers: int = 0) -> list[HostBatch]:
-    """The micro-batches of a step that meets all samples of the data set."""
+    """The micro-batches of a step with all samples of the data set."""
     plan = make_plan(corpus.sizes, SHAPE, steps=1, seed=0)
     return list(loader(plan, corpus, processor, features=store, workers=workers))
 
@@ -149,7 +149,7 @@ def gradients(loaded: Loaded, rates: Rates, batch: HostBatch) -> tuple[float, Pa
 def of_pixels_and_of_features(
     loaded: Loaded, rates: Rates, corpus: Corpus, processor: Any, root: Path, checkpoint: Path = TINY
 ) -> tuple[HostBatch, HostBatch]:
-    """A micro-batch of each, of which the losses and gradients are found to be the same."""
+    """Returns a micro-batch of pixels and one of features, and checks that their losses and gradients are equal."""
     start = Start(processor, loaded)
     store = start.store(root / "features", corpus, checkpoint)
     assert start.encode(store, corpus) == Encoded(MEDIA, 0)

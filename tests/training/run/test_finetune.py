@@ -55,7 +55,7 @@ def prompt(model, rng):
 
 
 def torch_logits(torch, model, ids, pixels):
-    """What a model of transformers or PEFT says to a clip's prompt."""
+    """Returns the logits of a model of transformers or PEFT for a clip's prompt."""
     with torch.no_grad():
         given = {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(ids.shape, dtype=torch.long)}
         return model(**given, pixel_values_videos=torch.tensor(pixels)).logits.numpy()

@@ -36,17 +36,17 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 STEPS = 6
 PATIENCE = 240
-"""Seconds for what takes ten where nothing else runs."""
+"""Seconds to wait for what takes ten on an idle machine."""
 STALL = 20
-"""Seconds of the watchdog: longer than the first step takes, compiled on a machine at work."""
+"""Seconds of the watchdog: more than the first step takes with its compilation on a busy machine."""
 
 
 class Pair:
     """Two processes that run `train/finetune.py`.
 
     Args:
-      output: of the run; what they say is kept beside it.
-      arguments: of both, but for the output.
+      output: of the run; the files with what each process prints are next to it.
+      arguments: of both, without the output.
 
     Attributes:
       children: the processes.
@@ -83,21 +83,21 @@ class Pair:
     def reach(self, step: int) -> None:
         """Waits until this pair has done a step."""
         deadline = time.monotonic() + PATIENCE
-        # Until it says where it begins, the metrics are those of the pair before it.
+        # Until it prints where it begins, the metrics are those of the previous pair.
         while "from step" not in self.said(0) or not any(line["step"] >= step for line in read_metrics(self._output)):
             assert all(child.poll() is None for child in self.children), self.said(0)[-3000:] + self.said(1)[-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
     def statuses(self, seconds: float = PATIENCE) -> list[int]:
-        """How they have ended, within so many seconds."""
+        """Waits for both to end; returns their exit statuses."""
         deadline = time.monotonic() + seconds
         return [child.wait(max(0.1, deadline - time.monotonic())) for child in self.children]
 
 
 @contextmanager
 def pair(arguments: list[str], output: Path) -> Iterator[Pair]:
-    """Starts two processes, of which nothing is left at the end."""
+    """Starts two processes, and kills those that are left at the end."""
     found = Pair(output, arguments)
     try:
         yield found
@@ -158,8 +158,10 @@ def test_two_processes_learn_what_one_learns(arguments, undisturbed, tmp_path):
 
 
 def test_whatever_ends_a_run_it_goes_on(arguments, undisturbed, tmp_path):
-    """One of two is told to stop, is killed, hangs: each time the other ends too, and says why. Then the run ends as
-    one that nobody disturbs, to the bit."""
+    """One of two is stopped, is killed, hangs: each time the other ends too, and says why.
+
+    Then the run goes on, and its result equals that of an undisturbed run to the bit.
+    """
     output = tmp_path / "run"
     going_on = "The same command goes on from the last checkpoint."
     with pair(arguments, output) as both:
