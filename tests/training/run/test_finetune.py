@@ -171,6 +171,10 @@ def test_the_command_ends_with_the_status_of_the_run(data, lora_run, tmp_path, m
         videollava(["finetune", *given, "--data.epoch=2"])
     assert ended.value.code == 2
     assert "usage: videollava finetune" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        videollava(["finetune", *given, "--config", "lorra"])
+    assert ended.value.code == 2
+    assert "expected a YAML file, or one of finetune, lora, pretrain" in capsys.readouterr().err
 
 
 def test_a_package_that_is_missing_is_named_with_what_installs_it(monkeypatch, capsys):

@@ -222,15 +222,17 @@ def read_recipe(
         """Keeps the lines of the description, and shows defaults."""
 
     parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False, formatter_class=Formatter)
-    named = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
     parser.add_argument(
         "--config",
         action=ActionConfigFile,
-        help=f"a recipe: a YAML file, or one of {named}; what follows it changes single fields",
+        help=f"a recipe: a YAML file, or one of {_names()}; what follows it changes single fields",
     )
     parser.add_class_arguments(Recipe)
-    chosen = parser.parse_args(_with_recipe_files(sys.argv[1:] if arguments is None else arguments))
-    _make_absolute(chosen)
+    try:
+        chosen = parser.parse_args(_with_recipe_files(sys.argv[1:] if arguments is None else arguments))
+        _make_absolute(chosen)
+    except ValueError as error:
+        parser.error(str(error))
     text = parser.dump(chosen, skip_unset=False)
     try:
         fields = vars(parser.instantiate(chosen))
@@ -248,11 +250,19 @@ def require_packages(*names: str) -> None:
 
 
 def _with_recipe_files(arguments: Sequence[str]) -> list[str]:
-    """Replaces the name of a packaged recipe after `--config` with its file; a file of that name goes first."""
+    """Replaces the name of a packaged recipe after `--config` with its file; a file of that name goes first.
+
+    Raises:
+      ValueError: neither a file nor a packaged recipe.
+    """
 
     def file_of(name: str) -> str:
-        packaged = RECIPES / f"{name}.yaml"
-        return str(packaged) if not Path(name).exists() and packaged.exists() else name
+        path, packaged = local_path(name), RECIPES / f"{name}.yaml"
+        if path.exists():
+            return str(path)
+        if not packaged.exists():
+            raise ValueError(f"--config: expected a YAML file, or one of {_names()}; got {name}")
+        return str(packaged)
 
     found = list(arguments)
     for i, argument in enumerate(found):
@@ -261,6 +271,10 @@ def _with_recipe_files(arguments: Sequence[str]) -> list[str]:
         elif argument.startswith("--config="):
             found[i] = f"--config={file_of(argument.removeprefix('--config='))}"
     return found
+
+
+def _names() -> str:
+    return ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
 
 
 def _make_absolute(chosen: Any) -> None:
