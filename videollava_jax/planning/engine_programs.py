@@ -347,7 +347,7 @@ def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tu
 def _inputs(name: ProgramName, arguments: tuple[Any, ...]) -> Iterable[Any]:
     """Returns the arguments that exist only during this call."""
     held = {"encode": (4,), "prefill": (2, 3, 4), "begin": (2, 3, 4), "decode": ()}
-    return [arguments[place] for place in held[name]]
+    return [arguments[index] for index in held[name]]
 
 
 def _attention_flops(name: ProgramName, setting: Setting) -> float:

@@ -155,7 +155,7 @@ def make_plan(request: PlanRequest, progress: Progress = iter) -> Plan:
     )
     mesh = make_mesh(data, tensor, devices=devices)
     shape = _engine_shape(request, chip, data, tensor) if request.grid is None else _given_shape(request, data)
-    batch = _batch(request, chip, mesh, shape, progress(request.programs), {})
+    batch = _batch_plan(request, chip, mesh, shape, progress(request.programs), {})
     limit, why = _limit(request, chip, len(devices), tensor)
     return Plan(
         request=request,
@@ -257,7 +257,7 @@ def _setting(request: PlanRequest, mesh: Mesh, shape: GridShape) -> Setting:
     )
 
 
-def _batch(
+def _batch_plan(
     request: PlanRequest, chip: Chip, mesh: Mesh, shape: GridShape, names: Iterable[Any], known: Mapping[str, Program]
 ) -> BatchPlan:
     """Compiles programs for a grid; `known` has programs that were compiled already and do not depend on its slots."""
@@ -294,7 +294,7 @@ def _largest(request: PlanRequest, chip: Chip, mesh: Mesh, batch: BatchPlan) -> 
     for _ in range(TRIES):
         if slots < 1:
             return None
-        tried = _batch(request, chip, mesh, dataclasses.replace(batch.shape, slots=slots), ["decode"], known)
+        tried = _batch_plan(request, chip, mesh, dataclasses.replace(batch.shape, slots=slots), ["decode"], known)
         excess = per_slot
         if "decode" in tried.programs:
             extra = max(program.extra for program in tried.programs.values())

@@ -98,8 +98,8 @@ class Unpacked:
 @contextmanager
 def unpacked(block: Block) -> Iterator[Unpacked]:
     """Writes a block's files to a temporary directory, removed at the end; yields requests that use them."""
-    with tempfile.TemporaryDirectory(prefix="videollava-") as place:
-        local_paths = {path: os.path.join(place, os.path.basename(path)) for path in block.files}
+    with tempfile.TemporaryDirectory(prefix="videollava-") as directory:
+        local_paths = {path: os.path.join(directory, os.path.basename(path)) for path in block.files}
         for path, content in block.files.items():
             Path(local_paths[path]).write_bytes(content)
 

@@ -120,8 +120,8 @@ class AnswerLines:
         if self._column not in batch:
             raise ValueError(f"expected lines in a column {self._column!r}, got {', '.join(batch)}")
         lines = [_one_line(line) for line in batch[self._column]]
-        with tempfile.TemporaryDirectory(prefix="videollava-") as place:
-            source, output = Path(place, "lines"), Path(place, "records")
+        with tempfile.TemporaryDirectory(prefix="videollava-") as directory:
+            source, output = Path(directory, "lines"), Path(directory, "records")
             source.write_bytes(b"".join(line + b"\n" for line in lines))
             run_batch(source, output, lambda: self._replica, self._options)
             records = output.read_text(encoding="utf-8").split("\n")[:-1]

@@ -44,9 +44,9 @@ class Shape:
         """The size in memory, including the padding of tiles."""
         order = self.minor_to_major or tuple(reversed(range(len(self.dims))))
         sizes = [self.dims[axis] for axis in order]
-        for place, tile in enumerate(reversed(self.tile)):
-            if tile and place < len(sizes):
-                sizes[place] = -(-sizes[place] // tile) * tile
+        for axis, tile in enumerate(reversed(self.tile)):
+            if tile and axis < len(sizes):
+                sizes[axis] = -(-sizes[axis] // tile) * tile
         return -(-math.prod(sizes) * _bits(self.dtype) // 8)
 
 
@@ -122,8 +122,8 @@ class Instruction:
         """
         if not self.opcode.endswith("-start") or isinstance(self.result, Shape) or self.base_opcode == "all-reduce":
             return self.shapes
-        place = 0 if self.opcode == "copy-start" else 1
-        return tuple(_leaves(self.result[place]))
+        index = 0 if self.opcode == "copy-start" else 1
+        return tuple(_leaves(self.result[index]))
 
 
 @dataclass(frozen=True)
@@ -302,27 +302,27 @@ def _split_result(text: str) -> tuple[str, str]:
 def _between(text: str, start: int) -> str:
     """Returns the text from the bracket at `start` to the one that closes it."""
     depth = 0
-    for place in range(start, len(text)):
-        if text[place] in "({":
+    for position in range(start, len(text)):
+        if text[position] in "({":
             depth += 1
-        elif text[place] in ")}":
+        elif text[position] in ")}":
             depth -= 1
             if depth == 0:
-                return text[start : place + 1]
+                return text[start : position + 1]
     raise ValueError(f"a bracket is never closed: {text[start : start + 80]!r}")
 
 
 def _parts(text: str) -> Iterator[str]:
     """Splits at the commas outside all brackets."""
     depth, start = 0, 0
-    for place, letter in enumerate(text):
+    for position, letter in enumerate(text):
         if letter in "({[":
             depth += 1
         elif letter in ")}]":
             depth -= 1
         elif letter == "," and depth == 0:
-            yield text[start:place].strip()
-            start = place + 1
+            yield text[start:position].strip()
+            start = position + 1
     if text[start:].strip():
         yield text[start:].strip()
 
