@@ -200,7 +200,7 @@ def test_the_package_keeps_the_order():
 
 def test_the_table_is_that_of_the_documentation():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    block = text.split("## Layers", 1)[1].split("```")[1]
+    block = text.split("## Rooms", 1)[1].split("```")[1]
     lines = [line for line in block.splitlines() if line.startswith("  ") and not line.startswith("   ")]
     named = [name for line in lines for name in re.findall(r"([a-z_]+)(?:\*?\.py|/)", line.split("  ")[1])]
     assert named == [name for name in ORDER if name != "version"]
@@ -216,6 +216,26 @@ def test_a_circle_of_programs_is_found(tmp_path):
     (tmp_path / "b.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a import Work")
     (tmp_path / "c.py").write_text("import a")
     assert circles(plain_imports(tmp_path)) == ["a", "b"]
+
+
+def test_every_module_stands_on_the_page_and_nothing_else():
+    """Each file of the package is named once at least, in the drawing of its room, and every name has its file."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn, room, folder = set(), "", ""
+    for line in (line for block in text.split("```")[1::2] for line in block.splitlines()):
+        if head := re.match(r"([a-z_]+)/", line):
+            room, folder = head[1], ""
+        if inner := re.match(r"(?:  |[a-z_]+/ +)([a-z_]+)/ ", line):
+            folder = inner[1]
+        elif re.match(r"  ?\S", line):
+            folder = ""
+        drawn |= {"/".join(filter(None, (room, folder, name))) for name in re.findall(r"([a-z_0-9]+\.py)", line)}
+    files = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")}
+    files -= {name for name in files if name.endswith("__init__.py")} | {"version.py"}
+    missing = {name for name in files if name not in drawn and f"videollava_jax/{name}" not in drawn}
+    assert not missing, f"docs/architecture.md does not name {sorted(missing)}"
+    named = {name.removeprefix("videollava_jax/") for name in drawn}
+    assert named <= files, f"docs/architecture.md names files that are not there: {sorted(named - files)}"
 
 
 def test_every_entry_of_the_table_is_there():
