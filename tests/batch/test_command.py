@@ -41,6 +41,8 @@ def test_a_small_openai_job_with_the_tiny_model(tmp_path, capsys):
     assert "nothing to do" in capsys.readouterr().out
     assert main(["batch", str(source), str(output), "--max-new-tokens", "3"]) == 1
     assert "max_new_tokens: 128 then, 3 now" in capsys.readouterr().err
+    assert main(["batch", str(source), str(output), "--suppress-tokens", "3"]) == 1
+    assert "suppress_tokens: nothing then, (3,) now" in capsys.readouterr().err
 
 
 def test_sigterm_says_how_to_go_on(tmp_path):

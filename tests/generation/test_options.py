@@ -12,6 +12,7 @@ import pytest
 
 from videollava_jax import Request, VideoLlavaForConditionalGeneration
 from videollava_jax.batch.formats import Defaults, to_request
+from videollava_jax.batch.identity import job_identity
 from videollava_jax.batch.lines import Line
 from videollava_jax.config import TextConfig, VideoLlavaConfig
 from videollava_jax.engine.preparation import Preparer
@@ -258,6 +259,17 @@ def test_a_line_comes_before_its_job():
     defaults = Defaults()
     assert options(do_sample=True) == (0, {"do_sample": True})  # at the checkpoint's temperature
     assert options(temperature=2) == (0, {"do_sample": True, "temperature": 2.0})
+
+
+def test_every_option_makes_another_job(tmp_path):
+    (tmp_path / "in.jsonl").write_text("")
+
+    def identity(**options):
+        return job_identity(tmp_path / "in.jsonl", "jsonl", Defaults(options=options))
+
+    assert identity() == identity(max_new_tokens=128) == identity(temperature=0) == identity(temperature=None)
+    own = [identity(**{name: value}) for name, (value, _) in SAID.items() if name not in SHARED]
+    assert all(own.count(each) == 1 and each != identity() for each in own)
 
 
 def test_what_an_engine_shares_is_refused_from_one_request(seen, tiny_processor):
