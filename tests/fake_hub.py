@@ -24,12 +24,15 @@ class FakeHub:
 
     Attributes:
       models: directories by name on the hub; each has one revision, "main".
+      tokens: of private models, by name; without it they are not found.
+      gated: names of models whose terms nobody has accepted.
       sent: what was sent so far, as "owner/name/path".
       environment: for a process whose `huggingface_hub` shall use it: constants are read when that is imported.
     """
 
     def __init__(self, models: Mapping[str, Path], cache: Path, endpoint: str):
         self.models, self.sent = dict(models), list[str]()
+        self.tokens, self.gated = dict[str, str](), set[str]()
         self.environment = {
             "HF_ENDPOINT": endpoint,
             "HF_HOME": str(cache),
@@ -103,8 +106,11 @@ def fake_hub(models: Mapping[str, Path], cache: Path) -> Iterator[FakeHub]:
                 self._refuse("EntryNotFound")
 
         def _knows(self, name: str, revision: str) -> bool:
-            if name not in hub.models:
+            token = hub.tokens.get(name)
+            if name not in hub.models or (token and self.headers["Authorization"] != f"Bearer {token}"):
                 self._refuse("RepoNotFound")
+            elif name in hub.gated:
+                self._refuse("GatedRepo", 403)
             elif revision not in ("main", hub.commit(name)):
                 self._refuse("RevisionNotFound")
             else:
@@ -141,8 +147,8 @@ def fake_hub(models: Mapping[str, Path], cache: Path) -> Iterator[FakeHub]:
             if self.command == "GET":
                 self.wfile.write(content)
 
-        def _refuse(self, code: str) -> None:
-            self.send_response(404)
+        def _refuse(self, code: str, status: int = 404) -> None:
+            self.send_response(status)
             self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
             self.end_headers()

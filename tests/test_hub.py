@@ -142,6 +142,19 @@ def test_a_revision_is_asked_for(hub):
     assert directory.name == hub.commit(NAME)
 
 
+def test_a_private_model_needs_its_token(hub):
+    hub.tokens[NAME] = "hf_secret"
+    with pytest.raises(ValueError, match="has no model of this name; a private one needs a token"):
+        find(NAME, Wanted.SIDE_FILES)
+    assert "config.json" in find(NAME, Wanted.SIDE_FILES, token="hf_secret")[1]
+
+
+def test_a_gated_model_says_so(hub):
+    hub.gated.add(NAME)
+    with pytest.raises(ValueError, match="it is gated: accept its terms on its page"):
+        find(NAME)
+
+
 def test_a_directory_comes_before_the_hub(hub, tmp_path, monkeypatch):
     (tmp_path / NAME).mkdir(parents=True)
     (tmp_path / NAME / "config.json").write_text("{}")

@@ -21,7 +21,7 @@ from tests.weights.adapters_helper import (
     write_files,
 )
 from tests.weights.checkpoints import write_checkpoint
-from videollava_jax.weights import WeightsError, open_checkpoint
+from videollava_jax.weights import WeightsError, load_checkpoint, open_checkpoint
 from videollava_jax.weights.adapters import is_adapter, merge_adapter, open_adapter
 
 
@@ -158,6 +158,13 @@ def test_an_adapter_that_was_cut_short(tmp_path, base, targets):
         merge_adapter(checkpoint, adapter)
     excluded = {"target_modules": targets, "exclude_modules": ["layers.1.self_attn.q_proj"]}
     merge_adapter(checkpoint, open_adapter(write_adapter(tmp_path / "b", draw(CONFIG, [Q_PROJ]), "memory", **excluded)))
+
+
+def test_an_adapter_is_no_model(tmp_path):
+    write_adapter(tmp_path, draw(CONFIG), "memory")
+    for read in (open_checkpoint, load_checkpoint):
+        with pytest.raises(WeightsError, match=r"an adapter, not a model: merge it into one .*--base MODEL"):
+            read(tmp_path)
 
 
 def test_files_that_are_missing(tmp_path, base):

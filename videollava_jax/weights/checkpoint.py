@@ -20,7 +20,7 @@ from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.layouts import EMBEDDING, HEAD, TEMPORAL, VOCABULARY, Layout, Rows, learnt, recognise
 from videollava_jax.weights.pku import is_pku_config, padded_rows, read_json, read_pku_config
 from videollava_jax.weights.quantize import dequantized
-from videollava_jax.weights.source import Source
+from videollava_jax.weights.source import ADAPTER_CONFIG, Source
 
 LEAST_OF_A_LAYER = 9
 """Tensors in a decoder layer without biases; a tower's layer has more."""
@@ -77,6 +77,10 @@ def open_checkpoint(directory: StrPath | Source, tower_config: StrPath | None = 
         config = _read_config(path, found, tower)
         _require_fit(path, config, found, {})
         return Checkpoint(path, ORBAX, config, found, source)
+    if ADAPTER_CONFIG in source.names and not source.has_model:
+        raise WeightsError(
+            f"{path}: an adapter, not a model: merge it into one (`videollava convert ADAPTER TARGET --base MODEL`)"
+        )
     try:
         layout = recognise(stored)
     except WeightsError as error:

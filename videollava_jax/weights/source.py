@@ -16,6 +16,8 @@ from videollava_jax.weights.files import BIN_INDEX, INDEX, StoredTensor, open_bi
 from videollava_jax.weights.manifest import Manifest, Verify, check_files, check_tensors, read_manifest, require
 from videollava_jax.weights.orbax import PARAMETERS, open_orbax
 
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
+
 _READERS: tuple[tuple[str, str, Callable[[Path], dict[str, StoredTensor]]], ...] = (
     (INDEX, "*.safetensors", open_safetensors),
     (BIN_INDEX, "pytorch_model*.bin", open_bin),

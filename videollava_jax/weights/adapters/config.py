@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-CONFIG = "adapter_config.json"
 NO_MODULES = "dummy-target-modules"  # PEFT's word for a configuration that adds nothing
 MERGE_FIRST = "merge it with PEFT (merge_and_unload) and convert the result"
 

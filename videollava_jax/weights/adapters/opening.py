@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from videollava_jax.hub import StrPath
-from videollava_jax.weights.adapters.config import CONFIG, MERGE_FIRST, NO_MODULES, Strengths, listed, unsupported
+from videollava_jax.weights.adapters.config import MERGE_FIRST, NO_MODULES, Strengths, listed, unsupported
 from videollava_jax.weights.adapters.names import (
     HALF,
     WEIGHT,
@@ -36,7 +36,7 @@ from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor, open_bin, open_safetensors
 from videollava_jax.weights.layouts import learnt
 from videollava_jax.weights.pku import read_json
-from videollava_jax.weights.source import Source
+from videollava_jax.weights.source import ADAPTER_CONFIG, Source
 
 ADAPTER, TRAINED_APART, PROJECTOR = "adapter_model", "non_lora_trainables", "mm_projector"
 _OPENERS = ((".safetensors", open_safetensors), (".bin", open_bin))
@@ -111,7 +111,7 @@ def is_adapter(directory: StrPath | Source) -> bool:
     """
     source = Source.open(directory)
     # os.path.isfile says no where a directory may not be entered; Path.is_file raises.
-    return not source.has_model and (os.path.isfile(source.directory / CONFIG) or bool(_files(source)))
+    return not source.has_model and (os.path.isfile(source.directory / ADAPTER_CONFIG) or bool(_files(source)))
 
 
 def open_adapter(directory: StrPath | Source) -> Adapter:
@@ -125,10 +125,10 @@ def open_adapter(directory: StrPath | Source) -> Adapter:
     directory, files = source.directory, _files(source)
     if not files:
         raise WeightsError(
-            f"{directory}: expected an adapter ({CONFIG} with {ADAPTER}.safetensors, {TRAINED_APART}.bin or "
+            f"{directory}: expected an adapter ({ADAPTER_CONFIG} with {ADAPTER}.safetensors, {TRAINED_APART}.bin or "
             f"{PROJECTOR}.bin), found {', '.join(source.names[:8]) or 'an empty directory'}"
         )
-    raw = read_json(directory / CONFIG) if (directory / CONFIG).exists() else None
+    raw = read_json(directory / ADAPTER_CONFIG) if (directory / ADAPTER_CONFIG).exists() else None
     halves, whole, problems = _sorted_out(files)
     strengths = None
     if raw is not None:
@@ -198,9 +198,9 @@ def _not_all_there(
     if not halves and not whole:
         yield "no tensors in it"
     elif halves and raw is None:
-        yield f"{CONFIG} is missing: it holds alpha, which scales what is added"
+        yield f"{ADAPTER_CONFIG} is missing: it holds alpha, which scales what is added"
     elif not halves and raw is not None and raw.get("target_modules") not in (None, [], NO_MODULES):
-        yield f"{CONFIG} names target_modules, and there is no lora_A or lora_B: is {ADAPTER} missing?"
+        yield f"{ADAPTER_CONFIG} names target_modules, and there is no lora_A or lora_B: is {ADAPTER} missing?"
     elif halves and not whole and _is_of_the_authors(directory / "config.json"):
         yield f"{TRAINED_APART}.bin is missing: the authors' LoRA is trained together with the projector"
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from videollava_jax.hub import StrPath
-from videollava_jax.weights.adapters.config import CONFIG, NO_MODULES, Value, listed
+from videollava_jax.weights.adapters.config import NO_MODULES, Value, listed
 from videollava_jax.weights.adapters.names import ADAPTER_LAYOUTS, WEIGHT, WRAPPED, module_name
 from videollava_jax.weights.adapters.opening import ADAPTER, TRAINED_APART, Adapter
 from videollava_jax.weights.directory import whole_directory
@@ -20,6 +20,7 @@ from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.layouts import TEMPORAL, VOCABULARY, Layout
 from videollava_jax.weights.manifest import Manifest, TensorHash, file_hashes, tensor_hash
+from videollava_jax.weights.source import ADAPTER_CONFIG
 from videollava_jax.weights.writing import write_safetensors_directory
 
 Array = npt.NDArray[Any]
@@ -69,7 +70,7 @@ def write_peft(adapter: Adapter, target: StrPath, layout: str) -> dict[str, Tens
                 _write_file(directory, stem, tensors, hashes)
         if inside:
             config = _peft_config(adapter, names)
-            (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            (directory / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         Manifest(hashes, file_hashes(directory)).write(directory)
     return hashes
 
