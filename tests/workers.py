@@ -14,6 +14,15 @@ import pytest
 LONGEST = (
     "@processes",
     "tests/engine/test_engine.py",
+    "tests/assets/test_tiny_model.py",
+    "tests/faults/test_checkpoints.py",
+    "tests/sharding/test_engine_meshes.py",
+    "tests/training/test_gradients.py",
+    "tests/planning/test_hlo_traffic.py",
+    "tests/planning/test_plan.py",
+    "tests/model/test_attention.py",
+    "tests/weights/test_adapters.py",
+    "tests/batch/test_media_job.py",
 )
 """What takes longest, in this order: with the longest begun first the workers end at about the same time."""
 
