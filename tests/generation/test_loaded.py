@@ -71,6 +71,11 @@ def test_the_checkpoints_options_hold_where_nothing_is_said(tmp_path, tiny_model
     other = face.from_pretrained(with_generation_config(tmp_path / "suppressed", json.dumps(written)))
     assert answer[0] not in other.generate(**inputs)[0, T:]
     assert other.generate(**inputs, suppress_tokens=[])[0, T:].tolist() == answer
+    request = Request(
+        id="a", prompt="USER: <video>\nWhich way does it move? ASSISTANT:", videos=[CLIP], max_new_tokens=20
+    )
+    (result,) = Engine(other, tiny_processor).run([request])
+    assert list(result.token_ids) == other.generate(**inputs)[0, T:].tolist()
     written = {**tiny_model.generation_config, "stop_strings": ["u"]}
     other = face.from_pretrained(with_generation_config(tmp_path / "stopped", json.dumps(written)))
     with pytest.raises(ValueError, match="stop_strings need tokenizer="):

@@ -21,7 +21,7 @@ class EngineOptions:
       reader: called by these threads with a medium and its frame sampling, to decode it elsewhere; None for the
         processor's `read_medium`.
       longest_question: the most tokens after the media that a row takes; the start of a longer text is prefilled.
-      pad_token_id, eos_token_id, suppress_tokens: as in `generate`, for all requests.
+      pad_token_id, eos_token_id, suppress_tokens: as in `generate`, for all requests; None for the checkpoint's.
       on_sizes: called with a line that describes each new grid.
     """
 
@@ -34,7 +34,7 @@ class EngineOptions:
     longest_question: int = 512
     pad_token_id: int | None = None
     eos_token_id: int | Sequence[int] | None = None
-    suppress_tokens: Sequence[int] = ()
+    suppress_tokens: Sequence[int] | None = None
     on_sizes: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
