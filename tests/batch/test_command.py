@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from tests.faults.batch import await_no_process, committed, start_command, write_model_job
+from tests.faults.batch import committed
+from tests.faults.commands import await_no_process, start_command, write_model_job
 from videollava_jax.assets import MEDIA
 from videollava_jax.cli import main
 from videollava_jax.cli.batch import _size

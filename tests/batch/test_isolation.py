@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.faults.batch import MARK, await_no_process, marked_processes
+from tests.faults.commands import MARK, await_no_process, marked_processes
 from videollava_jax.assets import MEDIA
 from videollava_jax.batch.media import worker
 from videollava_jax.batch.media.isolation import IsolatedReader, WorkerError, WorkerLimits

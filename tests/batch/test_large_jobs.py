@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.compiling import ENVIRONMENT
-from tests.faults.batch import write_model_job
+from tests.faults.commands import write_model_job
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.cli import main
 

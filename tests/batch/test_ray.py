@@ -12,8 +12,9 @@ import pytest
 
 from tests.batch.ray_requests import Fails, asks
 from tests.compiling import ENVIRONMENT
-from tests.faults.batch import MARK, await_no_process, committed, start_command, write_job, write_model_job
+from tests.faults.batch import committed, write_job
 from tests.faults.children import Child, run
+from tests.faults.commands import MARK, await_no_process, start_command, write_model_job
 from videollava_jax.assets import MEDIA
 from videollava_jax.batch.ledger import Paths
 from videollava_jax.batch.ray.cluster import RayOptions, RayRunner

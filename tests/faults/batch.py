@@ -2,11 +2,10 @@
 
     python -m tests.faults.batch --kills 1000 --model-kills 60 --seed 0
 
-`--kills`: jobs whose answers are made without a model, half of them killed at a random moment and half at a random step
-of the file system; and a tenth as many that are killed while they try the errors of a finished output again.
-`--model-kills`: `videollava batch` with the tiny model. Ends with status 1 if anything ended as it must not: a line
-without its one record, committed work done again, an output other than that of a run that nobody disturbed, a process
-left behind.
+`--kills` kills jobs without a model, half of them at a random moment and half at a random step of the file system, and
+a tenth as many while they retry the errors of a finished output. `--model-kills` kills `videollava batch` with the tiny
+model. Ends with status 1 if a line has not exactly one record, committed work is repeated, an output differs from that
+of an undisturbed run, or a process is left running.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,15 +27,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tests.compiling import ENVIRONMENT
 from tests.faults.children import Child, Died, run
+from tests.faults.commands import await_no_process, marked_processes, start_command, write_model_job
 from tests.faults.tables import Tally, said, table
 
-ROOT = Path(__file__).parents[2]
 LINES = 60
-MODEL_LINES = 24
-MARK = "VIDEOLLAVA_BATCH_TEST"
-"""A variable in the environment of a run and its workers, by which they are found."""
 
 
 # ── a job without a model ──
@@ -304,57 +298,6 @@ def _killed_retry(place: Path, i: int, step: int, before: bytes, mended: bytes) 
 
 
 # ── the command with the tiny model ──
-
-
-def write_model_job(path: Path, media: Path) -> None:
-    """Writes OpenAI lines about the bundled media, with a bad one among them."""
-    questions = ("Which way does it move?", "What shape is it?", "Does it change colour?")
-    with open(path, "w") as file:
-        for i in range(MODEL_LINES):
-            name = ("rising-triangle.mp4", "circle-then-square.mp4", "none.mp4")[i // 3 % 3]
-            kind = {"type": "video_url", "video_url": {"url": str(media / name)}}
-            content = [kind, {"type": "text", "text": questions[i % 3]}]
-            body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "max_tokens": 8}
-            line = {"custom_id": f"q{i}", "method": "POST", "url": "/v1/chat/completions", "body": body}
-            file.write(json.dumps(line) + "\n")
-
-
-def start_command(*arguments: str, mark: str = "1") -> subprocess.Popen[bytes]:
-    """Starts `videollava` in a separate process that can be found by its mark."""
-    environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "SOURCE_DATE_EPOCH": "1700000000", MARK: mark,
-        **ENVIRONMENT,
-    }  # fmt: skip
-    code = "import sys; from videollava_jax.cli import main; sys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def marked_processes(mark: str) -> list[int]:
-    """Returns the processes with the mark in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"{MARK}={mark}".encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
-
-
-def await_no_process(mark: str, seconds: float) -> bool:
-    """Waits for all marked processes to end; returns whether they did in time."""
-    end = time.monotonic() + seconds
-    while marked_processes(mark):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def kill_model(number: int, seed: int) -> list[Tally]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.faults.batch import MARK, ROOT, await_no_process, marked_processes
+from tests.faults.commands import MARK, ROOT, await_no_process, marked_processes
 from tests.faults.hostile_media import Medium, write_media
 from tests.faults.tables import Tally, said, table
 from videollava_jax.batch.formats import Defaults
