@@ -150,6 +150,20 @@ def test_paths_may_be_relative_begin_at_home_and_end_in_a_slash(data, tmp_path, 
     assert (home / "adapter" / "adapter_config.json").exists()
 
 
+def test_stage_2_begins_with_the_model_of_stage_1(fine_tune, tmp_path, monkeypatch):
+    """As docs/training.md has it: the projector, exported, then projector and decoder on what was exported."""
+    monkeypatch.chdir(tmp_path)
+    assert fine_tune(Path("runs/pretrain"), "--rates.projector", "1e-3") == 0
+    export("runs/pretrain", "pretrained", "--layout", "orbax")
+    # The first step of a run has rate 0: the result of a single step is the model that it began with.
+    assert fine_tune(Path("runs/finetune"), *FULL, "--model", "pretrained", steps=1) == 0
+    export("runs/finetune", "model")
+    before, one, two = (open_checkpoint(path).tensors for path in (TINY, tmp_path / "pretrained", tmp_path / "model"))
+    changed = {name for name in before if not np.array_equal(before[name].read(), one[name].read())}
+    assert changed == {name for name in before if name.startswith("multi_modal_projector")}
+    assert all(np.array_equal(one[name].read(), two[name].read()) for name in before)
+
+
 def test_the_program_export_is_the_command(lora_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["export.py", str(lora_run), str(tmp_path / "adapter"), "--adapter"])
     with pytest.raises(SystemExit) as ended:
