@@ -6,6 +6,7 @@ Module and parameter names are those of transformers' `LlamaModel`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -18,6 +19,7 @@ from videollava_jax.model.attention import KeysValues, attention, merged, partia
 from videollava_jax.model.cache import Cache, PrefixCache, TailCache, written
 from videollava_jax.model.layers import ACTIVATIONS, Embedding, Linear, Quantization, RMSNorm, rotary
 from videollava_jax.model.sharding import like, spec_of
+from videollava_jax.model.stack import run_layers
 
 
 @dataclass(frozen=True)
@@ -181,14 +183,29 @@ class Llama(nnx.Module):
         )
         return x_BTD, tail
 
+    def packed(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+        """Hidden states [B, T, D] of sequences packed into rows, for training: nothing is kept of the layers.
+
+        Args:
+          positions_BT: int32, of each token in its sequence.
+          segments_BT: int32, the sequence of each token; tokens see those of their own.
+        """
+        context = Context(segments_BT=segments_BT)
+
+        def step(layer: LlamaLayer, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return layer(x_BTD, positions_BT, context)[0], None
+
+        return self.norm(run_layers(self.layers, step, x_BTD)[0])
+
     def _run(
-        self, x_BTD: jax.Array, positions_BT: jax.Array, contexts: list[Context]
+        self, x_BTD: jax.Array, positions_BT: jax.Array, contexts: Sequence[Context]
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
-        """Every layer with its context, and the last norm."""
-        kept = []
-        for layer, context in zip(self.layers, contexts, strict=True):
-            x_BTD, keys_values = layer(x_BTD, positions_BT, context)
-            kept.append(keys_values)
+        """Runs every layer with its context, and the last norm."""
+
+        def step(layer: LlamaLayer, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, KeysValues]:
+            return layer(x_BTD, positions_BT, context)
+
+        x_BTD, kept = run_layers(self.layers, step, x_BTD, each=contexts)
         return self.norm(x_BTD), tuple(kept)
 
 

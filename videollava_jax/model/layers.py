@@ -127,9 +127,13 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(normal(rngs, (rows, features), std, dtype))
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        weight = self.weight[...]
-        out = like(weight, *spec_of(ids), None)
-        return weight.at[resharded(ids, like(weight, *spec_of(ids)))].get(mode="fill", out_sharding=out)
+        return embedded(self.weight[...], ids)
+
+
+def embedded(weight_VD: jax.Array, ids: jax.Array) -> jax.Array:
+    """Looks up rows of a table: [..., D] of ids [...], sharded like the ids. Ids out of range give NaN."""
+    out = like(weight_VD, *spec_of(ids), None)
+    return weight_VD.at[resharded(ids, like(weight_VD, *spec_of(ids)))].get(mode="fill", out_sharding=out)
 
 
 class LayerNorm(nnx.Module):

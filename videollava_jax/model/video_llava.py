@@ -20,6 +20,7 @@ from videollava_jax.model.decoder import Llama
 from videollava_jax.model.layers import ACTIVATIONS, Linear, Quantization
 from videollava_jax.model.sharding import like, resharded, shard_over_mesh, spec_of, whole
 from videollava_jax.model.vision import VisionTower
+from videollava_jax.processing.segments import MediaKind
 
 State: TypeAlias = "nnx.State[Any, Any]"
 
@@ -75,10 +76,7 @@ class VideoLlava(nnx.Module):
         Returns:
           [N, tokens_per_image, D]: without the class token unless the select strategy is "full".
         """
-        hidden = self.image_tower(shard_over_mesh(pixels), self.config.feature_layers)
-        if self.config.vision_feature_select_strategy == "default":
-            hidden = hidden[:, 1:]
-        return resharded(self.multi_modal_projector(hidden), like(pixels, *spec_of(pixels)[:1]))
+        return by_row(self.multi_modal_projector(self.selected("image", pixels)), pixels)
 
     def encode_videos(self, pixels: jax.Array, pooling: int = 1) -> jax.Array:
         """Videos to decoder features.
@@ -94,12 +92,22 @@ class VideoLlava(nnx.Module):
         V, F = pixels.shape[:2]
         # The tower sees V × F frames: without this, two videos of 4 would pass for one clip of 8.
         require_whole_windows("pixels", F, self.config.frame_window)
-        frames = shard_over_mesh(pixels.reshape(V * F, *pixels.shape[2:]), self.config.frame_window)
-        hidden = self.video_tower(frames, self.config.feature_layers)
-        features = pool_patches(self.multi_modal_projector(hidden), pooling)
-        features = resharded(features, like(pixels, *spec_of(pixels)[:1]))
-        _, tokens, D = features.shape
-        return features.reshape(V, F * tokens, D, out_sharding=like(pixels, *spec_of(pixels)[:1]))
+        hidden = self.selected("video", pixels.reshape(V * F, *pixels.shape[2:]))
+        return by_row(pool_patches(self.multi_modal_projector(hidden), pooling), pixels)
+
+    def selected(self, kind: MediaKind, frames: jax.Array) -> jax.Array:
+        """Frames to what the projector takes: the selected hidden states and positions of the tower of their kind.
+
+        Args:
+          frames: float [N, S, S, 3], normalised: images, or the frames of videos, one video after the other.
+
+        Returns:
+          [N, positions, width], sharded over all devices of the mesh where frames (and windows of them) divide evenly.
+        """
+        if kind == "video":
+            return self.video_tower(shard_over_mesh(frames, self.config.frame_window), self.config.feature_layers)
+        hidden = self.image_tower(shard_over_mesh(frames), self.config.feature_layers)
+        return hidden[:, 1:] if self.config.vision_feature_select_strategy == "default" else hidden
 
     def embed(
         self,
@@ -123,7 +131,7 @@ class VideoLlava(nnx.Module):
                 # The batch as one long row: any row may have any number of media.
                 flat_1X = whole(ids_BT).reshape(1, -1)
                 flat_1MD = whole(features).reshape(1, -1, features.shape[-1])
-                placed = _placed(whole(x_BTD).reshape(1, -1, x_BTD.shape[-1]), flat_1X == token_id, flat_1MD)
+                placed = _in_order(whole(x_BTD).reshape(1, -1, x_BTD.shape[-1]), flat_1X == token_id, flat_1MD)
                 x_BTD = resharded(placed.reshape(x_BTD.shape), like(x_BTD, *spec_of(x_BTD)))
         return x_BTD
 
@@ -138,15 +146,20 @@ class VideoLlava(nnx.Module):
         if features_BMD is None:
             return x_BTD
         is_media_BT = (ids_BT == self.config.image_token_id) | (ids_BT == self.config.video_token_id)
-        return _placed(x_BTD, is_media_BT, features_BMD)
+        return _in_order(x_BTD, is_media_BT, features_BMD)
 
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Decoder states to logits over the vocabulary, in the dtype of the weights."""
-        if self.lm_head is None:
-            weight_VD = self.language_model.embed_tokens.weight[...]
-            out = like(weight_VD, *spec_of(x_BTD)[:-1], spec_of(weight_VD)[0])
-            return jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, out_sharding=out)
-        return self.lm_head(x_BTD)
+    @property
+    def head_VD(self) -> jax.Array:
+        """The weight of the head, which may be that of the embedding."""
+        module = self.language_model.embed_tokens if self.lm_head is None else self.lm_head
+        weight_VD: jax.Array = module.weight[...]
+        return weight_VD
+
+    def logits(self, x_BTD: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
+        """Decoder states to logits over the vocabulary, in `dtype` or in that of the weights."""
+        weight_VD = self.head_VD
+        out = like(weight_VD, *spec_of(x_BTD)[:-1], spec_of(weight_VD)[0])
+        return jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, preferred_element_type=dtype, out_sharding=out)
 
     def next_logits(self, x_BTD: jax.Array) -> jax.Array:
         """Logits [B, V] after the last token of each row, the vocabulary whole on every device."""
@@ -162,6 +175,27 @@ class VideoLlava(nnx.Module):
         """Logits [B, T, V] of whole sequences; `token_mask_BT` is False on padding, None for no padding."""
         mask_BT = jnp.ones(ids_BT.shape, bool) if token_mask_BT is None else token_mask_BT.astype(bool)
         return self.logits(self.language_model(self.embed(ids_BT, image_features, video_features), mask_BT))
+
+    def packed(
+        self,
+        ids_BT: jax.Array,
+        positions_BT: jax.Array,
+        segments_BT: jax.Array,
+        media_index_BT: jax.Array,
+        features_BMD: jax.Array | None,
+    ) -> jax.Array:
+        """Hidden states [B, T, D] of sequences packed into rows, for training.
+
+        Args:
+          positions_BT: int32, of each token in its sequence.
+          segments_BT: int32, the sequence of each token; tokens see those of their own.
+          media_index_BT: int32, which of the row's feature vectors stands in a token's place; -1 for text.
+          features_BMD: the features of all the media of a row; None where no row has any.
+        """
+        x_BTD = self.language_model.embed_tokens(ids_BT)
+        if features_BMD is not None:
+            x_BTD = _placed(x_BTD, media_index_BT >= 0, jnp.maximum(media_index_BT, 0), features_BMD)
+        return self.language_model.packed(x_BTD, positions_BT, segments_BT)
 
     def prefill(
         self, x_BTD: jax.Array, token_mask_BT: jax.Array, *, int8: bool = False
@@ -220,11 +254,21 @@ def pool_patches(features_NPD: jax.Array, pooling: int) -> jax.Array:
     return jnp.concatenate([features_NPD[:, :1], pooled_NPD], axis=1)
 
 
-def _placed(x_BTD: jax.Array, is_media_BT: jax.Array, features_BMD: jax.Array) -> jax.Array:
-    """Embeddings with the feature vectors of each row in the places of its media tokens, in order."""
-    index_BT = jnp.maximum(jnp.cumsum(is_media_BT, axis=1) - 1, 0)
-    placed_BTD = jnp.take_along_axis(features_BMD.astype(x_BTD.dtype), index_BT[:, :, None], axis=1, mode="clip")
-    return jnp.where(is_media_BT[:, :, None], placed_BTD, x_BTD)
+def by_row(x_NPD: jax.Array, rows: jax.Array) -> jax.Array:
+    """[R, N / R × P, D] of [N, P, D]: joins what belongs to each row of `rows`, and shards it like that array."""
+    split = like(rows, *spec_of(rows)[:1])
+    return resharded(x_NPD, split).reshape(rows.shape[0], -1, x_NPD.shape[-1], out_sharding=split)
+
+
+def _in_order(x_BTD: jax.Array, is_media_BT: jax.Array, features_BMD: jax.Array) -> jax.Array:
+    """Puts the feature vectors of each row in the places of its media tokens, in order."""
+    return _placed(x_BTD, is_media_BT, jnp.maximum(jnp.cumsum(is_media_BT, axis=1) - 1, 0), features_BMD)
+
+
+def _placed(x_BTD: jax.Array, is_media_BT: jax.Array, index_BT: jax.Array, features_BMD: jax.Array) -> jax.Array:
+    """Replaces the embedding of each media token by the feature vector of its row that `index_BT` names."""
+    placed_BTD = jnp.take_along_axis(features_BMD, index_BT[:, :, None], axis=1, mode="clip")
+    return jnp.where(is_media_BT[:, :, None], placed_BTD.astype(x_BTD.dtype), x_BTD)
 
 
 def abstract_model(

@@ -15,6 +15,7 @@ from videollava_jax.config import VisionConfig
 from videollava_jax.model.attention import KeysValues, attention
 from videollava_jax.model.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, normal
 from videollava_jax.model.sharding import like, spec_of
+from videollava_jax.model.stack import run_layers
 
 
 class VisionEmbeddings(nnx.Module):
@@ -169,9 +170,14 @@ class VisionTower(nnx.Module):
                 f"the original video tower attends over clips of {self.temporal_frames} frames: expected a multiple "
                 f"of {self.temporal_frames} frames, got {pixels.shape[0]}"
             )
-        hidden = {0: self.pre_layrnorm(self.embeddings(pixels))}
-        x_NPD = hidden[0]
-        for i in range(max(feature_layers)):
-            x_NPD = self.encoder.layers[i](x_NPD)
-            hidden[i + 1] = x_NPD
-        return jnp.concatenate([hidden[i] for i in feature_layers], axis=-1)
+        several = len(feature_layers) > 1
+
+        def step(layer: VisionLayer, x_NPD: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
+            x_NPD = layer(x_NPD)
+            return x_NPD, x_NPD if several else None
+
+        embedded_NPD = self.pre_layrnorm(self.embeddings(pixels))
+        last_NPD, outputs = run_layers(self.encoder.layers, step, embedded_NPD, count=max(feature_layers))
+        if not several:
+            return last_NPD
+        return jnp.concatenate([embedded_NPD if i == 0 else outputs[i - 1] for i in feature_layers], axis=-1)
