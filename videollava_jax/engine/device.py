@@ -22,6 +22,7 @@ from videollava_jax.generation.answers import Vocabulary
 from videollava_jax.generation.buckets import bucket
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.generation.options import GenerationOptions
+from videollava_jax.model.attention import Implementation
 from videollava_jax.model.sharding import Placement
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
@@ -67,6 +68,7 @@ class Device:
         options: GenerationOptions,
         *,
         int8: bool,
+        decode_attention: Implementation | None = None,
         advice: str = "",
     ):
         """Takes the model; a grid is made by `make_grid`.
@@ -74,9 +76,11 @@ class Device:
         Args:
           options: those that hold for all requests: which tokens end answers, pad them, and are never chosen.
           int8: keep the keys and values of prefixes in int8.
+          decode_attention: the implementation of attention to prefixes while decoding; None chooses one.
           advice: what a MemoryError says about how to need less.
         """
         self._model, self._processor, self._int8, self._advice = model, processor, int8, advice
+        self._decode_attention = decode_attention
         self._text = model.config.text_config
         self._vocabulary = _vocabulary(options, self._text.vocab_size)
         self._held: _Filled | None = None
@@ -158,6 +162,7 @@ class Device:
                 self._vocabulary,
                 np.int32(steps),
                 np.int32(enough),
+                prefix_attention=self._decode_attention,
             )
             held.grid = Grid(held.grid.prefix, tail, answers)
             return Report(*(np.asarray(x) for x in on_device.report(answers)))

@@ -71,7 +71,14 @@ class Engine:
             f"the device has less memory than expected: lower memory= (now {self.memory / 2**20:.0f} MiB "
             f"for keys and values) or max_rows= (now {self.max_rows}). "
         )
-        device = Device(model, self.processor, preparer.decoding, int8=options.int8_cache, advice=advice)
+        device = Device(
+            model,
+            self.processor,
+            preparer.decoding,
+            int8=options.int8_cache,
+            decode_attention=options.decode_attention,
+            advice=advice,
+        )
         schedule = Schedule(limits, self._choose_shape)
         return Run(preparer, schedule, device, self.processor.tokenizer, readers=options.readers).results(requests)
 

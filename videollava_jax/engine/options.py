@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from videollava_jax.engine.preparation import Reader
 
@@ -15,6 +16,9 @@ class EngineOptions:
     Attributes:
       max_rows: the most questions that are answered at a time.
       memory: bytes for the keys and values of all prefixes and questions, on all devices together.
+      decode_attention: the kernel of attention to prefixes while decoding; None for XLA's own fusion, which also reads
+        a prefix once. "decode_tpu" runs on TPUs, "decode_gpu" on NVIDIA GPUs, and both on CPUs in an interpreter,
+        slowly.
       int8_cache: keep the keys and values of prefixes in int8: half the memory of bfloat16, at a small error.
       window: requests that are taken ahead, to group those about the same media.
       readers: threads that decode and resize media ahead of the device; the same number of others hashes them.
@@ -27,6 +31,7 @@ class EngineOptions:
 
     max_rows: int | None = None
     memory: int | None = None
+    decode_attention: Literal["decode_tpu", "decode_gpu"] | None = None
     int8_cache: bool = False
     window: int = 1024
     readers: int = 4
@@ -38,6 +43,10 @@ class EngineOptions:
     on_sizes: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
+        if self.decode_attention not in (None, "decode_tpu", "decode_gpu"):
+            raise ValueError(
+                f"decode_attention: expected decode_tpu, decode_gpu or None, got {self.decode_attention!r}"
+            )
         for name in ("max_rows", "memory", "window", "readers", "longest_question"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from videollava_jax.generation.answers import Answers, Vocabulary, with_next_token
+from videollava_jax.model.attention import Implementation
 from videollava_jax.model.cache import Cache, PrefixCache, TailCache, empty_tail
 from videollava_jax.model.video_llava import VideoLlava
 
@@ -81,7 +82,7 @@ def choose(logits_BV: jax.Array, answers: Answers, vocabulary: Vocabulary) -> An
     return with_next_token(logits_BV, answers, vocabulary)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnames=("tail", "answers"))
+@partial(jax.jit, static_argnums=0, static_argnames=("prefix_attention",), donate_argnames=("tail", "answers"))
 def decode(
     graph: Graph,
     state: Any,
@@ -91,6 +92,8 @@ def decode(
     vocabulary: Vocabulary,
     steps: jax.Array,
     enough: jax.Array,
+    *,
+    prefix_attention: Implementation | None = None,
 ) -> tuple[TailCache, Answers]:
     """Decodes until every row has ended, without returning to the host.
 
@@ -102,6 +105,7 @@ def decode(
       vocabulary: end, padding and suppressed tokens.
       steps: int32, the most steps to take.
       enough: int32, the number of rows that have to end during this call for it to stop early.
+      prefix_attention: the implementation of attention to the prefix; None chooses one.
     """
     model: VideoLlava = nnx.merge(graph, state)
     ended_before = answers.done_B.sum()
@@ -113,7 +117,8 @@ def decode(
     def body(carry: tuple[jax.Array, TailCache, Answers]) -> tuple[jax.Array, TailCache, Answers]:
         step, tail, answers = carry
         live_B1 = ~answers.done_B[:, None]
-        logits_BV, tail = model.extend(answers.token_B[:, None], live_B1, Cache(prefix, tail))
+        cache = Cache(prefix, tail)
+        logits_BV, tail = model.extend(answers.token_B[:, None], live_B1, cache, prefix_attention=prefix_attention)
         return step + 1, tail, with_next_token(logits_BV, answers, vocabulary)
 
     _, tail, answers = jax.lax.while_loop(unfinished, body, (jnp.asarray(0, jnp.int32), tail, answers))

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from videollava_jax.config import TextConfig
-from videollava_jax.model.attention import KeysValues, attention, merged, partial_attention
+from videollava_jax.model.attention import Implementation, KeysValues, attention, merged, partial_attention
 from videollava_jax.model.cache import Cache, PrefixCache, TailCache, written
 from videollava_jax.model.layers import ACTIVATIONS, Embedding, Linear, Quantization, RMSNorm, rotary
 from videollava_jax.model.sharding import like, spec_of
@@ -33,6 +33,7 @@ class Context:
       causal: False where the mask alone says what is seen: the positions of a ring are in no order.
       prefix: keys and values of G rows before all of these, each shared by B / G neighbouring rows.
       prefix_mask_GS: bool, which of them hold a token.
+      prefix_attention: the implementation of attention to the prefix; None chooses one.
       segments_BT: int32, of sequences packed into rows: tokens see those of their own segment. None for one a row.
     """
 
@@ -42,6 +43,7 @@ class Context:
     causal: bool = True
     prefix: KeysValues | None = None
     prefix_mask_GS: jax.Array | None = None
+    prefix_attention: Implementation | None = None
     segments_BT: jax.Array | None = None
 
 
@@ -80,7 +82,12 @@ class LlamaAttention(nnx.Module):
             )
         else:
             out_BTNH = merged(
-                partial_attention(q_BTNH, context.prefix, key_mask_GS=context.prefix_mask_GS),
+                partial_attention(
+                    q_BTNH,
+                    context.prefix,
+                    key_mask_GS=context.prefix_mask_GS,
+                    implementation=context.prefix_attention,
+                ),
                 partial_attention(q_BTNH, own, key_mask_GS=context.mask_BS, causal_offset=offset),
             ).astype(q_BTNH.dtype)
         return self.o_proj(out_BTNH.reshape(B, T, -1)), own
@@ -159,7 +166,13 @@ class Llama(nnx.Module):
         contexts = [Context(token_mask_BT, prefix=kv, prefix_mask_GS=prefix.valid_GS) for kv in prefix.layers]
         return self._run(x_BTD, positions_BT, contexts)
 
-    def extend(self, x_BTD: jax.Array, token_mask_BT: jax.Array, cache: Cache) -> tuple[jax.Array, TailCache]:
+    def extend(
+        self,
+        x_BTD: jax.Array,
+        token_mask_BT: jax.Array,
+        cache: Cache,
+        prefix_attention: Implementation | None = None,
+    ) -> tuple[jax.Array, TailCache]:
         """Hidden states [B, T, D] of T more tokens a row, padded on the left, and the tails that hold them too.
 
         With one token this is a decode step, and may go round the ring: then the masks alone say what is seen. The
@@ -170,7 +183,7 @@ class Llama(nnx.Module):
         valid_BS = jax.lax.dynamic_update_slice_in_dim(tail.valid_BS, token_mask_BT, tail.write_at, axis=1)
         positions_BT = tail.next_position_B[:, None] + positions_of(token_mask_BT)
         contexts = [
-            Context(valid_BS, past, tail.write_at, T > 1, before, prefix.valid_GS)
+            Context(valid_BS, past, tail.write_at, T > 1, before, prefix.valid_GS, prefix_attention)
             for past, before in zip(tail.layers, prefix.layers, strict=True)
         ]
         x_BTD, layers = self._run(x_BTD, positions_BT, contexts)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from videollava_jax.config import VideoLlavaConfig, checked_pooling, require_whole_windows
-from videollava_jax.model.attention import KeysValues
+from videollava_jax.model.attention import Implementation, KeysValues
 from videollava_jax.model.cache import Cache, PrefixCache, TailCache, as_prefix
 from videollava_jax.model.decoder import Llama
 from videollava_jax.model.layers import ACTIVATIONS, Linear, Quantization
@@ -222,9 +222,21 @@ class VideoLlava(nnx.Module):
         """Text after prefixes, B / G rows for each of G: hidden states [B, T, D], and its keys and values."""
         return self.language_model.begin(self.language_model.embed_tokens(ids_BT), token_mask_BT, prefix)
 
-    def extend(self, ids_BT: jax.Array, token_mask_BT: jax.Array, cache: Cache) -> tuple[jax.Array, TailCache]:
-        """Logits [B, V] after T more tokens a row, text padded on the left, and the longer tails."""
-        x_BTD, tail = self.language_model.extend(self.language_model.embed_tokens(ids_BT), token_mask_BT, cache)
+    def extend(
+        self,
+        ids_BT: jax.Array,
+        token_mask_BT: jax.Array,
+        cache: Cache,
+        *,
+        prefix_attention: Implementation | None = None,
+    ) -> tuple[jax.Array, TailCache]:
+        """Logits [B, V] after T more tokens a row, text padded on the left, and the longer tails.
+
+        Args:
+          prefix_attention: the implementation of attention to the prefix; None chooses one.
+        """
+        x_BTD = self.language_model.embed_tokens(ids_BT)
+        x_BTD, tail = self.language_model.extend(x_BTD, token_mask_BT, cache, prefix_attention)
         return self.next_logits(x_BTD), tail
 
 
