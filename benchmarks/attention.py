@@ -1,13 +1,13 @@
-"""Races every implementation of attention that this device runs, at the real model's shapes.
+"""Times every implementation of attention that this device runs, at the real model's shapes.
 
     python benchmarks/attention.py                  # a table; * marks what is chosen by default
     python benchmarks/attention.py --only decode    # only the rows with this in their name
     python benchmarks/attention.py --json           # one JSON object a row
     python benchmarks/attention.py --shrink 8       # everything smaller, to try the program on a CPU
 
-A call is timed inside a loop on the device, over keys that are too many for its caches and with each call's queries
-made of the last one's result: nothing is reused, moved out of the loop or overlapped. The error is the largest
-difference from the reference in float32, over a first call. Kernels that would be interpreted are left out.
+A call is timed inside a loop on the device, over more keys than its caches hold, and the queries of each call are the
+result of the last one: nothing is reused, moved out of the loop or overlapped. The error is the largest difference from
+the reference in float32, over a first call. Kernels that would be interpreted are left out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from videollava_jax.model import kernels
 from videollava_jax.model.attention import QUERY_BLOCK, Implementation, KeysValues, attention, partial_attention
 
 KEYS_BYTES = 256 << 20
-"""Of keys and values that one pass reads: more than any cache of a GPU or the fast memory of a TPU."""
+"""Bytes of keys and values that one pass reads: more than any cache of a GPU or the VMEM of a TPU."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,22 @@ class Shape:
     H: int
     order: str = "GSKH"
     causal: bool = False
-    padding: int = 0  # keys on the left that hold nothing; 0: no mask at all
+    padding: int = 0  # masked keys on the left; 0: no mask at all
     part: bool = False  # with its log-sum-exp, to be merged
     int8: bool = False
 
     def shrunk(self, by: int) -> Shape:
-        """The same with fewer heads and keys."""
+        """Returns the shape with fewer heads and tokens."""
         few = max(1, self.heads // by)
         return dataclasses.replace(self, heads=few, T=-(-self.T // by), S=-(-self.S // by), padding=self.padding // by)
 
     @property
     def flops(self) -> float:
-        """Of the two products; half of them where the diagonal halves the keys."""
+        """Operations of the two products; half of them with the causal rule."""
         return 4 * self.G * self.rows * self.T * self.heads * self.S * self.H / (2 if self.causal else 1)
 
     def key_bytes(self, itemsize: int) -> int:
-        """Keys and values, with their scales."""
+        """Returns the bytes of keys and values, with their scales."""
         each = self.H + 4 if self.int8 else self.H * itemsize
         return 2 * self.G * self.heads * self.S * each
 
@@ -98,11 +98,12 @@ class Row:
 
 
 def main() -> None:
+    """Parses the command line, and prints a row for each shape and implementation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="bfloat16", help="of queries, and of keys that are not int8; %(default)s")
     parser.add_argument("--only", default="", help="shapes with this in their name")
     parser.add_argument("--repeat", type=int, default=20, help="timings of each; the middle 80%% are the spread")
-    parser.add_argument("--shrink", type=int, default=1, help="so many times fewer heads and tokens")
+    parser.add_argument("--shrink", type=int, default=1, help="divides the numbers of heads and tokens")
     parser.add_argument("--json", action="store_true", help="one JSON object a row instead of a table")
     arguments = parser.parse_args()
     device = jax.devices()[0]
@@ -117,7 +118,7 @@ def main() -> None:
 
 
 def line(row: Row) -> str:
-    """A row of the table."""
+    """Formats a row of the table."""
     spread = f"{row.low_us:.1f} .. {row.high_us:.1f}"
     return (
         f"{row.shape:22}{row.implementation + ' *' * row.chosen:13}{row.median_us:12.1f}{spread:>22}{row.error:10.1e}"
@@ -126,7 +127,7 @@ def line(row: Row) -> str:
 
 
 def race(shape: Shape, dtype: str, repeat: int) -> Iterator[Row]:
-    """Every implementation that takes this shape here, each checked and timed."""
+    """Checks and times every implementation that runs this shape on this device."""
     q, layers, mask = drawn(shape, dtype)
     offset = 0 if shape.causal else None
     first = layers[0]
@@ -145,7 +146,7 @@ def race(shape: Shape, dtype: str, repeat: int) -> Iterator[Row]:
             continue
         call = called(shape, name)
         got = jax.jit(call)(q, first, mask).astype(jnp.float32)
-        # Queries that stand before the first key see nothing, and nobody reads what they get.
+        # Queries before the first key see nothing, and their results are unused.
         seen = slice(shape.padding if shape.causal else 0, None)
         times = [seconds * 1e6 for seconds in timed(call, q, layers, mask, repeat)]
         middle = statistics.median(times)
@@ -164,21 +165,21 @@ def race(shape: Shape, dtype: str, repeat: int) -> Iterator[Row]:
 
 
 def called(shape: Shape, name: Implementation) -> Callable[[jax.Array, KeysValues, jax.Array | None], jax.Array]:
-    """The attention of a shape by one implementation; its result has the shape and dtype of the queries."""
+    """Returns the attention of a shape by one implementation; its result has the shape and dtype of the queries."""
 
     def call(q: jax.Array, kv: KeysValues, mask: jax.Array | None) -> jax.Array:
         offset = 0 if shape.causal else None
         if not shape.part:
             return attention(q, kv, key_mask_GS=mask, causal_offset=offset, implementation=name)
         part = partial_attention(q, kv, key_mask_GS=mask, implementation=name)
-        # A little of the log-sum-exp, so that it is computed too.
+        # A little of the log-sum-exp is added, so that it is computed too.
         return (part.out_BTNH + 1e-9 * part.lse_BTN[..., None]).astype(q.dtype)
 
     return call
 
 
 def drawn(shape: Shape, dtype: str) -> tuple[jax.Array, list[KeysValues], jax.Array | None]:
-    """Queries, keys and values of as many layers as fill `KEYS_BYTES`, and the mask."""
+    """Draws queries, keys and values of as many layers as fill `KEYS_BYTES`, and the mask."""
     rng = jax.random.key(0)
     sizes = dict(G=shape.G, S=shape.S, K=shape.heads, H=shape.H)
     dims = tuple(sizes[axis] for axis in shape.order)
@@ -203,12 +204,12 @@ def timed(
     mask: jax.Array | None,
     repeat: int,
 ) -> list[float]:
-    """Seconds a call, so many times: each is the mean over a loop of a tenth of a second or more."""
+    """Measures seconds a call, `repeat` times: each is the mean over a loop of a tenth of a second or more."""
 
     @jax.jit
     def loop(times: int, q: jax.Array, layers: list[KeysValues], mask: jax.Array | None) -> jax.Array:
         def once(_: int, q: jax.Array) -> jax.Array:
-            # Behind the barrier the keys look new in every round: nothing about them is computed ahead of the loop.
+            # The barrier makes the keys look new in every iteration: nothing of them is computed before the loop.
             q, fresh = jax.lax.optimization_barrier((q, layers))
             for kv in fresh:
                 q = call(q, kv, mask)

@@ -207,7 +207,7 @@ def test_in_several_blocks(implementation: Implementation, causal: int | None):
 
 @pytest.mark.parametrize("prefix", ["reference", "splash", "decode_tpu", "decode_gpu"])
 def test_a_prefix_and_a_tail_together(prefix: Implementation):
-    """Two parts, one by a kernel, are the attention over all keys; a prefix of which nothing is seen weighs nothing."""
+    """Two parts, one by a kernel, are the attention over all keys; a prefix whose keys are all masked has no weight."""
     rng = np.random.default_rng(1)
     q = jnp.asarray(rng.normal(size=(4, 1, 4, 64)), jnp.float32)
     prefixes, tails = (
@@ -337,7 +337,7 @@ def on(platform: str, kind: str, *, T: int, S: int, dtype: str, lse: bool = Fals
 
 @pytest.fixture
 def one_pass():
-    """Products as they are unless somebody asks for more: here all tests ask for the highest precision."""
+    """Products at default precision: with the highest, which all tests ask for, splash refuses bfloat16."""
     with jax.default_matmul_precision("default"):
         yield
 
@@ -362,7 +362,7 @@ def test_the_choice(monkeypatch):
         assert chips(T=1, S=2112, dtype="bfloat16", lse=True, order="GKSH") is None
         assert chips(**after, keys="int8") is None
     assert tpu(T=640, S=640, dtype="bfloat16", causal_offset=np.int32(0)) is None
-    # A CPU: head by head from so many queries on.
+    # A CPU: head by head from `BY_HEAD_QUERIES` on.
     assert on("cpu", "cpu", **prefill, dtype="float32") == on("cpu", "cpu", **after) == "by_head"
     assert on("cpu", "cpu", T=257, S=257, dtype="float32") is None
 

@@ -1,4 +1,4 @@
-"""A directory of ours restores onto any mesh, without a rewrite and with each device holding its shard alone."""
+"""An Orbax directory restores onto any mesh, without a rewrite and with only its own shard on each device."""
 
 import jax
 import numpy as np
@@ -64,7 +64,7 @@ def test_int8_weights_restore_onto_a_mesh(directory):
 
 @pytest.mark.parametrize("layout", ["orbax", "hub", "int8"])
 def test_projections_can_be_kept_in_int8(directory, parameters, layout):
-    """From any layout int8 weights that are off by at most half a step; what is int8 already stays as it is."""
+    """From any layout, int8 weights are off by at most half a step; weights that are int8 already stay unchanged."""
     config, loaded = load_checkpoint(directory / layout, "float32", int8=True)
     _, stored = load_checkpoint(directory / "int8", "float32", int8=True)
     assert sorted(loaded) == sorted([*parameters, *(n + "_scale" for n in parameters if is_quantizable(n))])

@@ -1,4 +1,4 @@
-"""Drawn samples, as micro-batches of ours and as arguments of transformers."""
+"""Drawn samples, as micro-batches of training and as arguments of transformers' model."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def packed(
     videos: int = 2,
     placement: Placement | None = None,
 ) -> Batch:
-    """Samples one after the other in rows of so many tokens and slots; on the devices of a placement."""
+    """Packs samples into rows of `length` tokens and of image and video slots; on the devices of a placement."""
     R, S = len(rows), config.vision_config.image_size
     arrays = {name: np.zeros((R, length), np.int32) for name in ("input_ids", "positions", "segments")}
     targets, media_index = (np.full((R, length), fill, np.int32) for fill in (-100, -1))

@@ -138,7 +138,7 @@ def test_a_trained_part_has_the_gradients_it_has_among_all(whole):
 
 
 def learnt_lora(shapes: dict[str, tuple[int, ...]]) -> Parameters:
-    """Narrow projections of which the second ones are no longer 0."""
+    """Narrow projections with nonzero second ones."""
     narrow = initial_lora(shapes, jax.random.key(0))
     for name in narrow:
         if ".lora_B." in name:
@@ -269,7 +269,7 @@ def test_meshes_agree(whole, lora):
 
 
 def test_steps_leave_everything_where_it_was(whole):
-    """Moments and sums are beside their parameters, from the first step to the last, and nothing compiles twice."""
+    """Moments and sums keep the shardings of their parameters in every step, and nothing compiles twice."""
     config, weights, samples = whole
     config, weights = splittable(config, weights)
     placement = Placement(config, make_mesh(2, 4))

@@ -1,7 +1,8 @@
 """Attention: a readable reference, and faster implementations of the same function behind one argument.
 
-Softmax over many keys can be computed in parts: each part gives its output and the log of its sum of exponentials,
-and `merged` weighs the parts by them. So a row attends to a prefix that it shares with others, and to its own tail.
+Softmax over many keys can be computed in parts: each part gives its output and the log of its sum of exponentials
+(log-sum-exp), and `merged` weights the parts by them. So a row attends to a prefix that it shares with other rows and
+to its own tail, without a copy of the prefix.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Implementation = Literal["reference", "blocked", "cudnn", "splash", "decode_tpu"
 Order = Literal["GSKH", "GKSH", "SGKH"]
 
 QUERY_BLOCK = 512
-# Finite, so that a query which may see nothing (padding) averages instead of turning into NaN.
+# Finite: a query that may see nothing (padding) then averages, where -inf would give NaN.
 MASKED = -1e30
 
 
@@ -31,9 +32,8 @@ class KeysValues:
 
     Attributes:
       keys, values: four axes in `order`; int8 where there are scales.
-      key_scale, value_scale: float32, the first three of these axes: what each int8 vector is multiplied by. None for
-        floats.
-      order: of the axes. "GSKH", as projections give them; "GKSH", for what is read again and again; "SGKH", for what
+      key_scale, value_scale: float32, the first three of these axes: the factor of each int8 vector. None for floats.
+      order: of the axes. "GSKH" is that of the projections; "GKSH" is for what is read again and again; "SGKH" for what
         is written position by position in a loop: there XLA wants positions outermost, and with any other order it
         copies the whole cache before the loop and after it.
     """
@@ -55,7 +55,7 @@ class KeysValues:
         return self.keys.shape[self.order.index("S")]
 
     def reordered(self, order: Order) -> KeysValues:
-        """The same with its axes in another order."""
+        """Returns the same keys and values with their axes in another order."""
 
         def moved(x: jax.Array) -> jax.Array:
             return jnp.einsum(f"{self.order[: x.ndim]}->{order[: x.ndim]}", x)
@@ -71,10 +71,10 @@ class KeysValues:
 
 
 class Part(NamedTuple):
-    """Attention over a part of the keys.
+    """The result of attention over a part of the keys.
 
     Attributes:
-      out_BTNH: float32, the average of this part's values.
+      out_BTNH: float32, the weighted average of this part's values.
       lse_BTN: float32, log of the sum of exp(score) over this part.
     """
 
@@ -91,7 +91,7 @@ def attention(
     segments_GS: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
-    """Scaled dot-product attention, with grouped heads and with keys that rows share.
+    """Computes scaled dot-product attention, with grouped heads and with keys that rows share.
 
     Query `t` sees key `s` when `key_mask_GS[g, s]` and, if causal, `s <= causal_offset + t`. With left padding
     (`.`) and the causal rule, for T = S = 5 and offset 0:
@@ -105,21 +105,21 @@ def attention(
 
     Args:
       q_BTNH: queries, any float dtype; N is a multiple of K.
-      kv: keys and values of G rows. B is a multiple of G: rows of queries that are neighbours share a row of keys,
-        B = G for a row each.
+      kv: keys and values of G rows. B is a multiple of G: each run of B / G neighbouring rows of queries shares a row
+        of keys.
       key_mask_GS: bool, which keys hold a token; None for all.
       causal_offset: the key index that the first query stands at; None to see in both directions.
-      segments_GS: int32, of sequences that are packed into rows of one length, T = S and B = G: tokens of a row see
-        those of their own segment alone. In the place of a mask, with padding as a segment of its own.
-      implementation: None chooses by shape, dtype and the platform of the operands' mesh. `"reference"` makes all the
-        scores at once, T × S of them a head; `"blocked"` makes those of 512 queries at a time, and only up to the
-        diagonal where that is static. The others (`videollava_jax.model.kernels`) never keep the scores of all heads.
+      segments_GS: int32, the sequence of each token where several are packed into a row, T = S and B = G: a token sees
+        only its own sequence. Replaces the mask; padding is a segment of its own.
+      implementation: None chooses by shape, dtype and the platform of the operands' mesh. `"reference"` computes all
+        scores at once, T × S for each head; `"blocked"` those of 512 queries at a time, and with a static offset only
+        up to the diagonal. The others (`videollava_jax.model.kernels`) never hold the scores of all heads.
 
     Returns:
       [B, T, N, H] in the dtype of the queries. Scores and softmax are float32.
 
     Raises:
-      ValueError: the named implementation does not take these arguments, or there is none of that name.
+      ValueError: the named implementation does not accept these arguments, or no implementation has this name.
     """
     out_BTNH, _ = _by(implementation, q_BTNH, kv, key_mask_GS, causal_offset, segments_GS, lse=False)
     return out_BTNH.astype(q_BTNH.dtype)
@@ -133,9 +133,9 @@ def partial_attention(
     causal_offset: int | jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> Part:
-    """`attention` over a part of the keys: what `merged` needs. The arguments are those of `attention`.
+    """Computes `attention` over a part of the keys, as `merged` takes it. The arguments are those of `attention`.
 
-    Kernels have no gradient here.
+    Kernels have no gradient for this function.
     """
     out_BTNH, lse_BTN = _by(implementation, q_BTNH, kv, key_mask_GS, causal_offset, None, lse=True)
     assert lse_BTN is not None
@@ -152,14 +152,14 @@ def _by(
     *,
     lse: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Attention by the named implementation, or the one that is chosen; without `lse` its second result may be None."""
+    """Runs the named implementation, or chooses one; without `lse` the second result may be None."""
     B, T = q_BTNH.shape[:2]
     if segments_GS is not None and (
         key_mask_GS is not None or segments_GS.shape != (B, T) or (kv.rows, kv.capacity) != (B, T)
     ):
         raise ValueError(
             f"segments: expected [{B}, {T}], the shape of the queries and of the keys, and no mask; got "
-            f"{segments_GS.shape} for {kv.rows} rows of {kv.capacity} keys"
+            f"{list(segments_GS.shape)} for {kv.rows} rows of {kv.capacity} keys"
             f"{'' if key_mask_GS is None else ' and a mask'}"
         )
     operands = kernels.Operands(
@@ -180,9 +180,9 @@ def _by(
 
 
 def merged(first: Part, second: Part) -> jax.Array:
-    """Attention over two parts of the keys together: float32 [B, T, N, H].
+    """Merges attention over two parts of the keys: float32 [B, T, N, H].
 
-    A part in which a query may see nothing has a sum of exponentials near e^-1e30 and so no weight.
+    A part in which a query sees nothing has a log-sum-exp near -1e30, and so no weight.
 
     Source: Milakov and Gimelshein 2018, the online softmax; FlashDecoding's reduction.
     """
@@ -206,7 +206,7 @@ def _reference(
         # The product with a shared prefix wants its queries heads first. Without this fence the TPU compiler gives that
         # layout to the rotation before it, so to the new keys, so to the tails, and copies those around a decode loop.
         q_BTNH = jax.lax.optimization_barrier(q_BTNH)  # type: ignore[no-untyped-call]
-    # The queries of all rows that share keys stand side by side: Q = rows × T, one matrix product for all of them.
+    # All queries that share keys go into one matrix product: Q = rows × T.
     q_GQKnH = q_BTNH.reshape(G, B // G * T, K, N // K, H, out_sharding=like(q_BTNH, batch, None, heads, None, None))
     # XLA's CPU backend has no product of bfloat16 into float32 for these shapes: there the operands are widened.
     dtype = jnp.float32 if kernels.platform_of(q_BTNH) == "cpu" else q_BTNH.dtype
@@ -256,7 +256,7 @@ def _blocked(
     parts = []
     for start in range(0, T, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, T)
-        # A static offset tells how far the block can see: keys beyond the diagonal are never read.
+        # With a static offset, keys beyond the diagonal are never read.
         seen = min(causal_offset + stop, S) if isinstance(causal_offset, int) else S
         parts.append(
             _reference(

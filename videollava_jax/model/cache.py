@@ -1,7 +1,8 @@
-"""Key-value caches: a prefix that many rows may share, and a tail of each row's own.
+"""KV caches: a prefix that many rows may share, and a tail for each row.
 
 Attention over the two is computed in two parts and merged (`attention.merged`), so a prefix is never copied for its
-rows. With one row a prefix this is the cache of an ordinary batch: the prompt is the prefix, the answer the tail.
+rows. With one row for each prefix this is the cache of an ordinary batch: the prompt is the prefix, the answer the
+tail.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ class PrefixCache:
 
     @property
     def prefixes(self) -> int:
-        """G."""
+        """G: how many prefixes there are."""
         return self.valid_GS.shape[0]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TailCache:
-    """Keys and values of what each of B rows has after its prefix; one donated array a layer, updated in place.
+    """Keys and values of the tokens after the prefix, of B rows; one donated array for each layer, updated in place.
 
     Tails keep the dtype of compute: they are short, and the scales of int8 would be copied around the loop.
 
@@ -83,7 +84,7 @@ class TailCache:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """The cache of a batch whose rows have a prefix each, or of one whose neighbouring rows share prefixes.
+    """The cache of a batch: each row has a prefix of its own, or neighbouring rows share one.
 
         prefix   . . U S E R : ▒ ▒ ▒ ▒ Why?      S positions, G rows     read only
         tail                                A n s w e r _ _ _ _      B rows, B a multiple of G
@@ -165,7 +166,7 @@ def as_prefix(kv: KeysValues, *, int8: bool) -> KeysValues:
 
 
 def written(past: KeysValues, new: KeysValues, write_at: int | jax.Array) -> KeysValues:
-    """A layer's tail with new keys and values from position `write_at` on; in place where it is donated."""
+    """Writes new keys and values into a layer's tail from position `write_at` on; in place where it is donated."""
     new = new.reordered(past.order)
     axis = past.order.index("S")
 

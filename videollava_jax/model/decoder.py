@@ -1,4 +1,4 @@
-"""The decoder: Llama, one path for whole sequences, for text after a prefix, and for one more token of every row.
+"""The decoder, Llama: one path for whole sequences, text after a prefix, decode steps and packed training rows.
 
 Module and parameter names are those of transformers' `LlamaModel`.
 """
@@ -24,17 +24,17 @@ from videollava_jax.model.stack import run_layers
 
 @dataclass(frozen=True)
 class Context:
-    """What the tokens of a layer see, beside themselves.
+    """What the tokens of a layer attend to.
 
     Attributes:
       mask_BS: bool, which of the row's own keys hold a token; None for all.
-      past: where the row's own keys and values are kept, and the new ones are written; None: there are only new ones.
+      past: the row's own keys and values so far, into which the new ones are written; None if there are only new ones.
       write_at: the position of the first new token among the row's own keys.
-      causal: False where the mask alone says what is seen: the positions of a ring are in no order.
-      prefix: keys and values of G rows before all of these, each shared by B / G neighbouring rows.
-      prefix_mask_GS: bool, which of them hold a token.
+      causal: whether keys after a token are hidden from it. False in a ring, whose positions are in no order.
+      prefix: keys and values of G rows before the row's own, each shared by B / G neighbouring rows.
+      prefix_mask_GS: bool, which keys of the prefix hold a token.
       prefix_attention: the implementation of attention to the prefix; None chooses one.
-      segments_BT: int32, of sequences packed into rows: tokens see those of their own segment. None for one a row.
+      segments_BT: int32, the sequence of each token where several are packed into a row; None for one in each row.
     """
 
     mask_BS: jax.Array | None = None
@@ -48,7 +48,7 @@ class Context:
 
 
 ALONE = Context()
-"""Tokens that see only each other, causally."""
+"""A sequence without a prefix or a past: its tokens see each other, causally."""
 
 
 class LlamaAttention(nnx.Module):
@@ -67,6 +67,7 @@ class LlamaAttention(nnx.Module):
         self.rope_theta = config.rope_theta
 
     def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, context: Context) -> tuple[jax.Array, KeysValues]:
+        """Attends, and returns [B, T, D] with the row's own keys and values: past and new ones."""
         B, T, _ = x_BTD.shape
         q_BTNH = self.q_proj(x_BTD).reshape(B, T, self.num_heads, self.head_dim)
         k_BTKH = self.k_proj(x_BTD).reshape(B, T, self.num_kv_heads, self.head_dim)
@@ -106,6 +107,7 @@ class LlamaMLP(nnx.Module):
         self.hidden_act = config.hidden_act
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., D] to [..., D]."""
         return self.down_proj(ACTIVATIONS[self.hidden_act](self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -123,13 +125,14 @@ class LlamaLayer(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, positions_BT: jax.Array, context: Context = ALONE
     ) -> tuple[jax.Array, KeysValues]:
+        """Runs the block on [B, T, D]; also returns the row's own keys and values, past and new ones."""
         attended, keys_values = self.self_attn(self.input_layernorm(x_BTD), positions_BT, context)
         x_BTD = x_BTD + attended
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)), keys_values
 
 
 class Llama(nnx.Module):
-    """The decoder without its head (`LlamaModel`); `quantization`: of its projections' weights."""
+    """The decoder without its head (`LlamaModel`); `quantization` is that of its projections' weights."""
 
     def __init__(
         self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, quantization: Quantization | None = None
@@ -144,20 +147,20 @@ class Llama(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
 
     def __call__(self, x_BTD: jax.Array, token_mask_BT: jax.Array) -> jax.Array:
-        """Hidden states of whole sequences, [B, T, D]. `token_mask_BT`: bool, False on padding."""
+        """Returns hidden states [B, T, D] of whole sequences; `token_mask_BT` is False on padding."""
         return self.prefill(x_BTD, token_mask_BT)[0]
 
     def prefill(self, x_BTD: jax.Array, token_mask_BT: jax.Array) -> tuple[jax.Array, tuple[KeysValues, ...]]:
-        """Hidden states [B, T, D] of sequences that begin here, and the keys and values of every layer."""
+        """Returns hidden states [B, T, D] of sequences from their first token on, and every layer's keys and values."""
         return self._run(x_BTD, positions_of(token_mask_BT), [Context(token_mask_BT)] * len(self.layers))
 
     def begin(
         self, x_BTD: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
-        """Hidden states [B, T, D] of the first tokens after prefixes, padded on the left; B / G rows for each of G.
+        """Runs the first tokens after G prefixes, padded on the left; B / G neighbouring rows for each prefix.
 
         Returns:
-          The hidden states, and the keys and values of these tokens in every layer.
+          Hidden states [B, T, D], and the keys and values of these tokens in every layer.
         """
         start_B = jnp.repeat(
             prefix.length_G, x_BTD.shape[0] // prefix.prefixes, out_sharding=like(prefix.length_G, *spec_of(x_BTD)[:1])
@@ -173,10 +176,10 @@ class Llama(nnx.Module):
         cache: Cache,
         prefix_attention: Implementation | None = None,
     ) -> tuple[jax.Array, TailCache]:
-        """Hidden states [B, T, D] of T more tokens a row, padded on the left, and the tails that hold them too.
+        """Runs T more tokens of each row, padded on the left: hidden states [B, T, D] and the longer tails.
 
-        With one token this is a decode step, and may go round the ring: then the masks alone say what is seen. The
-        caller has checked that more tokens find free positions.
+        T = 1 is a decode step. It may go round the ring, so only the masks decide which keys are seen. For T > 1 the
+        caller has checked that the tail has T free positions.
         """
         prefix, tail = cache.prefix, cache.tail
         T = x_BTD.shape[1]
@@ -197,7 +200,7 @@ class Llama(nnx.Module):
         return x_BTD, tail
 
     def packed(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-        """Hidden states [B, T, D] of sequences packed into rows, for training: nothing is kept of the layers.
+        """Returns hidden states [B, T, D] of sequences packed into rows, for training: no keys or values are kept.
 
         Args:
           positions_BT: int32, of each token in its sequence.
@@ -223,5 +226,5 @@ class Llama(nnx.Module):
 
 
 def positions_of(token_mask_BT: jax.Array) -> jax.Array:
-    """int32 [B, T]: how many tokens stand before each one in its row; padding counts for nothing."""
+    """Counts the tokens before each token of a row, without padding: int32 [B, T]."""
     return jnp.maximum(jnp.cumsum(token_mask_BT, axis=1, dtype=jnp.int32) - 1, 0)

@@ -29,7 +29,7 @@ Activation: TypeAlias = Callable[[jax.Array], jax.Array]
 
 
 def _rounded_once(activation: Activation) -> Activation:
-    """In float32 inside, as PyTorch's kernels are: in bfloat16 every step of the formula would round."""
+    """Computes in float32 and rounds once, as PyTorch's kernels do: in bfloat16 every step of the formula rounds."""
     return lambda x: activation(x.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -47,9 +47,9 @@ class Linear(nnx.Module):
     """`y = x Wᵀ + b`, mirroring `torch.nn.Linear`: `weight` [out, in], `bias` [out] or none.
 
     With `quantization`, `weight` is int8 and `weight_scale` float32 [out] multiplies the product (`weights.quantize`).
-    "int8" multiplies it with floats; "w8a8" quantizes the inputs of many tokens too, each token with its own scale, and
-    multiplies int8 with int8 into int32: for prefill on devices with units for that.
-    A weight that is split over its inputs gives one all-reduce, one that is split over its outputs gives split outputs.
+    "int8" multiplies the weight with floats. "w8a8" also quantizes the inputs of more than one token, each token with
+    its own scale, and multiplies int8 with int8 into int32: for prefill on devices with units for that.
+    A weight sharded along its inputs gives one all-reduce; one sharded along its outputs gives sharded outputs.
     """
 
     def __init__(
@@ -70,25 +70,26 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_features,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., in] to [..., out]; rows keep their sharding."""
         weight = self.weight[...]
         rows, (outputs, inputs) = spec_of(x)[:-1], spec_of(weight)
         out = like(weight, *rows, outputs)
         if self.bias is None and self.weight_scale is None:
             return jnp.einsum("...i,oi->...o", x, weight, out_sharding=out)
-        # Scale and bias come before the product is rounded to the dtype of the weights, as PyTorch adds its bias. Where
-        # devices have parts of the sum, each scales and rounds its own, which is half as much to send.
-        parts = None if self.bias is not None else inputs
+        # Scale and bias come before the product is rounded to the dtype of the weights, as PyTorch adds its bias.
+        # Devices with partial sums scale and round their own before the all-reduce: half as much to send.
+        partial_over = None if self.bias is not None else inputs
         if self.weight_scale is None:
             y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32, out_sharding=out)
         elif self.quantization == "w8a8" and x.shape[-2] > 1:
             x8, scale = quantize_rows(x)
-            product = like(weight, *rows, outputs, summed_over=parts)
+            product = like(weight, *rows, outputs, summed_over=partial_over)
             y = jnp.einsum("...i,oi->...o", x8, weight, preferred_element_type=jnp.int32, out_sharding=product)
-            y = y.astype(jnp.float32) * reduced_over(scale[..., None], parts)
+            y = y.astype(jnp.float32) * reduced_over(scale[..., None], partial_over)
         else:
-            y = _with_int8(x, weight, parts, x.dtype)
+            y = _with_int8(x, weight, partial_over, x.dtype)
         if self.weight_scale is not None:
-            y = y * reduced_over(self.weight_scale[...], parts)
+            y = y * reduced_over(self.weight_scale[...], partial_over)
         if self.bias is not None:
             y = y + self.bias[...]
         return resharded(y.astype(jnp.result_type(x, weight)), out)
@@ -96,10 +97,11 @@ class Linear(nnx.Module):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _with_int8(x: jax.Array, weight: jax.Array, summed_over: Any, dtype: DTypeLike) -> jax.Array:
-    """float32 `x Wᵀ` with int8 `W`. Its gradient is in `dtype`, that of `x`: JAX's own would be a float32 product.
+    """Computes `x Wᵀ` in float32 with int8 `W`; the gradient is in `dtype`, where JAX's own would be a float32 product.
 
     Args:
-      summed_over: axes over which devices keep parts of the sum.
+      summed_over: mesh axes left unreduced: each device keeps a partial sum.
+      dtype: that of `x`.
     """
     out = like(weight, *spec_of(x)[:-1], spec_of(weight)[0], summed_over=summed_over)
     return jnp.einsum("...i,oi->...o", x, weight.astype(dtype), preferred_element_type=jnp.float32, out_sharding=out)
@@ -121,12 +123,13 @@ _with_int8.defvjp(_with_int8_forward, _with_int8_backward)
 
 
 class Embedding(nnx.Module):
-    """A table of vectors, `weight` [rows, features]. Ids must be in range: others give NaN."""
+    """A table of vectors, `weight` [rows, features]."""
 
     def __init__(self, rows: int, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs, std: float = 0.02):
         self.weight = nnx.Param(normal(rngs, (rows, features), std, dtype))
 
     def __call__(self, ids: jax.Array) -> jax.Array:
+        """Looks up int32 [...]: [..., features]. Ids out of range give NaN."""
         return embedded(self.weight[...], ids)
 
 
@@ -137,7 +140,7 @@ def embedded(weight_VD: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 class LayerNorm(nnx.Module):
-    """Mirrors `torch.nn.LayerNorm`: mean and variance in two passes, in float32 whatever the input."""
+    """Mirrors `torch.nn.LayerNorm`: mean and variance in two passes, in float32 for any input."""
 
     def __init__(self, features: int, *, eps: float, dtype: DTypeLike):
         self.weight = nnx.Param(jnp.ones((features,), dtype))
@@ -145,6 +148,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last axis of [..., features]; the dtype is kept."""
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
@@ -159,13 +163,14 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last axis of [..., features]."""
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
         return self.weight[...] * normed.astype(x.dtype)
 
 
 def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float [..., H] to int8 [..., H] and float32 [...]: the scale is the largest magnitude / 127."""
+    """Quantizes each vector: float [..., H] to int8 [..., H] and its scale, float32 [...], largest magnitude / 127."""
     x32 = x.astype(jnp.float32)
     scale = jnp.abs(x32).max(axis=-1) / 127
     return jnp.rint(x32 / jnp.where(scale > 0, scale, 1)[..., None]).astype(jnp.int8), scale
@@ -191,5 +196,5 @@ def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, *, theta: float) -> jax.A
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> jax.Array:
-    """Initial values, drawn from N(0, std²)."""
+    """Draws initial values from N(0, std²)."""
     return std * jax.random.normal(rngs.params(), shape, dtype)

@@ -1,11 +1,11 @@
 """Where arrays live: a mesh of data × tensor, and the one table of logical axis → mesh axis.
 
 Meshes have explicit axis types: an array's type carries its sharding (`float32[64@data,32,4096]`), a product whose
-result is ambiguous fails while it is traced, and nothing is replicated in silence. Model code names no axis: it says
-what a result keeps of its operands' shardings (`like`), and parameters and inputs start it off (`Placement`).
+sharding is ambiguous fails while it is traced, and nothing is replicated silently. `Placement` shards parameters and
+inputs; model code names no axis, it says which of its operands' shardings a result keeps (`like`).
 
     data     rows of a batch, prefixes, frames of the towers
-    tensor   heads, the width of the MLPs, the vocabulary; what is contracted over it is summed by one all-reduce
+    tensor   heads, the width of the MLPs, the vocabulary; a contraction over it ends in one all-reduce
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RULES: dict[str, str] = {
     "mlp": TENSOR,
     "vocab": TENSOR,
 }
-"""The table: every logical axis that is split, and over which axis of the mesh. Others are whole everywhere."""
+"""The table: the mesh axis of every logical axis that is sharded. Other axes are whole on every device."""
 
 _DECODER_AXES: dict[str, tuple[str | None, ...]] = {
     "embed_tokens.weight": ("vocab", None),
@@ -46,23 +46,23 @@ _DECODER_AXES: dict[str, tuple[str | None, ...]] = {
 """Logical axes of the decoder's parameters, by the end of their names; biases and scales go with the first axis."""
 
 STACKED = ".*."
-"""In the name of a parameter that stands for all layers: `language_model.layers.*.mlp.up_proj.weight`, the layers along
-its first axis, as training scans over them."""
+"""Replaces the number in the name of a parameter whose first axis is the layers, as training scans over them:
+`language_model.layers.*.mlp.up_proj.weight`."""
 
 CACHE_AXES: tuple[str | None, ...] = ("batch", "heads", None, None)
 """Logical axes of keys and values [B, K, S, H]."""
 
 
 def make_mesh(data: int = 1, tensor: int | None = None, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of `data` × `tensor` devices with explicit axes.
+    """Makes a mesh of `data` × `tensor` devices with explicit axes.
 
     Args:
-      data: how many copies of the decoder, each of which takes a share of the batch.
-      tensor: how many devices hold one copy; None takes all that there are for `data` copies.
-      devices: all of JAX's by default; a topology's, to compile for machines that are not here.
+      data: copies of the decoder; each takes one shard of the batch.
+      tensor: devices that share one copy; None for all devices over `data`.
+      devices: all of JAX's by default; those of a topology, to compile for machines that are not here.
 
     Raises:
-      ValueError: more devices are asked for than there are.
+      ValueError: the mesh needs more devices than there are.
     """
     found = list(jax.devices() if devices is None else devices)
     if data < 1 or (tensor is not None and tensor < 1):
@@ -76,10 +76,10 @@ def make_mesh(data: int = 1, tensor: int | None = None, *, devices: Sequence[Any
 
 @dataclass(frozen=True)
 class Placement:
-    """Where everything of one model goes on one mesh.
+    """The shardings of one model's parameters, inputs and caches on one mesh.
 
     An axis is split only into equal shards: `heads` by key-value heads, so that a device keeps the
-    queries of its keys. What does not split is held whole by every device.
+    queries of its keys. What does not divide is whole on every device.
     """
 
     config: VideoLlavaConfig
@@ -96,7 +96,7 @@ class Placement:
         return int(self.mesh.shape[TENSOR])
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
-        """The sharding of a parameter, by its name."""
+        """Returns the sharding of a parameter, by its name."""
         return self._named(*self._axes(name, len(shape)))
 
     def stored(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
@@ -108,26 +108,26 @@ class Placement:
         spec += [None] * (len(shape) - len(spec))
         first = int(STACKED in name)
         whole_axes = [i for i in range(first, len(shape)) if spec[i] is None and shape[i] % self.data == 0]
-        if whole_axes and len(shape) > first + 1:  # vectors are small, and every layer needs them whole
+        if whole_axes and len(shape) > first + 1:  # vectors are small, and every layer needs them in full
             spec[max(whole_axes, key=lambda i: shape[i])] = DATA
         return _named(self.mesh, *spec)
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of what every device holds whole."""
+        """The sharding of an array that every device holds in full."""
         return self._named()
 
     def batch(self, rows: int, rank: int = 1) -> NamedSharding:
-        """The sharding of an array whose first axis is a batch of `rows`: split if the shards are equal."""
+        """Returns the sharding of an array whose first axis is a batch of `rows`: split if the shards are equal."""
         first = "batch" if rows % self.data == 0 else None
         return self._named(first, *(None,) * (rank - 1))
 
     def cache(self, rows: int) -> NamedSharding:
-        """The sharding of keys or values [B, K, S, H]."""
+        """Returns the sharding of keys or values [B, K, S, H]."""
         return self._named("batch" if rows % self.data == 0 else None, *CACHE_AXES[1:])
 
     def cache_scale(self, rows: int) -> NamedSharding:
-        """The sharding of the scales [B, K, S] of int8 keys or values."""
+        """Returns the sharding of the scales [B, K, S] of int8 keys or values."""
         return self._named("batch" if rows % self.data == 0 else None, *CACHE_AXES[1:3])
 
     def _axes(self, name: str, rank: int) -> tuple[str | None, ...]:
@@ -136,7 +136,7 @@ class Placement:
         if STACKED in name:
             return (None, *self._axes(name.replace(STACKED, ".0."), rank - 1))
         *_, module, last = name.split(".")
-        if module in ("lora_A", "lora_B"):  # [rank, in] and [out, rank] beside a weight [out, in]
+        if module in ("lora_A", "lora_B"):  # [rank, in] and [out, rank] of a weight [out, in]
             out, into = (*_DECODER_AXES.get(f"{name.split('.')[-3]}.weight", ()), None, None)[:2]
             return (None, into) if module == "lora_A" else (out, None)
         axes = _DECODER_AXES.get(f"{module}.weight", ())
@@ -171,12 +171,12 @@ def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
 
 
 def spec_of(x: jax.Array) -> tuple[Any, ...]:
-    """How each axis of an array is split, from its type: None for an axis that is whole."""
+    """Returns the mesh axes of each axis of an array, from its type: None for an axis that is whole."""
     return tuple(jax.typeof(x).sharding.spec.partitions)
 
 
 def like(x: jax.Array, *spec: Any, summed_over: Any = None) -> NamedSharding | None:
-    """A sharding on the mesh of `x`, for `out_sharding=`; None for an array that is on no mesh.
+    """Returns a sharding on the mesh of `x`, for `out_sharding=`; None for an array that is on no mesh.
 
     Args:
       summed_over: mesh axes left unreduced: each device keeps a partial sum, and `resharded` does the all-reduce.
@@ -198,7 +198,7 @@ def reduced_over(x: jax.Array, summed_over: Any) -> jax.Array:
 
 
 def _axes(names: Any) -> frozenset[str]:
-    """The names in an entry of a spec."""
+    """Returns the mesh axes in an entry of a spec."""
     return frozenset(() if names is None else (names,) if isinstance(names, str) else names)
 
 

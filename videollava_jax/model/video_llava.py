@@ -1,4 +1,4 @@
-"""The whole model: media to features, features into the text, text to logits."""
+"""The whole model, for inference and training: media to features, features into the text, text to logits."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Projector(nnx.Module):
         self.act = config.projector_hidden_act
 
     def __call__(self, features: jax.Array) -> jax.Array:
+        """Maps tower features [..., width] to [..., D]."""
         return self.linear_2(ACTIVATIONS[self.act](self.linear_1(features)))
 
 
@@ -68,7 +69,7 @@ class VideoLlava(nnx.Module):
         self.config = config
 
     def encode_images(self, pixels: jax.Array) -> jax.Array:
-        """Images to decoder features.
+        """Encodes images.
 
         Args:
           pixels: float [N, S, S, 3], normalised.
@@ -79,12 +80,12 @@ class VideoLlava(nnx.Module):
         return by_row(self.multi_modal_projector(self.selected("image", pixels)), pixels)
 
     def encode_videos(self, pixels: jax.Array, pooling: int = 1) -> jax.Array:
-        """Videos to decoder features.
+        """Encodes videos.
 
         Args:
           pixels: float [V, F, S, S, 3], normalised. A tower with attention over time takes each run of
             `temporal_frames` frames as a clip of its own.
-          pooling: static; side of the windows of patches that are averaged (`pool_patches`), 1 for none.
+          pooling: static; side of the windows of patches that `pool_patches` averages, 1 for none.
 
         Returns:
           [V, F × pooled_tokens_per_frame(pooling), D], frame after frame, each with its class token first.
@@ -96,7 +97,7 @@ class VideoLlava(nnx.Module):
         return by_row(pool_patches(self.multi_modal_projector(hidden), pooling), pixels)
 
     def selected(self, kind: MediaKind, frames: jax.Array) -> jax.Array:
-        """Frames to what the projector takes: the selected hidden states and positions of the tower of their kind.
+        """Runs the tower of a kind of media, and selects the layers and positions that the projector takes.
 
         Args:
           frames: float [N, S, S, 3], normalised: images, or the frames of videos, one video after the other.
@@ -115,11 +116,11 @@ class VideoLlava(nnx.Module):
         image_features: jax.Array | None = None,
         video_features: jax.Array | None = None,
     ) -> jax.Array:
-        """Token embeddings, with features in the places of the media tokens, in order.
+        """Embeds tokens, and replaces those of media by features, in order.
 
         Args:
-          ids_BT: int32; as many image (video) tokens in all as there are image (video) feature vectors, which
-            the caller has checked.
+          ids_BT: int32. The caller has checked that there are as many image (video) tokens as image (video) feature
+            vectors.
           image_features, video_features: [media, tokens, D], or None where a batch has none.
         """
         x_BTD = self.language_model.embed_tokens(ids_BT)
@@ -136,11 +137,11 @@ class VideoLlava(nnx.Module):
         return x_BTD
 
     def embed_prefix(self, ids_BT: jax.Array, features_BMD: jax.Array | None) -> jax.Array:
-        """Token embeddings, with each row's features in the places of its media tokens, images and videos in order.
+        """Embeds tokens, and replaces those of media by the features of their row, images and videos in order.
 
         Args:
           ids_BT: int32, with M media tokens in every row.
-          features_BMD: the features of all the media of a row, one after the other; None for text alone.
+          features_BMD: the features of all media of a row, one medium after the other; None for text alone.
         """
         x_BTD = self.language_model.embed_tokens(ids_BT)
         if features_BMD is None:
@@ -156,13 +157,13 @@ class VideoLlava(nnx.Module):
         return weight_VD
 
     def logits(self, x_BTD: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
-        """Decoder states to logits over the vocabulary, in `dtype` or in that of the weights."""
+        """Returns logits over the vocabulary of hidden states, in `dtype` or in that of the weights."""
         weight_VD = self.head_VD
         out = like(weight_VD, *spec_of(x_BTD)[:-1], spec_of(weight_VD)[0])
         return jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, preferred_element_type=dtype, out_sharding=out)
 
     def next_logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Logits [B, V] after the last token of each row, the vocabulary whole on every device."""
+        """Returns logits [B, V] after the last token of each row, with the whole vocabulary on every device."""
         return whole(self.logits(x_BTD[:, -1:])[:, 0], axis=-1)
 
     def __call__(
@@ -172,7 +173,7 @@ class VideoLlava(nnx.Module):
         image_features: jax.Array | None = None,
         video_features: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits [B, T, V] of whole sequences; `token_mask_BT` is False on padding, None for no padding."""
+        """Returns logits [B, T, V] of whole sequences; `token_mask_BT` is False on padding, None for no padding."""
         mask_BT = jnp.ones(ids_BT.shape, bool) if token_mask_BT is None else token_mask_BT.astype(bool)
         return self.logits(self.language_model(self.embed(ids_BT, image_features, video_features), mask_BT))
 
@@ -184,12 +185,12 @@ class VideoLlava(nnx.Module):
         media_index_BT: jax.Array,
         features_BMD: jax.Array | None,
     ) -> jax.Array:
-        """Hidden states [B, T, D] of sequences packed into rows, for training.
+        """Returns hidden states [B, T, D] of sequences packed into rows, for training.
 
         Args:
           positions_BT: int32, of each token in its sequence.
           segments_BT: int32, the sequence of each token; tokens see those of their own.
-          media_index_BT: int32, which of the row's feature vectors stands in a token's place; -1 for text.
+          media_index_BT: int32, the index of the feature vector that replaces a token in `features_BMD`; -1 for text.
           features_BMD: the features of all the media of a row; None where no row has any.
         """
         x_BTD = self.language_model.embed_tokens(ids_BT)
@@ -200,7 +201,7 @@ class VideoLlava(nnx.Module):
     def prefill(
         self, x_BTD: jax.Array, token_mask_BT: jax.Array, *, int8: bool = False
     ) -> tuple[jax.Array, PrefixCache]:
-        """Prompts or prefixes, embedded and padded on the left.
+        """Runs prompts or prefixes, embedded and padded on the left.
 
         Args:
           int8: keep keys and values in int8.
@@ -219,7 +220,7 @@ class VideoLlava(nnx.Module):
     def begin(
         self, ids_BT: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
-        """Text after prefixes, B / G rows for each of G: hidden states [B, T, D], and its keys and values."""
+        """Runs text after G prefixes, B / G rows for each: hidden states [B, T, D], and the text's keys and values."""
         return self.language_model.begin(self.language_model.embed_tokens(ids_BT), token_mask_BT, prefix)
 
     def extend(
@@ -230,7 +231,7 @@ class VideoLlava(nnx.Module):
         *,
         prefix_attention: Implementation | None = None,
     ) -> tuple[jax.Array, TailCache]:
-        """Logits [B, V] after T more tokens a row, text padded on the left, and the longer tails.
+        """Runs T more tokens of each row, text padded on the left: logits [B, V] after them, and the longer tails.
 
         Args:
           prefix_attention: the implementation of attention to the prefix; None chooses one.
@@ -241,7 +242,7 @@ class VideoLlava(nnx.Module):
 
 
 def pool_patches(features_NPD: jax.Array, pooling: int) -> jax.Array:
-    """Averages the patches of each frame over windows of pooling × pooling; the class token stays as it is.
+    """Averages the patches of each frame over windows of pooling × pooling, but not the class token.
 
         C  a b c d     with 2    C  mean(a b e f)  mean(c d g h)
            e f g h
@@ -251,7 +252,7 @@ def pool_patches(features_NPD: jax.Array, pooling: int) -> jax.Array:
 
     Args:
       features_NPD: [N, 1 + patches, D], the class token first, the patches row by row of a square.
-      pooling: the windows' side, which divides the square's; 1 changes nothing.
+      pooling: the side of the windows, a divisor of the side of the square; 1 changes nothing.
 
     Returns:
       [N, 1 + patches / pooling², D], of the same dtype.
@@ -267,7 +268,7 @@ def pool_patches(features_NPD: jax.Array, pooling: int) -> jax.Array:
 
 
 def by_row(x_NPD: jax.Array, rows: jax.Array) -> jax.Array:
-    """[R, N / R × P, D] of [N, P, D]: joins what belongs to each row of `rows`, and shards it like that array."""
+    """Joins the frames of each row: [N, P, D] to [R, N / R × P, D], sharded like the first axis of `rows`."""
     split = like(rows, *spec_of(rows)[:1])
     return resharded(x_NPD, split).reshape(rows.shape[0], -1, x_NPD.shape[-1], out_sharding=split)
 
@@ -286,10 +287,10 @@ def _placed(x_BTD: jax.Array, is_media_BT: jax.Array, index_BT: jax.Array, featu
 def abstract_model(
     config: VideoLlavaConfig, *, dtype: DTypeLike = jnp.float32, quantization: Quantization | None = None
 ) -> VideoLlava:
-    """The model with shapes and dtypes for parameters: nothing is drawn or allocated.
+    """Returns the model with shapes and dtypes for parameters: nothing is drawn or allocated.
 
     Args:
-      quantization: the decoder's projections have int8 weights with scales (`layers.Linear`).
+      quantization: of the weights of the decoder's projections (`layers.Linear`); None for floats.
     """
     return nnx.eval_shape(
         lambda: VideoLlava(config, dtype=dtype, rngs=cast(nnx.Rngs, _OneKey()), quantization=quantization)
@@ -297,26 +298,26 @@ def abstract_model(
 
 
 class _OneKey:
-    """In the place of `nnx.Rngs` where nothing is drawn: for the 7B shape, counting draws takes five seconds."""
+    """Stands in for `nnx.Rngs` where nothing is drawn: for the 7B shape, counting draws takes five seconds."""
 
     def params(self) -> jax.Array:
         return jax.random.key(0)
 
 
 def named_parameters(state: State) -> dict[str, jax.Array]:
-    """Parameters by name, as transformers names them: `language_model.layers.0.mlp.up_proj.weight`."""
+    """Returns parameters under transformers' names: `language_model.layers.0.mlp.up_proj.weight`."""
     return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
 @lru_cache
 def parameter_shapes(config: VideoLlavaConfig) -> Mapping[str, tuple[int, ...]]:
-    """The shape of every parameter of a model, by name."""
+    """Returns the shape of every parameter of a model, by name."""
     parameters = named_parameters(nnx.state(abstract_model(config)))
     return MappingProxyType({name: tuple(value.shape) for name, value in parameters.items()})
 
 
 def with_parameters(state: State, parameters: dict[str, jax.Array]) -> State:
-    """The state with its values replaced, by name; the names must be exactly those of `named_parameters`."""
+    """Replaces the values of a state, by name: `parameters` has every name of `named_parameters`."""
     return nnx.from_flat_state(
         [(path, variable.replace(parameters[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
     )

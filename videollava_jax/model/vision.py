@@ -28,6 +28,7 @@ class VisionEmbeddings(nnx.Module):
         self.position_embedding = Embedding(config.num_patches + 1, D, dtype=dtype, rngs=rngs)
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
+        """Embeds float [N, S, S, 3], normalised: [N, 1 + patches, D], the class token first."""
         patches_NPD = self.patch_embedding(pixels)
         N, _, D = patches_NPD.shape
         out = like(patches_NPD, *spec_of(patches_NPD))
@@ -42,11 +43,12 @@ class PatchEmbedding(nnx.Module):
         self.weight = nnx.Param(normal(rngs, (features, channels, patch, patch), 0.02, dtype))
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
+        """Embeds float [N, height, width, channels]: [N, patches, D], row by row."""
         weight = self.weight[...]
         p = weight.shape[-1]
         N, height, width, C = pixels.shape
         rows, columns = height // p, width // p
-        # Pixels beyond the last whole patch are ignored, as a strided convolution ignores them.
+        # A strided convolution ignores pixels beyond the last whole patch.
         grid = pixels[:, : rows * p, : columns * p]
         grid = grid.reshape(N, rows, p, columns, p, C, out_sharding=like(pixels, *spec_of(pixels)[:1]))
         return jnp.einsum("NhpwqC,DCpq->NhwD", grid.astype(weight.dtype), weight).reshape(N, rows * columns, -1)
@@ -65,6 +67,7 @@ class VisionAttention(nnx.Module):
         self.num_heads = config.num_attention_heads
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Maps [batch, T, D] to [batch, T, D]."""
         B, T, D = x_BTD.shape
         heads = (B, T, self.num_heads, D // self.num_heads)
         q_BTNH = self.q_proj(x_BTD).reshape(heads)
@@ -82,15 +85,16 @@ class VisionMLP(nnx.Module):
         self.hidden_act = config.hidden_act
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., D] to [..., D]."""
         return self.fc2(ACTIVATIONS[self.hidden_act](self.fc1(x)))
 
 
 class VisionLayer(nnx.Module):
-    """One pre-norm block (`CLIPEncoderLayer`); with `temporal_frames`, attention over time comes before it.
+    """One pre-norm block (`CLIPEncoderLayer`); with `temporal_frames`, after attention over time.
 
     The temporal part (the authors' `CLIPEncoderLayer` with `add_time_attn`), for each of the P positions:
 
-        x += temporal_embedding                                   one vector a frame, this layer's own
+        x += temporal_embedding                                   one vector for each frame, of this layer
         x += temporal_attn(temporal_layer_norm1(x))               full attention over the frames, no MLP
     """
 
@@ -107,6 +111,7 @@ class VisionLayer(nnx.Module):
         self.temporal_frames = temporal_frames
 
     def __call__(self, x_NPD: jax.Array) -> jax.Array:
+        """Runs the block on [N, P, D]; N is a multiple of `temporal_frames` where there are any."""
         if self.temporal_frames is not None:
             x_NPD = self._attend_over_time(x_NPD)
         x_NPD = x_NPD + self.self_attn(self.layer_norm1(x_NPD))
@@ -117,7 +122,7 @@ class VisionLayer(nnx.Module):
         N, P, D = x_NPD.shape
         F = self.temporal_frames
         V = N // F
-        # Clips stay whole: JAX might spread a clip's frames, or positions, over the devices.
+        # Clips stay whole: JAX might shard a clip's frames, or positions, over the devices.
         clips = like(x_NPD, *spec_of(x_NPD)[:1])
         x_VFPD = x_NPD.reshape(V, F, P, D, out_sharding=clips) + self.temporal_embedding[...][:, :, None, :]
         x_WFD = x_VFPD.swapaxes(1, 2).reshape(V * P, F, D, out_sharding=clips)
@@ -126,7 +131,7 @@ class VisionLayer(nnx.Module):
 
 
 class VisionEncoder(nnx.Module):
-    """The layers, under the name that checkpoints give them."""
+    """The layers, under their name in checkpoints."""
 
     def __init__(self, config: VisionConfig, temporal_frames: int | None, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.layers = nnx.List(
@@ -135,9 +140,9 @@ class VisionEncoder(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """CLIP's vision transformer up to the last hidden state that is asked for (`CLIPVisionModel`).
+    """CLIP's vision transformer up to the last requested hidden state (`CLIPVisionModel`).
 
-    Layers beyond it and `post_layernorm` are kept, so that no tensor of a checkpoint is lost, and never run.
+    Later layers and `post_layernorm` are kept, so that no tensor of a checkpoint is lost, but never run.
     """
 
     def __init__(self, config: VisionConfig, *, temporal_frames: int | None = None, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -150,15 +155,18 @@ class VisionTower(nnx.Module):
         self.temporal_frames = temporal_frames
 
     def __call__(self, pixels: jax.Array, feature_layers: tuple[int, ...]) -> jax.Array:
-        """Hidden states of frames.
+        """Returns hidden states of frames.
 
         Args:
           pixels: float [N, S, S, 3], normalised; N = videos × frames, frames of a video together. A tower with
             temporal attention takes each run of `temporal_frames` frames as one clip.
-          feature_layers: hidden states to return, 0 the embeddings, `i` the output of layer `i`.
+          feature_layers: hidden states to return: 0 the embeddings, `i` the output of the i-th layer.
 
         Returns:
           [N, 1 + patches, D × len(feature_layers)], the class token first.
+
+        Raises:
+          ValueError: frames of another size, or a number of them that is no multiple of `temporal_frames`.
         """
         if pixels.shape[1:3] != (self.image_size, self.image_size):
             raise ValueError(

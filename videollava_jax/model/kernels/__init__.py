@@ -1,12 +1,12 @@
-"""Kernels behind `attention(implementation=...)`: what each takes, which one is chosen, and how it is called.
+"""Kernels behind `attention(implementation=...)`: what each accepts, which one is chosen, and how it is called.
 
     cudnn        NVIDIA GPUs   many queries: prefill and towers, in bfloat16 or float16
     splash       TPUs          many queries: prefill, and questions on a prefix
     decode_tpu   TPUs          few queries on a shared prefix, int8 or float
     decode_gpu   NVIDIA GPUs   the same
-    by_head      CPUs          many queries, anything; no kernel, but split over devices as they are
+    by_head      CPUs          many queries, anything; no kernel, but it runs per device as they do
 
-Each gives what the reference gives, and none is ever needed. Pallas is imported when a kernel is first used.
+Each gives the result of the reference, which every platform can run. Pallas is imported when a kernel is first used.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = ["Kernel", "Operands", "best", "platform_of", "refusal", "run"]
 Kernel = Literal["cudnn", "splash", "decode_tpu", "decode_gpu", "by_head"]
 
 CUDNN_QUERIES = 128
-"""From here on cuDNN is chosen: its tiles are of 128 queries, and the scores of fewer are small."""
+"""cuDNN is chosen from this many queries on: its tiles have 128 queries, and the scores of fewer are small."""
 SPLASH_QUERIES = 512
-"""From here on splash is chosen: below, the scores fit the fast memory and whole blocks would be mostly filling."""
+"""Splash is chosen from this many queries on: fewer have scores that fit VMEM, and would be padded to whole blocks."""
 BY_HEAD_QUERIES = 512
-"""From here on attention goes head by head on a CPU: the scores of fewer fit its caches together."""
+"""A CPU computes head by head from this many queries on: the scores of fewer fit its caches together."""
 FEW_QUERIES = {"decode_tpu": 256, "decode_gpu": 64}
-"""The most queries of one key head, rows × T × N / K, that a decode kernel keeps in fast memory."""
-# All that the TPU compiler takes for products of bfloat16 in a kernel; one pass makes them exact.
+"""The most queries on one key head, rows × T × N / K, that a decode kernel keeps in fast memory."""
+# The only precisions that the TPU compiler accepts for products of bfloat16 in a kernel; one pass is exact.
 _ONE_PASS = (None, "default", "fastest", "bfloat16")
 _PLATFORMS = {
     "cudnn": ("gpu",),
@@ -42,12 +42,12 @@ _PLATFORMS = {
 
 
 def best(operands: Operands, *, lse: bool) -> Kernel | None:
-    """The kernel that is sure to pay for these operands on their platform, None where there is none.
+    """Chooses the kernel that is known to be faster for these operands on their platform; None where there is none.
 
-    Decode kernels are never chosen: XLA's own fusion reads a prefix once and keeps nothing of its size.
+    Decode kernels are never chosen: XLA's own fusion also reads a prefix once and holds nothing of its size.
 
     Args:
-      lse: whether the log of the sum of exponentials is wanted too.
+      lse: whether the log-sum-exp is needed too.
     """
     platform, queries = platform_of(operands.q_BTNH), operands.queries
     if platform == "gpu" and queries >= CUDNN_QUERIES and refusal("cudnn", operands, lse=lse) is None:
@@ -60,7 +60,7 @@ def best(operands: Operands, *, lse: bool) -> Kernel | None:
 
 
 def refusal(kernel: Kernel, operands: Operands, *, lse: bool) -> str | None:
-    """Why a kernel cannot take these operands; None where it can."""
+    """Says why a kernel cannot run these operands; None where it can."""
     platform = platform_of(operands.q_BTNH)
     if platform not in _PLATFORMS[kernel]:
         return f"runs on {' or '.join(_PLATFORMS[kernel])}, and this program is for {platform}"
@@ -80,13 +80,13 @@ def refusal(kernel: Kernel, operands: Operands, *, lse: bool) -> str | None:
 
 
 def run(kernel: Kernel, operands: Operands, *, lse: bool) -> tuple[jax.Array, jax.Array | None]:
-    """Attention by a kernel, on each device over its own rows and heads; on a CPU in Pallas' interpreter, slowly.
+    """Runs a kernel, on each device over its own rows and heads; on a CPU in Pallas' interpreter, slowly.
 
     Returns:
-      [B, T, N, H], and float32 [B, T, N] where `lse` is wanted.
+      [B, T, N, H], and the log-sum-exp, float32 [B, T, N], where `lse` is set.
 
     Raises:
-      ValueError: the kernel cannot take these operands; it says why.
+      ValueError: the kernel cannot run these operands (`refusal`).
     """
     reason = refusal(kernel, operands, lse=lse)
     if reason is not None:

@@ -1,7 +1,7 @@
 """Attention of many queries on a CPU: one row and one key head at a time, so that scores stay in its caches.
 
-XLA's CPU backend makes all the scores of all heads before it reads them again from memory, and its products with batch
-axes are slower than plain ones: this takes half to a third of the time of the reference.
+XLA's CPU backend writes the scores of all heads to memory before it reads them again, and its products with batch axes
+are slower than plain ones: this takes half to a third of the time of the reference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ QUERY_BLOCK = 256
 
 
 def attend(operands: Operands) -> tuple[jax.Array, jax.Array]:
-    """Attention in float32, as the reference computes it.
+    """Computes attention in float32, as the reference does.
 
     Returns:
       float32 [B, T, N, H] and [B, T, N].
@@ -25,7 +25,7 @@ def attend(operands: Operands) -> tuple[jax.Array, jax.Array]:
     heads = N // K
 
     def by_head(x: jax.Array | None) -> jax.Array | None:
-        """Keys, values or their scales as [G × K, S, ...]."""
+        """Reorders keys, values or their scales to [G × K, S, ...]."""
         if x is None:
             return None
         return jnp.einsum(f"{order[: x.ndim]}->{'GKSH'[: x.ndim]}", x).reshape(G * K, *(S, H)[: x.ndim - 2])
@@ -41,7 +41,7 @@ def attend(operands: Operands) -> tuple[jax.Array, jax.Array]:
         parts = []
         for start in range(0, len(q_QH), QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
-            # A static offset tells how far the block can see: keys beyond the diagonal are never read.
+            # With a static offset, keys beyond the diagonal are never read.
             last = min(start + QUERY_BLOCK, len(q_QH)) - 1
             seen = min(offset + last // heads + 1, S) if isinstance(offset, int) and B == G else S
             scores = q_QH[block] @ keys_SH[:seen].T

@@ -1,4 +1,4 @@
-"""cuDNN's flash attention, through JAX: for prefill and for the towers on NVIDIA GPUs.
+"""Flash attention of cuDNN, through JAX: for prefill and for the towers on NVIDIA GPUs.
 
 Read in JAX 0.10.2 and 0.11.2 (`jax.nn.dot_product_attention`, `fused_attention_stablehlo.py`): float16 and bfloat16
 only; the causal rule starts at the first key; a mask becomes a bias of [rows, 1, T, S] in the dtype of the queries;
@@ -15,7 +15,7 @@ from videollava_jax.model.kernels.operands import Operands
 
 
 def attend(operands: Operands) -> jax.Array:
-    """Attention in bfloat16 or float16 over keys in order "GSKH"; any mask, any causal offset.
+    """Computes attention in bfloat16 or float16 over keys in order "GSKH"; any mask, any causal offset.
 
     Returns:
       [B, T, N, H] in the dtype of the queries.
@@ -23,12 +23,12 @@ def attend(operands: Operands) -> jax.Array:
     q_BTNH = operands.q_BTNH
     B, T, N, H = q_BTNH.shape
     G, Q = operands.size("G"), operands.queries
-    # Rows that share keys stand side by side, as in the reference.
+    # All queries that share keys go into one product, as in the reference.
     q_GQNH, keys, values = q_BTNH.reshape(G, Q, N, H), operands.keys, operands.values
     plain_causal = isinstance(operands.causal_offset, int) and operands.causal_offset == 0 and Q == T
     mask_GNQS = _mask(operands, with_causal_rule=not plain_causal)
     if mask_GNQS is not None:
-        # Even lengths, for the gradient: one more query, and one more key that nobody sees.
+        # The gradient needs even lengths: an odd one gets one more query, or one more key that no query sees.
         q_GQNH, keys, values = (_even(x, 1) for x in (q_GQNH, keys, values))
         mask_GNQS = _even(_even(mask_GNQS, 2), 3)
     out_GQNH = jax.nn.dot_product_attention(
@@ -38,7 +38,7 @@ def attend(operands: Operands) -> jax.Array:
 
 
 def _mask(operands: Operands, *, with_causal_rule: bool) -> jax.Array | None:
-    """bool [G, 1, Q, S]; None where all is seen that the causal rule of cuDNN leaves."""
+    """Returns the mask that cuDNN's own causal rule does not cover: bool [G, 1, Q, S]; None where there is none."""
     G, Q, S, T = operands.size("G"), operands.queries, operands.size("S"), operands.q_BTNH.shape[1]
     mask = None if operands.mask_GS is None else operands.mask_GS[:, None, None, :]
     if with_causal_rule and operands.causal_offset is not None:

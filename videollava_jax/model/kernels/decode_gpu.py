@@ -1,14 +1,13 @@
 """A GPU kernel for few queries and many keys: the keys are split over programs, and their results are merged.
 
-One row of keys and one head would keep one of a hundred processors busy. So each takes a part of the keys,
+One program for each row of keys and head would leave most processors idle. So each program takes a part of the keys,
 
-    keys   [ split 0 ][ split 1 ][ split 2 ]        int8 or float, as they lie in memory; scaled in here
-    gives    out, lse   out, lse   out, lse         merged afterwards, each by its share of the exponentials
+    keys   [ split 0 ][ split 1 ][ split 2 ]        int8 or float, as stored; scaled in the kernel
+    result out, lse   out, lse   out, lse         merged afterwards, weighted by the sums of exponentials
 
 and walks over its part in blocks, with the online softmax.
 
-It is written for Pallas' Triton backend, which JAX 0.11 still has and calls deprecated: one reason more why it runs
-only where it is named.
+It is written for Pallas' Triton backend, which JAX 0.11 still has but calls deprecated: it runs only where it is named.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ from videollava_jax.model.kernels.operands import MASKED, Operands, queries_by_k
 BLOCK = 64
 """Keys that a program reads at a time."""
 PROGRAMS = 512
-"""How many programs fill a GPU: some for each of its 100 to 150 processors."""
+"""Programs that fill a GPU: several for each of its 100 to 150 processors."""
 QUERY_TILE = 16
-"""The least number of queries in a product of the matrix units: fewer are filled up."""
+"""The fewest queries in a product of the matrix units: fewer are padded."""
 
 
 def decode(
     operands: Operands, *, interpret: bool = False, block: int = BLOCK, splits: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of few queries in both directions over keys in order "GKSH".
+    """Computes attention of few queries in both directions over keys in order "GKSH".
 
     Args:
       operands: without a causal rule; float or int8 keys and values; H a power of two.
-      interpret: runs on any device, slowly, to check the numbers.
+      interpret: run in Pallas' interpreter, on any device and slowly, to check the numbers.
       block: keys at a time, a power of two and at least 16.
-      splits: programs for each head of each row; None takes as many as fill a GPU.
+      splits: programs for each head of each row; None for as many as fill a GPU.
 
     Returns:
-      float32 [B, T, N, H], and the log of the sum of exponentials, float32 [B, T, N].
+      float32 [B, T, N, H], and the log-sum-exp, float32 [B, T, N].
 
     Source: Dao et al. 2023, FlashDecoding.
     """
@@ -85,7 +84,7 @@ def decode(
 
 
 def _merged(out_PGKQH: jax.Array, lse_PGKQ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The parts of all splits as one: the rule of `attention.merged`, for any number."""
+    """Merges the parts of all splits: the rule of `attention.merged`, for any number of parts."""
     top_GKQ = lse_PGKQ.max(axis=0)
     share_PGKQ = jnp.exp(lse_PGKQ - top_GKQ)
     total_GKQ = share_PGKQ.sum(axis=0)
@@ -98,7 +97,7 @@ def _kernel(*refs: Any, block: int, blocks_each: int) -> None:
     length, H = k_ref.shape
     q = q_ref[...]
     Q = q.shape[0]
-    # exp2 is the instruction there is: log2(e) is multiplied into the scores once.
+    # GPUs have an instruction for exp2, not for exp: log2(e) is multiplied into the scores once.
     scale, masked = H**-0.5 * math.log2(math.e), MASKED * math.log2(math.e)
     first = pl.program_id(2) * blocks_each
 

@@ -1,8 +1,8 @@
-"""A TPU kernel for few queries and many keys: a block of keys and values at a time goes through fast memory, once.
+"""A TPU kernel for few queries and many keys: each block of keys and values passes through VMEM once.
 
 For each row of keys and each key head the grid walks over blocks of keys:
 
-    keys   [ block 0 ][ block 1 ][ block 2 ]        int8 or float, as they lie in memory; scaled in here
+    keys   [ block 0 ][ block 1 ][ block 2 ]        int8 or float, as stored; scaled in the kernel
     state  max, sum of exponentials, weighted values: kept between the blocks (the online softmax)
 """
 
@@ -20,21 +20,21 @@ from jax.typing import DTypeLike
 from videollava_jax.model.kernels.operands import MASKED, Operands, queries_by_key_head, rows_again
 
 BLOCK_BYTES = 1 << 20
-"""Of keys in one block, in the dtype of the queries: keys and values, each twice for the next block's copy, are four of
-these. A larger block would only need more memory: its copy takes longer than starting the next one."""
+"""Bytes of the keys of one block, in the dtype of the queries. VMEM holds four times as much: keys and values, and the
+next block of each. A larger block gains nothing: copying this one already takes longer than starting the next."""
 LANES = 128
 
 
 def decode(operands: Operands, *, interpret: bool = False, block: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Attention of few queries in both directions over keys in order "GKSH".
+    """Computes attention of few queries in both directions over keys in order "GKSH".
 
     Args:
       operands: without a causal rule; float or int8 keys and values.
-      interpret: runs on any device, slowly, to check the numbers.
-      block: keys at a time, a multiple of 128 or all of them; None takes what `BLOCK_BYTES` holds.
+      interpret: run in Pallas' interpreter, on any device and slowly, to check the numbers.
+      block: keys at a time, a multiple of 128 or all of them; None for as many as `BLOCK_BYTES` holds.
 
     Returns:
-      float32 [B, T, N, H], and the log of the sum of exponentials, float32 [B, T, N].
+      float32 [B, T, N, H], and the log-sum-exp, float32 [B, T, N].
 
     Source: Milakov and Gimelshein 2018, the online softmax.
     """

@@ -1,4 +1,4 @@
-"""What a kernel is called with: the arrays of one attention, seen by each device as its own share."""
+"""The operands of a kernel: the arrays of one attention; each device has a shard of them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from jax.sharding import AxisType, PartitionSpec
 
 from videollava_jax.model.sharding import spec_of
 
-# Finite, as in the reference: a query that may see nothing averages instead of turning into NaN.
+# Finite, as in the reference: a query that may see nothing then averages, where -inf would give NaN.
 MASKED = -1e30
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Operands:
-    """The arguments of `attention`, keys and values taken apart.
+    """The arguments of `attention`, with keys and values as separate arrays.
 
     Attributes:
       q_BTNH: queries; N is a multiple of K, B of G.
       keys, values: four axes in `order`.
       key_scale, value_scale: float32, the first three of these axes, of int8 keys and values; None for floats.
       mask_GS: bool, which keys hold a token; None for all.
-      segments_GS: int32, of packed rows, T = S and B = G: queries see the keys of their own segment. None for one.
+      segments_GS: int32, the sequence of each token in packed rows, T = S and B = G; None for one sequence in each row.
       order: of the axes of keys and values: "GSKH", "GKSH" or "SGKH".
-      causal_offset: the key index that the first query stands at, a number or a traced one; None: no causal rule.
+      causal_offset: the key index that the first query stands at, an int or a traced scalar; None: no causal rule.
     """
 
     q_BTNH: jax.Array
@@ -43,7 +43,7 @@ class Operands:
     causal_offset: Any = field(default=None, metadata={"static": True})
 
     def size(self, axis: str) -> int:
-        """The length of an axis of the keys, by its letter."""
+        """Returns the length of an axis of the keys, by its letter."""
         return self.keys.shape[self.order.index(axis)]
 
     @property
@@ -53,9 +53,9 @@ class Operands:
 
     @property
     def split_alike(self) -> bool:
-        """Whether each device has the keys of its queries: rows and heads split over the same axes, nothing else.
+        """Whether each device has the keys of its queries: rows and heads sharded over the same axes, nothing else.
 
-        Only explicit axes tell, and inside a `shard_map` over all of them the arrays are one device's already.
+        Known only of explicit mesh axes, or inside a `shard_map` over all axes, where arrays are one device's already.
         """
         if any(kind == AxisType.Auto for kind in self.axis_types) or len(set(self.axis_types)) > 1:
             return False
@@ -69,14 +69,14 @@ class Operands:
 
     @property
     def axis_types(self) -> tuple[AxisType, ...]:
-        """Of the mesh that the queries are on; empty where they are on none."""
+        """The axis types of the queries' mesh; empty where they are on none."""
         return tuple(jax.typeof(self.q_BTNH).sharding.mesh.axis_types)
 
 
 def platform_of(x: jax.Array) -> str:
-    """What a program that reads this array is compiled for: "cpu", "gpu" or "tpu".
+    """Returns the platform that a program with this array is compiled for: "cpu", "gpu" or "tpu".
 
-    The mesh in the array's type tells, also for chips that are only described; without a mesh it is JAX's default.
+    It is that of the mesh in the array's type, also for described chips that are not here, else JAX's default.
     """
     device = jax.typeof(x).sharding.mesh.abstract_device
     return jax.default_backend() if device is None else device.platform
@@ -85,19 +85,19 @@ def platform_of(x: jax.Array) -> str:
 def per_device(
     kernel: Callable[[Operands], tuple[jax.Array, jax.Array | None]], operands: Operands
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Runs a kernel in each device's share of rows and heads, or once where there is no mesh.
+    """Runs a kernel on each device's shard of rows and heads, or once where there is no mesh.
 
-    XLA cannot split a kernel by itself: it would gather every operand onto every device.
+    XLA cannot partition a kernel by itself: it would gather every operand onto every device.
 
     Args:
-      kernel: gives [B, T, N, H], and [B, T, N] or None, of the operands that it gets.
+      kernel: maps operands to [B, T, N, H], and [B, T, N] or None.
       operands: `split_alike`.
     """
     mesh = jax.typeof(operands.q_BTNH).sharding.mesh
     if mesh.empty or AxisType.Manual in operands.axis_types:
         return kernel(operands)
     batch, _, heads, _ = spec_of(operands.q_BTNH)
-    # A traced offset is the same on all devices, but is no array of the operands: it goes in beside them.
+    # A traced offset is a static field of the operands: it has to enter the shard_map as an argument of its own.
     static = operands.causal_offset is None or isinstance(operands.causal_offset, int)
     plain = operands if static else dataclasses.replace(operands, causal_offset=None)
     offset = None if static else jnp.asarray(operands.causal_offset)
@@ -116,7 +116,7 @@ def per_device(
 
 
 def queries_by_key_head(operands: Operands) -> jax.Array:
-    """[G, K, Q, H]: all queries that read the same keys, Q = rows × T × N / K."""
+    """Groups the queries that read the same keys: [G, K, Q, H] with Q = rows × T × N / K."""
     q_BTNH, G, K = operands.q_BTNH, operands.size("G"), operands.size("K")
     B, T, N, H = q_BTNH.shape
     q_GTKnH = q_BTNH.reshape(G, B // G * T, K, N // K, H)
@@ -124,7 +124,7 @@ def queries_by_key_head(operands: Operands) -> jax.Array:
 
 
 def rows_again(x_GKQ: jax.Array, q_BTNH: jax.Array) -> jax.Array:
-    """[G, K, Q, ...] back to [B, T, N, ...]."""
+    """Undoes `queries_by_key_head`: [G, K, Q, ...] to [B, T, N, ...]."""
     G, K, _, *rest = x_GKQ.shape
     B, T, N, _ = q_BTNH.shape
     x_GKTn = x_GKQ.reshape(G, K, B // G * T, N // K, *rest)

@@ -1,6 +1,6 @@
-"""Splash attention, JAX's TPU kernel for many queries: scores are made and used in fast memory, block by block.
+"""Splash attention, JAX's TPU kernel for many queries: scores are computed and used in VMEM, block by block.
 
-It wants whole blocks: queries and keys are filled up at the end, and the filled keys belong to no query.
+It needs whole blocks: queries and keys are padded at the end, and no query sees the padding.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from videollava_jax.model.kernels.operands import Operands
 
 LANES = 128
 LARGEST_BLOCK = {2: 1024, 4: 512}
-"""By the bytes of a number: scores of 1024 × 1024 are 4 MiB in float32, and a kernel may use 16 MiB in all. In
-float32 at full precision the gradient needs more beside them, and the compiler refuses blocks of 896."""
+"""By the bytes of an element: scores of 1024 × 1024 are 4 MiB in float32, and a kernel may use 16 MiB in all. In
+float32 at full precision the gradient needs more memory than scores, and the compiler refuses blocks of 896."""
 
 
 def attend(operands: Operands, *, lse: bool, interpret: bool = False) -> tuple[jax.Array, jax.Array | None]:
-    """Attention of many queries; with a static causal offset each row of keys has one row of queries.
+    """Computes attention of many queries; with a static causal offset each row of keys has one row of queries.
 
     The scale is multiplied into the queries before the kernel: in bfloat16 with H = 128 that rounds them once more.
 
     Args:
       operands: of one float dtype.
-      lse: whether the log of the sum of exponentials is wanted. Only without it has the kernel a gradient.
-      interpret: runs on any device, slowly, to check the numbers.
+      lse: whether the log-sum-exp is needed. Only without it does the kernel have a gradient.
+      interpret: run in Pallas' interpreter, on any device and slowly, to check the numbers.
 
     Returns:
       [B, T, N, H] in the dtype of the queries, and float32 [B, T, N] or None.
@@ -36,7 +36,7 @@ def attend(operands: Operands, *, lse: bool, interpret: bool = False) -> tuple[j
     B, T, N, H = q_BTNH.shape
     G, S, Q = operands.size("G"), operands.size("S"), operands.queries
     block_q, block_s = block_of(Q, q_BTNH.dtype), block_of(S, q_BTNH.dtype)
-    # Rows that share keys stand side by side, as in the reference.
+    # All queries that share keys go into one product, as in the reference.
     q_GNQH = _filled(jnp.einsum("GQNH->GNQH", (q_BTNH * H**-0.5).reshape(G, Q, N, H)), 2, block_q)
     keys, values = (_filled(jnp.einsum(f"{order}->GKSH", x), 2, block_s) for x in (operands.keys, operands.values))
     segments = _segments(operands, q_GNQH.shape[2], keys.shape[2])
@@ -59,7 +59,7 @@ def attend(operands: Operands, *, lse: bool, interpret: bool = False) -> tuple[j
 
 
 def _segments(operands: Operands, Q: int, S: int) -> splash.SegmentIds | None:
-    """Which keys the queries see, both filled up to Q and S; None for all. A mask is two segments: 1 is seen."""
+    """Returns which keys each query sees, padded to Q and S; None for all. A mask becomes segments: 1 is seen."""
     G, held = operands.size("G"), operands.size("S")
     if operands.segments_GS is not None:
         keys_GS = operands.segments_GS
@@ -69,14 +69,14 @@ def _segments(operands: Operands, Q: int, S: int) -> splash.SegmentIds | None:
     else:
         keys_GS = jnp.ones((G, held), jnp.int32) if operands.mask_GS is None else operands.mask_GS.astype(jnp.int32)
         queries_GQ = jnp.ones((G, Q), jnp.int32)
-    # What is filled is a segment of its own, which no token is in.
+    # Padding is a segment of its own, without a token.
     return splash.SegmentIds(queries_GQ, jnp.pad(keys_GS, ((0, 0), (0, S - held)), constant_values=-1))
 
 
 def block_of(length: int, dtype: DTypeLike) -> int:
-    """The block that fills up the least, and of these the largest: a multiple of 128 up to `LARGEST_BLOCK`."""
+    """Returns the block with the least padding, the largest of several: a multiple of 128 up to `LARGEST_BLOCK`."""
     whole, largest = -(-length // LANES) * LANES, LARGEST_BLOCK[jnp.dtype(dtype).itemsize]
-    # Small blocks keep the matrix units waiting: they are for what is short itself.
+    # Small blocks keep the matrix units waiting: only short inputs get them.
     blocks = range(min(largest // 2, whole), largest + 1, LANES)
     return min(blocks, key=lambda block: (-(-length // block) * block, -block))
 

@@ -1,4 +1,4 @@
-"""Held-out samples while a run goes on: their loss, and how many answers come out whole."""
+"""Evaluation on held-out samples during a run: their loss, and how many answers are exactly right."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from videollava_jax.training.update.parameters import Parameters
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What held-out samples say.
+    """The result on held-out samples.
 
     Attributes:
-      loss: the mean over their targets.
-      exact: samples whose every target is the likeliest token: those that greedy decoding answers word for word.
-      samples: how many there are.
+      loss: the mean over all targets.
+      exact: samples whose every target is the likeliest token: greedy decoding answers them word for word.
+      samples: the number of samples.
     """
 
     loss: float
@@ -40,7 +40,7 @@ class Evaluator:
     """The compiled function that evaluates micro-batches.
 
     Args:
-      samples: the most in a row.
+      samples: the most samples in one row.
     """
 
     def __init__(self, model: TrainingModel, samples: int):
@@ -56,14 +56,14 @@ class Evaluator:
         return Evaluation(float(loss / max(1, tokens)), int(exact), int(samples))
 
     def _of_batch(self, parameters: Parameters, batch: Batch) -> tuple[jax.Array, ...]:
-        """float32 and int32 scalars: the loss's sum, targets, exact samples, samples that have a target."""
+        """Returns scalars: the summed loss, the numbers of targets, of exact samples and of samples with a target."""
         logits = whole(self._model.logits(parameters, batch), axis=-1)
         learnt = batch.targets != IGNORED_LABEL
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch.targets, 0))
         wrong = learnt & (logits.argmax(axis=-1) != batch.targets)
 
         def in_sample(flags: jax.Array) -> jax.Array:
-            """bool [R, samples]: whether any token of the sample is so."""
+            """Says for each sample of a row whether any of its tokens has the flag: [R, samples]."""
             of = batch.segments[:, :, None] == 1 + jnp.arange(self._samples)
             return (of & flags[:, :, None]).any(axis=1)
 

@@ -1,4 +1,4 @@
-"""Low-rank adaptation: two narrow projections beside each of the decoder's, which alone are trained.
+"""Low-rank adaptation (LoRA): two narrow projections are added to each of the decoder's, and only they are trained.
 
 Source: Hu et al. 2021; numbers and names are those of PEFT's `LoraConfig` and `lora.Linear`.
 """
@@ -21,10 +21,10 @@ from videollava_jax.training.update.options import PROJECTIONS, Lora
 class LoraLinear(Linear):
     """`y = x Wᵀ + b + scale · (dropout(x) Aᵀ) Bᵀ`, with `lora_A.weight` [rank, in] and `lora_B.weight` [out, rank].
 
-    Takes the place of an abstract `Linear`: its parameters are shapes too.
+    Replaces an abstract `Linear`, and is abstract too: its parameters are shapes.
 
     Attributes:
-      key: of the dropout of the present step; None for none.
+      key: the random key of the present step's dropout; None for no dropout.
     """
 
     def __init__(self, base: Linear, lora: Lora):
@@ -42,6 +42,7 @@ class LoraLinear(Linear):
         self.key: jax.Array | None = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., in] to [..., out]."""
         y = super().__call__(x)
         if self.key is not None and self.dropout:
             kept = jax.random.bernoulli(self.key, 1 - self.dropout, x.shape, out_sharding=like(x, *spec_of(x)))
@@ -50,14 +51,14 @@ class LoraLinear(Linear):
 
 
 def adapt(layer: LlamaLayer, lora: Lora) -> None:
-    """Puts a `LoraLinear` in the place of each projection of an abstract layer that is to be adapted."""
+    """Replaces the targeted projections of an abstract layer by `LoraLinear`."""
     for module, name, linear in list(_projections(layer)):
         if name in lora.targets:
             setattr(module, name, LoraLinear(linear, lora))
 
 
 def set_dropout(layer: LlamaLayer, key: jax.Array) -> None:
-    """Gives each adapted projection of a layer its key for one step."""
+    """Gives each adapted projection of a layer its random key for one step."""
     for i, (_, _, linear) in enumerate(_projections(layer)):
         if isinstance(linear, LoraLinear):
             linear.key = jax.random.fold_in(key, i)
@@ -71,7 +72,7 @@ def _projections(layer: LlamaLayer) -> Iterator[tuple[nnx.Module, str, Linear]]:
 
 
 def initial_lora(shapes: Mapping[str, tuple[int, ...]], key: jax.Array) -> dict[str, jax.Array]:
-    """Values that change nothing yet, as PEFT draws them: A uniform within ±1/√in (Kaiming's rule with a = √5), B zero.
+    """Draws initial values as PEFT does: A uniform within ±1/√in (Kaiming's rule with a = √5), B zero.
 
     Args:
       shapes: of the narrow projections' weights by name, layers stacked.

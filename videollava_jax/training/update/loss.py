@@ -1,4 +1,4 @@
-"""Cross-entropy over the vocabulary that never holds the logits of more than a chunk of tokens."""
+"""Cross-entropy over the vocabulary, which holds the logits of one chunk of tokens at a time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from videollava_jax.processing.segments import IGNORED_LABEL
 
 
 class LossSums(NamedTuple):
-    """What micro-batches are summed by, so that their mean is that of all tokens together.
+    """The sums of micro-batches: the loss of a step is their total loss over their total tokens.
 
     Attributes:
-      loss: float32 scalar, the sum over targets.
-      tokens: int32 scalar, how many targets there are.
+      loss: float32 scalar, summed over targets.
+      tokens: int32 scalar, the number of targets.
     """
 
     loss: jax.Array
@@ -24,17 +24,17 @@ class LossSums(NamedTuple):
 
 
 def cross_entropy_sums(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, *, chunk: int) -> LossSums:
-    """The cross-entropy of targets, summed.
+    """Sums the cross-entropy of targets.
 
-    `loss / tokens` is the loss that transformers gives for `labels`, whose shift stands in the targets already. The
-    logits of `chunk` tokens a row are made at a time, and made again for the gradient. Logits and their softmax are
-    float32, and so is the gradient of the head until all chunks are in it.
+    `loss / tokens` is transformers' loss for `labels`; targets are labels that are shifted already. The logits of
+    `chunk` tokens of each row are computed at a time, and again for the gradient. Logits, their softmax and the sum of
+    the head's gradient over chunks are float32.
 
     Args:
       hidden_BTD: the decoder's hidden states.
-      head_VD: the vocabulary may be split over a mesh.
+      head_VD: the head's weight; its vocabulary may be sharded.
       targets_BT: int32, -100 where nothing is learnt.
-      chunk: tokens of each row.
+      chunk: tokens of each row whose logits are held at a time.
     """
     T = targets_BT.shape[1]
     chunks = -(-T // chunk)
@@ -44,7 +44,7 @@ def cross_entropy_sums(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: ja
     targets_BT = jnp.pad(targets_BT, ((0, 0), (0, filled)), constant_values=IGNORED_LABEL)
 
     def in_chunks(x: jax.Array) -> jax.Array:
-        """[chunks, B, C, ...] of [B, T, ...]."""
+        """Splits [B, T, ...] into [chunks, B, C, ...]."""
         return jnp.moveaxis(
             x.reshape(x.shape[0], chunks, size, *x.shape[2:], out_sharding=like(x, *spec_of(x)[:1])), 1, 0
         )
@@ -53,10 +53,10 @@ def cross_entropy_sums(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: ja
     return LossSums(loss, (targets_BT != IGNORED_LABEL).sum(dtype=jnp.int32))
 
 
-# By hand: what JAX makes of it keeps a float32 copy of the head, and of its gradient two.
+# The gradient is written by hand: JAX's own keeps a float32 copy of the head, and two of its gradient.
 @jax.custom_vjp
 def _summed(x_NBCD: jax.Array, head_VD: jax.Array, targets_NBC: jax.Array) -> jax.Array:
-    """The sum over all chunks, float32."""
+    """Sums the losses of all chunks, float32."""
 
     def step(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         x_BCD, targets_BC = chunk
@@ -72,7 +72,7 @@ def _forward(x_NBCD: jax.Array, head_VD: jax.Array, targets_NBC: jax.Array) -> t
 
 
 def _backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    """The gradients: of logits the softmax, less 1 at the target."""
+    """Returns the gradients; that of the logits is their softmax, less 1 at the target."""
     x_NBCD, head_VD, targets_NBC = kept
 
     def step(total_VD: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -99,13 +99,13 @@ _summed.defvjp(_forward, _backward)
 
 
 def _logits(x_BCD: jax.Array, head_VD: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Logits [B, C, V], float32, and which of them is the target's: each device has its part of the vocabulary."""
+    """Returns float32 logits [B, C, V] and bool [B, C, V], true at the target; both sharded over the vocabulary."""
     out = like(x_BCD, *spec_of(x_BCD)[:-1], spec_of(head_VD)[0])
     logits_BCV = jnp.einsum("BCD,VD->BCV", x_BCD, head_VD, preferred_element_type=jnp.float32, out_sharding=out)
     token_BCV = jax.lax.broadcasted_iota(jnp.int32, logits_BCV.shape, 2, out_sharding=out)
     return logits_BCV, token_BCV == targets_BC[..., None]
 
 
-def _zeros(shape: tuple[int, ...], beside: jax.Array, *spec: Any) -> jax.Array:
-    """float32 on the mesh of another array."""
-    return resharded(jnp.zeros(shape, jnp.float32), like(beside, *spec))
+def _zeros(shape: tuple[int, ...], other: jax.Array, *spec: Any) -> jax.Array:
+    """Returns float32 zeros on the mesh of another array."""
+    return resharded(jnp.zeros(shape, jnp.float32), like(other, *spec))

@@ -44,16 +44,16 @@ class Batch:
 
         segments     1 1 1 1 1 1 2 2 2 2 2 0 0      0 is padding
         positions    0 1 2 3 4 5 0 1 2 3 4 0 0
-        input_ids    U ▒ ▒ : a z U : b c z . .      ▒ a medium's token, z the end of an answer
+        input_ids    U ▒ ▒ : a z U : b c z . .      ▒ a media token, z the end of an answer
         media_index  - 0 1 - - - - - - - - - -      -1 for text
-        targets      - - - a z - - b c z - - -      what is to be predicted after each token; -100 where nothing is
+        targets      - - - a z - - b c z - - -      the next token where it is learnt; -100 elsewhere
 
     Attributes:
       input_ids, positions, segments, targets, media_index: int32 [R, T]. `media_index` counts through the feature
         vectors of the row: those of its image slots, one after the other, then those of its video slots.
-      images: uint8 [R, image slots, S, S, 3], RGB; what an empty slot holds is never read. Or what the frozen tower
-        made of them before: floats [R, image slots, tokens, width].
-      videos: uint8 [R, video slots, F, S, S, 3]; or floats [R, video slots, tokens, width].
+      images: uint8 [R, image slots, S, S, 3], RGB; the content of an empty slot is never read. Or precomputed features
+        of the images, `TrainingModel.encoded`: floats [R, image slots, tokens, width].
+      videos: uint8 [R, video slots, F, S, S, 3]; or features, floats [R, video slots, tokens, width].
     """
 
     input_ids: jax.Array
@@ -66,19 +66,19 @@ class Batch:
 
 
 class TrainingModel:
-    """Loss and logits of packed rows, as functions of parameters by name with layers stacked.
+    """The loss and logits of packed rows, as functions of parameters by name with layers stacked.
 
     Args:
       config: of the model.
-      preprocess: of images and of videos, whose mean and std normalise the pixels of each kind.
+      preprocess: the preprocessor of each kind of media: its mean and std normalise pixels.
       placement: the mesh and its table; None for one device.
-      dtype: of compute. Parameters may have another, and are cast when they are used; norms, softmax and the loss are
-        float32 anyway.
-      lora: projections of the decoder that have narrow ones beside them.
+      dtype: of compute. Parameters may have another dtype, and are cast when they are used; norms, softmax and the loss
+        are always float32.
+      lora: the low-rank adapters of the decoder's projections; None for none.
       quantization: the decoder's projections are int8 with scales, and not trained.
       remat: what the backward pass keeps of each layer: "full" computes all of it again, "dots" keeps the products
         with weights, "none" keeps everything.
-      loss_chunk: tokens of a row whose logits are there at the same time.
+      loss_chunk: tokens of each row whose logits are held at a time.
     """
 
     def __init__(
@@ -116,22 +116,22 @@ class TrainingModel:
     # ── what is computed ──
 
     def loss(self, parameters: Parameters, batch: Batch, key: jax.Array | None = None) -> LossSums:
-        """Cross-entropy of the targets, summed, and how many there are.
+        """Sums the cross-entropy of the targets, and counts them.
 
         Args:
           parameters: by name, `shapes`. Those of a tower are not needed where the batch has its features.
-          key: of the dropout; None for none.
+          key: random key of the dropout; None for no dropout.
         """
         model = self._merged(parameters, key)
         return cross_entropy_sums(self._hidden(model, batch), model.head_VD, batch.targets, chunk=self.loss_chunk)
 
     def logits(self, parameters: Parameters, batch: Batch) -> jax.Array:
-        """float32 [R, T, V], all at once: for evaluation and tests."""
+        """Returns all logits at once, float32 [R, T, V]: for evaluation and tests."""
         model = self._merged(parameters)
         return model.logits(self._hidden(model, batch), jnp.float32)
 
     def features(self, parameters: Parameters, images: jax.Array, videos: jax.Array) -> jax.Array | None:
-        """Features of the media of each row [R, vectors, D], images first; None where no row has any.
+        """Encodes the media of each row: features [R, vectors, D], images first; None where no row has any.
 
         Args:
           images, videos: of a `Batch`.
@@ -139,7 +139,7 @@ class TrainingModel:
         return self._features(self._merged(parameters), images, videos)
 
     def encoded(self, kind: MediaKind, parameters: Parameters, pixels: jax.Array) -> jax.Array:
-        """Tower features that a `Batch` accepts instead of pixels: [n, tokens, width], in the dtype of compute.
+        """Computes the tower features that a `Batch` accepts instead of pixels: [n, tokens, width], in `dtype`.
 
         Args:
           pixels: uint8 [n, S, S, 3] of images, [n, F, S, S, 3] of videos.
@@ -147,7 +147,7 @@ class TrainingModel:
         return by_row(self._selected(self._merged(parameters), kind, pixels[:, None]), pixels)
 
     def _hidden(self, model: VideoLlava, batch: Batch) -> jax.Array:
-        """The decoder's last hidden states [R, T, D]."""
+        """Returns the decoder's last hidden states [R, T, D]."""
         features_BMD = self._features(model, batch.images, batch.videos)
         return model.packed(batch.input_ids, batch.positions, batch.segments, batch.media_index, features_BMD)
 
@@ -158,13 +158,13 @@ class TrainingModel:
         return jnp.concatenate(features, axis=1) if features else None
 
     def _selected(self, model: VideoLlava, kind: MediaKind, slots: jax.Array) -> jax.Array:
-        """The projector's input for all frames of all slots: [frames, positions, width], sharded over all devices."""
+        """Returns the projector's input for all frames of all slots: [frames, positions, width], over all devices."""
         rows = like(slots, *spec_of(slots)[:1])
         if slots.dtype != jnp.uint8:
             positions = self.config.tokens_per_image if kind == "image" else self.config.tokens_per_frame
             return shard_over_mesh(slots.reshape(-1, positions, slots.shape[-1], out_sharding=rows))
         unit, S = self.config.frame_window if kind == "video" else 1, slots.shape[-2]
-        # Pixels move between devices before they are normalised: as uint8 they are smaller.
+        # Pixels move between devices as uint8, before they are normalised: floats are larger.
         frames = shard_over_mesh(slots.reshape(-1, S, S, 3, out_sharding=rows), unit)
         statistics = self._preprocess[kind]
         return model.selected(kind, normalised(frames, statistics.mean, statistics.std, self.dtype))
@@ -172,10 +172,11 @@ class TrainingModel:
     # ── parameters ──
 
     def _merged(self, parameters: Parameters, key: jax.Array | None = None) -> VideoLlava:
-        """The model with these parameters, its layers run by scans; what is not in `parameters` must not be used.
+        """Builds the model with these parameters, its layers run by scans.
 
         Args:
-          key: of the dropout; None for none.
+          parameters: by name; modules without their parameters must not be called.
+          key: random key of the dropout; None for no dropout.
         """
         used = {name: self._used(name, value) for name, value in parameters.items() if STACKED not in name}
         model: VideoLlava = nnx.merge(self._graph, with_parameters(self._state, named_parameters(self._state) | used))
@@ -186,9 +187,9 @@ class TrainingModel:
         return model
 
     def _scanned(self, path: str, parameters: Parameters, count: int, key: jax.Array | None) -> ScannedLayers:
-        """The first `count` layers of a stack."""
+        """Builds the first `count` layers of a stack."""
         prefix = f"{path}.layers{STACKED}"
-        # Cast here and not in the loop: the gradients that it stacks are then as narrow as what is computed.
+        # Cast before the scan, not in it: the gradients that the scan stacks then have the dtype of compute too.
         own = {name: value for name, value in parameters.items() if name.startswith(prefix)}
         stacked = {name: self._cast(name, value[:count]) for name, value in own.items()}
 
@@ -204,7 +205,7 @@ class TrainingModel:
         return ScannedLayers((stacked, keys), layer, _POLICIES[self.remat])
 
     def _used(self, name: str, value: jax.Array) -> jax.Array:
-        """Casts a parameter to the dtype of compute, and gathers it over `data`; of a stack, one layer's."""
+        """Casts a parameter, or one layer's of a stack, to the dtype of compute and gathers it over `data`."""
         value = self._cast(name, value)
         if self.placement is None:
             return value
@@ -218,7 +219,7 @@ class TrainingModel:
 
 
 def _stacks(model: VideoLlava) -> dict[str, Any]:
-    """The modules that hold `layers`, by their names in the model."""
+    """Returns the modules that hold `layers`, by their names in the model."""
     return {
         "image_tower.encoder": model.image_tower.encoder,
         "video_tower.encoder": model.video_tower.encoder,

@@ -43,5 +43,5 @@ def rate_schedule(optimizer: Optimizer, steps: int) -> optax.Schedule:
 
 
 def _matrices(parameters: Parameters) -> dict[str, bool]:
-    """What is decayed: no biases and no norms, as transformers' Trainer does it."""
+    """Selects what is decayed: no biases and no norms, as in transformers' Trainer."""
     return {name: x.ndim > 1 + (STACKED in name) for name, x in parameters.items()}

@@ -20,12 +20,12 @@ Remat = Literal["full", "dots", "none"]
 
 
 def is_lora(name: str) -> bool:
-    """Whether a parameter is of a narrow projection."""
+    """Returns whether a parameter belongs to a narrow projection of LoRA."""
     return ".lora_A." in name or ".lora_B." in name
 
 
 def group_of(name: str) -> Group:
-    """The group that a parameter belongs to."""
+    """Returns the group that a parameter belongs to."""
     if is_lora(name):
         return "lora"
     top = name.split(".")[0]
@@ -49,7 +49,7 @@ class Lora:
     Attributes:
       rank: width of the two narrow projections; the authors take 128.
       alpha: their product is multiplied by alpha / rank; the authors take 256.
-      dropout: the share of a projection's inputs that its narrow ones do not see in a step of training.
+      dropout: the share of a projection's inputs that a training step hides from its narrow projections.
       targets: projections of the decoder's layers; the authors adapt all of them.
     """
 
@@ -68,7 +68,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """What the product of the narrow projections is multiplied by."""
+        """The factor of the product of the narrow projections."""
         return self.alpha / self.rank
 
 
@@ -79,7 +79,7 @@ class Rates:
     Attributes:
       projector: between towers and decoder.
       decoder: with its embedding and its head.
-      lora: the decoder's low-rank adapters; the decoder itself is frozen beside them.
+      lora: the decoder's low-rank adapters; the decoder itself is frozen then.
       image_tower, video_tower: as their names say.
     """
 
@@ -97,10 +97,10 @@ class Rates:
         if all(self.of(group) is None for group in GROUPS):
             raise ValueError(f"rates: expected a learning rate for one of {', '.join(GROUPS)} at least")
         if self.lora is not None and self.decoder is not None:
-            raise ValueError("rates: expected lora or decoder, got both: adapters are trained beside a frozen decoder")
+            raise ValueError("rates: expected lora or decoder, got both: adapters are trained on a frozen decoder")
 
     def of(self, group: Group) -> float | None:
-        """The rate of a group."""
+        """Returns the rate of a group; None where it is frozen."""
         rate: float | None = getattr(self, group)
         return rate
 
@@ -116,7 +116,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW as transformers' Trainer runs it, which the authors train with.
+    """AdamW with the defaults of transformers' Trainer, which the authors train with.
 
     Attributes:
       b1, b2, eps: of Adam.
@@ -124,7 +124,7 @@ class Optimizer:
       clip: the largest norm of all gradients together.
       warmup: share of the steps in which the rate rises from 0, rounded up to whole steps.
       schedule: "cosine" falls to 0 at the last step, "constant" stays.
-      moments: dtype of the first moments; the second are as the parameters are.
+      moments: dtype of the first moments; the second have that of the parameters.
     """
 
     b1: float = 0.9

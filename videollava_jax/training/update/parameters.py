@@ -1,4 +1,4 @@
-"""The model's parameters as training holds them: by name, layers stacked, split over all devices of a mesh."""
+"""The model's parameters in the form of training: by name, layers stacked, sharded over all devices of a mesh."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LAYER = re.compile(r"(?<=\.layers)\.(\d+)\.")
 
 
 def stacked_names(names: Mapping[str, object]) -> dict[str, list[str]]:
-    """For each name as training has it, the model's own names: those of its layers in order, or the one."""
+    """Maps each name in training to the model's own: those of the layers in order, or the one name."""
     found: dict[str, dict[int, str]] = defaultdict(dict)
     for name in names:
         layer = _LAYER.search(name)
@@ -29,11 +29,11 @@ def stacked_names(names: Mapping[str, object]) -> dict[str, list[str]]:
 
 
 def stack(parameters: Parameters, placement: Placement | None = None) -> Parameters:
-    """Layers along a first axis, name by name; the single layers are taken out of `parameters` as it goes.
+    """Stacks layers along a first axis, name by name, and removes the single layers from `parameters`.
 
     Args:
-      parameters: by the model's names. Emptied: otherwise the weights would be there twice.
-      placement: of the result (`Placement.stored`); None where there is no mesh.
+      parameters: by the model's names. Emptied: otherwise memory would hold the weights twice.
+      placement: shards the result (`Placement.stored`); None where there is no mesh.
     """
 
     def together(name: str, layers: list[str]) -> jax.Array:
@@ -66,14 +66,14 @@ def kept_dtype(name: str, names: Container[str], rates: Rates, *, trained: DType
 
 
 def placed(parameters: Parameters, placement: Placement | None) -> Parameters:
-    """Parameters that are stacked already, where training keeps them."""
+    """Moves stacked parameters to where training keeps them."""
     if placement is None:
         return parameters
     return {name: put(value, placement.stored(name, value.shape)) for name, value in parameters.items()}
 
 
 def unstack(parameters: Parameters) -> Parameters:
-    """By the model's names again, each layer an array of its own."""
+    """Undoes `stack`: parameters by the model's names, each layer an array of its own."""
     single: Parameters = {}
     for name, array in parameters.items():
         if STACKED in name:

@@ -1,10 +1,10 @@
-"""A step of training: gradients of micro-batches summed, then one update.
+"""A training step: sums the gradients of micro-batches, then updates once.
 
-    accumulate   a micro-batch     ▶ gradients of its loss's sum, added to those that are there
-    update       what was summed   ▶ divided by the number of targets, clipped, applied; the sums are zero again
+    accumulate   a micro-batch   ▶ the gradients of its summed loss are added to the sums
+    update       the sums        ▶ divided by the number of targets, clipped, applied; the sums are zero again
 
-A step is as many micro-batches as its samples fill. Since sums are divided at the end, the result is that of all of
-them at once, however many targets each has.
+A step has as many micro-batches as its samples fill. Sums are divided once, at the end: the result is that of one large
+batch, however many targets each micro-batch has.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from videollava_jax.training.update.parameters import Parameters
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sums:
-    """What the micro-batches of a step have given so far.
+    """The sums over the micro-batches of a step so far.
 
     Attributes:
-      gradients: float32, of the loss's sum, by name.
-      loss: its sum and its targets.
+      gradients: float32, of the summed loss, by name.
+      loss: the summed loss and the number of targets.
     """
 
     gradients: Parameters
@@ -39,13 +39,13 @@ class Sums:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What a run goes on from.
+    """The state of training after an update; a run resumes from it.
 
     Attributes:
-      trained: parameters that change, in the dtype they are kept in.
-      optimizer: optax's state of them.
-      step: int32 scalar, updates so far.
-      skipped: int32 scalar, updates that were left out because their gradients were not finite.
+      trained: the trained parameters, in their stored dtype.
+      optimizer: their optax state.
+      step: int32 scalar, the number of updates.
+      skipped: int32 scalar, the number of updates left out because their gradients were not finite.
     """
 
     trained: Parameters
@@ -57,13 +57,13 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepReport:
-    """What a step says of itself.
+    """The metrics of a step.
 
     Attributes:
       loss: float32, the mean over the targets of the step.
-      tokens: int32, targets.
+      tokens: int32, the number of targets.
       gradient_norm: float32, before clipping.
-      finite: bool; without, nothing was changed but `skipped`.
+      finite: bool; if False, the update was skipped.
     """
 
     loss: jax.Array
@@ -76,7 +76,7 @@ class Trainer:
     """The compiled functions of a model and an optimiser.
 
     Args:
-      seed: of the dropout: that of a micro-batch follows from the seed, the step and its place in the step.
+      seed: of the dropout; a micro-batch's key is derived from the seed, the step and its index in the step.
     """
 
     def __init__(self, model: TrainingModel, optimizer: optax.GradientTransformation, *, seed: int = 0):
@@ -87,13 +87,13 @@ class Trainer:
         self.update = jax.jit(self._update, donate_argnums=(0, 1))
 
     def begin(self, trained: Parameters) -> TrainState:
-        """The state before the first step; moments are split over devices as their parameters are."""
-        # Nothing in a state of zeros says where it is to be.
+        """Returns the state before the first step; moments are sharded like their parameters."""
+        # A state of zeros depends on no parameter, so its shardings have to be given.
         state = jax.jit(self.optimizer.init, out_shardings=self.optimizer_shardings(trained))(trained)
         return TrainState(trained, state, self._scalar(0), self._scalar(0))
 
     def no_sums(self, trained: Parameters) -> Sums:
-        """Sums of no micro-batch."""
+        """Returns the sums before the first micro-batch: zeros."""
 
         def zeros(x: jax.Array) -> jax.Array:
             return jnp.zeros(x.shape, jnp.float32, device=x.sharding)
@@ -101,13 +101,13 @@ class Trainer:
         return Sums(jax.tree.map(zeros, trained), LossSums(self._scalar(0.0), self._scalar(0)))
 
     def optimizer_shardings(self, trained: Parameters) -> Any:
-        """Where the optimiser's state is kept: what it has of a parameter beside it, and counts on all devices.
+        """Returns the shardings of the optimiser's state: moments like their parameters, counts on all devices.
 
         Args:
           trained: parameters, or their shapes, on the placement's mesh.
 
         Returns:
-          A sharding for each part of the state; None where the model has no placement.
+          A sharding for each array of the state; None where the model has no placement.
         """
         placement = self.model.placement
         if placement is None:
@@ -159,12 +159,12 @@ class Trainer:
         return after, jax.tree.map(_zeros, sums), report
 
     def _scalar(self, value: int | float) -> jax.Array:
-        """The same number on all devices."""
+        """Puts a number on all devices."""
         number = jnp.asarray(value, jnp.int32 if isinstance(value, int) else jnp.float32)
         placement = self.model.placement
         return number if placement is None else put(number, placement.replicated)
 
 
 def _zeros(x: jax.Array) -> jax.Array:
-    """Zeros that are where `x` is."""
+    """Returns zeros with the sharding of `x`."""
     return resharded(jnp.zeros_like(x), like(x, *spec_of(x)))
