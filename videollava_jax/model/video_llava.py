@@ -132,7 +132,9 @@ class VideoLlava(nnx.Module):
                 # The batch as one long row: any row may have any number of media.
                 flat_1X = whole(ids_BT).reshape(1, -1)
                 flat_1MD = whole(features).reshape(1, -1, features.shape[-1])
-                placed = _in_order(whole(x_BTD).reshape(1, -1, x_BTD.shape[-1]), flat_1X == token_id, flat_1MD)
+                placed = _with_features_in_order(
+                    whole(x_BTD).reshape(1, -1, x_BTD.shape[-1]), flat_1X == token_id, flat_1MD
+                )
                 x_BTD = resharded(placed.reshape(x_BTD.shape), like(x_BTD, *spec_of(x_BTD)))
         return x_BTD
 
@@ -147,7 +149,7 @@ class VideoLlava(nnx.Module):
         if features_BMD is None:
             return x_BTD
         is_media_BT = (ids_BT == self.config.image_token_id) | (ids_BT == self.config.video_token_id)
-        return _in_order(x_BTD, is_media_BT, features_BMD)
+        return _with_features_in_order(x_BTD, is_media_BT, features_BMD)
 
     @property
     def head_VD(self) -> jax.Array:
@@ -195,7 +197,7 @@ class VideoLlava(nnx.Module):
         """
         x_BTD = self.language_model.embed_tokens(ids_BT)
         if features_BMD is not None:
-            x_BTD = _placed(x_BTD, media_index_BT >= 0, jnp.maximum(media_index_BT, 0), features_BMD)
+            x_BTD = _with_features(x_BTD, media_index_BT >= 0, jnp.maximum(media_index_BT, 0), features_BMD)
         return self.language_model.packed(x_BTD, positions_BT, segments_BT)
 
     def prefill(
@@ -273,12 +275,12 @@ def by_row(x_NPD: jax.Array, rows: jax.Array) -> jax.Array:
     return resharded(x_NPD, split).reshape(rows.shape[0], -1, x_NPD.shape[-1], out_sharding=split)
 
 
-def _in_order(x_BTD: jax.Array, is_media_BT: jax.Array, features_BMD: jax.Array) -> jax.Array:
+def _with_features_in_order(x_BTD: jax.Array, is_media_BT: jax.Array, features_BMD: jax.Array) -> jax.Array:
     """Puts the feature vectors of each row in the places of its media tokens, in order."""
-    return _placed(x_BTD, is_media_BT, jnp.maximum(jnp.cumsum(is_media_BT, axis=1) - 1, 0), features_BMD)
+    return _with_features(x_BTD, is_media_BT, jnp.maximum(jnp.cumsum(is_media_BT, axis=1) - 1, 0), features_BMD)
 
 
-def _placed(x_BTD: jax.Array, is_media_BT: jax.Array, index_BT: jax.Array, features_BMD: jax.Array) -> jax.Array:
+def _with_features(x_BTD: jax.Array, is_media_BT: jax.Array, index_BT: jax.Array, features_BMD: jax.Array) -> jax.Array:
     """Replaces the embedding of each media token by the feature vector of its row that `index_BT` names."""
     placed_BTD = jnp.take_along_axis(features_BMD, index_BT[:, :, None], axis=1, mode="clip")
     return jnp.where(is_media_BT[:, :, None], placed_BTD.astype(x_BTD.dtype), x_BTD)
