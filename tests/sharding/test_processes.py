@@ -13,8 +13,6 @@ from tests.compiling import ENVIRONMENT
 from tests.engine.jobs import generated, mixed_job
 from tests.small_models import random_model
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 CASES = {"2x4": "random", "1x8": "tiny"}
 """Meshes, and the model on each."""
 CHILD = """

@@ -32,8 +32,6 @@ from videollava_jax.training.run.recipe import Compute
 from videollava_jax.training.run.run_directory import run_directory
 from videollava_jax.weights.orbax import open_layers
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 STEPS = 6
 PATIENCE = 240
 """Seconds to wait for what takes ten on an idle machine."""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.faults.training import trial
-
-pytestmark = pytest.mark.xdist_group("processes")
 
 
 def test_interrupted_runs_end_as_undisturbed_ones():
