@@ -47,6 +47,7 @@ WITHOUT_JAX = (
     "costs",
     "generation.kinds",
     "generation.options",
+    "generation.text",
     "generation.buckets",
     "engine.options",
     "engine.request",

@@ -14,6 +14,7 @@ from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.engine.digests import Digests, file_version
 from videollava_jax.engine.request import Request
 from videollava_jax.generation.options import GenerationOptions, require_own
+from videollava_jax.generation.text import ends_by_text
 from videollava_jax.media import Uniform
 from videollava_jax.processing.given_media import require_sources, with_media
 from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -91,8 +92,8 @@ class Question:
 
     @property
     def stops(self) -> bool:
-        """Whether there are stop strings."""
-        return bool(self.options.stop_strings)
+        """Whether the text may end the answer (`ends_by_text`)."""
+        return ends_by_text(self.options)
 
 
 @dataclass(frozen=True)

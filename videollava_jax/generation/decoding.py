@@ -16,7 +16,7 @@ from videollava_jax.generation.buckets import answer_capacity
 from videollava_jax.generation.next_token import Sampling
 from videollava_jax.generation.options import GenerationOptions
 from videollava_jax.generation.steps import Graph
-from videollava_jax.generation.text import OnTokens, ended
+from videollava_jax.generation.text import OnTokens, ended, ends_by_text
 from videollava_jax.model.cache import Cache
 
 STREAM_CHUNK = 8  # steps of a chunk while tokens are streamed or stop strings are looked for
@@ -60,7 +60,7 @@ def decode(
         pad=jnp.asarray(options.pad_token_id, jnp.int32),
     )
     limit = options.max_new_tokens
-    chunk = STREAM_CHUNK if options.stop_strings or on_tokens else limit
+    chunk = STREAM_CHUNK if ends_by_text(options) or on_tokens else limit
     answers = compiled.choose(logits_BV, _unwritten(rows, V, keys_B, seen, options), vocabulary)
     tail, never = cache.tail, jnp.asarray(rows + 1, jnp.int32)
     ends = np.full(rows, limit)

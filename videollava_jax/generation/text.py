@@ -1,4 +1,4 @@
-"""Turns tokens into text: whole answers, streams of text, stop strings."""
+"""Turns tokens into text: whole answers, streams of text, and the texts that end an answer. No JAX."""
 
 from __future__ import annotations
 
@@ -62,9 +62,19 @@ def answer_text(tokenizer: Any, tokens: Sequence[int]) -> str:
     return text.lstrip(" ")
 
 
+def ends_by_text(options: GenerationOptions) -> bool:
+    """Returns whether the text of an answer may end it: the host then looks at the answer every few steps."""
+    return bool(options.stop_strings)
+
+
+def _is_end(text: str, options: GenerationOptions) -> bool:
+    """Returns whether an answer with this text so far is complete."""
+    return any(stop in text for stop in options.stop_strings)
+
+
 def require_tokenizer(options: GenerationOptions, tokenizer: Any) -> None:
-    """Raises a ValueError where stop strings have no tokenizer to turn tokens back into text."""
-    if options.stop_strings and tokenizer is None:
+    """Raises a ValueError where the text may end an answer and no tokenizer turns its tokens into text."""
+    if ends_by_text(options) and tokenizer is None:
         raise ValueError("stop_strings need tokenizer=, to turn tokens back into text")
 
 
@@ -78,10 +88,8 @@ def ended(tokens: npt.NDArray[np.int32], checked: int, options: GenerationOption
     for count in range(checked + 1, len(tokens) + 1):
         if tokens[count - 1] in options.eos_token_id:
             return count
-        if options.stop_strings:
-            text = _continuation(tokenizer, tokens[:count].tolist())
-            if any(stop in text for stop in options.stop_strings):
-                return count
+        if ends_by_text(options) and _is_end(_continuation(tokenizer, tokens[:count].tolist()), options):
+            return count
     return None
 
 
