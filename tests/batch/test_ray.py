@@ -178,9 +178,10 @@ def test_a_node_is_killed_midway(cluster, tmp_path):
     victim = cluster.list_all_nodes()[-1]
 
     def at_work():
-        """Returns the processes of the node to kill, once a third is done."""
-        processes = {int(pid) for _, node, pid in begun(place) if node == victim.node_id}
-        return len(committed(place / "output.jsonl")) >= 60 and processes
+        """Returns the processes of the node to kill, once half is done and a request is under way there."""
+        there = [(int(name), int(pid)) for name, node, pid in begun(place) if node == victim.node_id]
+        done = committed(place / "output.jsonl")
+        return len(done) >= 60 and any(name not in done for name, _ in there) and {pid for _, pid in there}
 
     for process in await_that(at_work):
         os.kill(process, signal.SIGKILL)

@@ -272,11 +272,11 @@ def test_a_device_without_memory_says_what_to_lower(tiny_model, tiny_processor, 
     """What had finished before is kept."""
     decode, calls = compiled.decode, []
 
-    def full(*arguments):
+    def full(*arguments, **options):
         calls.append(1)
         if len(calls) == 3:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
-        return decode(*arguments)
+        return decode(*arguments, **options)
 
     monkeypatch.setattr(compiled, "decode", full)
     job = [question(str(v), "what?", videos=[clip(v)], max_new_tokens=3) for v in range(8)]

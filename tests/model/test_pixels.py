@@ -48,7 +48,7 @@ def test_training_and_inference_encode_the_same_features(tiny_model, processor):
     )
 
     read = ReadPrefix(np.zeros(0, np.int32), ("image", "video"), (image, clip))
-    answered_from = encode_prefixes(tiny_model, processor, [read], 1)
+    answered_from = encode_prefixes(tiny_model, processor, [read])
     assert learnt_from is not None
     assert answered_from is not None
     assert_close(learnt_from, answered_from, SAME)
