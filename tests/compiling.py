@@ -1,5 +1,6 @@
 """How programs for the CPU are compiled in tests, which compile much and compute little: quickly, and once."""
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,13 +13,15 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do
 CACHE = str(Path(__file__).parents[1] / ".cache" / "jax")
 CACHED_FROM = 0.1
 """Seconds of compiling from which a program is kept."""
+_WITHOUT_TORCH = str(Path(__file__).parent / "without_torch")
 ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(filter(None, [_WITHOUT_TORCH, os.environ.get("PYTHONPATH")])),
     "XLA_FLAGS": XLA_FLAGS,
     "JAX_COMPILATION_CACHE_DIR": CACHE,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(CACHED_FROM),
 }
-"""Of a process that starts JAX by itself. Not of one that compiles for chips which are not here: those programs can be
-written to a cache and not be read again."""
+"""The environment of a process that starts JAX by itself; it runs without torch. Not of one that compiles for chips
+which are not here: those programs can be written to a cache and not be read again."""
 
 _LIMIT = Path("/proc/sys/vm/max_map_count")
 MOST_MEMORY_MAPS = int(_LIMIT.read_text()) if _LIMIT.exists() else float("inf")

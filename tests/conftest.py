@@ -29,6 +29,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_FROM)
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Returns the number of worker processes of `make test`."""
+    return workers.number(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Hands tests to the worker processes of `make test`, see there."""
     return workers.scheduler(config, log)

@@ -191,7 +191,7 @@ def test_fine_tuning_fetches_the_weights_and_so_does_its_export(hub, tmp_path, m
         *("--data.videos_per_row", "2", "--data.images_per_row", "2", "--data.workers", "0", "--compute.data", "1"),
         *("--compute.dtype", "float32", "--rates.projector", "1e-3"),
     ]
-    environment = hub.process_environment(PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", **ENVIRONMENT)
+    environment = hub.process_environment(JAX_PLATFORMS="cpu", **ENVIRONMENT)
     done = subprocess.run([sys.executable, *map(str, arguments)], env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     assert hub.sent.count(WEIGHTS) == 1

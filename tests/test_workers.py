@@ -12,13 +12,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_modules_are_there():
-    """One that is renamed would be begun last, or beside what it is not to run beside."""
+    """One that is renamed would be begun last, or apart from its group."""
     for file in {*workers.LONGEST, *itertools.chain(*workers.GROUPS)}:
         assert (ROOT / file).is_file(), file
 
 
 def test_the_longest_come_first():
-    names = ["tests/a.py::test[a]", f"{workers.LONGEST[1]}::test", "tests/b.py::test", f"{workers.PROCESSES[2]}::test"]
+    names = ["tests/a.py::test[a]", f"{workers.LONGEST[1]}::test", "tests/b.py::test", f"{workers.PAIRS[1]}::test"]
     last = len(workers.LONGEST)
     assert [workers.turn(SimpleNamespace(nodeid=name)) for name in names] == [last, 1, last, 0]
 

@@ -10,30 +10,31 @@ from typing import Any
 
 import pytest
 
-PROCESSES = (
-    "tests/training/run/test_processes.py",
-    "tests/training/run/test_resume.py",
-    "tests/batch/test_ray.py",
-    "tests/batch/test_large_jobs.py",
-    "tests/sharding/test_processes.py",
-)
-"""They start processes that take the whole machine, or wait for them: none is to run against another's time limits."""
+PAIRS = ("tests/training/run/test_processes.py", "tests/sharding/test_processes.py")
+"""They start two processes that wait for each other: one pair at a time has the time that it allows itself."""
+CLUSTERS = ("tests/batch/test_ray.py", "tests/batch/test_large_jobs.py")
+"""They start clusters of processes, and mostly wait for them."""
 DOWNLOADS = ("tests/media/test_real_files.py", "tests/test_real_files_answered.py")
 """They fetch the same packages."""
-GROUPS = (PROCESSES, DOWNLOADS)
+GROUPS = (PAIRS, CLUSTERS, DOWNLOADS)
 
 LONGEST = (
-    *PROCESSES[:1],
+    PAIRS[0],
     "tests/engine/test_engine.py",
-    "tests/assets/test_tiny_model.py",
-    "tests/faults/test_checkpoints.py",
-    "tests/sharding/test_engine_meshes.py",
+    CLUSTERS[0],
+    "tests/training/run/test_resume.py",
     "tests/training/test_gradients.py",
-    "tests/planning/test_hlo_traffic.py",
+    "tests/assets/test_tiny_model.py",
     "tests/planning/test_plan.py",
     "tests/model/test_attention.py",
-    "tests/weights/test_adapters.py",
+    "tests/sharding/test_engine_meshes.py",
+    "tests/faults/test_checkpoints.py",
+    "tests/parity/test_ladder.py",
     "tests/batch/test_media_job.py",
+    "tests/assets/test_world.py",
+    "tests/model/test_kernel_choice.py",
+    "tests/planning/test_hlo_compiled.py",
+    "tests/generation/test_chat.py",
 )
 """What takes longest, in this order: with the longest begun first the workers end at about the same time."""
 
@@ -47,6 +48,11 @@ def unit(nodeid: str) -> str:
 def turn(item: pytest.Item) -> int:
     """Returns when a test's turn comes: its place in `LONGEST`, or behind all of these."""
     return LONGEST.index(unit(item.nodeid)) if unit(item.nodeid) in LONGEST else len(LONGEST)
+
+
+def number(cores: int) -> int:
+    """Returns how many workers there are for `--numprocesses auto`: one more than cores, since some only wait."""
+    return min(cores + 1, 8)
 
 
 def scheduler(config: pytest.Config, log: Any) -> Any:

@@ -76,6 +76,17 @@ class Child:
     def pid(self) -> int:
         return int(self._process.pid or 0)
 
+    def status(self, seconds: float) -> int:
+        """Waits for it to end; returns its exit status, the number of the signal that ended it below zero.
+
+        Raises:
+          TimeoutError: it is still at work after that time.
+        """
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"it did not end within {seconds:g} s")
+        return int(self._process.exitcode)
+
     def close(self) -> None:
         """Frees the connection and the file of a child that has ended."""
         self._connection.close()

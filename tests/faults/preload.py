@@ -13,12 +13,16 @@ from pathlib import Path
 import grain  # noqa: F401
 import jsonargparse  # noqa: F401
 import pytest  # noqa: F401  the children of a test import its main module anew
+import tensorboardX  # noqa: F401
 from tqdm import tqdm
 
-import videollava_jax.batch.runner  # noqa: F401  jobs import it late
+import videollava_jax.batch.runner
+import videollava_jax.training.run.loop  # noqa: F401  programs import both late
 from tests.small_models import random_parameters, small_config
 from tests.weights.checkpoints import write_checkpoint
+from videollava_jax.assets import TINY
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.weights import open_checkpoint
 
 # Its own lock is a semaphore of the system's, which a killed child would leave behind.
@@ -29,3 +33,4 @@ with tempfile.TemporaryDirectory() as place:
     open_checkpoint(Path(place) / "a")
     # One with a key that we do not write is read by transformers, which imports torch.
     VideoLlavaConfig.from_hf(small_config().to_hf() | {"use_cache": True})
+    VideoLlavaProcessor.from_pretrained(TINY)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 from contextlib import ExitStack
@@ -57,6 +58,8 @@ def fine_tune(recipe: Recipe, text: str) -> int:
       FloatingPointError: more steps than `max_skipped` had gradients that are not finite.
     """
     require_packages("grain", "tensorboardX")
+    # transformers would advise to install torch, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     join_processes()
     compilation_cache.enable()
     with ExitStack() as stack, ended_at_once(EXPECTED, GOING_ON):
