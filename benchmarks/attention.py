@@ -19,13 +19,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
 from videollava_jax.model import kernels
-from videollava_jax.model.attention import QUERY_BLOCK, Implementation, KeysValues, attention, partial_attention
+from videollava_jax.model.attention import QUERY_BLOCK, KeysValues, attention, implementations, partial_attention
 
 KEYS_BYTES = 256 << 20
 """Bytes of keys and values that one pass reads: more than any cache of a GPU or the VMEM of a TPU."""
@@ -138,8 +137,8 @@ def race(shape: Shape, dtype: str, repeat: int) -> Iterator[Row]:
     expected = jax.jit(called(shape, "reference"))(
         q.astype(jnp.float32), jax.tree.map(lambda x: x if shape.int8 else x.astype(jnp.float32), first), mask
     )
-    for name in get_args(Implementation):
-        kernel = name not in ("reference", "blocked")
+    for name in implementations():
+        kernel = name in kernels.KERNELS
         interpreted = kernel and name != "cudnn" and jax.default_backend() == "cpu"
         one_block = name == "blocked" and shape.T <= QUERY_BLOCK  # which is the reference
         if interpreted or one_block or (kernel and kernels.refusal(name, operands, lse=shape.part)):
@@ -164,7 +163,7 @@ def race(shape: Shape, dtype: str, repeat: int) -> Iterator[Row]:
         )
 
 
-def called(shape: Shape, name: Implementation) -> Callable[[jax.Array, KeysValues, jax.Array | None], jax.Array]:
+def called(shape: Shape, name: str) -> Callable[[jax.Array, KeysValues, jax.Array | None], jax.Array]:
     """Returns the attention of a shape by one implementation; its result has the shape and dtype of the queries."""
 
     def call(q: jax.Array, kv: KeysValues, mask: jax.Array | None) -> jax.Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +17,22 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.model.attention_case import Case
 from tests.tolerances import BFLOAT16_ATTENTION, SELF
 from videollava_jax.model import kernels
-from videollava_jax.model.attention import Implementation, KeysValues, Part, attention, merged, partial_attention
+from videollava_jax.model.attention import (
+    Implementation,
+    KeysValues,
+    Part,
+    attention,
+    implementations,
+    merged,
+    partial_attention,
+)
 from videollava_jax.model.kernels import cudnn, decode_gpu, decode_tpu
 from videollava_jax.model.sharding import make_mesh
 
 ON_GPU = jax.default_backend() == "gpu"
 IMPLEMENTATIONS = [
     pytest.param(name, marks=pytest.mark.skipif(name == "cudnn" and not ON_GPU, reason="cuDNN needs an NVIDIA GPU"))
-    for name in get_args(Implementation)
+    for name in implementations()
 ]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.engine.jobs import clip, question
 from videollava_jax.engine import Engine
+from videollava_jax.model.kernels import KERNELS, decode_tpu
 
 CLIP = clip(0)
 JOB = [question(text, text, videos=[CLIP], max_new_tokens=4) for text in ("what colour is it?", "which shape?")]
@@ -37,3 +38,10 @@ def test_the_engine_decodes_with_the_named_kernel(tiny_model, tiny_processor, mo
 def test_another_kernel_is_refused(tiny_model, tiny_processor):
     with pytest.raises(ValueError, match="decode_attention: expected decode_tpu, decode_gpu or None, got 'splash'"):
         Engine(tiny_model, tiny_processor, decode_attention="splash")
+
+
+def test_a_kernel_for_decoding_is_added_by_one_entry(tiny_model, tiny_processor, monkeypatch):
+    monkeypatch.setitem(KERNELS, "made_up", decode_tpu.KERNEL)
+    assert Engine(tiny_model, tiny_processor, decode_attention="made_up").options.decode_attention == "made_up"
+    with pytest.raises(ValueError, match="expected decode_tpu, decode_gpu, made_up or None, got 'by_head'"):
+        Engine(tiny_model, tiny_processor, decode_attention="by_head")

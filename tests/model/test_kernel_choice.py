@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -18,8 +19,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, 
 from tests.model.attention_case import Case
 from tests.model.kernel_programs import ENVIRONMENT
 from videollava_jax.model import kernels
-from videollava_jax.model.attention import Implementation, KeysValues, attention
-from videollava_jax.model.kernels import decode_gpu, decode_tpu
+from videollava_jax.model.attention import Implementation, KeysValues, attention, partial_attention
+from videollava_jax.model.kernels import AttentionKernel, cudnn, decode_gpu, decode_tpu
 from videollava_jax.model.sharding import make_mesh
 
 # JAX 0.11 says so whenever the kernel for GPUs is lowered.
@@ -59,10 +60,15 @@ def one_pass():
         yield
 
 
+def flash_attention(monkeypatch: pytest.MonkeyPatch, *, there: bool) -> None:
+    """Lets the machine have GPUs that cuDNN's kernel compiles for, or none."""
+    monkeypatch.setitem(kernels.KERNELS, "cudnn", dataclasses.replace(cudnn.KERNEL, compiles_here=lambda: there))
+
+
 @pytest.mark.usefixtures("one_pass")
 def test_the_choice(monkeypatch):
     tpu, gpu = functools.partial(on, "tpu", "TPU v5 lite"), functools.partial(on, "gpu", "NVIDIA H100")
-    monkeypatch.setattr(kernels, "_has_flash_attention", lambda: True)
+    flash_attention(monkeypatch, there=True)
     prefill = dict(T=2106, S=2106, causal_offset=0)
     assert tpu(**prefill, dtype="bfloat16") == tpu(**prefill, dtype="float32") == "splash"
     assert gpu(**prefill, dtype="bfloat16") == "cudnn"
@@ -79,15 +85,25 @@ def test_the_choice(monkeypatch):
         assert chips(T=1, S=2112, dtype="bfloat16", lse=True, order="GKSH") is None
         assert chips(**after, keys="int8") is None
     assert tpu(T=640, S=640, dtype="bfloat16", causal_offset=np.int32(0)) is None
-    # A CPU: head by head from `BY_HEAD_QUERIES` on.
+    # A CPU: head by head from `by_head.FEWEST_QUERIES` on.
     assert on("cpu", "cpu", **prefill, dtype="float32") == on("cpu", "cpu", **after) == "by_head"
     assert on("cpu", "cpu", T=257, S=257, dtype="float32") is None
 
 
 @pytest.mark.usefixtures("one_pass")
+@pytest.mark.parametrize(
+    ("platform", "kind", "fewest", "name"),
+    [("gpu", "NVIDIA H100", 128, "cudnn"), ("tpu", "TPU v5 lite", 512, "splash"), ("cpu", "cpu", 513, "by_head")],
+)
+def test_from_how_many_queries_a_kernel_is_chosen(monkeypatch, platform: str, kind: str, fewest: int, name: str):
+    flash_attention(monkeypatch, there=True)
+    assert [on(platform, kind, T=T, S=640, dtype="bfloat16") for T in (fewest - 1, fewest)] == [None, name]
+
+
+@pytest.mark.usefixtures("one_pass")
 def test_the_choice_where_a_kernel_would_not_compile(monkeypatch):
     prefill = dict(T=2106, S=2106, dtype="bfloat16", causal_offset=0)
-    monkeypatch.setattr(kernels, "_has_flash_attention", lambda: False)
+    flash_attention(monkeypatch, there=False)
     assert on("gpu", "NVIDIA V100", **prefill) is None
     with jax.default_matmul_precision("highest"):
         assert on("tpu", "TPU v5 lite", **prefill) is None
@@ -145,6 +161,58 @@ def test_an_unknown_implementation_is_refused():
     q = jnp.zeros((1, 4, 2, 64))
     with pytest.raises(ValueError, match=r"expected one of reference, blocked, cudnn.*got 'flash'"):
         attention(q, KeysValues(q, q), implementation="flash")
+
+
+def test_a_kernel_is_added_by_one_entry(monkeypatch):
+    """It is chosen where it says so, runs where it is named, and refuses with its own reason."""
+    calls = []
+
+    def run(operands: kernels.Operands, *, lse: bool, interpret: bool) -> tuple[jax.Array, None]:
+        calls.append((lse, interpret))
+        return jnp.full_like(operands.q_BTNH, 7), None
+
+    made_up = AttentionKernel(
+        run=run,
+        platforms=(jax.default_backend(),),
+        chosen_from={jax.default_backend(): 4},
+        gives_lse=False,
+        own_refusal=lambda operands: "takes an even number of keys" if operands.size("S") % 2 else None,
+    )
+    monkeypatch.setitem(kernels.KERNELS, "made_up", made_up)
+    even, odd, few = (jnp.ones((1, T, 2, 64)) for T in (4, 5, 2))
+    interpreted = jax.default_backend() == "cpu"
+
+    assert (attention(even, KeysValues(even, even)) == 7).all()  # chosen
+    assert (attention(few, KeysValues(even, even), implementation="made_up") == 7).all()  # named
+    assert calls == [(False, interpreted)] * 2
+    for q, keys in ((few, even), (even, odd)):  # too few queries; what it refuses
+        assert (attention(q, KeysValues(keys, keys)) == 1).all()
+    with pytest.raises(ValueError, match="'made_up' takes an even number of keys; name another one"):
+        attention(even, KeysValues(odd, odd), implementation="made_up")
+    with pytest.raises(ValueError, match="'made_up' gives no log-sum-exp"):
+        partial_attention(even, KeysValues(even, even), implementation="made_up")
+    with pytest.raises(ValueError, match=r"expected one of .*, by_head, made_up, got 'flash'"):
+        attention(even, KeysValues(even, even), implementation="flash")
+    assert len(calls) == 2
+
+
+def test_pallas_is_imported_by_the_kernel_that_runs():
+    """In a process of its own: neither the table nor a choice imports it."""
+    program = (
+        "import sys, jax.numpy as jnp\n"
+        "from videollava_jax.model.attention import KeysValues, attention\n"
+        "x = jnp.ones((1, 600, 1, 16))\n"
+        "attention(x, KeysValues(x, x))\n"
+        "came = [name for name in sys.modules if name.startswith('jax.experimental.pallas')]\n"
+        "assert not came, came\n"
+        "few = x[:, :8]\n"
+        "attention(few, KeysValues(few, few), implementation='splash')\n"
+        "assert 'jax.experimental.pallas' in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -16,6 +16,7 @@ from videollava_jax.engine.schedule import Limits, Schedule
 from videollava_jax.engine.scoring import score_requests
 from videollava_jax.engine.sizes import ROWS, Demand, GridShape, choose_shape, description
 from videollava_jax.generation.loaded import LoadedModel
+from videollava_jax.model.kernels import KERNELS
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
 
@@ -31,10 +32,19 @@ class Engine:
 
         Args:
           options: the fields of `EngineOptions`.
+
+        Raises:
+          ValueError: an option is out of range, or `decode_attention` names no kernel for decoding.
         """
         self.model = model
         self.processor = processor
         self.options = EngineOptions(**options)
+        # Checked here: the table of kernels needs JAX, and the options do without.
+        decoding = [name for name, kernel in KERNELS.items() if kernel.decodes]
+        if self.options.decode_attention not in (None, *decoding):
+            raise ValueError(
+                f"decode_attention: expected {', '.join(decoding)} or None, got {self.options.decode_attention!r}"
+            )
         platform = jax.devices()[0].platform
         self.max_rows = self.options.max_rows or ROWS.get(platform, ROWS["gpu"])
         self.memory = self.options.memory or free_memory(model.placement)

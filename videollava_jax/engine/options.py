@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from videollava_jax.engine.preparation import Reader
 
@@ -18,7 +17,7 @@ class EngineOptions:
       memory: bytes for the keys and values of all prefixes and questions, on all devices together.
       decode_attention: the kernel of attention to prefixes while decoding; None for XLA's own fusion, which also reads
         a prefix once. "decode_tpu" runs on TPUs, "decode_gpu" on NVIDIA GPUs, and both on CPUs in an interpreter,
-        slowly.
+        slowly. `Engine` checks it against the table of kernels, `model.kernels.KERNELS`.
       int8_cache: keep the keys and values of prefixes in int8: half the memory of bfloat16, at a small error.
       window: requests that are taken ahead, to group those about the same media.
       readers: threads that decode and resize media ahead of the device; the same number of others hashes them.
@@ -31,7 +30,7 @@ class EngineOptions:
 
     max_rows: int | None = None
     memory: int | None = None
-    decode_attention: Literal["decode_tpu", "decode_gpu"] | None = None
+    decode_attention: str | None = None
     int8_cache: bool = False
     window: int = 1024
     readers: int = 4
@@ -43,10 +42,6 @@ class EngineOptions:
     on_sizes: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.decode_attention not in (None, "decode_tpu", "decode_gpu"):
-            raise ValueError(
-                f"decode_attention: expected decode_tpu, decode_gpu or None, got {self.decode_attention!r}"
-            )
         for name in ("max_rows", "memory", "window", "readers", "longest_question"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from videollava_jax.model import kernels
 from videollava_jax.model.sharding import like, spec_of
 
-Implementation = Literal["reference", "blocked", "cudnn", "splash", "decode_tpu", "decode_gpu", "by_head"]
+Implementation = str
+"""One of `implementations()`."""
 Order = Literal["GSKH", "GKSH", "SGKH"]
 
 QUERY_BLOCK = 512
@@ -70,6 +71,11 @@ class KeysValues:
         return kept
 
 
+def implementations() -> tuple[str, ...]:
+    """Returns the names that `attention` takes: the two in this file, and the kernels of `KERNELS`."""
+    return "reference", "blocked", *kernels.KERNELS
+
+
 class Part(NamedTuple):
     """The result of attention over a part of the keys.
 
@@ -113,7 +119,7 @@ def attention(
         only its own sequence. Replaces the mask; padding is a segment of its own.
       implementation: None chooses by shape, dtype and the platform of the operands' mesh. `"reference"` computes all
         scores at once, T × S for each head; `"blocked"` those of 512 queries at a time, and with a static offset only
-        up to the diagonal. The others (`videollava_jax.model.kernels`) never hold the scores of all heads.
+        up to the diagonal. The others (`videollava_jax.model.kernels.KERNELS`) never hold the scores of all heads.
 
     Returns:
       [B, T, N, H] in the dtype of the queries. Scores and softmax are float32.
@@ -166,15 +172,15 @@ def _by(
         q_BTNH, kv.keys, kv.values, kv.key_scale, kv.value_scale, key_mask_GS, segments_GS, kv.order, causal_offset
     )
     if implementation is None:
-        plain: Implementation = "blocked" if q_BTNH.shape[1] > QUERY_BLOCK else "reference"
+        plain = "blocked" if q_BTNH.shape[1] > QUERY_BLOCK else "reference"
         implementation = kernels.best(operands, lse=lse) or plain
     if implementation == "reference":
         return _reference(q_BTNH, kv, key_mask_GS, causal_offset, segments_GS, segments_GS)
     if implementation == "blocked":
         return _blocked(q_BTNH, kv, key_mask_GS, causal_offset, segments_GS)
-    if implementation not in get_args(Implementation):
+    if implementation not in kernels.KERNELS:
         raise ValueError(
-            f"attention implementation: expected one of {', '.join(get_args(Implementation))}, got {implementation!r}"
+            f"attention implementation: expected one of {', '.join(implementations())}, got {implementation!r}"
         )
     return kernels.run(implementation, operands, lse=lse)
 

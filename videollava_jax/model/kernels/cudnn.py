@@ -11,7 +11,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from videollava_jax.model.kernels.kernel import AttentionKernel
 from videollava_jax.model.kernels.operands import Operands
+
+FEWEST_QUERIES = 128
+"""It is chosen from this many on: its tiles have 128 queries, and the scores of fewer are small."""
 
 
 def attend(operands: Operands) -> jax.Array:
@@ -53,3 +57,29 @@ def _mask(operands: Operands, *, with_causal_rule: bool) -> jax.Array | None:
 
 def _even(x: jax.Array, axis: int) -> jax.Array:
     return jnp.pad(x, [(0, x.shape[axis] % 2 if i == axis else 0) for i in range(x.ndim)])
+
+
+def _refusal(operands: Operands) -> str | None:
+    H = operands.size("H")
+    if H % 8 or H > 128:
+        return f"takes heads of up to 128, a multiple of 8, not {H}"
+    return None
+
+
+def _has_flash_attention() -> bool:
+    """Whether the GPUs here are NVIDIA's, Ampere or later."""
+    capabilities = [str(getattr(device, "compute_capability", "")) for device in jax.local_devices()]
+    return all(text[:1].isdigit() and float(text) >= 8 for text in capabilities)  # AMD's begin with "gfx"
+
+
+KERNEL = AttentionKernel(
+    run=lambda operands, *, lse, interpret: (attend(operands), None),
+    platforms=("gpu",),
+    chosen_from={"gpu": FEWEST_QUERIES},
+    compiles_here=_has_flash_attention,
+    gives_lse=False,
+    dtypes=("bfloat16", "float16"),
+    one_dtype=True,
+    orders=("GSKH",),
+    own_refusal=_refusal,
+)

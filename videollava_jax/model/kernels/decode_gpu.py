@@ -18,9 +18,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
+from videollava_jax.model.kernels.kernel import AttentionKernel
 from videollava_jax.model.kernels.operands import MASKED, Operands, queries_by_key_head, rows_again
 
 BLOCK = 64
@@ -29,6 +28,8 @@ PROGRAMS = 512
 """Programs that fill a GPU: several for each of its 100 to 150 processors."""
 QUERY_TILE = 16
 """The fewest queries in a product of the matrix units: fewer are padded."""
+MOST_QUERIES = 64
+"""On one key head: each program keeps all of them in fast memory."""
 
 
 def decode(
@@ -47,6 +48,9 @@ def decode(
 
     Source: Dao et al. 2023, FlashDecoding.
     """
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton as plgpu
+
     q_GKQH = queries_by_key_head(operands)
     G, K, queries, H = q_GKQH.shape
     S = operands.size("S")
@@ -93,6 +97,9 @@ def _merged(out_PGKQH: jax.Array, lse_PGKQ: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def _kernel(*refs: Any, block: int, blocks_each: int) -> None:
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton as plgpu
+
     q_ref, k_ref, v_ref, k_scale_ref, v_scale_ref, mask_ref, out_ref, lse_ref = refs
     length, H = k_ref.shape
     q = q_ref[...]
@@ -127,3 +134,21 @@ def _kernel(*refs: Any, block: int, blocks_each: int) -> None:
     top, total, acc = jax.lax.fori_loop(0, last, body, start)
     out_ref[...] = acc / total[:, None]
     lse_ref[...] = top * math.log(2) + jnp.log(total)
+
+
+def _refusal(operands: Operands) -> str | None:
+    H = operands.size("H")
+    if H < 16 or H & (H - 1):
+        return f"takes heads of 16, 32, 64 or 128, not {H}"
+    return None
+
+
+KERNEL = AttentionKernel(
+    run=lambda operands, *, lse, interpret: decode(operands, interpret=interpret),
+    platforms=("gpu", "cpu"),
+    chosen_from={},  # XLA's own fusion also reads a prefix once and holds nothing of its size
+    orders=("GKSH",),
+    causal_and_segments=False,
+    most_queries=MOST_QUERIES,
+    own_refusal=_refusal,
+)

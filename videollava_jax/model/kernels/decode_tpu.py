@@ -13,16 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
+from videollava_jax.model.kernels.kernel import AttentionKernel
 from videollava_jax.model.kernels.operands import MASKED, Operands, queries_by_key_head, rows_again
 
 BLOCK_BYTES = 1 << 20
 """Bytes of the keys of one block, in the dtype of the queries. VMEM holds four times as much: keys and values, and the
 next block of each. A larger block gains nothing: copying this one already takes longer than starting the next."""
 LANES = 128
+MOST_QUERIES = 256
+"""On one key head: all of them, and their scores on a block of keys, stay in VMEM."""
 
 
 def decode(operands: Operands, *, interpret: bool = False, block: int | None = None) -> tuple[jax.Array, jax.Array]:
@@ -38,6 +39,9 @@ def decode(operands: Operands, *, interpret: bool = False, block: int | None = N
 
     Source: Milakov and Gimelshein 2018, the online softmax.
     """
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
     q_GKQH = queries_by_key_head(operands)
     G, K, Q, H = q_GKQH.shape
     S = operands.size("S")
@@ -81,6 +85,8 @@ def keys_of_block(head_size: int, dtype: DTypeLike) -> int:
 
 
 def _kernel(*refs: Any, length: int) -> None:
+    from jax.experimental import pallas as pl
+
     q_ref, k_ref, v_ref, k_scale_ref, v_scale_ref, mask_ref, out_ref, lse_ref, top_ref, sum_ref, acc_ref = refs
     step, block = pl.program_id(2), k_ref.shape[0]
 
@@ -122,3 +128,14 @@ def _kernel(*refs: Any, length: int) -> None:
     def _() -> None:
         out_ref[...] = acc_ref[...] / sum_ref[...]
         lse_ref[...] = top_ref[...] + jnp.log(sum_ref[...])
+
+
+KERNEL = AttentionKernel(
+    run=lambda operands, *, lse, interpret: decode(operands, interpret=interpret),
+    platforms=("tpu", "cpu"),
+    chosen_from={},  # XLA's own fusion also reads a prefix once and holds nothing of its size
+    dtypes=("bfloat16", "float32"),
+    orders=("GKSH",),
+    causal_and_segments=False,
+    most_queries=MOST_QUERIES,
+)
