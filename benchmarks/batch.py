@@ -34,9 +34,9 @@ import videollava_jax.engine.device as engine_device
 from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
 from videollava_jax.assets import TINY
 from videollava_jax.assets.world import CLIP_KINDS, EVAL_SEEDS, Question, encode_mp4, sample_clip
-from videollava_jax.batch.formats import Defaults, with_sources
 from videollava_jax.batch.media.isolation import IsolatedReader
 from videollava_jax.batch.pending import pending_lines
+from videollava_jax.batch.requests import Defaults, with_sources
 from videollava_jax.batch.runner import BatchOptions, run_batch
 from videollava_jax.engine import Engine, Request
 

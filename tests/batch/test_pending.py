@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from videollava_jax.batch.formats import Defaults
 from videollava_jax.batch.pending import grouped_by_media, pending_lines
+from videollava_jax.batch.requests import Defaults
 
 
 def lines_of(tmp_path, lines, done=()):

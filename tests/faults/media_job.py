@@ -28,7 +28,7 @@ from typing import Any
 from tests.faults.commands import MARK, ROOT, await_no_process, marked_processes
 from tests.faults.hostile_media import Medium, write_media
 from tests.faults.tables import Tally, said, table
-from videollava_jax.batch.formats import Defaults
+from videollava_jax.batch.requests import Defaults
 
 MEBIBYTE = 2**20
 MEMORY = 1024

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from videollava_jax import Request, VideoLlavaForConditionalGeneration
-from videollava_jax.batch.formats import Defaults, to_request
 from videollava_jax.batch.identity import job_identity
 from videollava_jax.batch.lines import Line
+from videollava_jax.batch.requests import Defaults, to_request
 from videollava_jax.config import TextConfig, VideoLlavaConfig
 from videollava_jax.engine.preparation import Preparer
 from videollava_jax.generation.chat import Chat

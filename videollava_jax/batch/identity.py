@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from videollava_jax.batch.formats import Defaults
 from videollava_jax.batch.lines import Form
+from videollava_jax.batch.requests import Defaults
 from videollava_jax.version import __version__
 from videollava_jax.weights.fingerprint import json_digest
 

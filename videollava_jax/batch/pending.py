@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videollava_jax.batch.formats import Defaults, prompt_text, to_request, with_sources
 from videollava_jax.batch.lines import Form, line_id, read_lines
 from videollava_jax.batch.records import Tag
+from videollava_jax.batch.requests import Defaults, prompt_text, to_request, with_sources
 from videollava_jax.engine import Request
 
 HELD_LINES = 2**16

@@ -20,13 +20,13 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from videollava_jax.batch.formats import Defaults, with_sources
 from videollava_jax.batch.identity import identity_digest, job_identity
 from videollava_jax.batch.ledger import Ledger, Paths, locked, read_receipt, remove
 from videollava_jax.batch.lines import Form, count_lines, read_lines, recognise
 from videollava_jax.batch.media.spool import Fetch, Resolver, Spool, short_name
 from videollava_jax.batch.pending import PendingLine, grouped_by_media, pending_lines
 from videollava_jax.batch.records import JobFacts, record
+from videollava_jax.batch.requests import Defaults, with_sources
 from videollava_jax.batch.summary import ErrorRate, Summary
 from videollava_jax.engine import Request, Result
 
@@ -98,7 +98,7 @@ def run_batch(source: Path, output: Path, make_runner: Callable[[], Runner], opt
     """Runs or resumes a job and writes its output: one record for each line of the input, in the input's order.
 
     Args:
-      source: the input (see `formats`).
+      source: the input, in one of the forms.
       output: appears when every line has a record. Until then the records are in a ledger next to it (see `ledger`).
       make_runner: called once, if there is something to run.
       options: how to run it.

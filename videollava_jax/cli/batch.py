@@ -166,9 +166,9 @@ def batch(arguments: argparse.Namespace) -> None:
     Raises:
       SystemExit: with 128 plus the signal's number, if a signal stopped the job.
     """
-    from videollava_jax.batch.formats import Defaults
     from videollava_jax.batch.media.isolation import IsolatedReader
     from videollava_jax.batch.media.remote import Fetcher
+    from videollava_jax.batch.requests import Defaults
     from videollava_jax.batch.runner import BatchOptions, Stopped, run_batch
     from videollava_jax.config import require_whole_windows
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videollava_jax.batch.formats import with_sources
 from videollava_jax.batch.media.spool import FrameFile
+from videollava_jax.batch.requests import with_sources
 from videollava_jax.engine import Request, Result
 
 MOST_BYTES = 64 * 2**20
