@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videollava_jax.batch.lines import Line, count_lines, line_id, read_lines, recognise
-from videollava_jax.batch.records import JobFacts, Tag, record
+from videollava_jax.batch.forms.form import JobFacts, Line, Tag
+from videollava_jax.batch.lines import count_lines, line_id, read_lines, recognise
+from videollava_jax.batch.records import record
 from videollava_jax.batch.requests import Defaults, to_request, with_sources
 from videollava_jax.engine import Result
 from videollava_jax.media import Uniform

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from videollava_jax import Request, VideoLlavaForConditionalGeneration
+from videollava_jax.batch.forms.form import Line
 from videollava_jax.batch.identity import job_identity
-from videollava_jax.batch.lines import Line
 from videollava_jax.batch.requests import Defaults, to_request
 from videollava_jax.config import TextConfig, VideoLlavaConfig
 from videollava_jax.engine.preparation import Preparer

@@ -6,13 +6,12 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from videollava_jax.batch.lines import Form
 from videollava_jax.batch.requests import Defaults
 from videollava_jax.version import __version__
 from videollava_jax.weights.fingerprint import json_digest
 
 
-def job_identity(source: Path, form: Form, defaults: Defaults) -> dict[str, str]:
+def job_identity(source: Path, form: str, defaults: Defaults) -> dict[str, str]:
     """Returns the part of a job's identity that does not depend on the model: version, input and defaults."""
     with open(source, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

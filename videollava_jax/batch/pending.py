@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videollava_jax.batch.lines import Form, line_id, read_lines
-from videollava_jax.batch.records import Tag
-from videollava_jax.batch.requests import Defaults, prompt_text, to_request, with_sources
+from videollava_jax.batch.forms.form import Tag
+from videollava_jax.batch.lines import read_lines
+from videollava_jax.batch.records import tag_of
+from videollava_jax.batch.requests import Defaults, to_request, with_sources
 from videollava_jax.engine import Request
 
 HELD_LINES = 2**16
@@ -36,7 +37,7 @@ class PendingLine:
     characters: int
 
 
-def pending_lines(source: Path, form: Form, defaults: Defaults, done: Container[int]) -> Iterator[PendingLine]:
+def pending_lines(source: Path, form: str, defaults: Defaults, done: Container[int]) -> Iterator[PendingLine]:
     """Yields the lines of an input that are not in `done`, in the input's order."""
     for line in read_lines(source, form):
         if line.index in done:
@@ -53,8 +54,7 @@ def pending_lines(source: Path, form: Form, defaults: Defaults, done: Container[
         except ValueError as error:
             request = error.with_traceback(None)  # the traceback would keep the line in memory
         about = hashlib.blake2b("\0".join(names).encode(errors="surrogatepass"), digest_size=16).digest()
-        tag = Tag(line.index, line.number, line_id(line, form), prompt_text(line, form))
-        yield PendingLine(tag, request, about if names else line.index, sum(map(len, names)))
+        yield PendingLine(tag_of(line, form), request, about if names else line.index, sum(map(len, names)))
 
 
 def grouped_by_media(

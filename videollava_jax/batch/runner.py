@@ -20,12 +20,14 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from videollava_jax.batch.forms import FORMS
+from videollava_jax.batch.forms.form import JobFacts, either
 from videollava_jax.batch.identity import identity_digest, job_identity
 from videollava_jax.batch.ledger import Ledger, Paths, locked, read_receipt, remove
-from videollava_jax.batch.lines import Form, count_lines, read_lines, recognise
+from videollava_jax.batch.lines import count_lines, read_lines, recognise
 from videollava_jax.batch.media.spool import Fetch, Resolver, Spool, short_name
 from videollava_jax.batch.pending import PendingLine, grouped_by_media, pending_lines
-from videollava_jax.batch.records import JobFacts, record
+from videollava_jax.batch.records import record
 from videollava_jax.batch.requests import Defaults, with_sources
 from videollava_jax.batch.summary import ErrorRate, Summary
 from videollava_jax.engine import Request, Result
@@ -47,7 +49,7 @@ class BatchOptions:
     """The options of a job.
 
     Attributes:
-      form: of the input; None recognises it.
+      form: the name of the input's form in `FORMS`; None recognises it.
       defaults: options for lines that set none of their own.
       media_root: the directory that media must be in; None allows any path.
       fetch: fetches http and https URLs (a `remote.Fetcher`); None refuses them.
@@ -64,7 +66,7 @@ class BatchOptions:
         ends the process; None waits without limit.
     """
 
-    form: Form | None = None
+    form: str | None = None
     defaults: Defaults = field(default_factory=Defaults)
     media_root: Path | None = None
     fetch: Fetch | None = None
@@ -76,6 +78,10 @@ class BatchOptions:
     facts: Mapping[str, str] = field(default_factory=dict)
     on_stop: Callable[[], None] | None = None
     grace: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.form is not None and self.form not in FORMS:
+            raise ValueError(f"form: expected {either(list(FORMS))}, got {self.form!r}")
 
 
 class Stopped(BaseException):
@@ -133,7 +139,7 @@ def run_batch(source: Path, output: Path, make_runner: Callable[[], Runner], opt
 
 def _resume(
     source: Path,
-    form: Form,
+    form: str,
     count: int,
     paths: Paths,
     identity: Mapping[str, str],
@@ -174,7 +180,7 @@ class _Job:
     """One run of a job: passes the pending lines through a runner and commits the results."""
 
     def __init__(
-        self, source: Path, form: Form, ledger: Ledger, facts: JobFacts, summary: Summary, options: BatchOptions
+        self, source: Path, form: str, ledger: Ledger, facts: JobFacts, summary: Summary, options: BatchOptions
     ):
         self._source, self._form, self._ledger, self._facts = source, form, ledger, facts
         self._summary, self._options = summary, options

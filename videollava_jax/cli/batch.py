@@ -51,7 +51,7 @@ command resumes there. Separate processes read the media, so a hostile file cost
 
 def add_batch(commands: Commands) -> None:
     """Adds `batch`."""
-    from videollava_jax.batch.lines import FORMS
+    from videollava_jax.batch.forms import FORMS
 
     made = add_command(
         commands,
@@ -64,7 +64,7 @@ def add_batch(commands: Commands) -> None:
     made.add_argument("-i", "--input-file", type=Path, metavar="INPUT", help="the same, as in vLLM's run-batch")
     made.add_argument("-o", "--output-file", type=Path, metavar="OUTPUT", help="likewise")
     made.add_argument("-m", dest="model", metavar="MODEL", default=argparse.SUPPRESS, help="the same as --model")
-    made.add_argument("--format", choices=FORMS, help="of the input; default: recognised by suffix and keys")
+    made.add_argument("--format", choices=tuple(FORMS), help="of the input; default: recognised by suffix and keys")
     job = made.add_argument_group("the job")
     job.add_argument(
         "--max-error-rate",

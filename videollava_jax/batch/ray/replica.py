@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from videollava_jax.batch.forms import FORMS
+from videollava_jax.batch.forms.form import either
 from videollava_jax.batch.runner import BatchOptions, Runner, run_batch
 from videollava_jax.engine import Request, Result
 
@@ -100,8 +102,9 @@ class AnswerLines:
 
     def __init__(self, make_runner: Callable[[], Runner], options: BatchOptions | None = None, *, column: str = "text"):
         options = options or BatchOptions()
-        if options.form in ("csv", "parquet"):
-            raise ValueError(f"form: expected jsonl, openai or llava, as tables are not lines; got {options.form}")
+        if options.form is not None and not FORMS[options.form].json_lines:
+            names = either([form.name for form in FORMS.values() if form.json_lines])
+            raise ValueError(f"form: expected {names}, as tables are not lines; got {options.form}")
         self._replica = Replica(make_runner)
         self._options = dataclasses.replace(
             options, form=options.form or "jsonl", max_error_rate=1, retry_errors=False, keep_ledger=False

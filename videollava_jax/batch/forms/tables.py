@@ -1,0 +1,82 @@
+"""Tables, CSV and Parquet: columns id, prompt, image and video; other columns are ignored. Records as of our form."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from videollava_jax.batch.forms.fields import images_and_videos, question
+from videollava_jax.batch.forms.form import Line, LineForm, RequestParts
+from videollava_jax.batch.forms.ours import record
+
+_LONGEST_FIELD = 2**30
+"""The most characters in a CSV field; Python's default of 131,072 is too few for an image."""
+
+
+def _ask(fields: Mapping[str, Any]) -> RequestParts:
+    media = images_and_videos(fields)
+    return RequestParts(question(fields.get("prompt"), media), {})
+
+
+def _read_csv(path: Path) -> Iterator[Line]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    with open(path, "rb") as binary, io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file:
+        rows = csv.reader(file, strict=True)
+        header = next(rows, [])
+        if "id" not in header or "prompt" not in header or len(set(header)) != len(header):
+            raise ValueError(
+                f"{path}: expected a first line that names the columns, id and prompt among them, each once; "
+                f"got {', '.join(header)[:200] or 'nothing'}"
+            )
+        index = 0
+        while True:
+            number = rows.line_num + 1
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                yield Line(index, number, {}, f"not CSV ({error})")
+                index += 1
+                continue
+            if row is None:
+                return
+            if row:
+                yield _csv_line(index, number, header, row)
+                index += 1
+
+
+def _csv_line(index: int, number: int, header: list[str], row: list[str]) -> Line:
+    if len(row) != len(header):
+        return Line(index, number, {}, f"expected {len(header)} columns, got {len(row)}")
+    try:
+        "".join(row).encode()
+    except UnicodeEncodeError:  # surrogateescape has turned bytes that are not UTF-8 into lone surrogates
+        return Line(index, number, {}, "not UTF-8")
+    return Line(index, number, {name: value for name, value in zip(header, row, strict=True) if value})
+
+
+def _read_parquet(path: Path) -> Iterator[Line]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(
+            f"{path}: Parquet is read with pyarrow, which is not installed: pip install 'videollava-jax[parquet]'"
+        ) from None
+    try:
+        file = pyarrow.parquet.ParquetFile(os.fspath(path))
+        index = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                yield Line(index, index + 1, {name: value for name, value in row.items() if value is not None})
+                index += 1
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: not a Parquet file that pyarrow reads ({type(error).__name__})") from None
+
+
+CSV = LineForm(name="csv", suffixes=(".csv",), id_key="id", read=_read_csv, ask=_ask, record=record)
+PARQUET = LineForm(
+    name="parquet", suffixes=(".parquet", ".pq"), id_key="id", read=_read_parquet, ask=_ask, record=record
+)
