@@ -28,6 +28,16 @@ MOST_MEMORY_MAPS = int(_LIMIT.read_text()) if _LIMIT.exists() else float("inf")
 """Memory maps that a process may have. A compiled program for the CPU takes several."""
 
 
+MOST_MEMORY = 3 * 2**30
+"""Bytes that a worker process may hold before it drops compiled programs: three workers share 16 GiB."""
+
+
+def memory() -> int:
+    """Returns the bytes of memory of this process; 0 where the system does not tell, which macOS does not."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
+
+
 def memory_maps() -> int:
     """Returns the number of memory maps of this process; 0 where the system does not tell, which macOS does not."""
     maps = Path("/proc/self/maps")

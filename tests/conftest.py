@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import workers
-from tests.compiling import CACHE, CACHED_FROM, MOST_MEMORY_MAPS, XLA_FLAGS, memory_maps
+from tests.compiling import CACHE, CACHED_FROM, MOST_MEMORY, MOST_MEMORY_MAPS, XLA_FLAGS, memory, memory_maps
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -49,9 +49,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="module", autouse=True)
 def _memory_maps():
     """Drops JAX's compiled programs before they use up the memory maps that Linux allows a process, without which LLVM
-    fails or crashes. Until then modules share what they have compiled. macOS has no such limit."""
+    fails or crashes, or the memory that the machine has. Until then modules share what they have compiled."""
     yield
-    if memory_maps() > MOST_MEMORY_MAPS / 3:
+    if memory_maps() > MOST_MEMORY_MAPS / 3 or memory() > MOST_MEMORY:
         jax.clear_caches()
         gc.collect()
 

@@ -4,9 +4,9 @@ hangs, the other does not wait for ever."""
 from __future__ import annotations
 
 import os
-import runpy
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,8 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.compiling import CACHE, CACHED_FROM
-from tests.faults.children import Child
+from tests.compiling import ENVIRONMENT
 from tests.faults.training import consumed
 from tests.tolerances import SELF
 from tests.training.conftest import ROOT, program
@@ -40,25 +39,6 @@ STALL = 30
 """Seconds of the watchdog: more than the first step takes with its compilation on a busy machine."""
 
 
-def run_program(variables: dict[str, str], arguments: list[str], errors: str) -> None:
-    """Runs `train/finetune.py` in this child, which has imported JAX and not used it, and ends with its exit status."""
-    os.environ |= variables
-    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    os.chdir(ROOT)
-    jax.config.update("jax_num_cpu_devices", 4)
-    jax.config.update("jax_default_matmul_precision", "highest")
-    jax.config.update("jax_compilation_cache_dir", CACHE)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_FROM)
-    sys.argv = ["train/finetune.py", *arguments]
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(1 if isinstance(end.code, str) else end.code or 0)
-
-
 class Pair:
     """Two processes that run `train/finetune.py`.
 
@@ -77,13 +57,22 @@ class Pair:
         self._output, self._errors = output, [output.with_suffix(f".{i}") for i in range(2)]
         self.children = []
         for i in range(2):
-            variables = {
+            surroundings = ENVIRONMENT | {
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                 "JAX_NUM_PROCESSES": "2",
                 "JAX_PROCESS_ID": str(i),
+                "JAX_NUM_CPU_DEVICES": "4",
+                "JAX_DEFAULT_MATMUL_PRECISION": "highest",
             }
-            given = [*arguments, "--output", str(output)]
-            self.children.append(Child(run_program, variables, given, str(self._errors[i])))
+            with open(self._errors[i], "w") as errors:
+                child = subprocess.Popen(
+                    [sys.executable, "train/finetune.py", *arguments, "--output", str(output)],
+                    cwd=ROOT,
+                    env=os.environ | surroundings,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                )
+            self.children.append(child)
 
     def said(self, i: int) -> str:
         """What one of them has said on standard error."""
@@ -94,14 +83,14 @@ class Pair:
         deadline = time.monotonic() + PATIENCE
         # Until it prints where it begins, the metrics are those of the previous pair.
         while "from step" not in self.said(0) or not any(line["step"] >= step for line in read_metrics(self._output)):
-            assert all(child.running for child in self.children), self.said(0)[-3000:] + self.said(1)[-3000:]
+            assert all(child.poll() is None for child in self.children), self.said(0)[-3000:] + self.said(1)[-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
     def statuses(self, seconds: float = PATIENCE) -> list[int]:
         """Waits for both to end; returns their exit statuses."""
         deadline = time.monotonic() + seconds
-        return [child.status(max(0.1, deadline - time.monotonic())) for child in self.children]
+        return [child.wait(max(0.1, deadline - time.monotonic())) for child in self.children]
 
 
 @contextmanager
@@ -113,7 +102,7 @@ def pair(arguments: list[str], output: Path) -> Iterator[Pair]:
     finally:
         for child in found.children:
             child.kill()  # one that is stopped too
-            child.close()
+            child.wait()
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +164,7 @@ def test_whatever_ends_a_run_it_goes_on(arguments, undisturbed, tmp_path):
     going_on = "The same command goes on from the last checkpoint."
     with pair(arguments, output) as both:
         both.reach(1)
-        os.kill(both.children[1].pid, signal.SIGTERM)
+        both.children[1].terminate()
         assert both.statuses() == [128 + signal.SIGTERM] * 2
         assert f"which is saved. {going_on}" in both.said(0)
     with pair(arguments, output) as both:
@@ -187,13 +176,13 @@ def test_whatever_ends_a_run_it_goes_on(arguments, undisturbed, tmp_path):
         assert going_on in both.said(0)
     with pair([*arguments, "--stall_seconds", str(STALL)], output) as both:
         both.reach(4)
-        os.kill(both.children[1].pid, signal.SIGSTOP)
-        assert both.children[0].status(STALL + 60) == STALLED
+        both.children[1].send_signal(signal.SIGSTOP)
+        assert both.children[0].wait(STALL + 60) == STALLED
         assert "process 0 of 2: no progress for" in both.said(0)
         assert going_on in both.said(0)
-        os.kill(both.children[1].pid, signal.SIGCONT)
+        both.children[1].send_signal(signal.SIGCONT)
         # It goes on without the coordinator, and either JAX aborts it or it says that its peer is gone.
-        assert both.children[1].status(60) in (1, -signal.SIGABRT)
+        assert both.children[1].wait(60) in (1, -signal.SIGABRT)
         assert "process 1 of 2 ends: " in both.said(1) or "another task died" in both.said(1)
     with pair(arguments, output) as both:
         assert both.statuses() == [0, 0], both.said(0)[-3000:] + both.said(1)[-3000:]
