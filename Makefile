@@ -1,5 +1,5 @@
 # What a newcomer types. PYTHON chooses the interpreter (3.11 or later), VENV the environment, WORKERS how many processes
-# test at a time: 0 for this one alone, auto for one more than there are cores, up to 8.
+# test at a time: 0 for this one alone, auto for one a core, up to 8.
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= auto

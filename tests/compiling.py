@@ -29,7 +29,7 @@ MOST_MEMORY_MAPS = int(_LIMIT.read_text()) if _LIMIT.exists() else float("inf")
 
 
 MOST_MEMORY = 3 * 2**30
-"""Bytes that a worker process may hold before it drops compiled programs: three workers share 16 GiB."""
+"""Bytes that a worker process may hold before it drops compiled programs."""
 
 
 def memory() -> int:

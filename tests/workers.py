@@ -51,8 +51,8 @@ def turn(item: pytest.Item) -> int:
 
 
 def number(cores: int) -> int:
-    """Returns how many workers there are for `--numprocesses auto`: one more than cores, since some only wait."""
-    return min(cores + 1, 8)
+    """Returns how many workers `--numprocesses auto` means: with more than cores, waits could exceed their limits."""
+    return min(max(cores, 1), 8)
 
 
 def scheduler(config: pytest.Config, log: Any) -> Any:

@@ -178,10 +178,19 @@ def test_a_node_is_killed_midway(cluster, tmp_path):
     victim = cluster.list_all_nodes()[-1]
 
     def at_work():
-        """Returns the processes of the node to kill, once half is done and a request is under way there."""
-        there = [(int(name), int(pid)) for name, node, pid in begun(place) if node == victim.node_id]
+        """Stops the node's processes in a request, once half of the job is done; returns them."""
+        processes = {int(pid) for _, node, pid in begun(place) if node == victim.node_id}
+        if len(committed(place / "output.jsonl")) < 60 or not processes:
+            return set()
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        time.sleep(0.5)  # what they had answered is committed
         done = committed(place / "output.jsonl")
-        return len(done) >= 60 and any(name not in done for name, _ in there) and {pid for _, pid in there}
+        if any(int(name) not in done for name, node, _ in begun(place) if node == victim.node_id):
+            return processes
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+        return set()
 
     for process in await_that(at_work):
         os.kill(process, signal.SIGKILL)
