@@ -11,7 +11,7 @@ Names are the hub's unless `--layout` says otherwise; files of up to 5 GB with a
 import argparse
 from pathlib import Path
 
-from videollava_jax.weights import compare_checkpoints, export, open_checkpoint
+from videollava_jax.weights import LAYOUTS, compare_checkpoints, export, open_checkpoint
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path, help="must not exist, or hold exactly this already")
-    parser.add_argument("--layout", choices=("hub", "hf5", "memory"), default="hub")
+    parser.add_argument("--layout", choices=[name for name in LAYOUTS if name != "pku"], default="hub")
     parser.add_argument("--drop-temporal", action="store_true", help="leave out the video tower's attention over time")
     return parser.parse_args()
 

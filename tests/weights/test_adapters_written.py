@@ -244,3 +244,8 @@ def test_peft_loads_a_projector_alone(torch, peft, tmp_path):
     write_peft(adapter, tmp_path / "b", "memory")
     theirs = live_merge(peft, model, tmp_path / "b")
     assert_merged_alike(torch, "float32", arrays(merge_adapter(checkpoint, adapter)), theirs)
+
+
+def test_an_unknown_layout_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="layout: expected one of hub, hf5, memory, pku, memory4, got 'hbu'"):
+        write_peft(None, tmp_path / "out", "hbu")

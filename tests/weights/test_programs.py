@@ -10,6 +10,7 @@ import pytest
 from tests.small_models import random_parameters, small_config
 from tests.weights.checkpoints import assert_same_bits, read_all, write_checkpoint
 from videollava_jax.cli import main
+from videollava_jax.weights import LAYOUTS, Layout
 
 PROGRAMS = Path(__file__).parents[2] / "convert"
 
@@ -95,3 +96,19 @@ def test_verify_tells_what_differs(place, tmp_path, monkeypatch, capsys):
 def test_verify_without_a_manifest_says_so(place, capsys):
     assert main(["verify", str(place / "hub")]) == 1
     assert "expected a manifest.json" in capsys.readouterr().err
+
+
+def test_a_layout_is_one_row_of_the_table(place, tmp_path, monkeypatch, capsys):
+    prefixes = (("eye.", "image_tower."), ("film.", "video_tower."), ("bridge.", "multi_modal_projector."))
+    mine = Layout("mine", (*prefixes, ("head.", "lm_head."), ("llm.", "language_model.")))
+    monkeypatch.setitem(LAYOUTS, "mine", mine)
+    assert main(["export", str(place / "hub"), str(tmp_path / "mine"), "--layout", "mine"]) == 0
+    assert "head.weight" in read_all(tmp_path / "mine")
+    assert main(["export", str(tmp_path / "mine"), str(tmp_path / "back")]) == 0
+    assert_same_bits(read_all(tmp_path / "back"), read_all(place / "hub"))
+
+
+def test_an_unknown_layout_is_refused_with_those_that_there_are(place, tmp_path, capsys):
+    assert main(["export", str(place / "hub"), str(tmp_path / "out"), "--layout", "hbu"]) == 1
+    assert "layout: expected one of hub, hf5, memory, pku, got 'hbu'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

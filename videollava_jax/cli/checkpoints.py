@@ -72,8 +72,8 @@ def add_export(commands: Commands) -> None:
     _add_conversion_arguments(made)
     made.add_argument(
         "--layout",
-        choices=("hub", "hf5", "memory", "pku"),
         default="hub",
+        metavar="NAME",
         help="of names: hub as on the hub, hf5 as transformers 5 saves, memory as it holds them, pku the authors'; "
         "default: %(default)s",
     )

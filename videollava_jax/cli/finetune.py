@@ -64,8 +64,9 @@ def add_train_export(commands: Commands) -> None:
     made.add_argument("--adapter", action="store_true", help="only what was trained, for PEFT")
     made.add_argument(
         "--layout",
-        choices=("hub", "hf5", "memory", "memory4", "pku", "orbax"),
-        help="names of the tensors; default: hub for a model, memory (transformers 5's names) for an adapter",
+        metavar="NAME",
+        help="of names: hub, hf5, memory, pku, or orbax for a model; hub, hf5, memory, memory4 (transformers 4.52 to "
+        "4.57) or pku for an adapter; default: hub for a model, memory (transformers 5's names) for an adapter",
     )
     made.add_argument("--step", type=int, help="of the checkpoint; default: the last one")
     made.add_argument(

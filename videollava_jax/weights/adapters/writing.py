@@ -46,6 +46,8 @@ def write_peft(adapter: Adapter, target: StrPath, layout: str) -> dict[str, Tens
     """
     if layout not in ADAPTER_LAYOUTS:
         raise WeightsError(f"layout: expected one of {', '.join(ADAPTER_LAYOUTS)}, got {layout!r}")
+    if layout not in ADAPTER_LAYOUTS:
+        raise WeightsError(f"layout: expected one of {', '.join(ADAPTER_LAYOUTS)}, got {layout!r}")
     names = ADAPTER_LAYOUTS[layout]
     problems = list(_unnamed(adapter, names))
     if problems:
