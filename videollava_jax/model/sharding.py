@@ -152,9 +152,9 @@ class Placement:
             "mlp": text.intermediate_size,
             "vocab": text.vocab_size,
         }
-        if axis is None:
+        over = None if axis is None else RULES.get(axis)
+        if axis is None or over is None:
             return None
-        over = RULES[axis]
         return over if sizes.get(axis, 0) % self.mesh.shape[over] == 0 else None
 
 
