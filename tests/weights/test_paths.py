@@ -40,12 +40,12 @@ def here(made, tmp_path, monkeypatch):
     """A fresh working directory, the home directory too: `below/` and links to a small checkpoint and to `made`."""
     config = small_config()
     write_checkpoint(tmp_path / "below" / "hub", config, random_parameters(config, 0), "hub")
-    (tmp_path / "work").mkdir()
+    (tmp_path / "desk").mkdir()
     for name in ("hub", "my hub"):
-        (tmp_path / "work" / name).symlink_to(tmp_path / "below" / "hub", target_is_directory=True)
-    (tmp_path / "work" / "orbax").symlink_to(made, target_is_directory=True)
+        (tmp_path / "desk" / name).symlink_to(tmp_path / "below" / "hub", target_is_directory=True)
+    (tmp_path / "desk" / "orbax").symlink_to(made, target_is_directory=True)
     (tmp_path / "tiny orbax").symlink_to(made, target_is_directory=True)
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "desk")
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
@@ -81,7 +81,7 @@ def test_python_from_one_layout_to_another_and_back(here, source, target):
     assert load_checkpoint(Path(target))[1].keys() == load_checkpoint(source)[1].keys()
 
 
-@pytest.mark.parametrize("name", ["orbax", "./orbax", "../work/orbax", "orbax/", "~/tiny orbax"])
+@pytest.mark.parametrize("name", ["orbax", "./orbax", "../desk/orbax", "orbax/", "~/tiny orbax"])
 def test_questions_to_a_model_of_ours(here, capsys, monkeypatch, name):
     """These ended with "Checkpoint path should be absolute"."""
     assert main(["ask", CLIP, QUESTION, "--model", name]) == 0
@@ -110,12 +110,12 @@ def test_the_model_of_transformers_users(here, tiny_model):
 
 
 def test_adapters(here):
-    write_adapter(here / "work" / "lora", draw(small_config(), [Q_PROJ]), "hub")
+    write_adapter(here / "desk" / "lora", draw(small_config(), [Q_PROJ]), "hub")
     assert main(["export", "lora", "./peft", "--layout", "memory"]) == 0
-    assert main(["convert", "~/work/peft", "merged", "--base", "../below/hub"]) == 0
+    assert main(["convert", "~/desk/peft", "merged", "--base", "../below/hub"]) == 0
     assert main(["export", "hub", "merged-too", "--adapter", "./lora"]) == 0
     assert main(["verify", "merged", "./merged-too/"]) == 0
-    write_peft(open_adapter("../work/lora"), "~/again", "memory")
+    write_peft(open_adapter("../desk/lora"), "~/again", "memory")
     assert verify_checkpoint(here / "again") == []
 
 
