@@ -5,8 +5,8 @@
 
 Each round copies the checkpoint, converts it to Orbax, verifies the result, and exports it back to the hub's layout.
 Files are dropped from the page cache before each step and flushed to the disk within it. Every step runs in a separate
-process, of which the peak memory and the CPU seconds (user and system, including imports) are printed; on a machine
-that others use too they say more than the rate. The tensors of the round trip are compared bit for bit.
+process. Its peak memory and its CPU seconds (user and system, including imports) are printed; on a machine that others
+use too they say more than the rate. The tensors of the round trip are compared bit for bit.
 """
 
 import argparse

@@ -11,7 +11,7 @@
     bf16     the same                    bfloat16   the same                            a model in bfloat16
 
 *kept in* is the dtype of trained parameters and their moments; frozen ones are bfloat16. A step is several
-micro-batches, each row of which is filled by a conversation about one video of 8 frames, then AdamW with clipping. Both
+micro-batches, whose rows are each filled by a conversation about one video of 8 frames, then AdamW with clipping. Both
 sides recompute every layer for the gradient and have their batches on the device. transformers uses SDPA, checkpoints
 its layers without reentry and updates with the fused AdamW. Weights are random. A figure is the median of several steps
 with their range, after two steps that compile or warm up. JAX runs in one process and torch in the next.

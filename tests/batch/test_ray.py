@@ -1,4 +1,4 @@
-"""Jobs on a real Ray cluster of three nodes on this machine, of which nodes, drivers and replicas are killed."""
+"""Jobs on a real Ray cluster of three nodes on this machine, whose nodes, drivers and replicas are killed."""
 
 import hashlib
 import json

@@ -1,6 +1,6 @@
 """What transformers on torch says with the tiny model's weights, written down for Pythons without torch.
 
-    python -m tests.parity.golden        writes golden.json beside this file
+    python -m tests.parity.golden        writes golden.json next to this file
 
 Variant "hf" is transformers' own class. "original" is that class with the video tower of `original_tower`, in which
 attention over time has the weights that `tiny_original` draws with numpy's `default_rng(0)`: its stream is the same in
@@ -22,7 +22,7 @@ from videollava_jax.assets.world import EVAL_SEEDS, sample_clip, sample_image
 FILE = Path(__file__).with_suffix(".json")
 NEW_TOKENS = 8
 EVERY = 8
-"""Of the logits one in so many is kept, and the logarithm of the sum of all their exponentials."""
+"""Every eighth logit is kept, and the logarithm of the sum of the exponentials of all."""
 
 
 def inputs(processor: Any) -> dict[str, np.ndarray]:
