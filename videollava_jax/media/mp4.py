@@ -36,7 +36,7 @@ _MAX_UNPACKED = 64 * 2**20
 # FFmpeg keeps sound whose samples are single values in pieces of this many values, each perhaps less than a byte.
 _SOUND_PIECE = 1024
 _SOUND_VALUES_PER_BYTE = 64
-# Each edit repeats part of the index, so many edits can make the index longer than the file.
+# Each edit repeats part of the index: with many edits the index can be longer than the file.
 _EDITED_PER_FRAME = 16
 
 

@@ -35,7 +35,7 @@ from videollava_jax.weights.orbax import open_layers
 STEPS = 6
 PATIENCE = 240
 """Seconds to wait for what takes ten on an idle machine."""
-STALL = 30
+STALL = 20
 """Seconds of the watchdog: more than the first step takes with its compilation on a busy machine."""
 
 
