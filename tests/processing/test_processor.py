@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.processing.inputs import SIDE, expanded, hf_pixels, image, make, video
+from videollava_jax.media import FrameFiles, Indices
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
 # ── the call, as transformers has it ──
@@ -185,6 +186,22 @@ def test_frames_of_different_sizes(processor: VideoLlavaProcessor) -> None:
     frames = [image(40, 50), image(50, 40)]
     got = processor("<video>", videos=frames).pixel_values_videos
     np.testing.assert_allclose(got[0], hf_pixels(*frames), rtol=0, atol=1e-6)
+
+
+def test_frame_files_are_one_video(processor: VideoLlavaProcessor, tmp_path: Path) -> None:
+    frames, paths = video(5), [str(tmp_path / f"{i}.png") for i in range(5)]
+    for frame, path in zip(frames, paths, strict=True):
+        Image.fromarray(frame).save(path)
+    files, every_second = FrameFiles(paths, fps=2), Indices((0, 2, 4))
+    want = hf_pixels(*frames[[0, 2, 4]])[None]
+    for given_videos in (files, [files], [[files]]):
+        got = processor("<video>", videos=given_videos, frame_sampling=every_second).pixel_values_videos
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+    asked = [{"role": "user", "content": [{"type": "video", "video": paths}, {"type": "text", "text": "What?"}]}]
+    got = processor.apply_chat_template(asked, tokenize=True, return_dict=True, frame_sampling=every_second)
+    np.testing.assert_allclose(got.pixel_values_videos, want, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="frames of one video are given as FrameFiles"):
+        processor(["<video>"], videos=[paths])
 
 
 def test_a_video_file_is_sampled(processor: VideoLlavaProcessor, clip: Path) -> None:

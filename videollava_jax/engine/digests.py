@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from videollava_jax.media import FrameFiles
+
 
 def file_version(source: Any) -> Hashable:
     """Returns what tells a file and its present content apart from others without reading it; None for pixels.
@@ -18,6 +20,8 @@ def file_version(source: Any) -> Hashable:
     Raises:
       OSError: there is no such file.
     """
+    if isinstance(source, FrameFiles):
+        return (source.fps, *map(file_version, source.paths))
     if not isinstance(source, (str, os.PathLike)):
         return None
     stat = os.stat(source)
@@ -33,9 +37,15 @@ def content_digest(source: Any) -> str:
     if isinstance(source, (str, os.PathLike)):
         with open(source, "rb") as file:
             return hashlib.file_digest(file, "blake2b").hexdigest()
-    frames = source if isinstance(source, (list, tuple)) else [getattr(source, "frames", source)]
     digest = hashlib.blake2b()
+    if isinstance(source, FrameFiles):
+        digest.update(f"{source.fps}".encode())
+        source = source.paths
+    frames = source if isinstance(source, (list, tuple)) else [getattr(source, "frames", source)]
     for frame in frames:
+        if isinstance(frame, (str, os.PathLike)):
+            digest.update(content_digest(frame).encode())
+            continue
         array = np.ascontiguousarray(frame)
         digest.update(f"{array.shape} {array.dtype}".encode())
         digest.update(array.tobytes())

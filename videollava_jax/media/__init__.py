@@ -1,6 +1,7 @@
 """Turns image and video files into pixels: opening within limits, frame sampling, decoding, resizing. No JAX."""
 
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
+from videollava_jax.media.frame_files import FrameFiles
 from videollava_jax.media.frame_sampling import Fps, FrameSampling, Indices, Linspace, Uniform
 from videollava_jax.media.image import read_image
 from videollava_jax.media.kind import is_video, media_kind
@@ -13,6 +14,7 @@ Sampling = FrameSampling  # its earlier public name
 __all__ = [
     "Cause",
     "Fps",
+    "FrameFiles",
     "FramePreprocessor",
     "FrameSampling",
     "Indices",

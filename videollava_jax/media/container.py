@@ -58,18 +58,18 @@ def reopened_video(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[An
     try:
         container = _open(source)
     except Exception as error:
-        raise library_error(source, error, "opening it again failed") from None
+        raise library_error(source.name, error, "opening it again failed") from None
     with container:
         yield container, _stream(source, container, limits, head[4:12])
 
 
-def library_error(source: OpenSource, error: BaseException, doing: str) -> MediaError:
+def library_error(source: str, error: BaseException, doing: str) -> MediaError:
     """Makes the error to raise when FFmpeg fails. FFmpeg's own text is left out."""
     if isinstance(error, MemoryError | av.error.MemoryError):
-        return MediaError(source.name, Cause.TOO_LARGE, f"too little memory: {doing}")
+        return MediaError(source, Cause.TOO_LARGE, f"too little memory: {doing}")
     if isinstance(error, av.error.InvalidDataError):
-        return MediaError(source.name, Cause.DECODE_FAILED, f"the video is damaged: {doing}")
-    return MediaError(source.name, Cause.DECODE_FAILED, f"{doing} ({type(error).__name__})")
+        return MediaError(source, Cause.DECODE_FAILED, f"the video is damaged: {doing}")
+    return MediaError(source, Cause.DECODE_FAILED, f"{doing} ({type(error).__name__})")
 
 
 def still_image(source: OpenSource) -> MediaError:
@@ -107,7 +107,7 @@ def _refuse_scripts(source: OpenSource, head: bytes) -> None:
 def _refusal(source: OpenSource, limits: MediaLimits, error: Exception) -> MediaError:
     """Makes the error to raise for a file that FFmpeg could not open."""
     if isinstance(error, MemoryError | av.error.MemoryError):
-        return library_error(source, error, "opening it")
+        return library_error(source.name, error, "opening it")
     head = source.read(0, 12)
     if head[4:8] == b"ftyp" or head.startswith((b"\x1a\x45\xdf\xa3", b"RIFF", b"GIF8")):
         return MediaError(source.name, Cause.DECODE_FAILED, f"its header is damaged ({type(error).__name__})")

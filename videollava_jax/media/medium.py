@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from videollava_jax.media.frame_files import FrameFiles
 from videollava_jax.media.frame_sampling import FrameSampling, Uniform
 from videollava_jax.media.image import read_image
 from videollava_jax.media.kind import media_kind
@@ -43,18 +44,21 @@ class Medium:
         return size if self.kind == "image" else f"{size}, {len(self.frames)} of {self.total_frames} frames"
 
 
-def open_medium(path: str | os.PathLike[str], frame_sampling: FrameSampling = Uniform(8)) -> Medium:  # noqa: B008
-    """Reads an image or a video, whichever the file's content says it is.
+def open_medium(
+    path: str | os.PathLike[str] | FrameFiles,
+    frame_sampling: FrameSampling = Uniform(8),  # noqa: B008
+) -> Medium:
+    """Reads an image or a video, whichever the file's content says it is; `FrameFiles` are a video.
 
     Args:
-      path: the file.
+      path: the file, or the files of a video's frames.
       frame_sampling: which frames to take if it is a video.
 
     Raises:
       MediaError: it is neither, or cannot be read.
     """
-    name = os.fspath(path)
-    if media_kind(path) == "image":
+    name = path.name if isinstance(path, FrameFiles) else os.fspath(path)
+    if not isinstance(path, FrameFiles) and media_kind(path) == "image":
         pixels = read_image(path)[None]
         return Medium("image", name, pixels, np.zeros(1, np.int64), np.zeros(1), 1)
     video = read_video(path, frame_sampling)

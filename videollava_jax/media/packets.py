@@ -110,7 +110,7 @@ def list_packets(source: OpenSource, container: Any, stream: Any, limits: MediaL
                 table.shown.append(position)
                 table.doubtful += codec == "mpeg4" and packet.size < 20
     except (av.FFmpegError, MemoryError) as error:
-        raise library_error(source, error, f"reading stopped after packet {len(table.pts)}") from None
+        raise library_error(source.name, error, f"reading stopped after packet {len(table.pts)}") from None
     if not table.shown:
         raise MediaError(source.name, Cause.NO_FRAMES, "expected frames, got a video stream without any")
     return table

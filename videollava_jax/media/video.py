@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,8 +15,9 @@ import numpy.typing as npt
 from videollava_jax.media import animation
 from videollava_jax.media.container import library_error, opened_video, reopened_video, still_image
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
+from videollava_jax.media.frame_files import FrameFiles
 from videollava_jax.media.frame_sampling import FrameSampling, Uniform
-from videollava_jax.media.image import check_pixels
+from videollava_jax.media.image import check_pixels, read_image
 from videollava_jax.media.packets import PacketTable, list_packets, packets_of
 from videollava_jax.media.source import OpenSource, Source, open_source
 
@@ -49,7 +51,7 @@ class Video:
 
 
 def read_video(
-    source: Source,
+    source: Source | FrameFiles | Sequence[str | os.PathLike[str]],
     frame_sampling: FrameSampling = Uniform(8),  # noqa: B008
     limits: MediaLimits = MediaLimits(),  # noqa: B008
 ) -> Video:
@@ -65,7 +67,8 @@ def read_video(
     Formats that do not state their length (transport and program streams, FLV, ASF, raw streams) are read to their end.
 
     Args:
-      source: a path, the bytes of a file, or a binary file object.
+      source: a path, the bytes of a file, or a binary file object; or `FrameFiles` or a list of paths, image files that
+        are the frames of one video.
       frame_sampling: which frames; the default `Uniform(8)` is that of transformers' documentation.
       limits: a larger video is refused before memory is taken.
 
@@ -74,9 +77,37 @@ def read_video(
         over the limits; or frames that it should hold do not decode, or change their size.
       ValueError: `frame_sampling` asks for frames that the video does not have.
     """
-    with open_source(source, limits.max_bytes) as opened:
+    if isinstance(source, (list, tuple)):
+        source = FrameFiles(source)
+    if isinstance(source, FrameFiles):
+        return _read_files(source, frame_sampling, limits)
+    with open_source(source, limits.max_bytes) as opened:  # type: ignore[arg-type]
         reader = _Reader(opened, frame_sampling, limits)
         return reader.read_webp() if animation.is_webp(opened) else reader.read()
+
+
+def _read_files(files: FrameFiles, frame_sampling: FrameSampling, limits: MediaLimits) -> Video:
+    total = len(files.paths)
+    if total > limits.max_frames:
+        raise MediaError(files.name, Cause.TOO_LARGE, f"over the limit of {limits.max_frames} frames")
+    wanted = _wanted(files.name, frame_sampling, limits, total, files.fps)
+    picked, times = _Picked(files.name, limits, wanted), files.times()
+    for number in sorted(picked.numbers):
+        picked.add(number, read_image(files.paths[number], limits), times[number])
+    return picked.video(files.fps, total)
+
+
+def _wanted(
+    name: str, frame_sampling: FrameSampling, limits: MediaLimits, total: int, fps: float | None
+) -> npt.NDArray[np.int64]:
+    """Returns the frame numbers that `frame_sampling` chooses, checked against the video and the limits."""
+    wanted = np.asarray(frame_sampling.indices(total, fps))
+    if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= total:
+        raise ValueError(f"{frame_sampling}: expected numbers of frames from 0 to {total - 1}, got {wanted}")
+    if len(wanted) > limits.max_frames_returned:
+        limit = f"the limit max_frames_returned of {limits.max_frames_returned}"
+        raise MediaError(name, Cause.TOO_LARGE, f"{frame_sampling} asks for {len(wanted)} frames, over {limit}")
+    return wanted.astype(np.int64)
 
 
 class _CannotSeek(Exception):
@@ -118,24 +149,16 @@ class _Reader:
         times = [time for _, time in animation.play(self.source, self.limits)]
         total, fps = len(times), (len(times) - 1) / times[-1] if times[-1] else None
         wanted = self._wanted(total, fps)
-        picked = _Picked(self.source, self.limits, wanted)
+        picked = _Picked(self.source.name, self.limits, wanted)
         for pixels, time in animation.play(self.source, self.limits):
             picked.add(picked.decoded, pixels, time)
         return picked.video(fps, total)
 
     def _wanted(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
-        """Returns the frame numbers that `frame_sampling` chooses, checked against the video and the limits."""
-        wanted = np.asarray(self.frame_sampling.indices(total, fps))
-        if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= total:
-            raise ValueError(f"{self.frame_sampling}: expected numbers of frames from 0 to {total - 1}, got {wanted}")
-        if len(wanted) > self.limits.max_frames_returned:
-            limit = f"the limit max_frames_returned of {self.limits.max_frames_returned}"
-            message = f"{self.frame_sampling} asks for {len(wanted)} frames, over {limit}"
-            raise MediaError(self.source.name, Cause.TOO_LARGE, message)
-        return wanted.astype(np.int64)
+        return _wanted(self.source.name, self.frame_sampling, self.limits, total, fps)
 
     def _by_seeking(self, container: Any, stream: Any, table: PacketTable, wanted: npt.NDArray[np.int64]) -> _Picked:
-        picked = _Picked(self.source, self.limits, wanted)
+        picked = _Picked(self.source.name, self.limits, wanted)
         first = table.pts[table.order[0]]
         run = None
         for number in sorted(picked.numbers):
@@ -154,7 +177,7 @@ class _Reader:
         return picked
 
     def _in_order(self, table: PacketTable, wanted: npt.NDArray[np.int64]) -> _Picked:
-        picked = _Picked(self.source, self.limits, wanted)
+        picked = _Picked(self.source.name, self.limits, wanted)
         first = None
         with reopened_video(self.source, self.limits) as (container, stream):
             for frame in self._decoded(container, stream, table):
@@ -185,7 +208,7 @@ class _Reader:
             yield from context.decode(None)
         except (av.FFmpegError, MemoryError) as error:
             check_pixels(self.source.name, "frames", context.width, context.height, self.limits)
-            raise library_error(self.source, error, f"decoding stopped after frame {count}") from None
+            raise library_error(self.source.name, error, f"decoding stopped after frame {count}") from None
 
 
 class _Run:
@@ -248,7 +271,7 @@ class _Run:
 class _Picked:
     """Collects the wanted frames among the decoded ones, by number."""
 
-    def __init__(self, source: OpenSource, limits: MediaLimits, wanted: npt.NDArray[np.int64]):
+    def __init__(self, source: str, limits: MediaLimits, wanted: npt.NDArray[np.int64]):
         self.source, self.limits, self.wanted = source, limits, wanted
         self.numbers: set[int] = set(wanted.tolist())
         self.frames: dict[int, npt.NDArray[np.uint8]] = {}
@@ -265,15 +288,15 @@ class _Picked:
         except (av.FFmpegError, ValueError, MemoryError) as error:
             raise library_error(self.source, error, f"frame {number} cannot be converted to RGB") from None
         if getattr(frame, "is_corrupt", False):
-            raise MediaError(self.source.name, Cause.DECODE_FAILED, f"frame {number} is damaged")
+            raise MediaError(self.source, Cause.DECODE_FAILED, f"frame {number} is damaged")
         shape = next(iter(self.frames.values()), pixels).shape
         if pixels.shape != shape:
             message = f"its frames change size, from {shape[1]} by {shape[0]} to {pixels.shape[1]} by {pixels.shape[0]}"
-            raise MediaError(self.source.name, Cause.DECODE_FAILED, message)
+            raise MediaError(self.source, Cause.DECODE_FAILED, message)
         if len(self.wanted) * pixels.nbytes > self.limits.max_bytes_returned:
             limit = f"the limit max_bytes_returned of {self.limits.max_bytes_returned}"
             message = f"{len(self.wanted)} frames take {len(self.wanted) * pixels.nbytes} bytes, over {limit}"
-            raise MediaError(self.source.name, Cause.TOO_LARGE, message)
+            raise MediaError(self.source, Cause.TOO_LARGE, message)
         self.frames[number] = pixels
         self.seconds[number] = seconds
 
@@ -286,7 +309,7 @@ class _Picked:
             fps=fps,
             total_frames=total,
             decoded_frames=self.decoded,
-            source=self.source.name,
+            source=self.source,
         )
 
 

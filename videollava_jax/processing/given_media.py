@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.media import FramePreprocessor, Indices, MediaLimits, read_image, read_video
+from videollava_jax.media import FrameFiles, FramePreprocessor, Indices, MediaLimits, read_image, read_video
 from videollava_jax.processing.segments import MEDIA_TOKENS, Media, MediaKind, Segments
 
 UInt8 = npt.NDArray[np.uint8]
 
 MEDIA_FORMS: dict[MediaKind, str] = {
     "image": "a path, a PIL image or a uint8 array [H, W, 3]",
-    "video": "a path, a uint8 array [F, H, W, 3] or a list of frames (PIL images or uint8 arrays [H, W, 3])",
+    "video": "a path, FrameFiles, a uint8 array [F, H, W, 3] or a list of frames (PIL images, arrays [H, W, 3])",
 }
 
 
@@ -61,7 +61,7 @@ def is_medium(value: Any, kind: MediaKind) -> bool:
         return _is_pil(value)
     if isinstance(value, (list, tuple)):
         return bool(value) and all(is_frame(frame) for frame in value)
-    return hasattr(value, "frames")  # what media.read_video returns
+    return isinstance(value, FrameFiles) or hasattr(value, "frames")  # the latter is what media.read_video returns
 
 
 def is_frame(value: Any) -> bool:
@@ -99,7 +99,7 @@ def _nested_rows(rows: list[Any], kind: MediaKind, placeholders: Sequence[int] |
         if expected != len(media):
             raise ValueError(
                 f"row {i} of the text has {expected} {MEDIA_TOKENS[kind]}, and {kind}s[{i}] holds "
-                f"{len(media)}; expected as many"
+                f"{len(media)}; expected as many{_hint(kind, media)}"
             )
     return split
 
@@ -110,6 +110,12 @@ def _mismatch(kind: MediaKind, placeholders: Sequence[int], got: int) -> str:
         f"the text has {sum(placeholders)} {MEDIA_TOKENS[kind]} ({rows}), and {got} {kind}s were given; "
         f"expected as many {kind}s as placeholders"
     )
+
+
+def _hint(kind: MediaKind, media: Sequence[Any]) -> str:
+    paths = len(media) > 1 and all(isinstance(item, (str, os.PathLike)) for item in media)
+    hint = "; files that are the frames of one video are given as FrameFiles(paths)"
+    return hint if kind == "video" and paths else ""
 
 
 def describe(value: Any) -> str:
@@ -154,11 +160,18 @@ def require_sources(rows: Sequence[Segments]) -> None:
                     f"conversation {i}: a part of type {medium.kind!r} has no source; expected one under "
                     f"{medium.kind!r}, 'path' or 'url'"
                 )
-            if not is_medium(medium.source, medium.kind):
+            if not is_medium(medium.source, medium.kind) and not _is_paths(medium):
                 raise ValueError(
                     f"conversation {i}: expected {MEDIA_FORMS[medium.kind]} as {medium.kind}, got "
                     f"{describe(medium.source)}"
                 )
+
+
+def _is_paths(medium: Media) -> bool:
+    """Whether this is a video as a list of paths, its frames: in a conversation a list cannot mean several videos."""
+    paths = medium.source
+    listed = medium.kind == "video" and isinstance(paths, (list, tuple)) and bool(paths)
+    return listed and all(isinstance(path, (str, os.PathLike)) for path in paths)
 
 
 # ── pixels ──
@@ -174,7 +187,7 @@ def image_pixels(source: Any, preprocess: FramePreprocessor, limits: MediaLimits
 
 def video_pixels(source: Any, preprocess: FramePreprocessor, frame_sampling: Any, limits: MediaLimits) -> UInt8:
     """Reads a video, resized and cropped: uint8 [F, S, S, 3], RGB, 0-255. Frames are sampled if it is a file."""
-    if isinstance(source, (str, os.PathLike)):
+    if is_read_from_files(source):
         source = read_video(source, frame_sampling=frame_sampling, limits=limits)
     source = getattr(source, "frames", source)
     if isinstance(source, np.ndarray):
@@ -186,9 +199,16 @@ def video_pixels(source: Any, preprocess: FramePreprocessor, frame_sampling: Any
     return np.concatenate(frames)
 
 
+def is_read_from_files(source: Any) -> bool:
+    """Returns whether a video is a file, or `FrameFiles`, or a list of paths, whose frames are sampled."""
+    if isinstance(source, (list, tuple)):
+        return bool(source) and all(isinstance(item, (str, os.PathLike)) for item in source)
+    return isinstance(source, (str, os.PathLike, FrameFiles))
+
+
 def known_frames(source: Any, frame_sampling: Any) -> int | None:
     """Returns how many frames a video will have; None if only opening the file would tell."""
-    if isinstance(source, (str, os.PathLike)):
+    if is_read_from_files(source):
         count = (
             len(frame_sampling.frames)
             if isinstance(frame_sampling, Indices)
