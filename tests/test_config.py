@@ -4,10 +4,12 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from videollava_jax.config import ACTIVATION_NAMES, TextConfig, VideoLlavaConfig, VisionConfig
+from videollava_jax import config_json
+from videollava_jax.config import ACTIVATION_NAMES, TextConfig, VideoLlavaConfig, VisionConfig, _read_by_transformers
+from videollava_jax.config_json import read_usual
 
 activations = st.sampled_from(ACTIVATION_NAMES)
 token_ids = st.integers(0, 40_000)
@@ -137,6 +139,104 @@ def test_what_the_json_leaves_out_takes_transformers_defaults():
     for key in ("head_dim", "num_key_value_heads"):
         del raw["text_config"][key]
     assert VideoLlavaConfig.from_hf(raw) == VideoLlavaConfig()
+
+
+def test_the_published_models_json_is_read_without_transformers():
+    """The keys of LanguageBind/Video-LLaVA-7B-hf's config.json, which leaves out most of the decoder's."""
+    raw = {
+        "architectures": ["VideoLlavaForConditionalGeneration"],
+        "ignore_index": -100,
+        "image_seq_length": 256,
+        "image_token_index": 32000,
+        "model_type": "video_llava",
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "_name_or_path": "lmsys/vicuna-7b-v1.5",
+            "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": 4096,
+            "model_type": "llama",
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "torch_dtype": "float16",
+            "vocab_size": 32064,
+        },
+        "torch_dtype": "float16",
+        "transformers_version": "4.42.0",
+        "video_seq_length": 2056,
+        "video_token_index": 32001,
+        "vision_config": {
+            "hidden_size": 1024,
+            "image_size": 224,
+            "intermediate_size": 4096,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+            "projection_dim": 768,
+            "vocab_size": 32000,
+        },
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    }
+    usual = read_usual(raw, ())
+    assert usual is not None
+    assert usual == _read_by_transformers(raw)
+    assert VideoLlavaConfig.from_hf(raw) == VideoLlavaConfig(text_config=TextConfig(pad_token_id=0))
+
+
+ODD = [None, True, -1, 0, 3, 2.5, "", "gelu", [], [1, 2], {}, {"rope_type": "default", "rope_theta": 5e5}]
+KEYS = [*config_json._MODEL, *config_json._VISION, *config_json._TEXT, "model_type", "quantization_config"]
+KEYS += ["rope_theta", "rope_scaling", "rope_parameters"]
+
+
+@drawn
+@given(configs(variants=["hf"]), st.data())
+def test_what_we_read_ourselves_is_what_transformers_reads(config, data):
+    """Keys are left out, and one may have a value of any kind: both read the same, or transformers reads alone."""
+    raw = json.loads(json.dumps(config.to_hf()))
+    parts = (raw, raw["vision_config"], raw["text_config"])
+    for part in parts:
+        for key in data.draw(st.sets(st.sampled_from(sorted(part)), max_size=5)):
+            if key != "model_type" and not key.endswith("_config"):
+                del part[key]
+    if data.draw(st.booleans()):
+        data.draw(st.sampled_from(parts))[data.draw(st.sampled_from(KEYS))] = data.draw(st.sampled_from(ODD))
+    usual = read_usual(raw, ())
+    event("ours" if usual is not None else "transformers alone")
+    if usual is not None:
+        try:
+            theirs = _read_by_transformers(raw)
+        except ValueError:  # such as an odd head_dim, which no decoder can have
+            with pytest.raises(ValueError, match=r".+: .+"):
+                VideoLlavaConfig.from_hf(raw)
+        else:
+            assert usual == theirs
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("text_config", "hidden_size", "16"),
+        ("text_config", "num_hidden_layers", 2.0),
+        ("text_config", "attention_bias", 0),
+        ("text_config", "hidden_size", 17),
+        ("text_config", "pad_token_id", True),
+        ("text_config", "rope_parameters", {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}),
+        ("vision_config", "image_size", [28, 28]),
+        ("vision_config", "model_type", "siglip_vision_model"),
+    ],
+)
+def test_another_configuration_is_left_to_transformers(part, key, value):
+    raw = VideoLlavaConfig().to_hf()
+    raw[part][key] = value
+    assert read_usual(raw, ()) is None
+
+
+def test_keys_without_effect_are_skipped_if_they_have_their_types():
+    raw = VideoLlavaConfig().to_hf()
+    assert read_usual(raw | {"dtype": "float16", "use_cache": False}, ()) == read_usual(raw, ())
+    assert read_usual(raw | {"use_cache": "yes"}, ()) is None
+    assert read_usual(raw | {"quantization_config": {}}, ()) is None
 
 
 @pytest.mark.parametrize("key", ["rope_theta", "rope_parameters"])

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex, get_args
 
+from videollava_jax.config_json import read_usual
+
 Variant = Literal["hf", "original"]
 SelectStrategy = Literal["default", "full"]
 
@@ -166,8 +168,8 @@ class VideoLlavaConfig:
         _require_choice("variant", self.variant, get_args(Variant))
         _require_choice("vision_feature_select_strategy", self.vision_feature_select_strategy, get_args(SelectStrategy))
         _require_choice("projector_hidden_act", self.projector_hidden_act, ACTIVATION_NAMES)
-        if self.temporal_frames < 1:
-            raise ValueError(f"temporal_frames: expected at least 1, got {self.temporal_frames}")
+        if type(self.temporal_frames) is not int or self.temporal_frames < 1:
+            raise ValueError(f"temporal_frames: expected a whole number of at least 1, got {self.temporal_frames!r}")
         if self.vision_feature_layer == ():
             raise ValueError("vision_feature_layer: expected one hidden state or several, got none")
         depth = self.vision_config.num_hidden_layers
@@ -226,62 +228,24 @@ class VideoLlavaConfig:
     def from_hf(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> VideoLlavaConfig:
         """Reads a transformers configuration: a directory, a `config.json`, its dict, or a `VideoLlavaConfig`.
 
-        Keys that the JSON leaves out take transformers' defaults, so transformers itself fills them in.
+        Keys that the JSON leaves out take transformers' defaults. JSON with keys that `config_json` does not know is
+        read by transformers itself.
 
         Raises:
             ValueError: not a Video-LLaVA configuration, or one that asks for something this model does not do.
         """
         if isinstance(source, (str, os.PathLike)):
             source = _read_json(Path(source))
-        if isinstance(source, Mapping) and (ours := _read_own(source)):
-            return ours
-
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers import VideoLlavaConfig as HFVideoLlavaConfig
-
-        if isinstance(source, HFVideoLlavaConfig):
-            # Transformers keeps keys that it does not know as attributes of its configuration.
-            raw: dict[str, Any] = {key: getattr(source, key) for key in _OWN_KEYS if hasattr(source, key)}
-            hf = source
-        else:
-            raw = dict(source) if isinstance(source, Mapping) else _read_json(Path(source))
-            if raw.get("model_type") != "video_llava":
-                raise ValueError(
-                    f"expected a configuration with model_type 'video_llava', got {raw.get('model_type')!r}"
-                )
-            try:
-                hf = HFVideoLlavaConfig.from_dict({k: v for k, v in raw.items() if k not in _OWN_KEYS})
-            except StrictDataclassError as error:
-                raise ValueError(f"transformers refuses the configuration: {error}") from None
-        vision, text = hf.vision_config, hf.text_config
-        for part, expected in ((vision, "clip_vision_model"), (text, "llama")):
-            if part.model_type != expected:
-                raise ValueError(f"expected a {expected} inside the configuration, got {part.model_type}")
-        rope = dict(text.rope_parameters or {})
-        if rope.get("rope_type", "default") != "default":
-            raise ValueError(f"rope_type {rope['rope_type']!r} is not supported: expected 'default'")
-        eos = text.eos_token_id
-        layer = hf.vision_feature_layer
-        own: dict[str, Any] = {key: raw[key] for key in _OWN_KEYS if key in raw}
+        usual = read_usual(source, _OWN_KEYS) if isinstance(source, Mapping) else None
+        values = dict(_read_by_transformers(source) if usual is None else usual)
+        vision, text = values.pop("vision_config"), values.pop("text_config")
         return cls(
-            vision_config=VisionConfig(**{f.name: getattr(vision, f.name) for f in dataclasses.fields(VisionConfig)}),
-            text_config=TextConfig(
-                **{
-                    f.name: getattr(text, f.name)
-                    for f in dataclasses.fields(TextConfig)
-                    if f.name not in ("rope_theta", "eos_token_id")
-                },
-                rope_theta=float(rope.get("rope_theta", 10000.0)),
-                eos_token_id=tuple(eos) if isinstance(eos, (list, tuple)) else eos,
-            ),
-            image_token_id=hf.image_token_index,
-            video_token_id=hf.video_token_index,
-            projector_hidden_act=hf.projector_hidden_act,
-            multimodal_projector_bias=hf.multimodal_projector_bias,
-            vision_feature_layer=layer if isinstance(layer, int) else tuple(layer),
-            vision_feature_select_strategy=hf.vision_feature_select_strategy,
-            tie_word_embeddings=bool(hf.tie_word_embeddings),
-            **own,
+            vision_config=VisionConfig(**vision),
+            text_config=TextConfig(**text | {"eos_token_id": _hashable(text["eos_token_id"])}),
+            image_token_id=values.pop("image_token_index"),
+            video_token_id=values.pop("video_token_index"),
+            vision_feature_layer=_hashable(values.pop("vision_feature_layer")),
+            **values,
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -321,49 +285,56 @@ def _as_json(value: int | tuple[int, ...] | None) -> int | list[int] | None:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _read_own(raw: Mapping[str, Any]) -> VideoLlavaConfig | None:
-    """Reads JSON that is exactly what `to_hf` writes; returns None for any other, which transformers reads.
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
-    Transformers imports torch where that is installed, which takes seconds at the start of every program.
+
+def _read_by_transformers(source: Mapping[str, Any] | Any) -> dict[str, Any]:
+    """Returns what `read_usual` returns, of any JSON that transformers can read, or of its configuration object.
+
+    Raises:
+        ValueError: not a Video-LLaVA configuration, or one that asks for something this model does not do.
     """
-    try:
-        vision, text = dict(raw["vision_config"]), dict(raw["text_config"])
-        eos, layer = text["eos_token_id"], raw["vision_feature_layer"]
-        text |= {
-            "rope_theta": text["rope_parameters"]["rope_theta"],
-            "eos_token_id": tuple(eos) if isinstance(eos, list) else eos,
-        }
-        config = VideoLlavaConfig(
-            vision_config=VisionConfig(**{f.name: vision[f.name] for f in dataclasses.fields(VisionConfig)}),
-            text_config=TextConfig(**{f.name: text[f.name] for f in dataclasses.fields(TextConfig)}),
-            image_token_id=raw["image_token_index"],
-            video_token_id=raw["video_token_index"],
-            projector_hidden_act=raw["projector_hidden_act"],
-            multimodal_projector_bias=raw["multimodal_projector_bias"],
-            vision_feature_layer=tuple(layer) if isinstance(layer, list) else layer,
-            vision_feature_select_strategy=raw["vision_feature_select_strategy"],
-            tie_word_embeddings=raw["tie_word_embeddings"],
-            **{key: raw[key] for key in _OWN_KEYS if key in raw},
-        )
-        same = json.dumps(config.to_hf(), sort_keys=True) == json.dumps(raw, sort_keys=True)
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
-        return None  # transformers, or the caller, says what is wrong
-    # Transformers refuses values of other types, and heads that do not divide the width: it shall say so.
-    usual = VideoLlavaConfig(variant=config.variant).to_hf()
-    text = raw["text_config"]
-    fits = _alike(raw, usual) and text["hidden_size"] % text["num_attention_heads"] == 0
-    return config if same and fits else None
+    if isinstance(source, Mapping) and source.get("model_type") != "video_llava":
+        raise ValueError(f"expected a configuration with model_type 'video_llava', got {source.get('model_type')!r}")
 
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import VideoLlavaConfig as HFVideoLlavaConfig
 
-def _alike(value: Any, usual: Any, name: str = "") -> bool:
-    """Returns whether JSON has the types of a usual configuration; ids may be None, ids and layers may be lists."""
-    if isinstance(usual, Mapping):
-        return isinstance(value, Mapping) and all(_alike(value[key], usual[key], key) for key in usual)
-    if isinstance(value, list) and not isinstance(usual, list):
-        return name in ("eos_token_id", "vision_feature_layer") and all(type(part) is int for part in value)
-    if name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        return value is None or type(value) is int
-    return type(value) is type(usual)
+    if isinstance(source, HFVideoLlavaConfig):
+        # Transformers keeps keys that it does not know as attributes of its configuration.
+        own = {key: getattr(source, key) for key in _OWN_KEYS if hasattr(source, key)}
+        hf = source
+    else:
+        raw = dict(source)
+        own = {key: raw.pop(key) for key in _OWN_KEYS if key in raw}
+        try:
+            hf = HFVideoLlavaConfig.from_dict(raw)
+        except StrictDataclassError as error:
+            raise ValueError(f"transformers refuses the configuration: {error}") from None
+    vision, text = hf.vision_config, hf.text_config
+    for part, expected in ((vision, "clip_vision_model"), (text, "llama")):
+        if part.model_type != expected:
+            raise ValueError(f"expected a {expected} inside the configuration, got {part.model_type}")
+    rope = dict(text.rope_parameters or {})
+    if rope.get("rope_type", "default") != "default":
+        raise ValueError(f"rope_type {rope['rope_type']!r} is not supported: expected 'default'")
+    named = [f.name for f in dataclasses.fields(TextConfig) if f.name != "rope_theta"]
+    return {
+        "vision_config": {f.name: getattr(vision, f.name) for f in dataclasses.fields(VisionConfig)},
+        "text_config": {
+            **{name: getattr(text, name) for name in named},
+            "rope_theta": float(rope.get("rope_theta", 10000.0)),
+        },
+        "image_token_index": hf.image_token_index,
+        "video_token_index": hf.video_token_index,
+        "projector_hidden_act": hf.projector_hidden_act,
+        "multimodal_projector_bias": hf.multimodal_projector_bias,
+        "vision_feature_layer": hf.vision_feature_layer,
+        "vision_feature_select_strategy": hf.vision_feature_select_strategy,
+        "tie_word_embeddings": bool(hf.tie_word_embeddings),
+        **own,
+    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -31,6 +31,6 @@ tqdm.set_lock(threading.RLock())
 with tempfile.TemporaryDirectory() as place:
     write_checkpoint(Path(place) / "a", small_config(), random_parameters(small_config(), 0), "hub")
     open_checkpoint(Path(place) / "a")
-    # One with a key that we do not write is read by transformers, which imports torch.
-    VideoLlavaConfig.from_hf(small_config().to_hf() | {"use_cache": True})
+    # One with a key that we do not know is read by transformers, which imports torch.
+    VideoLlavaConfig.from_hf(small_config().to_hf() | {"one_more_key": 1})
     VideoLlavaProcessor.from_pretrained(TINY)

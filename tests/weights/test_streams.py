@@ -13,7 +13,6 @@ from orbax.checkpoint import v1 as ocp
 from tests.small_models import random_parameters, small_config
 from tests.weights.checkpoints import assert_same_bits, read_all, write_checkpoint
 from videollava_jax.assets import TINY
-from videollava_jax.config import VideoLlavaConfig, _read_own
 from videollava_jax.weights import Options, WeightsError, convert_to_orbax, export, load_checkpoint, open_checkpoint
 from videollava_jax.weights import memory as memory_module
 from videollava_jax.weights.files import StoredTensor
@@ -165,40 +164,6 @@ def test_a_single_nonfinite_value_is_found(dtype, place):
 
 
 # ── configurations ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("variant", ["hf", "original"])
-def test_a_configuration_of_ours_is_read_as_transformers_reads_it(variant):
-    for config in (
-        small_config(variant),
-        VideoLlavaConfig(variant=variant),
-        small_config(variant, text={"eos_token_id": (1, 2), "pad_token_id": 0}),
-        small_config(variant, tie_word_embeddings=True, vision_feature_layer=(-1, -2)),
-    ):
-        raw = config.to_hf()
-        assert _read_own(raw) == config
-        other = raw | {"one_more_key": 1}  # so that transformers reads it
-        assert _read_own(other) is None
-        assert VideoLlavaConfig.from_hf(other) == config
-
-
-@pytest.mark.parametrize(
-    ("part", "key", "value"),
-    [
-        ("text_config", "hidden_size", "16"),
-        ("text_config", "num_hidden_layers", 2.0),
-        ("text_config", "attention_bias", 0),
-        ("text_config", "hidden_size", 17),
-        ("text_config", "pad_token_id", True),
-        ("text_config", "rope_parameters", {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}),
-        ("vision_config", "image_size", [28, 28]),
-        ("vision_config", "model_type", "siglip_vision_model"),
-    ],
-)
-def test_another_configuration_is_left_to_transformers(part, key, value):
-    raw = small_config().to_hf()
-    raw[part][key] = value
-    assert _read_own(raw) is None
 
 
 def test_a_directory_of_ours_is_opened_without_torch(converted):

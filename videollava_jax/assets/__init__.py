@@ -1,9 +1,8 @@
 """The files that come with the package (`TINY`, `MEDIA`), and `world`: the drawn clips that the tiny model knows."""
 
-from importlib.resources import files
 from pathlib import Path
 
-_HERE = Path(str(files("videollava_jax"))) / "assets"
+_HERE = Path(__file__).parent
 TINY = _HERE / "tiny"
 """The tiny model's checkpoint, in transformers' layout."""
 MEDIA = _HERE / "media"
