@@ -212,14 +212,14 @@ def on_mesh(model, mesh):
         return model
     place = Placement(model.config, mesh).parameter
     parameters = {name: put(np.asarray(x), place(name, x.shape)) for name, x in model.parameters.items()}
-    return VideoLlavaForConditionalGeneration(model.config, parameters, model.generation_config, mesh=mesh)
+    return VideoLlavaForConditionalGeneration(model.config, parameters, dict(model.generation_defaults), mesh=mesh)
 
 
 def poisoned(model, name):
     """The same model with one NaN in a parameter."""
     parameters = dict(model.parameters)
     parameters[name] = parameters[name].at[0, 0].set(jnp.nan)
-    return VideoLlavaForConditionalGeneration(model.config, parameters, model.generation_config)
+    return VideoLlavaForConditionalGeneration(model.config, parameters, dict(model.generation_defaults))
 
 
 def tiny_original(tiny):

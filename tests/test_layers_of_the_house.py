@@ -48,6 +48,8 @@ WITHOUT_JAX = (
     "processing",
     "costs",
     "generation.kinds",
+    "generation.fields",
+    "generation.call_options",
     "generation.options",
     "generation.text",
     "generation.buckets",

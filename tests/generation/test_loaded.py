@@ -39,7 +39,7 @@ def test_chats_and_engines_take_a_model_without_the_face(model, tiny_processor):
 
 def test_the_face_adds_nothing_to_what_is_loaded(model, tiny_model):
     assert type(model) is LoadedModel
-    assert (model.config, model.generation_config) == (tiny_model.config, tiny_model.generation_config)
+    assert (model.config, model.generation_defaults) == (tiny_model.config, tiny_model.generation_defaults)
     assert model.parameters.keys() == tiny_model.parameters.keys()
     inputs = fixed_inputs(model.config)
     logits, features = model.forward(**inputs)
@@ -66,7 +66,7 @@ def test_the_checkpoints_options_hold_where_nothing_is_said(tmp_path, tiny_model
     inputs = tiny_processor("USER: <video>\nWhich way does it move? ASSISTANT:", videos=[CLIP])
     T = inputs["input_ids"].shape[1]
     answer = tiny_model.generate(**inputs)[0, T:].tolist()
-    written = {**tiny_model.generation_config, "suppress_tokens": answer[:1], "num_beams": None}
+    written = {**tiny_model.generation_defaults, "suppress_tokens": answer[:1], "num_beams": None}
     face = type(tiny_model)
     other = face.from_pretrained(with_generation_config(tmp_path / "suppressed", json.dumps(written)))
     assert answer[0] not in other.generate(**inputs)[0, T:]
@@ -76,7 +76,7 @@ def test_the_checkpoints_options_hold_where_nothing_is_said(tmp_path, tiny_model
     )
     (result,) = Engine(other, tiny_processor).run([request])
     assert list(result.token_ids) == other.generate(**inputs)[0, T:].tolist()
-    written = {**tiny_model.generation_config, "stop_strings": ["u"]}
+    written = {**tiny_model.generation_defaults, "stop_strings": ["u"]}
     other = face.from_pretrained(with_generation_config(tmp_path / "stopped", json.dumps(written)))
     with pytest.raises(ValueError, match="stop_strings need tokenizer="):
         other.generate(**inputs)

@@ -143,7 +143,7 @@ FACES = (by_generate, by_chat, by_request, by_json, by_openai, by_flags, by_a_jo
 
 
 def prepared(model, processor, request, shared):
-    preparer = Preparer(processor, model.config, model.generation_config, 64, **shared)
+    preparer = Preparer(processor, model.config, model.generation_defaults, 64, **shared)
     return preparer.question(request).options
 
 
@@ -211,7 +211,7 @@ def test_what_is_said_comes_first_and_then_the_checkpoint_and_then_transformers(
     assert alone == GenerationOptions(eos_token_id=(2, 7), pad_token_id=2)
     # transformers' own defaults, as its GenerationConfig has them
     assert (alone.max_new_tokens, alone.do_sample, alone.temperature, alone.top_k, alone.top_p) == (20, False, 1, 50, 1)
-    file = {"eos_token_id": 5, "top_p": 0.5, "temperature": None, "do_sample": True, "top_k": 0, "num_beams": 4}
+    file = {"eos_token_id": 5, "top_p": 0.5, "temperature": None, "do_sample": True, "top_k": 0, "num_beams": 1}
     found = GenerationOptions.resolve({"top_p": 0.25, "seed": None}, file, config)
     assert (found.eos_token_id, found.top_p, found.temperature, found.pad_token_id) == ((5,), 0.25, 1.0, 5)
     assert (found.do_sample, found.top_k) == (True, 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from transformers import TextIteratorStreamer
+from transformers import GenerationConfig, TextIteratorStreamer
 
 from tests.parity.reference import assert_close
 from tests.small_models import IMAGE, VIDEO, array, hf_config, hf_model
@@ -94,6 +94,40 @@ def test_samples_and_chunks(model, inputs):
     np.testing.assert_array_equal(streamed, model.generate(ids, max_new_tokens=16, pad_token_id=0))
     banned = int(streamed[0, 6])
     assert banned not in model.generate(ids, max_new_tokens=16, suppress_tokens=[banned], pad_token_id=0)[0, 6:]
+
+
+def test_the_mask_of_padded_rows_is_inferred_as_transformers_does(torch, reference, model, inputs):
+    """Without a mask, ours attended to the padding: other answers, without a word."""
+    given = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    greedy = dict(max_new_tokens=24, do_sample=False)
+    assert reference[0].generation_config.pad_token_id == 0
+    for options in ({}, {"pad_token_id": 2}, {"pad_token_id": 0, "eos_token_id": [0, 2]}, {"pad_token_id": 7}):
+        expected = reference[0].generate(**for_torch(torch, given), **greedy, **options)
+        np.testing.assert_array_equal(model.generate(**given, **greedy, **options), expected.numpy(), err_msg=options)
+    np.testing.assert_array_equal(model.generate(**given, **greedy), model.generate(**inputs, **greedy))
+
+
+def test_a_generation_config_is_taken_and_kept(torch, reference, model, inputs, tmp_path):
+    """As an argument, as the model's attribute, and through a file: the same tokens as transformers."""
+    config = GenerationConfig(max_new_tokens=12, repetition_penalty=1.3, eos_token_id=[2, 40], pad_token_id=0)
+    expected = reference[0].generate(**for_torch(torch, inputs), generation_config=config).numpy()
+    np.testing.assert_array_equal(model.generate(**inputs, generation_config=config), expected)
+    assert model.generation_config.eos_token_id == reference[0].generation_config.eos_token_id == 2
+    assert model.generation_config.pad_token_id == reference[0].generation_config.pad_token_id == 0
+    model.save_pretrained(tmp_path / "saved")
+    again = VideoLlavaForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    for name, value in config.to_dict().items():
+        setattr(again.generation_config, name, value)
+    np.testing.assert_array_equal(again.generate(**inputs), expected)
+    again.generation_config.sequence_bias = {(5, 6): 1.0}
+    again.generation_config.max_new_tokens = 3
+    again.save_pretrained(tmp_path / "changed")
+    last = VideoLlavaForConditionalGeneration.from_pretrained(tmp_path / "changed")
+    assert last.generation_config.sequence_bias == [[[5, 6], 1.0]]
+    last.generation_config.sequence_bias = None
+    np.testing.assert_array_equal(last.generate(**inputs), expected[:, : inputs["input_ids"].shape[1] + 3])
+    with pytest.raises(ValueError, match="generation_config: expected transformers' GenerationConfig"):
+        model.generate(**inputs, generation_config=7)
 
 
 class Recorder:

@@ -64,7 +64,7 @@ class Engine:
         preparer = Preparer(
             self.processor,
             model.config,
-            model.generation_config,
+            model.generation_defaults,
             options.longest_question,
             options.reader,
             eos_token_id=options.eos_token_id,

@@ -26,7 +26,7 @@ def score_requests(
     requests: Iterable[Request],
 ) -> Iterator[Scored]:
     """Yields a `Scored` for each request, in order; see `Engine.score`."""
-    preparer = Preparer(processor, model.config, model.generation_config, options.longest_question, options.reader)
+    preparer = Preparer(processor, model.config, model.generation_defaults, options.longest_question, options.reader)
     scorer = _Scorer(model, processor, preparer, options.int8_cache)
     for request in requests:
         try:

@@ -35,6 +35,20 @@ def checked_text(config: VideoLlavaConfig, input_ids: ArrayLike, attention_mask:
     return ids.astype(np.int32), mask
 
 
+def inferred_mask(input_ids: ArrayLike, padding: int | None) -> Mask | None:
+    """Returns the mask of prompts that came without one, as transformers infers it: False on the token of padding.
+
+    Args:
+      input_ids: of any shape, unchecked.
+      padding: the token that pads prompts; None where there is none, or where it ends answers too.
+
+    Returns:
+      bool, of the shape of the ids; None where no token is padding.
+    """
+    mask = np.asarray(input_ids) != padding
+    return None if padding is None or mask.all() else mask
+
+
 def require_tokens_at_the_end(mask: Mask) -> None:
     """Raises a ValueError where a row ends in padding, because its answer would follow the padding."""
     if not mask[:, -1].all():

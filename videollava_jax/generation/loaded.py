@@ -63,7 +63,8 @@ class LoadedModel:
 
     Attributes:
       config: the shape of the model.
-      generation_config: the checkpoint's generation_config.json; its options hold where a caller says nothing.
+      generation_defaults: what the checkpoint's generation_config.json holds; its options hold where a caller says
+        nothing.
       graph, state: the module's structure and its parameters, which the compiled functions take.
       placement: where its parameters are, and inputs go, on a mesh; None for one device.
     """
@@ -87,7 +88,7 @@ class LoadedModel:
           quantization: of the projections; None for what the parameters show.
         """
         self.config = config
-        self.generation_config = generation_config or {}
+        self._generation_defaults = generation_config or {}
         self.placement = None if mesh is None else Placement(config, mesh)
         if quantization is None and any(name.endswith(SCALE) for name in parameters):
             quantization = "int8"
@@ -143,6 +144,11 @@ class LoadedModel:
         return named_parameters(self.state)
 
     @property
+    def generation_defaults(self) -> Mapping[str, Any]:
+        """The options of the checkpoint's generation_config.json, under transformers' names; empty without one."""
+        return self._generation_defaults
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of compute, and of caches that are not in int8."""
         return np.dtype(self.parameters["language_model.embed_tokens.weight"].dtype)
@@ -161,7 +167,7 @@ class LoadedModel:
           TypeError: an unknown name.
           ValueError: a value of a wrong type or out of range.
         """
-        return GenerationOptions.resolve(given, self.generation_config, self.config)
+        return GenerationOptions.resolve(given, self.generation_defaults, self.config)
 
     # ── the phases ──
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.generation.fields import FACE_ARGUMENTS, KNOWN, require_neutral
 from videollava_jax.generation.kinds import TEXT, TEXTS, TRUTH, Kind, number, parsed, several, whole
 
 ANSWER_TOKENS = 128
@@ -99,17 +100,23 @@ class GenerationOptions:
 
         Args:
           given: options by name; None is the same as leaving one out.
-          generation_config: the checkpoint's generation_config.json; keys that are not options are ignored.
+          generation_config: the checkpoint's generation_config.json. transformers' other fields are accepted where they
+            ask for nothing (fields.py); keys that are no fields of transformers' are ignored, as there.
           config: has the end and padding tokens where generation_config.json has none.
 
         Raises:
           TypeError: an unknown name.
-          ValueError: a value of a wrong type or out of range; the message names the option.
+          ValueError: a value of a wrong type or out of range, or one that asks for what is not done here; the message
+            names the option.
         """
         given = {name: value for name, value in given.items() if value is not None}
-        if unknown := sorted(given.keys() - KINDS.keys()):
+        if unknown := sorted(given.keys() - KINDS.keys() - KNOWN - FACE_ARGUMENTS.keys()):
             raise TypeError(f"unknown option {unknown[0]!r}: expected {', '.join(KINDS)}")
-        given = checked(given)
+        require_neutral(given)
+        # Whoever answers without `generate` has `max_new_tokens`, and never the length of a prompt in advance.
+        left = {name: value for name, value in generation_config.items() if name not in given}
+        require_neutral(left, "the checkpoint's generation_config.json: ", passing_over=("max_length",))
+        given = checked({name: value for name, value in given.items() if name in KINDS})
         values = {"eos_token_id": config.eos_token_ids, **from_generation_config(generation_config, given), **given}
         if "pad_token_id" not in values:
             own = config.text_config.pad_token_id
@@ -195,11 +202,13 @@ def from_json(
     Raises:
       ValueError: an unknown name, a value of a wrong type or out of range, or an option that all requests share.
     """
-    if unknown := sorted(found.keys() - KINDS.keys() - set(others)):
+    if unknown := sorted(found.keys() - KINDS.keys() - KNOWN - set(others)):
         known = [*(name for name in KINDS if name not in SHARED), *others]
         raise ValueError(f"unknown option {unknown[0]!r}: expected {', '.join(known)}")
     require_own(found)
-    return _drawn_by_temperature(checked({n: value for n, value in found.items() if n not in others}, shown))
+    own = {name: value for name, value in found.items() if name not in others}
+    require_neutral(own)
+    return _drawn_by_temperature(checked({name: value for name, value in own.items() if name in KINDS}, shown))
 
 
 def from_openai(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
@@ -16,13 +16,10 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
-from videollava_jax.generation.buckets import answer_capacity
-from videollava_jax.generation.decoding import row_keys
-from videollava_jax.generation.inputs import checked_text, require_positions
-from videollava_jax.generation.kinds import parsed, whole
+from videollava_jax.generation.call_options import as_json, fields_of, generation_config_of
+from videollava_jax.generation.generate import Prompts, generate
 from videollava_jax.generation.loaded import GENERATION_CONFIG, LoadedModel
-from videollava_jax.generation.options import KINDS
-from videollava_jax.generation.text import OnTokens, Streamer, require_tokenizer, to_streamer
+from videollava_jax.generation.text import OnTokens, Streamer
 from videollava_jax.model.layers import Quantization
 from videollava_jax.weights import Options, checkpoint_of, convert_to_orbax, export
 from videollava_jax.weights.checkpoint import ORBAX
@@ -48,6 +45,26 @@ class VideoLlavaOutput:
 
 class VideoLlavaForConditionalGeneration(LoadedModel):
     """Video-LLaVA with its weights, under the names that transformers' users know."""
+
+    _generation_config: Any = None  # transformers' object, from the first time that it is asked for
+
+    @property
+    def generation_config(self) -> Any:
+        """The checkpoint's options, transformers' `GenerationConfig`. Its fields can be set, and hold from then on."""
+        if self._generation_config is None:
+            self._generation_config = generation_config_of(super().generation_defaults, self.config)
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        self._generation_config = generation_config_of(fields_of(value), self.config)
+
+    @property
+    def generation_defaults(self) -> Mapping[str, Any]:
+        """The options of the checkpoint's generation_config.json, or of `generation_config` once that was asked for."""
+        if self._generation_config is None:
+            return super().generation_defaults
+        return fields_of(self._generation_config)
 
     @classmethod
     def from_pretrained(
@@ -105,8 +122,9 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
             raise ValueError("other processes hold shards of the model: load it in one process to save it")
         if layout is None:
             layout = ORBAX if self.config.variant == "original" else "hub"
-        written = (json.dumps(self.generation_config, indent=2) + "\n").encode()
-        options = Options(files={GENERATION_CONFIG: written} if self.generation_config else {})
+        generation = self.generation_defaults
+        written = (json.dumps(as_json(generation), indent=2) + "\n").encode()
+        options = Options(files={GENERATION_CONFIG: written} if generation else {})
         checkpoint = checkpoint_of(self.config, parameters)
         if layout == ORBAX:
             convert_to_orbax(checkpoint, Path(directory), options)
@@ -142,7 +160,7 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
         logits, features = self.forward(
             input_ids,
             attention_mask,
-            _either(pixel_values_images, pixel_values),
+            one_of(pixel_values_images=pixel_values_images, pixel_values=pixel_values),
             pixel_values_videos,
             video_pooling=video_pooling,
         )
@@ -161,16 +179,16 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
 
     def generate(
         self,
-        input_ids: ArrayLike,
+        input_ids: ArrayLike | None = None,
         attention_mask: ArrayLike | None = None,
         pixel_values_images: ArrayLike | None = None,
         pixel_values_videos: ArrayLike | None = None,
         *,
+        inputs: ArrayLike | None = None,
         pixel_values: ArrayLike | None = None,
         video_pooling: SupportsIndex = 1,
-        max_length: int | None = None,
-        num_return_sequences: int = 1,
-        seed: int | Sequence[int] = 0,
+        generation_config: Any = None,
+        seed: int | Sequence[int] | None = None,
         tokenizer: Any = None,
         on_tokens: OnTokens | None = None,
         streamer: Streamer | None = None,
@@ -178,89 +196,61 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
     ) -> npt.NDArray[np.int64]:
         """Generates answers and returns them after their prompts, as transformers does.
 
-        Names and meanings of arguments are transformers'. A value that is left out is that of the checkpoint's
-        generation_config.json, or else transformers' default.
+        Names and meanings of arguments are transformers'. A value that is left out is that of `generation_config`, of
+        the checkpoint's generation_config.json, or else transformers' default.
 
         Args:
-          input_ids, attention_mask: prompts padded on the left; these and the media are as in `__call__`.
-          pixel_values_images, pixel_values_videos, pixel_values, video_pooling: likewise.
-          max_length: of prompt and answer together, where `max_new_tokens` is left out.
-          num_return_sequences: answers for each prompt; more than one with `do_sample` only.
+          input_ids: int [B, T], prompts padded on the left.
+          attention_mask: int or bool [B, T], 0 on padding. None infers it as transformers does: the padding token is
+            padding, where it does not end answers too.
+          pixel_values_images, pixel_values_videos, pixel_values, video_pooling: as in `__call__`.
+          inputs: transformers' other name of `input_ids`.
+          generation_config: transformers' `GenerationConfig`, or a dictionary of options.
           seed: of the draws, one for all rows or one for each. A row's draws depend on its seed alone, so equal
             prompts with equal seeds get equal answers; the answers of `num_return_sequences` differ.
           tokenizer: turns tokens back into text; needed with `stop_strings`.
           on_tokens: called with the new tokens int64 [B, n] of every chunk of 8 steps, for streaming.
           streamer: transformers' `TextStreamer` or one with its methods. It gets the prompts, and then each step's
             tokens, 8 steps at a time.
-          options: the other fields of `GenerationOptions`: `max_new_tokens`, `do_sample`, `temperature`, ….
+          options: the fields of transformers' `GenerationConfig`; docs/generate.md says what happens to each.
 
         Returns:
           int64 [B × num_return_sequences, T + new]; rows that ended early are padded.
 
         Raises:
-          TypeError: an unknown option.
-          ValueError: arguments or media that do not fit together, or a prompt and answer longer than the model's
-            positions. It is raised before anything is computed.
+          TypeError: an unknown argument.
+          ValueError: arguments or media that do not fit together, an option that asks for what is not done, or a prompt
+            and answer longer than the model's positions. It is raised before anything is computed.
           FloatingPointError: logits that are not finite, naming the rows.
         """
-        ids, mask = checked_text(self.config, input_ids, attention_mask)
-        B, T = ids.shape
-        copies = parsed("num_return_sequences", whole(1), num_return_sequences)
-        seeds = [parsed("seed", KINDS["seed"], row) for row in seed] if isinstance(seed, Iterable) else None
-        answer = self._max_new_tokens(options.get("max_new_tokens"), max_length, T)
-        chosen = self.resolve_options({**options, "max_new_tokens": answer, "seed": seed if seeds is None else None})
-        require_tokenizer(chosen, tokenizer)
-        require_positions(self.config, int(mask.sum(axis=1).max()), chosen.max_new_tokens)
-        keys = row_keys(chosen.seed if seeds is None else seeds, B, copies)
-        if copies > 1 and not chosen.do_sample:
-            raise ValueError("num_return_sequences above 1 needs do_sample=True: greedy answers would all be the same")
-        images = _either(pixel_values_images, pixel_values)
-        if streamer is not None:
-            streamer.put(np.repeat(ids, copies, axis=0).astype(np.int64))
-        logits, cache = self.prefill(
-            ids,
-            mask,
-            images,
-            pixel_values_videos,
-            video_pooling=video_pooling,
-            capacity=answer_capacity(chosen.max_new_tokens),
-        )
-        if copies > 1:
-            logits, cache = jnp.repeat(logits, copies, axis=0), cache.repeat(copies)
-        prompts = [ids[row][mask[row]] for row in range(B) for _ in range(copies)]
-        answers, _ = self.decode(
-            logits,
-            cache,
-            keys,
-            prompts,
-            chosen,
+        ids = one_of(input_ids=input_ids, inputs=inputs)
+        if ids is None:
+            raise ValueError("input_ids: expected the tokens of prompts, got none")
+        return generate(
+            self,
+            Prompts(
+                ids,
+                attention_mask,
+                one_of(pixel_values_images=pixel_values_images, pixel_values=pixel_values),
+                pixel_values_videos,
+                video_pooling,
+            ),
+            options,
+            generation_config=generation_config,
+            seed=seed,
             tokenizer=tokenizer,
-            on_tokens=on_tokens if streamer is None else to_streamer(streamer, on_tokens),
+            on_tokens=on_tokens,
+            streamer=streamer,
         )
-        if streamer is not None:
-            streamer.end()
-        return np.concatenate([np.repeat(ids, copies, axis=0), answers], axis=1).astype(np.int64)
-
-    def _max_new_tokens(self, given: int | None, max_length: int | None, prompt: int) -> int | None:
-        """The tokens that an answer is cut at, None where neither the caller nor the checkpoint says it.
-
-        Args:
-          given: `max_new_tokens` of the call, which comes before `max_length`.
-          prompt: tokens of it.
-        """
-        if given is not None:
-            return given
-        if max_length is None and self.generation_config.get("max_new_tokens") is None:
-            max_length = self.generation_config.get("max_length")
-        if max_length is None:
-            return None
-        longest: int = parsed("max_length", whole(1), max_length)
-        if longest <= prompt:
-            raise ValueError(f"max_length: expected more than the {prompt} tokens of the prompt, got {longest}")
-        return longest - prompt
 
 
-def _either(images: ArrayLike | None, pixel_values: ArrayLike | None) -> ArrayLike | None:
-    if images is not None and pixel_values is not None:
-        raise ValueError("pixel_values and pixel_values_images are two names of one thing: give one of them")
-    return images if images is not None else pixel_values
+def one_of(**names: ArrayLike | None) -> ArrayLike | None:
+    """Returns the one argument that was given, of several names of one thing; None for none.
+
+    Raises:
+      ValueError: more than one was given.
+    """
+    given = {name: value for name, value in names.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are names of one thing: give one of them")
+    return next(iter(given.values()), None)
