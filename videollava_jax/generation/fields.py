@@ -178,7 +178,7 @@ ACCEPTED: Mapping[str, str] = {
     "transformers_version": "says what wrote the file",
     "_from_model_config": "says where transformers took the values from",
 }
-"""Fields of which any value is accepted, with the reason: it changes no answer."""
+"""Fields that are accepted whatever their value, with the reason: it changes no answer."""
 
 
 @dataclass(frozen=True)
