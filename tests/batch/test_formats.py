@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from videollava_jax.batch.forms.form import JobFacts, Line, Tag
 from videollava_jax.batch.lines import count_lines, line_id, read_lines, recognise
 from videollava_jax.batch.records import record
-from videollava_jax.batch.requests import Defaults, to_request, with_sources
+from videollava_jax.batch.requests import Defaults, to_request
 from videollava_jax.engine import Result
 from videollava_jax.media import Uniform
 
@@ -28,15 +28,6 @@ def request(form, index=0, defaults=Defaults(), **fields):  # noqa: B008
 
 def parts(made):
     return made.conversation[-1]["content"]
-
-
-def openai_line(*content, **body):
-    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
-    messages = [{"role": "user", "content": content}]
-    return {
-        "custom_id": "q", "method": "POST", "url": "/v1/chat/completions",
-        "body": {"model": "any", "messages": messages, **body},
-    }  # fmt: skip
 
 
 # ── lines ──
@@ -75,6 +66,15 @@ def test_bad_lines_keep_their_numbers(tmp_path):
     assert [(line.index, line.number) for line in lines] == [(0, 1), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)]
     assert [line.error is None for line in lines] == [True, False, False, False, False, True]
     assert lines[3].error == "not UTF-8 at byte 0"
+
+
+def test_what_lies_too_deep_is_an_error_of_its_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [f'{{"id": {n}, "conversation": {"[" * n + "]" * n}}}' for n in (98, 99, 100, 900)]
+    path.write_text("\n".join([*lines, f'{{"id": 5, "prompt": "{"[" * 500}"}}']))
+    errors = [line.error for line in read_lines(path, "jsonl")]
+    assert errors[0] is errors[1] is errors[4] is None
+    assert errors[2] == errors[3] == "expected at most 100 lists and objects inside each other, got more"
 
 
 @pytest.mark.parametrize("value", [None, True, 1.5, "", [], {}])
@@ -156,6 +156,27 @@ def test_csv_lines_that_are_damaged(tmp_path):
     assert parts(to_request(lines[3], "csv")) == [{"type": "text", "text": "?"}]
     path.write_text("name,prompt\n")
     with pytest.raises(ValueError, match="id and prompt among them"):
+        list(read_lines(path, "csv"))
+
+
+def test_a_quote_that_is_never_closed_costs_its_own_line(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('id,prompt\na,"two\nlines"\nb,"never closed\nc,third\n\nd,"open\ne,"closed"\n')
+    lines = list(read_lines(path, "csv"))
+    assert [(line.index, line.number, line.error, line.fields.get("id")) for line in lines] == [
+        (0, 2, None, "a"),
+        (1, 4, "not CSV (',' expected after '\"')", None),
+        (2, 5, None, "c"),
+        (3, 7, "not CSV (',' expected after '\"')", None),
+        (4, 8, None, "e"),
+    ]
+    path.write_text('id,prompt\na,"open\nb,?\nc,!\n')
+    lines = list(read_lines(path, "csv"))
+    assert [(line.number, line.error, line.fields.get("id")) for line in lines] == [
+        (2, "not CSV (unexpected end of data)", None), (3, None, "b"), (4, None, "c"),
+    ]  # fmt: skip
+    path.write_text('id,"prompt\n')
+    with pytest.raises(ValueError, match="line 1: not CSV"):
         list(read_lines(path, "csv"))
 
 
@@ -241,77 +262,6 @@ def test_records_of_ours():
     found = json.loads(record("jsonl", Tag(4, 5, None, ""), FAILED, "not_found", FACTS))
     assert (found["id"], found["line"], found["cause"]) == (None, 5, "not_found")
     assert found["error"] == "a.mp4: no such file"
-
-
-# ── OpenAI ──
-
-
-def test_the_example_of_openais_batch_guide():
-    line = {
-        "custom_id": "request-1", "method": "POST", "url": "/v1/chat/completions",
-        "body": {
-            "model": "gpt-3.5-turbo-0125", "max_tokens": 1000,
-            "messages": [
-                {"role": "system", "content": "You are a helpful assistant."},
-                {"role": "user", "content": "Hello world!"},
-            ],
-        },
-    }  # fmt: skip
-    made = request("openai", **line)
-    assert made.max_new_tokens == 1000
-    assert made.conversation == line["body"]["messages"]
-
-
-def test_vllms_media_parts_and_sampling():
-    line = openai_line(
-        {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64,AAAA,BBBB"}},
-        {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}},
-        "What happens?",
-        max_completion_tokens=7, temperature=0.2, top_p=0.5, top_k=3, seed=4, stop="\n", n=1, stream=False, user="me",
-    )  # fmt: skip
-    made = request("openai", **line)
-    assert (made.max_new_tokens, made.seed) == (7, 4)
-    assert made.options == {
-        "do_sample": True, "temperature": 0.2, "top_p": 0.5, "top_k": 3, "stop_strings": ("\n",),
-    }  # fmt: skip
-    resolved = with_sources(made, lambda kind, source: f"{kind}:{source[:5]}")
-    assert parts(resolved)[:2] == [
-        {"type": "video", "video": "video:data:"},
-        {"type": "image", "image": "image:a.png"},
-    ]
-    assert parts(made)[0]["video_url"]["url"].startswith("data:")  # the line itself is unchanged
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"method": "GET"}, "expected 'POST' under 'method'"),
-        ({"url": "/v1/embeddings"}, "expected '/v1/chat/completions'"),
-        ({"body": None}, "an object under 'body'"),
-        ({"body": {"messages": []}}, "a list of messages under 'body.messages'"),
-        ({"body": {**openai_line("?")["body"], "n": 2}}, "body.n is not supported"),
-        ({"body": {**openai_line("?")["body"], "stream": True}}, "body.stream is not supported"),
-        ({"body": {**openai_line("?")["body"], "tools": [{}]}}, "body.tools is not supported"),
-    ],
-)
-def test_openai_lines_that_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        request("openai", **{**openai_line("?"), **changes})
-
-
-def test_openai_records():
-    found = json.loads(record("openai", Tag(0, 1, "q", ""), ANSWER, None, FACTS))
-    assert (found["custom_id"], found["error"], found["response"]["status_code"]) == ("q", None, 200)
-    body = found["response"]["body"]
-    assert body["object"] == "chat.completion"
-    assert body["usage"] == {"prompt_tokens": 150, "completion_tokens": 3, "total_tokens": 153}
-    assert body["choices"][0]["message"] == {"role": "assistant", "content": "up ↑", "refusal": None}
-    assert body["choices"][0]["finish_reason"] == "stop"
-    found = json.loads(record("openai", Tag(0, 9, None, ""), FAILED, "not_found", FACTS))
-    assert found["response"]["status_code"] == 400
-    assert found["error"] == {"code": "not_found", "message": "line 9: a.mp4: no such file"}
-    found = json.loads(record("openai", Tag(0, 9, "q", ""), FAILED, "not_finite", FACTS))
-    assert (found["response"]["status_code"], found["response"]["body"]["error"]["type"]) == (500, "server_error")
 
 
 # ── LLaVA ──

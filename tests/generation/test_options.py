@@ -51,8 +51,8 @@ NO_NUMBER = ["hot", "0.5", True, math.nan, math.inf, -1, 10**400, [0.5]]
 WRONG = {
     "max_new_tokens": [0, -1, *NO_WHOLE],
     "do_sample": ["yes", 1, 0.0, []],
-    "temperature": NO_NUMBER,
-    "top_k": [-1, *NO_WHOLE],
+    "temperature": [1e-40, *NO_NUMBER],
+    "top_k": [-2, *NO_WHOLE],
     "top_p": [0, 1.5, *NO_NUMBER],
     "repetition_penalty": [0, 1e-40, *NO_NUMBER],
     "seed": [-HUGE, *NO_WHOLE],
@@ -222,7 +222,7 @@ def test_what_is_said_comes_first_and_then_the_checkpoint_and_then_transformers(
 
 
 def test_what_is_wrong_in_the_checkpoint_names_its_file_and_is_passed_over_where_it_is_given():
-    with pytest.raises(ValueError, match=r"generation_config\.json: temperature: expected a number"):
+    with pytest.raises(ValueError, match=r"generation_config\.json: temperature: expected 0 or a number"):
         GenerationOptions.resolve({}, {"temperature": "hot"}, VideoLlavaConfig())
     assert GenerationOptions.resolve({"temperature": 2}, {"temperature": "hot"}, VideoLlavaConfig()).temperature == 2.0
 
@@ -312,6 +312,12 @@ def test_the_options_of_a_command_stay_as_they_are():
         assert for_command(for_command(said)) == for_command(said)
 
 
+def test_what_turns_an_option_off_is_taken_from_everybody(seen, tiny_processor):
+    """vLLM's -1 for top-k; a temperature of 0 is in `test_a_temperature_decides_whether_tokens_are_drawn`."""
+    for face in FACES:
+        assert face(*seen, tiny_processor, {**DRAWN, "top_k": -1}).top_k == 0
+
+
 # ── generate alone ──
 
 
@@ -355,7 +361,7 @@ def test_flags_that_are_no_numbers_are_told_with_what_was_expected(capsys):
     parser = argparse.ArgumentParser()
     add_option_flags(parser)
     for flag, text, expected in (
-        ("--top-k", "3.5", "expected a whole number from 0 to 2147483647, got '3.5'"),
+        ("--top-k", "3.5", "expected a whole number from 0 to 2147483647, or -1, got '3.5'"),
         ("--top-p", "hot", "expected a number above 0, at most 1, got 'hot'"),
         ("--suppress-tokens", "1,b", "or a list of such, got '1,b'"),
     ):
@@ -370,7 +376,7 @@ def test_the_help_of_every_flag_says_its_range_and_default():
     add_option_flags(parser)
     text = " ".join(parser.format_help().split())
     assert "cut the answer after this number of tokens (1 or more; default: 128)" in text
-    assert "0: take the likeliest ones (from 0 to 1000000; default: 0)" in text
+    assert "0: take the likeliest ones (0 or from 1e-06 to 1000000; default: 0)" in text
     assert "with this probability mass (above 0, at most 1; default: the checkpoint's, or 1.0)" in text
     for option in dataclasses.fields(GenerationOptions):
         assert f"--{option.name.replace('_', '-')}" in text

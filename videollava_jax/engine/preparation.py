@@ -16,9 +16,10 @@ from videollava_jax.engine.request import Request
 from videollava_jax.generation.options import GenerationOptions, require_own
 from videollava_jax.generation.text import ends_by_text
 from videollava_jax.media import Uniform
-from videollava_jax.processing.given_media import require_sources, with_media
+from videollava_jax.processing.given_media import known_frames, require_sources, with_media
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import parse_conversation, render
+from videollava_jax.processing.room import require_room, room_for_prompt
 from videollava_jax.processing.segments import Media, Segments, TextIds
 
 Ids = npt.NDArray[np.int32]
@@ -148,6 +149,7 @@ class Preparer:
           decoding: options of all requests, under the names of `generate`.
         """
         self._processor, self._config, self._defaults, self._longest = processor, config, defaults, longest
+        self._positions = config.text_config.max_position_embeddings
         self._decoding = decoding
         self._read_medium = reader or processor.read_medium
         self._digests = Digests()
@@ -163,19 +165,22 @@ class Preparer:
         require_own(request.options)
         own = {"max_new_tokens": request.max_new_tokens, "seed": request.seed, **request.options}
         options = GenerationOptions.resolve({**self._decoding, **own}, self._defaults, self._config)
-        before, after = self._segments(request).split()
+        choices = tuple(self._choice(text) for text in request.choices)
+        answer = max(map(len, choices)) if choices else options.max_new_tokens
+        segments = self._segments(request, answer)
+        pooling = self._processor.video_pooling if request.video_pooling is None else request.video_pooling
+        frame_sampling = Uniform(8) if request.frame_sampling is None else request.frame_sampling
+        self._require_room(segments, frame_sampling, pooling, answer)
+        before, after = segments.split()
         ids = [i for part in after.parts if isinstance(part, TextIds) for i in part.ids]
         if not ids:
             raise ValueError("the prompt ends in a medium: expected a question after it")
-        choices = tuple(self._choice(text) for text in request.choices)
         room = self._longest - max((len(choice) for choice in choices), default=0)
         if room < 1:
             raise ValueError(f"choices: expected at most {self._longest - 1} tokens each")
         if len(ids) > room:  # the start of a long text belongs to the prefix, which then has one question
             head, ids = ids[:-room], ids[-room:]
             before = Segments((*before.parts, TextIds(tuple(head), (False,) * len(head))))
-        pooling = self._processor.video_pooling if request.video_pooling is None else request.video_pooling
-        frame_sampling = Uniform(8) if request.frame_sampling is None else request.frame_sampling
         versions = tuple(file_version(medium.source) for medium in before.media)
         prefix = Prefix(before, versions, frame_sampling, pooling)
         return Question(request, options, prefix, np.array(ids, np.int32), choices)
@@ -210,17 +215,29 @@ class Preparer:
         kinds = tuple(medium.kind for medium in media)
         return ReadPrefix(expanded.input_ids.astype(np.int32), kinds, pixels, prefix.pooling)
 
-    def _segments(self, request: Request) -> Segments:
+    def _require_room(self, segments: Segments, frame_sampling: Any, pooling: int, answer: int) -> None:
+        """Refuses a prompt that is too long as far as its length is known before media are opened."""
+        frame = self._processor.pooled_tokens_per_frame(pooling)
+        media = sum(
+            self._processor.tokens_per_image
+            if medium.kind == "image"
+            else (known_frames(medium.source, frame_sampling) or 0) * frame
+            for medium in segments.media
+        )
+        require_room(segments.text_length + media, answer, self._positions)
+
+    def _segments(self, request: Request, answer: int) -> Segments:
         if (request.prompt is None) == (request.conversation is None):
             raise ValueError("expected a prompt or a conversation, one of the two")
+        most = room_for_prompt(self._positions, answer)
         if request.conversation is None:
             assert request.prompt is not None
-            segments = self._processor.encoder.encode_string(request.prompt)
+            segments = self._processor.encoder.encode_string(request.prompt, most)
             return with_media([segments], list(request.images) or None, list(request.videos) or None)[0]
         if request.images or request.videos:
             raise ValueError("images and videos of a conversation belong into its messages")
         turns = parse_conversation(request.conversation)
-        segments = self._processor.encoder.encode(render(turns, self._processor.template, True))
+        segments = self._processor.encoder.encode(render(turns, self._processor.template, True), most)
         require_sources([segments])
         return segments
 

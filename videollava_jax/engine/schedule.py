@@ -48,6 +48,7 @@ from videollava_jax.engine.events import (
 )
 from videollava_jax.engine.groups import Group, Groups, Slots
 from videollava_jax.engine.sizes import Demand, GridShape
+from videollava_jax.processing.room import require_room
 
 STOP_STRING_STEPS = 8
 """Steps of decoding at a time where stop strings may end an answer, which the device does not see."""
@@ -183,15 +184,12 @@ class Schedule:
 
     def _too_long(self, prefix: int, question: Question) -> bool:
         """Returns whether prompt and answer do not fit the model; the question has failed then."""
-        prompt, new, positions = prefix + question.tokens, question.answer_tokens, self._limits.positions
-        if prompt + new <= positions:
-            return False
-        error = (
-            f"a prompt of {prompt} tokens and an answer of up to {new} do not fit the model's {positions} positions: "
-            "shorten the prompt, take fewer frames or pool them (video_pooling), or lower max_new_tokens"
-        )
-        self._decided.append(Fail(question.id, error, question=question))
-        return True
+        try:
+            require_room(prefix + question.tokens, question.answer_tokens, self._limits.positions)
+        except ValueError as error:
+            self._decided.append(_failure(question.id, error, question))
+            return True
+        return False
 
     # ── second phase: slots ──
 

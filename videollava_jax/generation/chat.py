@@ -12,7 +12,7 @@ import numpy as np
 
 from videollava_jax.generation.buckets import answer_capacity
 from videollava_jax.generation.decoding import row_keys
-from videollava_jax.generation.inputs import Ids, require_positions
+from videollava_jax.generation.inputs import Ids
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.generation.options import ANSWER_TOKENS, GenerationOptions
 from videollava_jax.generation.text import TextStream, answer_text
@@ -20,6 +20,7 @@ from videollava_jax.media import Medium
 from videollava_jax.model.cache import Cache
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import PromptTemplate
+from videollava_jax.processing.room import require_room
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,9 @@ class Chat:
             ids, logits, cache = self._begin(messages, decoding)
             cached = 0
         else:
-            ids = self._ids(messages)
             try:
-                require_positions(model.config, len(ids), decoding.max_new_tokens)
+                ids = self._ids(messages, decoding.max_new_tokens)
+                require_room(len(ids), decoding.max_new_tokens, model.config.text_config.max_position_embeddings)
             except ValueError:
                 self._held = held
                 raise
@@ -183,9 +184,9 @@ class Chat:
         logits, cache = self._model.prefill(**inputs, capacity=answer_capacity(decoding.max_new_tokens))
         return np.asarray(inputs["input_ids"][0], np.int32), logits, cache
 
-    def _ids(self, messages: list[dict[str, Any]]) -> Ids:
+    def _ids(self, messages: list[dict[str, Any]], max_new_tokens: int) -> Ids:
         """The prompt's tokens, from the media's known lengths."""
-        segments = self._processor.encode(messages, template=self._template)
+        segments = self._processor.encode(messages, template=self._template, max_new_tokens=max_new_tokens)
         return segments.expand(self._media_lengths, self._processor.encoder.media_ids).input_ids.astype(np.int32)
 
     def _continue(self, held: _Held, ids: Ids, decoding: GenerationOptions) -> tuple[jax.Array, Cache, int]:

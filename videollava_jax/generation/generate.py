@@ -16,11 +16,12 @@ from videollava_jax.generation.buckets import answer_capacity
 from videollava_jax.generation.call_options import CallOptions
 from videollava_jax.generation.decoding import row_keys
 from videollava_jax.generation.fields import SearchOptions
-from videollava_jax.generation.inputs import checked_text, inferred_mask, require_positions
+from videollava_jax.generation.inputs import checked_text, inferred_mask
 from videollava_jax.generation.kinds import parsed
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.generation.options import KINDS
 from videollava_jax.generation.text import OnTokens, Streamer, require_tokenizer, to_streamer
+from videollava_jax.processing.room import require_room
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def generate(
     _require_built(search)
     copies = search.num_return_sequences
     require_tokenizer(options, tokenizer)
-    require_positions(model.config, int(mask.sum(axis=1).max()), options.max_new_tokens)
+    positions = model.config.text_config.max_position_embeddings
+    require_room(int(mask.sum(axis=1).max()), options.max_new_tokens, positions)
     keys = row_keys(options.seed if seeds is None else seeds, B, copies)
     if copies > 1 and not options.do_sample:
         raise ValueError("num_return_sequences above 1 needs do_sample=True: greedy answers would all be the same")

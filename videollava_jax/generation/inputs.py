@@ -58,17 +58,6 @@ def require_tokens_at_the_end(mask: Mask) -> None:
         )
 
 
-def require_positions(config: VideoLlavaConfig, prompt: int, max_new_tokens: int) -> None:
-    """Raises a ValueError where a prompt and its answer, both in tokens, have more tokens than the model positions."""
-    limit = config.text_config.max_position_embeddings
-    if prompt + max_new_tokens > limit:
-        raise ValueError(
-            f"a prompt of {prompt} tokens and an answer of up to {max_new_tokens} do not fit the model's "
-            f"{limit} positions: shorten the prompt, take fewer frames or pool them (video_pooling), or lower "
-            "max_new_tokens"
-        )
-
-
 def checked_media(
     config: VideoLlavaConfig,
     ids: Ids,

@@ -42,33 +42,39 @@ def parsed(name: str, kind: Kind, value: Any) -> Any:
         raise ValueError(f"{name}: expected {kind.expected}, got {_shortened(value)}") from None
 
 
-def whole(low: int, high: int = INT32) -> Kind:
-    """A whole number, Python's or numpy's; neither bools nor floats are whole numbers."""
+def whole(low: int, high: int = INT32, *, off: int | None = None) -> Kind:
+    """A whole number, Python's or numpy's; neither bools nor floats are whole numbers. `off` is taken for 0."""
 
     def parse(value: Any) -> int:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
         number = operator.index(value)
+        if number == off:
+            return 0
         _require_within(number, low, high)
         return number
 
-    return Kind(f"a whole number from {low} to {high}", parse, int, f"{low} or more" if high == INT32 else "64 bits")
+    expected = f"a whole number from {low} to {high}" + ("" if off is None else f", or {off}")
+    return Kind(expected, parse, int, f"{low} or more" if high == INT32 else "64 bits")
 
 
-def number(low: float, high: float, *, above: bool = False) -> Kind:
-    """A finite number from `low` to `high`; with `above` it is not `low` itself."""
+def number(low: float, high: float, *, above: bool = False, or_zero: bool = False) -> Kind:
+    """A finite number from `low` to `high`; with `above` it is not `low` itself, with `or_zero` it may be 0 too."""
     within = f"above {low:g}, at most {high:.7g}" if above else f"from {low:g} to {high:.7g}"
+    zero = "0 or " if or_zero else ""
 
     def parse(value: Any) -> float:
         if isinstance(value, (bool, np.bool_, str, bytes)):
             raise TypeError
         found = float(value)
+        if or_zero and found == 0:
+            return 0.0
         _require_within(found, low, high)
         if above and found == low:
             raise ValueError
         return found
 
-    return Kind(f"a number {within}", parse, float, within)
+    return Kind(f"{zero}a number {within}", parse, float, f"{zero}{within}")
 
 
 def several(each: Kind) -> Kind:

@@ -48,8 +48,8 @@ class GenerationOptions:
       max_new_tokens: the most tokens of an answer.
       do_sample: whether tokens are drawn. Otherwise the likeliest one is taken, and `temperature`, `top_k`, `top_p` and
         `seed` change nothing.
-      temperature: divides the logits; at least 1e-6 where tokens are drawn.
-      top_k: number of likeliest tokens to draw from; 0 for all.
+      temperature: divides the logits; 0 only where no tokens are drawn.
+      top_k: number of likeliest tokens to draw from; 0 for all; -1 is taken for 0, as in vLLM.
       top_p: probability mass of the likeliest tokens to draw from.
       repetition_penalty: above 1 makes tokens of the prompt and the answer so far less likely; 1 changes nothing.
       seed: of the draws. Seeds that are equal modulo 2**32 draw the same tokens.
@@ -62,9 +62,12 @@ class GenerationOptions:
     max_new_tokens: int = _option(20, whole(1), "cut the answer after this number of tokens", metavar="N")
     do_sample: bool = _option(False, TRUTH, "draw tokens instead of taking the likeliest one")
     temperature: float = _option(
-        1.0, number(0, _LARGEST), "draw tokens at this temperature; 0: take the likeliest ones", metavar="T"
+        1.0,
+        number(_SMALLEST, _LARGEST, or_zero=True),
+        "draw tokens at this temperature; 0: take the likeliest ones",
+        metavar="T",
     )
-    top_k: int = _option(50, whole(0), "draw from this number of likeliest tokens; 0: from all", metavar="K")
+    top_k: int = _option(50, whole(0, off=-1), "draw from this number of likeliest tokens; 0: from all", metavar="K")
     top_p: float = _option(
         1.0, number(0, 1, above=True), "draw from the likeliest tokens with this probability mass", metavar="P"
     )
@@ -86,10 +89,10 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         for name, value in checked({name: getattr(self, name) for name in KINDS}).items():
             object.__setattr__(self, name, value)
-        if self.do_sample and self.temperature < _SMALLEST:
+        if self.do_sample and not self.temperature:
             raise ValueError(
-                f"temperature: expected at least {_SMALLEST:g} with do_sample=True, got {self.temperature:g} (for the "
-                "likeliest tokens, do_sample=False)"
+                f"temperature: expected at least {_SMALLEST:g} with do_sample=True, got 0 (for the likeliest tokens, "
+                "do_sample=False)"
             )
 
     @classmethod
@@ -184,7 +187,8 @@ OPENAI_NAMES: Mapping[str, str] = {
     "seed": "seed",
     "stop": "stop_strings",
 }
-"""The option that OpenAI or vLLM has under another name. If a body has both names of one, the later here counts."""
+"""The option that OpenAI or vLLM has under another name. If a body has both names of one, the later here counts,
+whatever their order in the body: `max_completion_tokens` comes before the deprecated `max_tokens`."""
 
 
 def from_json(

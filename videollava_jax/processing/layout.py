@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from videollava_jax.processing.room import room_for_prompt
 from videollava_jax.processing.segments import Expanded, MediaKind, Segments
 
 Padding = bool | Literal["longest", "max_length", "do_not_pad"]
@@ -67,7 +68,7 @@ def lay_out(
         if budget.truncate_to is not None and len(expanded.input_ids) > budget.truncate_to:
             expanded = _truncate(expanded, i, row, own, budget, budget.truncate_to)
         if budget.max_positions is not None:
-            room = budget.max_positions - budget.max_new_tokens
+            room = room_for_prompt(budget.max_positions, budget.max_new_tokens)
             if len(expanded.input_ids) > room:
                 raise ValueError(_too_long(i, row, own, budget, room))
         laid_out.append(expanded)

@@ -23,6 +23,7 @@ from videollava_jax.processing.given_media import (
 from videollava_jax.processing.layout import Budget, Padding, lay_out, pad
 from videollava_jax.processing.media_processor import DEFAULT_FRAME_SAMPLING, DEFAULT_LIMITS, MediaProcessor
 from videollava_jax.processing.prompt import PromptTemplate, get_template, parse_conversation, render, to_string
+from videollava_jax.processing.room import room_for_prompt
 from videollava_jax.processing.segments import SegmentEncoder, Segments
 from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, load_tokenizer
 
@@ -206,10 +207,16 @@ class VideoLlavaProcessor(MediaProcessor):
         *,
         template: str | PromptTemplate | None = None,
         add_generation_prompt: bool = True,
+        max_new_tokens: int = 0,
     ) -> Segments:
-        """Encodes a conversation as segments (text ids │ media │ text ids), without reading its media."""
+        """Encodes a conversation as segments (text ids │ media │ text ids), without reading its media.
+
+        Raises:
+            ValueError: a conversation that is malformed, or whose text is too long for the model's positions.
+        """
         turns = parse_conversation(conversation)
-        return self.encoder.encode(render(turns, template or self.template, add_generation_prompt))
+        pieces = render(turns, template or self.template, add_generation_prompt)
+        return self.encoder.encode(pieces, self._most_tokens(max_new_tokens))
 
     # ── model inputs ──
 
@@ -262,7 +269,8 @@ class VideoLlavaProcessor(MediaProcessor):
             prompts = [text] if isinstance(text, str) else text
             if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
                 raise ValueError(f"text: expected a string or a list of strings, got {describe(text)}")
-            rows = with_media([self.encoder.encode_string(prompt) for prompt in prompts], images, videos)
+            most = self._most_tokens(max_new_tokens, truncation)
+            rows = with_media([self.encoder.encode_string(prompt, most) for prompt in prompts], images, videos)
         pooling = self._pooling_or_default(video_pooling)
         options = _Options(
             padding, truncation, max_length, max_new_tokens, frame_sampling, limits, return_tensors, pooling
@@ -322,7 +330,8 @@ class VideoLlavaProcessor(MediaProcessor):
         if not tokenize:
             strings = [to_string(prompt, self.tokenizer.eos_token) for prompt in prompts]
             return strings if batched else strings[0]
-        rows = [self.encoder.encode(prompt) for prompt in prompts]
+        most = self._most_tokens(max_new_tokens, truncation)
+        rows = [self.encoder.encode(prompt, most) for prompt in prompts]
         require_sources(rows)
         if num_frames is not None:
             frame_sampling = Uniform(num_frames=num_frames)
@@ -370,6 +379,12 @@ class VideoLlavaProcessor(MediaProcessor):
         if "pixel_values_videos" in data and options.video_pooling != 1:
             data["video_pooling"] = options.video_pooling
         return BatchFeature(data)
+
+    def _most_tokens(self, max_new_tokens: int, truncation: bool | str | None = False) -> int | None:
+        """How many tokens a prompt may have; None for any number."""
+        if self.max_positions is None or truncation in (True, "longest_first"):
+            return None
+        return room_for_prompt(self.max_positions, max_new_tokens)
 
     def _budget(self, options: _Options) -> Budget:
         tokenizer = self.tokenizer

@@ -169,7 +169,7 @@ def _parse_message(message: Any, where: str) -> Turn:
         raise ValueError(f"{where}: expected a dict with 'role' and 'content', got a {type(message).__name__}")
     role = message.get("role")
     if role not in get_args(Role):
-        raise ValueError(f"{where}: expected role 'system', 'user' or 'assistant', got {role!r}")
+        raise ValueError(f"{where}: expected role 'system', 'user' or 'assistant', got {_shortened(role)}")
     where = f"{where} ({role})"
     content = message.get("content")
     if isinstance(content, str):
@@ -203,12 +203,18 @@ def _parse_part(part: Any, where: str) -> str | Media:
         if not isinstance(url, str):
             raise ValueError(f"{where}: expected {{'url': …}} under {kind!r}, got {_kind_of(url)}")
         return Media("image" if kind == "image_url" else "video", url)
-    if kind in MEDIA_TOKENS:
+    if isinstance(kind, str) and kind in MEDIA_TOKENS:
         sources = [part[key] for key in (kind, "path", "url") if part.get(key) is not None]
         if len(sources) > 1:
             raise ValueError(f"{where}: expected one of {kind!r}, 'path' and 'url', got {len(sources)} of them")
         return Media(kind, sources[0] if sources else None)
-    raise ValueError(f"{where}: expected type 'text', 'image', 'video', 'image_url' or 'video_url', got {kind!r}")
+    expected = "'text', 'image', 'video', 'image_url' or 'video_url'"
+    raise ValueError(f"{where}: expected type {expected}, got {_shortened(kind)}")
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _kind_of(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, PlainEncoder, affixes
+from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, PlainEncoder, affixes, require_unicode
 
 MediaKind = Literal["image", "video"]
 MEDIA_TOKENS: dict[MediaKind, str] = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
@@ -149,8 +149,21 @@ class SegmentEncoder:
             kind: tokenizer.convert_tokens_to_ids(token) for kind, token in MEDIA_TOKENS.items()
         }
 
-    def encode(self, pieces: Iterable[Piece]) -> Segments:
-        """Tokenises a rendered prompt, BOS included."""
+    def encode(self, pieces: Iterable[Piece], most: int | None = None) -> Segments:
+        """Tokenises a rendered prompt, BOS included.
+
+        Args:
+            pieces: text, answers and media.
+            most: tokens that the prompt may have. Text that needs more is refused before it is tokenised.
+
+        Raises:
+            ValueError: text that is not Unicode, or is longer than `most` tokens can be.
+        """
+        pieces = list(pieces)
+        texts = [
+            piece.text if isinstance(piece, Answer) else piece for piece in pieces if isinstance(piece, str | Answer)
+        ]
+        self._require_short(sum(map(len, texts)), most)
         builder = _SegmentBuilder(self._plain)
         builder.add_ids(self._prefix, answer=False)
         for piece in pieces:
@@ -166,8 +179,18 @@ class SegmentEncoder:
         builder.add_ids(self._suffix, answer=False)
         return builder.segments()
 
-    def encode_string(self, prompt: str) -> Segments:
-        """Tokenises a prompt string like the tokenizer: `<video>` and `</s>` in it are special tokens."""
+    def encode_string(self, prompt: str, most: int | None = None) -> Segments:
+        """Tokenises a prompt string like the tokenizer: `<video>` and `</s>` in it are special tokens.
+
+        Args:
+            prompt: any text.
+            most: as in `encode`.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        require_unicode(prompt)
+        self._require_short(len(prompt), most)
         kinds = {token_id: kind for kind, token_id in self.media_ids.items()}
         builder = _SegmentBuilder(self._plain)
         for token_id in self.tokenizer(prompt)["input_ids"]:
@@ -176,6 +199,14 @@ class SegmentEncoder:
             else:
                 builder.add_ids((token_id,), answer=False)
         return builder.segments()
+
+    def _require_short(self, characters: int, most: int | None) -> None:
+        longest = self._plain.longest_piece
+        if most is not None and longest is not None and characters > most * longest:
+            raise ValueError(
+                f"a text of {characters} characters is too long: it has at least {-(-characters // longest)} tokens, "
+                f"and a prompt may have {most}. Shorten it"
+            )
 
     def encode_continuation(self, text: str) -> tuple[int, ...]:
         """Returns the token ids of an answer after a prompt, as a model would write it: with a space at its start."""

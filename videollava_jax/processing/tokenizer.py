@@ -152,6 +152,9 @@ class PlainEncoder:
     Args:
         tokenizer: a fast Hugging Face tokenizer.
         control: tokens to treat as special even if the tokenizer's files do not say so.
+
+    Attributes:
+        longest_piece: the most characters that one token stands for; None where a token may stand for any number.
     """
 
     def __init__(self, tokenizer: Any, control: Iterable[str] = (IMAGE_TOKEN, VIDEO_TOKEN, PAD_TOKEN)):
@@ -163,6 +166,7 @@ class PlainEncoder:
         merges = spec["model"].get("merges")
         if merges:  # a merge that spells a special token would produce one from ordinary text
             spec["model"]["merges"] = [pair for pair in merges if _merged(pair) not in special]
+        self.longest_piece = _longest_piece(spec)
         self._first = _plain_backend(spec)
         self._later = _plain_backend(_without_prefix_space(spec))
 
@@ -172,9 +176,34 @@ class PlainEncoder:
         Args:
             text: any text.
             first: whether the text begins the prompt; if not, it follows a special token.
+
+        Raises:
+            ValueError: `text` is not Unicode.
         """
+        require_unicode(text)
         encoding = (self._first if first else self._later).encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+
+def require_unicode(text: str) -> None:
+    """Raises a ValueError where a text holds half of a surrogate pair, which JSON can write and tokenizers refuse."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text is not Unicode: character {error.start} is {text[error.start]!a}, half of a surrogate pair"
+        ) from None
+
+
+def _longest_piece(spec: dict[str, Any]) -> int | None:
+    """The most characters of a piece, where characters without a piece become bytes as in Llama's vocabulary."""
+    model = spec["model"]
+    if not model.get("byte_fallback"):
+        return None  # any number of unknown characters may become one token
+    pieces = model["vocab"]
+    if isinstance(pieces, list):  # unigram models: pairs of a piece and its score
+        pieces = [piece for piece, _ in pieces]
+    return max(map(len, [*pieces, *(token["content"] for token in spec["added_tokens"])]))
 
 
 def _merged(pair: str | list[str]) -> str:

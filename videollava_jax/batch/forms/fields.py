@@ -47,11 +47,15 @@ def messages(given: Any, where: str) -> list[Mapping[str, Any]]:
     return given
 
 
+def short(text: str) -> str:
+    """Returns a text for an error message: shortened if it is long."""
+    return text if len(text) <= 80 else f"{text[:80]}… ({len(text)} characters)"
+
+
 def described(value: Any) -> str:
     """Describes a value for an error message, shortened if it is as long as a data URL."""
     if value is None:
         return "nothing"
     if isinstance(value, (str, int, float)):
-        text = repr(value)
-        return text if len(text) <= 80 else f"{text[:80]}… ({len(text)} characters)"
+        return short(repr(value))
     return "an empty list" if value == [] else f"a {type(value).__name__}"

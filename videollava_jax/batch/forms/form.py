@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from videollava_jax.engine import Result
 
 
+DEEPEST = 100
+"""The most levels of lists and objects in a line: Python's own recursion, in messages and copies, has room for them."""
+
+
 @dataclass(frozen=True)
 class Line:
     """A line of the input.
@@ -99,7 +103,18 @@ def _json_line(index: int, number: int, raw: bytes) -> Line:
         return Line(index, number, {}, f"not JSON ({error})")
     if not isinstance(value, dict):
         return Line(index, number, {}, f"expected a JSON object, got a {type(value).__name__}")
+    if raw.count(b"[") + raw.count(b"{") > DEEPEST and _is_deeper(value, DEEPEST):
+        return Line(index, number, {}, f"expected at most {DEEPEST} lists and objects inside each other, got more")
     return Line(index, number, value)
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Returns whether a JSON value has lists and objects inside each other, more than `depth` levels of them."""
+    level = [value]
+    for _ in range(depth):
+        level = [each for part in level for each in (part.values() if isinstance(part, dict) else part)]
+        level = [each for each in level if isinstance(each, (dict, list))]
+    return bool(level)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from videollava_jax.batch.forms.fields import described, messages
-from videollava_jax.batch.forms.form import JobFacts, LineForm, RequestParts, Tag
+from videollava_jax.batch.forms.fields import described, messages, short
+from videollava_jax.batch.forms.form import JobFacts, LineForm, RequestParts, Tag, either
 from videollava_jax.generation.options import OPENAI_NAMES, from_openai
 
 if TYPE_CHECKING:
     from videollava_jax.engine import Result
 
 CHAT_URL = "/v1/chat/completions"
-# Fields of a body that never change our answers, and fields that are supported only with these values.
-_NEUTRAL = frozenset(
-    ("model", "messages", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier")
+_UNUSED = frozenset(
+    (
+        *("model", "messages", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier"),
+        *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
+        *("request_id", "priority", "cache_salt"),  # vLLM's
+    )
 )
-_NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
+"""Fields of a body that change no answer of ours, whatever their value."""
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "stream": (False,),
     "logprobs": (False,),
@@ -26,8 +31,37 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "logit_bias": ({},),
     "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    # vLLM's
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "echo": (False,),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logits_processors": ([],),
+    "media_io_kwargs": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "mm_processor_kwargs": ({},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "use_beam_search": (False,),
 }
+"""Fields that are supported only with the values that ask for nothing."""
 
 
 def _ask(fields: Mapping[str, Any]) -> RequestParts:
@@ -38,14 +72,22 @@ def _ask(fields: Mapping[str, Any]) -> RequestParts:
     if not isinstance(body, Mapping):
         raise ValueError(f"expected an object under 'body', got {described(body)}")
     for key, value in body.items():
-        neutral = value is None or key in _NEUTRAL or value in _NEUTRAL_VALUES.get(key, ())
-        if not neutral and key not in OPENAI_NAMES:
-            raise ValueError(f"body.{key} is not supported: expected it to be left out")
+        if value is not None and key not in _UNUSED and key not in OPENAI_NAMES:
+            _require_neutral(key, value)
     conversation = [
         {**message, "role": "system"} if message.get("role") == "developer" else message
         for message in messages(body.get("messages"), "body.messages")
     ]
     return RequestParts({"conversation": conversation}, from_openai(body))
+
+
+def _require_neutral(key: str, value: Any) -> None:
+    """Raises a ValueError for a value of a field that asks for something."""
+    neutral = NEUTRAL.get(key, ())
+    # In Python True is 1, while true and 1 are two values in JSON.
+    if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral):
+        allowed = either([*map(json.dumps, neutral), "no such key"])
+        raise ValueError(f"body.{short(key)} is not supported: expected {allowed}, got {described(value)}")
 
 
 def _record(tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,27 +26,50 @@ def _ask(fields: Mapping[str, Any]) -> RequestParts:
 def _read_csv(path: Path) -> Iterator[Line]:
     csv.field_size_limit(_LONGEST_FIELD)
     with open(path, "rb") as binary, io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file:
-        rows = csv.reader(file, strict=True)
-        header = next(rows, [])
+        rows = _rows(file)
+        _, header = next(rows, (1, []))
+        if not isinstance(header, list):
+            raise ValueError(f"{path}, line 1: not CSV ({header})")
         if "id" not in header or "prompt" not in header or len(set(header)) != len(header):
             raise ValueError(
                 f"{path}: expected a first line that names the columns, id and prompt among them, each once; "
                 f"got {', '.join(header)[:200] or 'nothing'}"
             )
-        index = 0
-        while True:
-            number = rows.line_num + 1
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                yield Line(index, number, {}, f"not CSV ({error})")
-                index += 1
-                continue
-            if row is None:
-                return
-            if row:
+        for index, (number, row) in enumerate(rows):
+            if isinstance(row, list):
                 yield _csv_line(index, number, header, row)
-                index += 1
+            else:
+                yield Line(index, number, {}, f"not CSV ({row})")
+
+
+def _rows(file: Iterator[str]) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Yields each row that is not empty, or its error, with the number of its first line.
+
+    After an error reading goes on at the next line. So a quote that is never closed costs its own line, though to a
+    parser of CSV it makes one field of all that follows it.
+    """
+    number = 1
+    again: deque[str] = deque()  # lines that were taken for a part of a row that ended in an error
+    while True:
+        taken: list[str] = []
+
+        def lines(taken: list[str] = taken) -> Iterator[str]:
+            while (line := again.popleft() if again else next(file, "")) != "":
+                taken.append(line)
+                yield line
+
+        try:
+            row = next(csv.reader(lines(), strict=True), None)
+        except csv.Error as error:
+            again.extendleft(reversed(taken[1:]))
+            yield number, error
+            number += 1
+            continue
+        if row is None:
+            return
+        if row:
+            yield number, row
+        number += len(taken)
 
 
 def _csv_line(index: int, number: int, header: list[str], row: list[str]) -> Line:

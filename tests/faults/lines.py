@@ -1,0 +1,267 @@
+"""Lines that may say anything: jobs of them, with good lines among them that must be answered.
+
+    python -m tests.faults.lines --lines 50000 --seed 0
+
+Every job ends with a record for each line, whatever the lines say, and the good ones are answered. The requests are
+checked as the engine checks them, by the same code, but no model answers them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.faults.odd_values import Raw, dump
+from videollava_jax import VideoLlavaConfig, VideoLlavaProcessor
+from videollava_jax.assets import MEDIA, TINY
+from videollava_jax.batch.forms.openai import NEUTRAL
+from videollava_jax.batch.runner import BatchOptions, run_batch
+from videollava_jax.engine import Request, Result
+from videollava_jax.engine.preparation import Preparer
+from videollava_jax.engine.row_arrays import unwritten_answers
+from videollava_jax.generation.options import KINDS, OPENAI_NAMES
+
+IMAGE, VIDEO = "three-triangles.png", "circle-then-square.mp4"
+ODD = 8
+"""Odd lines of a job; two good ones stand among them."""
+
+# ── values ──
+
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=()), max_size=12),  # lone surrogates too
+    st.sampled_from(["", " ", "\0", "\ud800", "a\0b", "<image>", "<video>", "</s>", "<image>\n" * 3, "é" * 3000, "-1"]),
+    st.sampled_from(
+        [IMAGE, VIDEO, "/dev/zero", "../x", "file://[", "file://host/x", "data:,", "http://[", "a\nb", "~"]
+    ),
+)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63), 10**400]),
+    st.floats(),
+    st.sampled_from([1e-40, 5e-324, 1e308, 0.5, 1.0, -0.0]),
+    st.sampled_from(["NaN", "-Infinity", "1e400", "1E2", "9" * 5000, "-0"]).map(Raw),
+    TEXTS,
+)
+DEEP = st.sampled_from(
+    [Raw("[" * n + "]" * n) for n in (40, 99, 120, 900, 3000)]
+    + [Raw('{"type":' * n + "1" + "}" * n) for n in (50, 150)]
+)
+VALUES = st.one_of(
+    SCALARS,
+    st.recursive(
+        SCALARS,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+        max_leaves=6,
+    ),
+    DEEP,
+)
+
+
+def fields(known: Iterable[str], **like: Any) -> Any:
+    """Objects with some of the known keys and any values; `like` are values of the right kind for some keys."""
+    return st.fixed_dictionaries({}, optional={key: like[key] | VALUES if key in like else VALUES for key in known})
+
+
+PART = st.one_of(
+    fields(
+        ["type", "text", "image", "video", "path", "url", "image_url", "video_url"],
+        type=st.sampled_from(["text", "image", "video", "image_url", "video_url"]),
+        image_url=st.fixed_dictionaries({"url": TEXTS}),
+    ),
+    st.fixed_dictionaries({"type": st.just("image"), "image": st.just(IMAGE)}),
+    st.fixed_dictionaries({"type": st.just("text"), "text": TEXTS}),
+    VALUES,
+)
+MESSAGES = st.lists(
+    fields(
+        ["role", "content", "name"],
+        role=st.sampled_from(["user", "assistant", "system", "developer"]),
+        content=st.lists(PART, max_size=3) | TEXTS,
+    ),
+    max_size=3,
+)
+ASKED = st.just([{"role": "user", "content": "How many shapes are there?"}])
+PATH = TEXTS | st.just(IMAGE)
+PATHS = st.lists(TEXTS, max_size=2) | st.just(IMAGE)
+QUESTION = st.just("How many shapes are there?")
+
+
+def lines_of(form: str) -> Any:
+    """Lines of a form: most are nearly right, in one or a few fields anything at all."""
+    if form == "openai":
+        body = fields(
+            ["messages", *OPENAI_NAMES, *NEUTRAL, "model", "metadata", "guided_json"],
+            messages=MESSAGES | ASKED,
+        )
+        asked = st.tuples(st.fixed_dictionaries({"messages": ASKED}), fields(OPENAI_NAMES) | fields(NEUTRAL))
+        return fields(
+            ["method", "url", "body"],
+            method=st.just("POST"),
+            body=body | asked.map(lambda both: both[0] | both[1]),
+        )
+    if form == "llava":
+        return fields(["text", "image", "video", "category"], text=QUESTION, image=PATHS, video=PATHS)
+    if form == "csv":
+        text = TEXTS | st.sampled_from(['"', '"open', 'a"b', '""', ","])
+        return st.lists(text, max_size=4) | st.tuples(st.just("How many?"), PATH, TEXTS).map(list)
+    options = fields([*KINDS, "frames", "pool", "heat"])
+    option = st.sampled_from(list(KINDS)).flatmap(lambda name: fields([name]))
+    return st.one_of(
+        fields(
+            ["prompt", "conversation", "image", "video", "images", "media", "options", "temperature"],
+            prompt=QUESTION, conversation=MESSAGES, image=PATHS, video=PATHS, options=options,
+        ),
+        st.fixed_dictionaries({"prompt": QUESTION, "options": options}),
+        st.fixed_dictionaries({"prompt": QUESTION, "options": option}),
+        st.fixed_dictionaries({"conversation": MESSAGES}),
+    )  # fmt: skip
+
+
+IDS = {"jsonl": "id", "openai": "custom_id", "llava": "question_id", "csv": "id"}
+GOOD: dict[str, Any] = {
+    "jsonl": {"image": IMAGE, "prompt": "How many shapes are there?"},
+    "openai": {"body": {"messages": [{"role": "user", "content": "How many shapes are there?"}]}},
+    "llava": {"video": VIDEO, "text": "What shape is it at first?"},
+    "csv": ["How many shapes are there?", IMAGE, ""],
+}
+
+
+class Validating:
+    """A runner that refuses what the engine refuses, by the engine's own code, and answers the rest without a model."""
+
+    def __init__(self) -> None:
+        self._config = VideoLlavaConfig.from_hf(TINY)
+        self._preparer = Preparer(VideoLlavaProcessor.from_pretrained(TINY), self._config, {}, 64)
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Yields a result for each request."""
+        answered = []
+        for request in requests:
+            try:
+                answered.append(self._preparer.question(request))
+                yield Result(id=request.id, text="answered", token_ids=(2,), finish_reason="stop")
+            except (ValueError, OSError) as error:  # the engine takes a TypeError too, whose text would help nobody
+                yield Result(id=request.id, finish_reason="error", error=" ".join(str(error).split()))
+        rows = [*answered, *[None] * (ODD + 2 - len(answered))]  # always the same number, which compiles once
+        V = self._config.text_config.vocab_size
+        unwritten_answers(rows, [q.ids if q else None for q in rows], 8, V, True, True)
+
+
+def write_job(path: Path, form: str, odd: Sequence[Any]) -> set[str]:
+    """Writes a job of odd lines with a good one before and behind them; returns the ids of the good ones."""
+    key, good = IDS[form], GOOD[form]
+    with open(path, "wb") as file:
+        if form == "csv":
+            text = io.TextIOWrapper(file, "utf-8", "surrogatepass", newline="")
+            text.write("id,prompt,image,video\n")
+            for name, cells in [("good 1", good), *((f"{i}", cells) for i, cells in enumerate(odd)), ("good 2", good)]:
+                text.write(",".join([name, *cells]) + "\n")
+            text.flush()
+        else:
+            lines = [{key: "good 1", **good}, *odd, {key: "good 2", **good}]
+            file.writelines(dump(line) + b"\n" for line in lines)
+    return {"good 1", "good 2"}
+
+
+def with_ids(form: str) -> Any:
+    """Lists of odd lines of a form, most of them with an id that no other line of the list has."""
+    if form == "csv":
+        return st.lists(lines_of(form), min_size=ODD, max_size=ODD)
+
+    def named(lines: list[Any], ids: list[Any]) -> list[Any]:
+        taken, named = {"good 1", "good 2"}, []
+        for i, (line, name) in enumerate(zip(lines, ids, strict=True)):
+            name = f"{i}" if name is None or str(name) in taken or isinstance(name, Raw) else name
+            taken.add(str(name))
+            named.append({IDS[form]: name, **line} if isinstance(line, dict) else line)
+        return named
+
+    ids = st.none() | st.none() | SCALARS
+    return st.builds(
+        named,
+        st.lists(lines_of(form) | lines_of(form) | VALUES, min_size=ODD, max_size=ODD),
+        st.lists(ids, min_size=ODD, max_size=ODD),
+    )
+
+
+def run_job(place: Path, form: str, odd: Sequence[Any], runner: Any) -> list[dict[str, Any]]:
+    """Runs a job of odd lines; returns its records.
+
+    Raises:
+      AssertionError: a line has no record, a good one no answer, or an error says nothing.
+    """
+    source, output = place / f"in.{'csv' if form == 'csv' else 'jsonl'}", place / "out.jsonl"
+    good = write_job(source, form, odd)
+    output.unlink(missing_ok=True)
+    summary = run_batch(
+        source, output, lambda: runner, BatchOptions(form=form, media_root=MEDIA, max_error_rate=1, keep_ledger=False)
+    )
+    records = [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n")[:-1]]
+    assert summary.lines == len(records) >= len(odd) + 2 - (form == "csv") * len(odd)
+    key = "id" if form == "csv" else IDS[form]
+    for record in records:
+        error = error_of(record)
+        if record[key] in good:
+            assert error is None, record
+            good.remove(record[key])
+        assert error is None or 0 < len(error) < 1500, error
+    assert not good, good
+    return records
+
+
+def error_of(record: dict[str, Any]) -> str | None:
+    """Returns the error of a record of any form."""
+    if "metadata" in record:
+        return record["metadata"].get("error")
+    error = record["error"]
+    return error["message"] if isinstance(error, dict) else error
+
+
+def main() -> None:
+    """Runs jobs and prints what became of their lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=50_000, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    arguments = parser.parse_args()
+    started, runner = time.perf_counter(), Validating()
+    with tempfile.TemporaryDirectory() as directory:
+        for form in IDS:
+            counts: Counter[str] = Counter()
+
+            @hypothesis.seed(arguments.seed)
+            @settings(
+                max_examples=arguments.lines // len(IDS) // (ODD + 2) + 1,
+                database=None,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(with_ids(form))
+            def check(odd: list[Any], form: str = form, counts: Counter[str] = counts) -> None:
+                records = run_job(Path(directory), form, odd, runner)
+                counts["jobs"] += 1
+                counts["lines"] += len(records)
+                counts["errors"] += sum(error_of(record) is not None for record in records)
+
+            check()
+            print(
+                f"{form}: {counts['jobs']} jobs ended, {counts['lines']} lines: "
+                f"{counts['lines'] - counts['errors']} answers, {counts['errors']} errors"
+            )
+    print(f"no job was ended by a line; seed {arguments.seed}, {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
