@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -101,6 +102,9 @@ def run_on_cluster(address, place, pause, **options):
     finally:
         for runner in made:
             runner.close()
+        names = [thread.name for thread in threading.enumerate()]
+        left = [name for name in names if name.startswith(("ray-answers", "StreamingExecutor"))]
+        assert not left, "a thread that calls Ray now would end this process, or connect it again"
 
 
 def run_here(place):

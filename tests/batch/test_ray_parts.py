@@ -11,7 +11,8 @@ from tests.batch.ray_requests import Fails, asks
 from videollava_jax.batch.media.spool import FrameFile
 from videollava_jax.batch.ray import blocks as blocks_module
 from videollava_jax.batch.ray.blocks import blocks, unpacked
-from videollava_jax.batch.ray.cluster import AnswerBlock, RayOptions
+from videollava_jax.batch.ray.cluster import RayOptions
+from videollava_jax.batch.ray.execution import AnswerBlock
 from videollava_jax.batch.ray.replica import AnswerLines, Replica
 from videollava_jax.batch.runner import BatchOptions
 from videollava_jax.cli import main
