@@ -49,16 +49,22 @@ def resolver(place, root=True, fetch=None, max_bytes=10_000):
 # ── paths ──
 
 
-@pytest.mark.parametrize("name", ["in/a.png", "./in/a.png", "link.png", "file:in/a.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["in/a.png", "./in/a.png", "link.png", "{place}/root/in/a.png", "{place}/root/link.png", "file:in/a.png",
+     "file://{place}/root/in/a.png", "FILE://localhost{place}/root/in/a.png", "file:in/%61%2Epng"],
+)  # fmt: skip
 def test_paths_within_the_root(place, name):
     resolve, _ = resolver(place)
-    assert resolve("image", name) == str(place / "root" / "in" / "a.png")
+    assert resolve("image", name.format(place=place)) == str(place / "root" / "in" / "a.png")
 
 
 @pytest.mark.parametrize(
     "name",
-    ["../secret", "in/../../secret", "out", "up/secret", "{place}/secret", "{place}/root/in/a.png",
-     "file://{place}/secret", "file:///{place}/secret", "..", "a\0b", "ftp://host/a.png", "concat://a"],
+    ["../secret", "in/../../secret", "out", "up/secret", "{place}/secret", "{place}/root/../secret", "{place}/root/out",
+     "{place}/rootless/a.png", "file://{place}/secret", "file:///{place}/secret", "file://{place}/root/%2e%2e/secret",
+     "file://in/a.png", "file://host{place}/root/in/a.png", "file://[", "file:in/a%00.png", "..", "a\0b", "a\ud800",
+     "ftp://host/a.png", "concat://a"],
 )  # fmt: skip
 def test_paths_that_leave_the_root(place, name):
     resolve, _ = resolver(place)
@@ -108,6 +114,20 @@ def test_data_urls_are_files_while_somebody_needs_them(place):
     assert not (place / "spool").exists()
 
 
+def test_base64_may_be_broken_into_lines_and_unpadded(place):
+    """As browsers take it; many encoders write lines of 76 characters."""
+    resolve, _ = resolver(place)
+    content = png() + b"!"
+    digits = base64.b64encode(content).decode()
+    assert digits.endswith("==")
+    lines = "\r\n".join(digits[i : i + 76] for i in range(0, len(digits), 76))
+    for written in (digits.rstrip("="), lines, f"\n {lines}\t\n", digits.replace("+", "%2B").replace("=", "%3D")):
+        for head in ("data:image/png;base64,", "DATA:IMAGE/PNG;charset=utf-8; base64, "):
+            assert Path(resolve("image", head + written)).read_bytes() == content
+    frames = f"{digits.rstrip('=')},\n{lines}"
+    assert len(read_frames(os.fspath(resolve("video", f"data:video/jpeg;base64,{frames}")), MediaLimits())) == 2
+
+
 def test_frames_one_by_one_are_one_file(place):
     resolve, _ = resolver(place)
     frames = ",".join(base64.b64encode(png(value)).decode() for value in (1, 2, 3))
@@ -120,7 +140,8 @@ def test_frames_one_by_one_are_one_file(place):
 @pytest.mark.parametrize(
     "url",
     ["data:", "data:image/png,abc", "data:text/html;base64,AAAA", "data:image/png;base64,A", "data:image/png;base64,é",
-     "data:image/png;base64", "data:video/jpeg;base64,AAAA,A"],
+     "data:image/png;base64", "data:video/jpeg;base64,AAAA,A", "data:image/png;base64,AA=A",
+     "data:image/png;base64,A-_A", "data:image/png;base64,AAAA===", "data:image/png;base64,\ud800"],
 )  # fmt: skip
 def test_bad_data_urls(place, url):
     resolve, _ = resolver(place)

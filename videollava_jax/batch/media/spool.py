@@ -116,7 +116,7 @@ class Resolver:
 
     Args:
       spool: stores media from URLs.
-      root: paths are relative to it and must stay below it; None allows any path.
+      root: relative paths begin there, and all paths must lead below it; None allows any path.
       fetch: fetches http and https URLs; None refuses them.
       max_bytes: the most bytes of one medium.
     """
@@ -140,23 +140,30 @@ class Resolver:
         if scheme in ("http", "https"):
             return self._remote(source)
         if scheme == "file":
-            source = urllib.parse.unquote(urllib.parse.urlsplit(source).path)
-        elif "://" in source:
+            return self._file(_path_of(source))
+        if "://" in source:
             raise SourceError(
                 "forbidden_source", f"{short_name(source)}: expected a path, a data:, http: or https: URL"
             )
         return self._file(source)
 
     def _file(self, name: str) -> str:
-        if "\0" in name:
-            raise SourceError("forbidden_source", f"{short_name(name)}: expected a path without NUL")
+        try:
+            usable = b"\0" not in os.fsencode(name)
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+            usable = False
+        if not usable:
+            raise SourceError("forbidden_source", f"{short_name(name)}: no file can have this name")
         path = Path(name)
         if self._root is not None:
-            if path.is_absolute() or ".." in path.parts:
-                raise SourceError("forbidden_source", f"{short_name(name)}: expected a path relative to --media-root")
-            path = Path(os.path.realpath(self._root / path))
+            if ".." in path.parts:
+                raise SourceError(
+                    "forbidden_source", f"{short_name(name)}: expected a path in --media-root, without .."
+                )
+            named, path = path, Path(os.path.realpath(self._root / path))
             if not path.is_relative_to(self._root):
-                raise SourceError("forbidden_source", f"{short_name(name)}: a link that leaves --media-root")
+                way = "an absolute path" if named.is_absolute() else "a link"
+                raise SourceError("forbidden_source", f"{short_name(name)}: {way} that leads out of --media-root")
         try:
             found = os.stat(path)
         except OSError as error:
@@ -171,16 +178,17 @@ class Resolver:
 
     def _data(self, kind: MediaKind, url: str) -> str | FrameFile:
         head, comma, content = url[5:].partition(",")
-        mime, *parameters = head.lower().split(";")
+        mime, *parameters = (part.strip() for part in head.lower().split(";"))
         if not comma or not mime.startswith(("image/", "video/")) or "base64" not in parameters:
             raise SourceError(
                 "bad_data_url", f"{short_name(url)}: expected data:image/…;base64,… or data:video/…;base64,…"
             )
-        if len(content) // 4 * 3 > self._max_bytes:
-            raise self._too_large("a data: URL", len(content) // 4 * 3)
+        digits = _base64_digits(content)
+        if len(digits) // 4 * 3 > self._max_bytes:
+            raise self._too_large("a data: URL", len(digits) // 4 * 3)
         if kind == "video" and mime == "video/jpeg":
-            return FrameFile(self._spool.take(_frame_writer([_decoded(part) for part in content.split(",")])))
-        return self._spool.take(_write_all([_decoded(content)]))
+            return FrameFile(self._spool.take(_frame_writer([_decoded(part) for part in digits.split(b",")])))
+        return self._spool.take(_write_all([_decoded(digits)]))
 
     def _remote(self, url: str) -> str:
         if self._fetch is None:
@@ -196,10 +204,34 @@ class Resolver:
         )
 
 
-def _decoded(text: str) -> bytes:
+def _path_of(url: str) -> str:
+    """The path in a file: URL."""
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        raise SourceError("forbidden_source", f"{short_name(url)}: not a URL") from None
+    if parts.netloc not in ("", "localhost"):
+        raise SourceError(
+            "forbidden_source",
+            f"{short_name(url)}: names a host, {short_name(parts.netloc)}: expected file:///path, or a path",
+        )
+    return urllib.parse.unquote(parts.path, errors="surrogateescape")
+
+
+def _base64_digits(content: str) -> bytes:
+    """What follows the comma of a data: URL, without the white space and escapes that URLs may have."""
+    raw = urllib.parse.unquote_to_bytes(content) if "%" in content else content.encode(errors="replace")
+    return raw.translate(None, b" \t\r\n\f")
+
+
+def _decoded(digits: bytes) -> bytes:
+    """Decodes base64 as browsers do: padding may be left out."""
+    digits = digits.removesuffix(b"=").removesuffix(b"=")
+    try:
+        if digits.endswith(b"="):
+            raise binascii.Error("more padding than there can be")
+        return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
+    except binascii.Error:
         raise SourceError("bad_data_url", "a data: URL whose base64 is damaged") from None
 
 
