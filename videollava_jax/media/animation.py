@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from videollava_jax.media.chunks import count_webp_frames
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
 from videollava_jax.media.image import damaged, open_image
 from videollava_jax.media.source import OpenSource
@@ -31,6 +32,9 @@ def play(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[npt.NDArray[
     """Decodes an animated WebP: yields each frame, uint8 [H, W, 3], and the second at which it is shown."""
     image = open_image(source, limits)
     total = int(getattr(image, "n_frames", 1))
+    if total != count_webp_frames(source):
+        message = f"damaged: {total} of its {count_webp_frames(source)} frames could be read"
+        raise MediaError(source.name, Cause.DECODE_FAILED, message)
     if total > limits.max_frames:
         raise MediaError(source.name, Cause.TOO_LARGE, f"over the limit of {limits.max_frames} frames")
     seconds = 0.0

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import av
 
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
 from videollava_jax.media.image import check_pixels, describe, open_image
-from videollava_jax.media.mp4 import check_index
 from videollava_jax.media.source import OpenSource
-from videollava_jax.media.structure import check_whole
+from videollava_jax.media.structure import Stated, read_structure
 
 # FFmpeg goes by content, not by name, and some of its formats open other files (playlists, concat scripts, SDP).
 # Only formats that contain their own frames are allowed, and sound formats, so that they get a clear error.
@@ -20,6 +20,8 @@ FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpeg,mpegts,mpegvideo,m4v,h263,"
     "h264,hevc,obu,av1,ivf,flv,live_flv,ogg,asf,yuv4mpegpipe,nut,mxf,dv,rm,mjpeg,mjpeg_2000,mp3,wav,flac,aac"
 )
+# Formats that are nothing but a codec's packets.
+_WITHOUT_TIMES = {"h264", "hevc", "h263", "m4v", "mpegvideo", "mjpeg", "mjpeg_2000", "obu", "av1"}
 # The first bytes of text formats that name other files to play.
 _SCRIPTS = (b"ffconcat", b"#EXTM3U", b"[playlist]", b"v=0", b"<MPD", b"<smil", b"<asx", b"[Reference]")
 _STILL_BRANDS = (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1")
@@ -30,9 +32,44 @@ _SEQUENCE_BRANDS = (b"ftypavis", b"ftyphevc", b"ftyphevx", b"ftypmsf1")
 _METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
+@dataclass(frozen=True)
+class OpenVideo:
+    """An open video.
+
+    Attributes:
+      container: PyAV's.
+      stream: the video stream that is read; its decoder enforces `max_pixels`.
+      stated: what the container says about the stream's frames; None for formats that say nothing.
+    """
+
+    container: Any
+    stream: Any
+    stated: Stated | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second, as the file states them; None if it does not.
+
+        FFmpeg invents 25 for raw streams, and a time base for them: there only the codec's own clock counts.
+        """
+        guessed = self.stream.average_rate or self.stream.guessed_rate
+        rate = guessed if self.has_times else self.stream.codec_context.framerate
+        return float(rate) if rate else None
+
+    @property
+    def has_times(self) -> bool:
+        """Whether the file gives times of its frames; a raw stream does not."""
+        return self.format not in _WITHOUT_TIMES
+
+    @property
+    def format(self) -> str:
+        """FFmpeg's name of the container: mov for MP4 too, matroska for WebM too, avi, mpegts, h264."""
+        return str(self.container.format.name.split(",")[0])
+
+
 @contextmanager
-def opened_video(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
-    """Opens a video: yields its container and its first video stream, whose decoder will enforce `max_pixels`.
+def opened_video(source: OpenSource, limits: MediaLimits) -> Iterator[OpenVideo]:
+    """Opens a video, with the stream that a player would show.
 
     Raises:
       MediaError: not a video in a known format, damaged, cut short, without video, or over the limits.
@@ -41,18 +78,18 @@ def opened_video(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[Any,
     _refuse_scripts(source, head)
     if head[4:12] in _STILL_BRANDS:
         raise still_image(source)
-    check_whole(source)
-    check_index(source, limits)
+    structure = read_structure(source, limits)
     try:
         container = _open(source)
     except Exception as error:
         raise _refusal(source, limits, error) from None
     with container:
-        yield container, _stream(source, container, limits, head[4:12])
+        stream = _stream(source, container, limits, head[4:12])
+        yield OpenVideo(container, stream, structure.of(_videos(container).index(stream), stream.id))
 
 
 @contextmanager
-def reopened_video(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
+def reopened_video(source: OpenSource, limits: MediaLimits) -> Iterator[OpenVideo]:
     """Opens a video again from its start, without the checks that `opened_video` has already made."""
     head = source.read(0, 12)
     try:
@@ -60,7 +97,7 @@ def reopened_video(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[An
     except Exception as error:
         raise library_error(source.name, error, "opening it again failed") from None
     with container:
-        yield container, _stream(source, container, limits, head[4:12])
+        yield OpenVideo(container, _stream(source, container, limits, head[4:12]))
 
 
 def library_error(source: str, error: BaseException, doing: str) -> MediaError:
@@ -128,14 +165,22 @@ def _is_image(source: OpenSource, limits: MediaLimits) -> bool:
     return True
 
 
-def _stream(source: OpenSource, container: Any, limits: MediaLimits, brand: bytes) -> Any:
+def _videos(container: Any) -> list[Any]:
+    """Returns the video streams, without cover pictures."""
     covers = av.stream.Disposition.attached_pic
-    streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+    return [stream for stream in container.streams.video if not stream.disposition & covers]
+
+
+def _stream(source: OpenSource, container: Any, limits: MediaLimits, brand: bytes) -> Any:
+    streams = _videos(container)
     if not streams:
         kinds = ", ".join(sorted({f"{stream.type}" for stream in container.streams})) or "nothing"
         note = " (a cover picture)" if container.streams.video else ""
         raise MediaError(source.name, Cause.NO_VIDEO_STREAM, f"expected a video stream, got {kinds}{note}")
-    stream = max(streams, key=lambda stream: stream.frames) if brand in _SEQUENCE_BRANDS else streams[0]
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    if brand in _SEQUENCE_BRANDS:
+        stream = max(streams, key=lambda stream: stream.frames)
     context = stream.codec_context
     if context is None:
         raise MediaError(source.name, Cause.DECODE_FAILED, "no decoder for the video's codec")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,19 @@ class FrameSampling(Protocol):
         Args:
           total: frames in the video, at least 1.
           fps: average frames per second, None if the file does not say.
+        """
+
+
+@runtime_checkable
+class TimedSampling(FrameSampling, Protocol):
+    """A rule that goes by the times of frames, where the file gives them; `indices` is its rule where it does not."""
+
+    def indices_at(self, times: npt.NDArray[np.float64], tick: float) -> npt.NDArray[np.int64]:
+        """Returns the chosen frame numbers, int64 [F], ascending.
+
+        Args:
+          times: of all frames, seconds since the first one, float64 [total], ascending.
+          tick: the unit in which the file writes times, seconds: they are rounded to it.
         """
 
 
@@ -55,7 +68,11 @@ class Linspace:
 
 @dataclass(frozen=True)
 class Fps:
-    """Takes one frame every `1 / fps` seconds from the start; if that exceeds `max_frames`, that many, evenly spaced.
+    """Takes the frame on display every `1 / fps` seconds; of more than `max_frames`, that many, evenly spaced.
+
+    The times of the frames decide, so a recording of variable rate is sampled evenly in time. A frame that stays for
+    longer than `1 / fps` is taken once. Where a file gives no times, its frame rate does; a file that gives neither (a
+    raw stream without a clock) is an error.
 
     A video tower that attends over windows of frames needs a multiple of the window. With `multiple_of` the number of
     frames is rounded up to one (never beyond `max_frames`): the frames are spaced evenly over the same seconds, and
@@ -89,6 +106,23 @@ class Fps:
         if missing:
             chosen = np.linspace(chosen[0], chosen[-1], len(chosen) + missing).astype(np.int64)
         return chosen
+
+    def indices_at(self, times: npt.NDArray[np.float64], tick: float) -> npt.NDArray[np.int64]:
+        """Returns the chosen frame numbers (see `TimedSampling.indices_at`)."""
+        gaps = np.diff(times)
+        early = min(tick / 2, 0.05 * float(np.median(gaps))) if len(gaps) else 0.0
+        begins = times - early  # a frame may come a little later than meant, by rounding
+        ends = np.append(begins[1:], begins[-1] + (gaps[-1] if len(gaps) else 1 / self.fps))
+        # A frame is taken if one of the moments k / fps is between its beginning and its end.
+        moments = [np.ceil(at * self.fps - 1e-9) for at in (begins, ends)]
+        chosen = np.flatnonzero(moments[0] < moments[1])
+        if len(chosen) > self.max_frames:
+            chosen = chosen[np.linspace(0, len(chosen) - 1, self.max_frames).astype(np.int64)]
+        missing = -len(chosen) % self.multiple_of
+        if missing:
+            evenly = np.linspace(times[chosen[0]], times[chosen[-1]], len(chosen) + missing)
+            chosen = np.searchsorted(begins - 1e-9, evenly, side="right") - 1
+        return chosen.astype(np.int64)
 
 
 @dataclass(frozen=True)

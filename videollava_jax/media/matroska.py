@@ -1,42 +1,70 @@
-"""Checks that the elements of a Matroska or WebM file follow each other without a gap to the end of the file.
+"""Walks over the elements of a Matroska or WebM file, which must follow each other without a gap, and counts blocks.
 
-FFmpeg skips whatever it cannot read, up to the next cluster, and does not report the frames that are lost.
+FFmpeg skips whatever it cannot read or does not know, and does not report the frames that are lost.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 from videollava_jax.media.errors import Cause, MediaError, cut_short
 from videollava_jax.media.source import OpenSource
 
 MAGIC = b"\x1a\x45\xdf\xa3"
-_SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
+_SEGMENT, _CLUSTER, _TRACKS = 0x18538067, 0x1F43B675, 0x1654AE6B
+_VOID, _CHECKSUM = 0xEC, 0xBF
+# The elements that RFC 9559 knows in a Segment: seek head, info, tracks, cues, attachments, chapters, tags.
+_IN_SEGMENT = {
+    _CLUSTER,
+    _TRACKS,
+    _VOID,
+    _CHECKSUM,
+    0x114D9B74,
+    0x1549A966,
+    0x1C53BB6B,
+    0x1941A469,
+    0x1043A770,
+    0x1254C367,
+}
+_BLOCK, _SIMPLE_BLOCK, _BLOCK_GROUP = 0xA1, 0xA3, 0xA0
+# In a Cluster: its timestamp, its position, the size of the one before, a list of silent tracks.
+_NUMBERS, _SILENT = {0xE7, 0xA7, 0xAB, _CHECKSUM}, 0x5854
+_IN_CLUSTER = {_SIMPLE_BLOCK, _BLOCK_GROUP, _VOID, _SILENT, *_NUMBERS}
+_TRACK_ENTRY, _TRACK_NUMBER, _TRACK_TYPE, _VIDEO = 0xAE, 0xD7, 0x83, 1
+_LACING = 0x06
 # Ten hours of video and sound have about three million. In a hostile file of empty elements the check stops here.
 _MAX_ELEMENTS = 5_000_000
 
 
-def check_elements(source: OpenSource) -> None:
+def count_blocks(source: OpenSource) -> list[int]:
     """Walks over the Segment's elements and those of its Clusters, reading only their heads.
 
     Live recordings leave the sizes of both open; the Segment then ends with the file.
 
+    Returns:
+      How many blocks, each a frame, there are of each video track, in the order of the tracks.
+
     Raises:
-      MediaError: the file ends within an element, or the bytes where an element should begin are not one.
+      MediaError: the file ends within an element, the bytes where an element should begin are not one, or a block is
+        of no track or holds several frames.
     """
     found = _segment(source)
     if found is None:
-        return  # FFmpeg will refuse the file
+        raise _damaged(source, 0)
+    blocks: Counter[int] = Counter()
+    tracks: dict[int, int] = {}
     offset, end = found
     segment_end = source.size if end is None else end
     if segment_end > source.size:
         raise cut_short(source.name, source.size, segment_end)
-    cluster_end = None
+    cluster_end, in_open = None, False
     for _ in range(_MAX_ELEMENTS):
         if cluster_end is not None and offset >= cluster_end:
             if offset > cluster_end:
                 raise _damaged(source, offset)
             cluster_end = None
         if offset == segment_end:
-            return
+            break
         head = _head(source, offset)
         if head is None:
             raise _damaged(source, offset)
@@ -45,10 +73,77 @@ def check_elements(source: OpenSource) -> None:
             raise cut_short(source.name, source.size, element_end)
         if (element_end is None and element != _CLUSTER) or (element_end or 0) > segment_end:
             raise _damaged(source, offset)
+        within = cluster_end is not None
+        if element not in (_IN_CLUSTER if within else _IN_SEGMENT) and not (in_open and element in _IN_CLUSTER):
+            raise _damaged(source, offset)
         if element == _CLUSTER:
-            offset, cluster_end = content, element_end
-        else:
-            offset = content if element_end is None else element_end
+            offset, cluster_end, in_open = content, element_end, element_end is None
+            continue
+        in_open &= element not in _IN_SEGMENT or element in (_VOID, _CHECKSUM)
+        stop = content if element_end is None else element_end
+        if element == _TRACKS:
+            tracks |= _read_tracks(source, content, stop)
+        elif element in (_SIMPLE_BLOCK, _BLOCK_GROUP):
+            at = content if element == _SIMPLE_BLOCK else _block_in_group(source, content, stop)
+            blocks[_track_of_block(source, at, tracks)] += 1
+        elif (within or in_open) and _was_a_block(source, element, content, stop):
+            raise _damaged(source, offset)
+        offset = stop
+    return [blocks[number] for number, kind in tracks.items() if kind == _VIDEO]
+
+
+def _was_a_block(source: OpenSource, element: int, start: int, end: int) -> bool:
+    """Whether a number in a cluster is too long for one, or padding holds something."""
+    if element in _NUMBERS:
+        return end - start > 8
+    return element == _VOID and bool(source.read(start, min(end - start, 2**16)).strip(b"\0"))
+
+
+def _read_tracks(source: OpenSource, start: int, end: int) -> dict[int, int]:
+    """Returns the type of each track by its number, in the order of the tracks."""
+    tracks = {}
+    for element, content, stop in _children(source, start, end):
+        if element == _TRACK_ENTRY:
+            fields = {
+                child: source.read(at, to - at) for child, at, to in _children(source, content, stop) if to - at < 9
+            }
+            number = int.from_bytes(fields.get(_TRACK_NUMBER, b""), "big")
+            tracks[number] = int.from_bytes(fields.get(_TRACK_TYPE, b""), "big")
+    return tracks
+
+
+def _children(source: OpenSource, start: int, end: int) -> list[tuple[int, int, int]]:
+    """Returns the identifier of each element from `start` to `end`, and the offsets of its content and its end."""
+    found = []
+    while start < end:
+        head = _head(source, start)
+        if head is None or head[2] is None or head[2] > end:
+            raise _damaged(source, start)
+        found.append((head[0], head[1], head[2]))
+        start = head[2]
+    return found
+
+
+def _block_in_group(source: OpenSource, start: int, end: int) -> int:
+    """Returns the offset of the content of a group's only block."""
+    blocks = [content for element, content, _ in _children(source, start, end) if element == _BLOCK]
+    if len(blocks) != 1:
+        raise _damaged(source, start)
+    return blocks[0]
+
+
+def _track_of_block(source: OpenSource, content: int, tracks: dict[int, int]) -> int:
+    """Returns the number of a block's track: a number of variable width, before a time in two bytes and flags."""
+    head = source.read(content, 8 + 3)
+    width = 9 - head[0].bit_length() if head and head[0] else 0
+    if not width or len(head) < width + 3:
+        raise _damaged(source, content)
+    number = int.from_bytes(head[:width], "big") & (1 << 7 * width) - 1
+    if number not in tracks:
+        raise _damaged(source, content)
+    if tracks[number] == _VIDEO and head[width + 2] & _LACING:
+        raise MediaError(source.name, Cause.DECODE_FAILED, f"several frames in one block (lacing) at byte {content}")
+    return number
 
 
 def _segment(source: OpenSource) -> tuple[int, int | None] | None:

@@ -9,9 +9,11 @@ from functools import cached_property
 from typing import Any
 
 import av
+import numpy as np
 
-from videollava_jax.media.container import library_error
+from videollava_jax.media.container import OpenVideo, library_error
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
+from videollava_jax.media.pictures import COUNTERS, Broken, Count
 from videollava_jax.media.source import OpenSource
 
 
@@ -22,14 +24,25 @@ class PacketTable:
     Attributes:
       pts: presentation times, in the stream's time base; None if the file gives none.
       keyframes: positions of the packets marked as keyframes.
-      shown: positions of the packets that become frames. The others are only references for these: the alternate
-        references of VP8 and VP9, and frames that an edit list hides.
-      doubtful: how many of the shown packets may yield no frame ("not coded" pictures of MPEG-4).
+      shown: positions of the packets that become frames, twice for a packet of two. The others are second fields, hold
+        no picture, or are only references for these: the alternate references of VP8 and VP9, and frames that an edit
+        list hides.
+      hidden: positions of the packets that hold pictures, none of them shown.
+      discarded: positions of the packets that an edit list hides.
+      leading: positions of packets whose frames refer to frames before the first keyframe.
+      counted: whether the pictures were counted in the packets themselves; otherwise each packet is taken for a frame.
+      timed: whether the file gives times; FFmpeg invents some for raw streams.
+      doubtful: how many of the shown packets may yield no frame, as the packet is not whole.
     """
 
     pts: list[int | None] = field(default_factory=list)
     keyframes: list[int] = field(default_factory=list)
     shown: list[int] = field(default_factory=list)
+    hidden: list[int] = field(default_factory=list)
+    discarded: list[int] = field(default_factory=list)
+    leading: set[int] = field(default_factory=set)
+    counted: bool = False
+    timed: bool = True
     doubtful: int = 0
 
     @cached_property
@@ -38,9 +51,19 @@ class PacketTable:
         return sorted(self.shown, key=lambda position: self.pts[position] or 0)
 
     @cached_property
+    def times(self) -> list[int | None]:
+        """The presentation times of the frames, in their order; none where there are none."""
+        return [] if not self.timed else [self.pts[position] for position in self.order]
+
+    @cached_property
     def numbers(self) -> dict[int | None, int]:
         """The number of each frame by its presentation time."""
         return {self.pts[position]: number for number, position in enumerate(self.order)}
+
+    @cached_property
+    def holding(self) -> set[int]:
+        """Positions of the packets whose decoding must not fail: those that hold pictures."""
+        return {*self.shown, *self.hidden, *self.discarded}
 
     @cached_property
     def seekable(self) -> bool:
@@ -59,11 +82,17 @@ class PacketTable:
     def undecodable(self) -> int:
         """How many shown packets refer to frames before the file's first, as the recording began within a group."""
         first = self.keyframes[0] if self.keyframes else len(self.pts)
-        start = self.pts[first] if self.keyframes else None
+        start = self.pts[first] if self.keyframes and not self.counted else None
         times = ((position, self.pts[position]) for position in self.shown)
         return sum(
-            position < first or (time is not None and start is not None and time < start) for position, time in times
+            position < first or position in self.leading or (time is not None and start is not None and time < start)
+            for position, time in times
         )
+
+    @property
+    def fewest(self) -> int:
+        """How many frames must decode."""
+        return len(self.shown) - self.doubtful - self.undecodable
 
     def start_for(self, position: int) -> int | None:
         """Returns the position of the last keyframe from which this frame decodes correctly, or None.
@@ -83,16 +112,20 @@ class PacketTable:
         return None
 
 
-def list_packets(source: OpenSource, container: Any, stream: Any, limits: MediaLimits) -> PacketTable:
+def list_packets(source: OpenSource, video: OpenVideo, limits: MediaLimits) -> PacketTable:
     """Reads every packet of the stream without decoding.
 
     Raises:
-      MediaError: the file is damaged or cut short, has no packet, or has more than `max_frames`.
+      MediaError: the file is damaged or cut short, has no packet, has more than `max_frames`, or has fewer than its
+        container says.
     """
-    table = PacketTable()
-    codec = stream.codec_context.name
+    table = PacketTable(timed=video.has_times)
+    context = video.stream.codec_context
+    counter = COUNTERS.get(context.name)
+    count = counter(bytes(context.extradata or b"")) if counter else None
+    table.counted = count is not None
     try:
-        for packet in packets_of(container, stream):
+        for packet in packets_of(video.container, video.stream):
             position = len(table.pts)
             if position >= limits.max_frames:
                 raise MediaError(
@@ -101,18 +134,35 @@ def list_packets(source: OpenSource, container: Any, stream: Any, limits: MediaL
                     f"more than {limits.max_frames} frames; raise MediaLimits.max_frames if they are meant",
                 )
             # Transport streams mark gaps in reception so; elsewhere the mark means that the file ends in the packet.
-            if packet.is_corrupt and container.format.name != "mpegts":
+            if packet.is_corrupt and video.container.format.name != "mpegts":
                 raise MediaError(source.name, Cause.TRUNCATED, f"cut short in packet {position}; fetch it again")
             table.pts.append(packet.pts)
             if packet.is_keyframe:
                 table.keyframes.append(position)
-            if not packet.is_discard and _shows(codec, packet):
-                table.shown.append(position)
-                table.doubtful += codec == "mpeg4" and packet.size < 20
+            try:
+                found = count(bytes(packet)) if count else Count()
+            except Broken as error:
+                if video.stated is not None:
+                    message = f"damaged: packet {position}: {error}"
+                    raise MediaError(source.name, Cause.DECODE_FAILED, message) from None
+                found = Count()
+                table.doubtful += 1
+            if packet.is_discard:
+                table.discarded.append(position)
+                continue
+            table.shown += [position] * found.shown
+            if found.hidden:
+                table.hidden.append(position)
+            if found.leading:
+                table.leading.add(position)
     except (av.FFmpegError, MemoryError) as error:
         raise library_error(source.name, error, f"reading stopped after packet {len(table.pts)}") from None
+    if video.stated is not None:
+        video.stated.check(len(table.pts), len(table.pts) - len(table.discarded))
     if not table.shown:
         raise MediaError(source.name, Cause.NO_FRAMES, "expected frames, got a video stream without any")
+    if video.stated is not None:
+        _check_hidden(source, table)
     return table
 
 
@@ -123,27 +173,20 @@ def packets_of(container: Any, stream: Any) -> Iterator[Any]:
             yield packet
 
 
-def _shows(codec: str, packet: Any) -> bool:
-    """Returns whether a packet becomes a frame. VP8 and VP9 have packets that do not; their first bits say so."""
-    data = memoryview(packet)
-    first = data[0]
-    if codec.endswith("vp8"):  # RFC 6386, 9.1: bit 4 of the frame tag is show_frame
-        return bool(first & 0x10)
-    if codec.endswith("vp9"):  # VP9 bitstream specification, 6.2: marker 10, profile, show_existing, type, show
-        if _is_superframe(data):
-            return True
-        reserved = (first & 0x30) == 0x30  # profile 3 has one bit more
-        bits = first << 1 if reserved else first
-        return bool(bits & 0x08) or bool(bits & 0x02)
-    return True
+def _check_hidden(source: OpenSource, table: PacketTable) -> None:
+    """Refuses a hidden frame that stands where a shown one should.
 
-
-def _is_superframe(data: memoryview) -> bool:
-    """Returns whether a VP9 packet holds several frames: hidden ones, then one that is shown.
-
-    By annex B of the bitstream specification such a packet ends with an index between two equal bytes: the marker
-    110, the width of a size minus one (2 bits), and the number of frames minus one (3 bits).
+    Encoders give a hidden reference frame the time of a shown one, or one next to it. Where it has a time of its own,
+    as far from its neighbours as they are from each other, its mark was changed, and a frame would go missing.
     """
-    marker = data[-1]
-    length = 2 + ((marker >> 3 & 3) + 1) * ((marker & 7) + 1)
-    return marker & 0xE0 == 0xC0 and len(data) >= length and data[-length] == marker
+    shown = np.array([time for time in (table.pts[at] for at in table.shown) if time is not None], np.float64)
+    gaps = np.diff(np.unique(shown))
+    if not len(gaps) or len(shown) < len(table.shown):
+        return
+    for position in table.hidden:
+        time = table.pts[position]
+        if position in table.leading or time is None:
+            continue
+        if np.abs(shown - time).min() > 0.75 * np.median(gaps):
+            message = f"damaged: packet {position} is marked as hidden, and no other frame has its time"
+            raise MediaError(source.name, Cause.DECODE_FAILED, message)

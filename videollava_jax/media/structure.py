@@ -1,43 +1,110 @@
-"""Checks by the sizes in a container's headers that a file is complete, without decoding anything."""
+"""Checks by a container's own headers that a file is complete, and says how many frames they announce."""
 
 from __future__ import annotations
 
-from videollava_jax.media import matroska
-from videollava_jax.media.errors import Cause, MediaError, cut_short
-from videollava_jax.media.mp4 import boxes
+from dataclasses import dataclass
+from typing import Protocol
+
+from videollava_jax.media import avi, chunks, gif, matroska, mp4
+from videollava_jax.media.errors import Cause, MediaError, MediaLimits, cut_short
+from videollava_jax.media.mp4_tracks import Statement, read_statements
 from videollava_jax.media.source import OpenSource
 
-# In a hostile file of tiny boxes or blocks the check stops here.
+# In a hostile file of tiny boxes the check stops here.
 _MAX_STEPS = 500_000
 _MP4_FIRST = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot"}
 _MP4_INDEX = {b"moov", b"moof", b"meta"}  # meta is the index of AVIF images
 
 
-def check_whole(source: OpenSource) -> None:
-    """Checks the sizes in MP4 and related formats, Matroska, AVI, WebP and GIF; other formats do not state any.
+class Stated(Protocol):
+    """What a container says about the frames of one track."""
+
+    def check(self, packets: int, shown: int) -> None:
+        """Compares with the packets that FFmpeg found, all of them and those that an edit list does not hide.
+
+        Raises:
+          MediaError: some are missing, or there are more.
+        """
+
+
+@dataclass(frozen=True)
+class StatedFrames:
+    """A number of frames, each a packet; None if the container does not say."""
+
+    name: str
+    frames: int | None
+
+    def check(self, packets: int, shown: int) -> None:
+        """See `Stated.check`."""
+        if self.frames not in (None, packets):
+            message = f"damaged: its container holds {self.frames} frames, but {packets} could be read"
+            raise MediaError(self.name, Cause.DECODE_FAILED, message)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The frames of a container's video tracks, in the order of the tracks, and for MP4 what its index says."""
+
+    name: str
+    frames: list[int] | None = None
+    tracks: dict[int, Statement] | None = None
+
+    def of(self, number: int, track: int) -> Stated | None:
+        """Returns what is said of the video track of an order number and, in MP4, of an id; None for other formats."""
+        if self.tracks is not None:
+            return self.tracks.get(track, StatedFrames(self.name, None))
+        if self.frames is None:
+            return None
+        return StatedFrames(self.name, self.frames[number] if number < len(self.frames) else None)
+
+
+def read_structure(source: OpenSource, limits: MediaLimits) -> Structure:
+    """Checks a video's structure and counts its frames: MP4 and related formats, Matroska, AVI, GIF.
 
     Raises:
-      MediaError: the file ends too early, has a gap, or is an MP4 without its index (a recording never finished).
+      MediaError: the file ends too early, has a gap, or is an MP4 without its index (a recording never finished), or
+        its index would take memory out of proportion.
+    """
+    head = source.read(0, 16)
+    if head[:6] in gif.MAGIC:
+        return Structure(source.name, [gif.count_images(source, limits)])
+    if head.startswith(chunks.PNG):
+        frames = chunks.count_png_frames(source)
+        return Structure(source.name, None if frames is None else [frames])
+    check_whole(source)
+    mp4.check_index(source, limits)
+    if head[4:8] in _MP4_FIRST:
+        return Structure(source.name, tracks=read_statements(source))
+    if head.startswith(matroska.MAGIC):
+        return Structure(source.name, matroska.count_blocks(source))
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return Structure(source.name, avi.count_chunks(source))
+    return Structure(source.name)
+
+
+def check_whole(source: OpenSource) -> None:
+    """Checks the sizes in MP4 and related formats, AVI, WebP and GIF.
+
+    Raises:
+      MediaError: the file ends too early, or is an MP4 without its index (a recording never finished).
     """
     head = source.read(0, 16)
     if head[4:8] in _MP4_FIRST:
         _check_mp4(source)
-    elif head.startswith(matroska.MAGIC):
-        matroska.check_elements(source)
     elif head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"WEBP"):
         # The last chunk may lack its padding byte if its length is odd; size 0 means the recording was not finished.
         end = 8 + int.from_bytes(head[4:8], "little")
         if end > source.size + 1:
             raise cut_short(source.name, source.size, end)
-    elif head[:6] in (b"GIF87a", b"GIF89a"):
-        _check_gif(source)
+    elif head[:6] in gif.MAGIC:
+        gif.check_blocks(source)
 
 
 def _check_mp4(source: OpenSource) -> None:
     """Checks the outermost boxes. Bytes at the end of the file that are no box are accepted, as players do."""
     kinds: set[bytes] = set()
     end = 0
-    for step, box in enumerate(boxes(source, 0, source.size)):
+    for step, box in enumerate(mp4.boxes(source, 0, source.size)):
         if step == _MAX_STEPS:
             return
         end = box.end
@@ -49,29 +116,3 @@ def _check_mp4(source: OpenSource) -> None:
     if not kinds & _MP4_INDEX and end + 8 > source.size:
         message = "cut short: it ends before its index (moov); fetch or copy it again"
         raise MediaError(source.name, Cause.TRUNCATED, message)
-
-
-def _check_gif(source: OpenSource) -> None:
-    """Checks the blocks of a GIF. A missing trailer after a complete block is accepted, as browsers do."""
-    screen = source.read(0, 13)
-    offset, inside = 13 + _colours(screen[10] if len(screen) == 13 else 0), False
-    for _ in range(_MAX_STEPS):
-        block = source.read(offset, 10)
-        if inside:  # a chain of sub-blocks, each preceded by its length, up to an empty one
-            if not block:
-                break
-            inside = block[0] > 0
-            offset += 1 + block[0]
-        elif block[:1] == b",":
-            offset, inside = offset + 11 + _colours(block[9] if len(block) == 10 else 0), True
-        elif block[:1] == b"!":
-            offset, inside = offset + 2, True
-        else:  # the trailer, the end of the file, or bytes that are no block
-            break
-    if offset + inside > source.size:
-        raise cut_short(source.name, source.size, offset + inside)
-
-
-def _colours(flags: int) -> int:
-    """Returns the bytes of the colour table that a GIF's flags announce."""
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0

@@ -16,7 +16,7 @@ from videollava_jax.media import animation
 from videollava_jax.media.container import library_error, opened_video, reopened_video, still_image
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
 from videollava_jax.media.frame_files import FrameFiles
-from videollava_jax.media.frame_sampling import FrameSampling, Uniform
+from videollava_jax.media.frame_sampling import FrameSampling, TimedSampling, Uniform
 from videollava_jax.media.image import check_pixels, read_image
 from videollava_jax.media.packets import PacketTable, list_packets, packets_of
 from videollava_jax.media.source import OpenSource, Source, open_source
@@ -90,24 +90,51 @@ def _read_files(files: FrameFiles, frame_sampling: FrameSampling, limits: MediaL
     total = len(files.paths)
     if total > limits.max_frames:
         raise MediaError(files.name, Cause.TOO_LARGE, f"over the limit of {limits.max_frames} frames")
-    wanted = _wanted(files.name, frame_sampling, limits, total, files.fps)
-    picked, times = _Picked(files.name, limits, wanted), files.times()
+    times = files.times()
+    wanted = _wanted(files.name, frame_sampling, limits, total, files.fps, times if files.fps else None, 0.0)
+    picked = _Picked(files.name, limits, wanted)
     for number in sorted(picked.numbers):
         picked.add(number, read_image(files.paths[number], limits), times[number])
     return picked.video(files.fps, total)
 
 
 def _wanted(
-    name: str, frame_sampling: FrameSampling, limits: MediaLimits, total: int, fps: float | None
+    name: str,
+    frame_sampling: FrameSampling,
+    limits: MediaLimits,
+    total: int,
+    fps: float | None,
+    times: npt.NDArray[np.float64] | None,
+    tick: float,
 ) -> npt.NDArray[np.int64]:
     """Returns the frame numbers that `frame_sampling` chooses, checked against the video and the limits."""
-    wanted = np.asarray(frame_sampling.indices(total, fps))
+    if times is not None and isinstance(frame_sampling, TimedSampling):
+        wanted = np.asarray(frame_sampling.indices_at(times, tick))
+    else:
+        wanted = np.asarray(frame_sampling.indices(total, fps))
     if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= total:
         raise ValueError(f"{frame_sampling}: expected numbers of frames from 0 to {total - 1}, got {wanted}")
     if len(wanted) > limits.max_frames_returned:
         limit = f"the limit max_frames_returned of {limits.max_frames_returned}"
         raise MediaError(name, Cause.TOO_LARGE, f"{frame_sampling} asks for {len(wanted)} frames, over {limit}")
     return wanted.astype(np.int64)
+
+
+def _ascending(times: Sequence[int | None], tick: float) -> npt.NDArray[np.float64] | None:
+    """Returns the times of all frames, seconds after the first; None if the file gives none, or impossible ones."""
+    if not tick or not times or None in times:
+        return None
+    ticks = np.array(times, np.int64)
+    seconds: npt.NDArray[np.float64] = (ticks - ticks[0]) * tick
+    return seconds if (np.diff(seconds) >= 0).all() and (len(times) == 1 or seconds[-1] > 0) else None
+
+
+def _rate(stated: float | None, times: npt.NDArray[np.float64] | None) -> float | None:
+    """Returns the average frames per second: what the file states, unless its frames have other times."""
+    if times is None or len(times) < 2 or not times[-1]:
+        return stated
+    measured = float((len(times) - 1) / times[-1])
+    return stated if stated and abs(stated / measured - 1) < 0.02 else measured
 
 
 class _CannotSeek(Exception):
@@ -123,39 +150,46 @@ class _Reader:
         self.limits = limits
 
     def read(self) -> Video:
-        with opened_video(self.source, self.limits) as (container, stream):
-            table = list_packets(self.source, container, stream, self.limits)
-            rate = stream.average_rate or stream.guessed_rate
-            fps = float(rate) if rate else None
-            total = len(table.shown)
-            wanted = self._wanted(total, fps)
-            if table.seekable and container.format.name.split(",")[0] in _INDEXED:
+        with opened_video(self.source, self.limits) as video:
+            container, stream = video.container, video.stream
+            table = list_packets(self.source, video, self.limits)
+            exact = video.stated is not None and table.counted
+            tick = float(stream.time_base or 0)
+            stated, total = video.rate, len(table.shown)
+            times = _ascending(table.times, tick)
+            fps = _rate(stated, times)
+            wanted = self._wanted(total, fps, times, tick)
+            if table.seekable and video.format in _INDEXED:
                 try:
                     return self._by_seeking(container, stream, table, wanted).video(fps, total)
                 except _CannotSeek:
                     pass
         while True:
-            picked = self._in_order(table, wanted)
-            if picked.decoded == total:
+            picked, all_times = self._in_order(table, wanted, exact, stated)
+            # A packet can hold two frames, the first frames of a recording may not decode, and a raw stream has no
+            # times before it is decoded. Now that the true number and times are known, choose again.
+            total, times = picked.decoded, _ascending(all_times, tick)
+            fps = _rate(stated, times)
+            chosen = self._wanted(total, fps, times, tick)
+            if np.array_equal(chosen, wanted):
                 return picked.video(fps, total)
-            # A packet can hold two frames, and the first frames of a recording may not decode. Now that the true
-            # number is known, choose again.
-            total = picked.decoded
-            wanted = self._wanted(total, fps)
+            wanted = chosen
 
     def read_webp(self) -> Video:
         if animation.frame_count(self.source, self.limits) < 2:
             raise still_image(self.source)
-        times = [time for _, time in animation.play(self.source, self.limits)]
-        total, fps = len(times), (len(times) - 1) / times[-1] if times[-1] else None
-        wanted = self._wanted(total, fps)
+        times = np.array([time for _, time in animation.play(self.source, self.limits)])
+        total, fps = len(times), _rate(None, times)
+        wanted = self._wanted(total, fps, times, 0.001)
         picked = _Picked(self.source.name, self.limits, wanted)
         for pixels, time in animation.play(self.source, self.limits):
             picked.add(picked.decoded, pixels, time)
         return picked.video(fps, total)
 
-    def _wanted(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
-        return _wanted(self.source.name, self.frame_sampling, self.limits, total, fps)
+    def _wanted(
+        self, total: int, fps: float | None, times: npt.NDArray[np.float64] | None, tick: float
+    ) -> npt.NDArray[np.int64]:
+        return _wanted(self.source.name, self.frame_sampling, self.limits, total, fps, times, tick)
 
     def _by_seeking(self, container: Any, stream: Any, table: PacketTable, wanted: npt.NDArray[np.int64]) -> _Picked:
         picked = _Picked(self.source.name, self.limits, wanted)
@@ -176,20 +210,26 @@ class _Reader:
                 raise _CannotSeek
         return picked
 
-    def _in_order(self, table: PacketTable, wanted: npt.NDArray[np.int64]) -> _Picked:
-        picked = _Picked(self.source.name, self.limits, wanted)
-        first = None
-        with reopened_video(self.source, self.limits) as (container, stream):
-            for frame in self._decoded(container, stream, table):
-                first = frame.pts if picked.decoded == 0 else first
-                known = frame.pts is not None and first is not None
-                picked.add(picked.decoded, frame, float((frame.pts - first) * stream.time_base) if known else np.nan)
-        fewest = len(table.shown) - table.doubtful - table.undecodable
-        if not picked.decoded or picked.decoded < fewest:
+    def _in_order(
+        self, table: PacketTable, wanted: npt.NDArray[np.int64], exact: bool, rate: float | None
+    ) -> tuple[_Picked, list[int | None]]:
+        """Decodes everything; returns the wanted frames and the time of every frame, in the stream's time base."""
+        picked, times = _Picked(self.source.name, self.limits, wanted), list[int | None]()
+        with reopened_video(self.source, self.limits) as video:
+            stream = video.stream
+            for frame in self._decoded(video.container, stream, table):
+                if not table.timed:
+                    picked.add(picked.decoded, frame, picked.decoded / rate if rate else np.nan)
+                    continue
+                times.append(frame.pts)
+                known = frame.pts is not None and times[0] is not None
+                picked.add(picked.decoded, frame, float((frame.pts - times[0]) * stream.time_base) if known else np.nan)
+        more = exact and picked.decoded > len(table.shown)
+        if not picked.decoded or picked.decoded < table.fewest or more:
             cause = Cause.DECODE_FAILED if picked.decoded else Cause.NO_FRAMES
             message = f"damaged: it holds {len(table.shown)} frames, of which {picked.decoded} could be decoded"
             raise MediaError(self.source.name, cause, message)
-        return picked
+        return picked, times
 
     def _decoded(self, container: Any, stream: Any, table: PacketTable) -> Iterator[Any]:
         context = stream.codec_context
@@ -200,7 +240,7 @@ class _Reader:
                 try:
                     frames = packet.decode()
                 except av.error.InvalidDataError:
-                    if position < first_keyframe:
+                    if position < first_keyframe or position not in table.holding:
                         continue
                     raise
                 yield from frames
@@ -248,7 +288,11 @@ class _Run:
             self.position = position
             if position >= len(self.table.pts) or packet.pts != self.table.pts[position]:
                 raise _CannotSeek
-            yield from packet.decode()
+            try:
+                yield from packet.decode()
+            except av.error.InvalidDataError:
+                if position in self.table.holding:
+                    raise
         yield from context.decode(None)
 
     def _keyframe(self, packet: Any, start: int) -> int:

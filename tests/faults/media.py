@@ -1,0 +1,124 @@
+"""Reads mutated media one after another in a child process, and prints how each format fared.
+
+    python -m tests.faults.media --files 20000 --seed 0
+    python -m tests.faults.media --files 1 --first 4711 --seed 0 --keep DIR      writes that mutation to DIR
+
+A violation is a crash, a hang, an error of another type than `MediaError`, or a video that is read without an error
+though it has another number of frames than its container says. The exit status is 1 if there were any. Containers that
+do not say how many frames they hold (transport and program streams, FLV, ASF, raw streams, APNG) may lose some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.faults.children import Child, Died
+from tests.faults.media_mutations import Whole, mutated, write_wholes
+from tests.faults.tables import Tally, said, table
+
+SECONDS = 10
+"""A file of some kilobytes that takes longer hangs."""
+
+
+def fuzz_media(number: int, seed: int, first: int = 0) -> list[Tally]:
+    """Reads `number` mutations from the one numbered `first` on; returns a row for each file that was changed."""
+    with tempfile.TemporaryDirectory() as place:
+        wholes = write_wholes(Path(place))
+    tallies = {whole.name: Tally(whole.name) for whole in wholes}
+    position, current = first, wholes[0].name
+    while position < first + number:
+        child = Child(_work, wholes, position, first + number, seed, say=True)
+        try:
+            while (answer := child.receive(3 * SECONDS))[0] == "said":
+                position, current, outcome, detail = answer[1]
+                if outcome != "begun":
+                    tallies[current].add(outcome, f"mutation {position} of seed {seed}: {detail}")
+                    position += 1
+            if answer[0] == "raised":
+                raise RuntimeError(answer[1])
+        except Died as died:  # in native code, where no exception comes from
+            tallies[current].add("violation", f"mutation {position} of seed {seed}: {died}")
+            position += 1
+    return list(tallies.values())
+
+
+class _Hang(BaseException):
+    pass
+
+
+def _work(say: Callable[[Any], None], wholes: list[Whole], first: int, end: int, seed: int) -> None:
+    def hang(*_: Any) -> None:
+        raise _Hang
+
+    signal.signal(signal.SIGALRM, hang)
+    totals = {whole.name: _read(whole, whole.content) for whole in wholes}
+    for position in range(first, end):
+        whole, kind, content = mutated(wholes, seed, position)
+        say((position, whole.name, "begun", ""))
+        outcome, detail = _tried(whole, content, totals[whole.name])
+        say((position, whole.name, outcome, f"{kind}: {detail}"))
+
+
+def _read(whole: Whole, content: bytes) -> int:
+    from videollava_jax.media import MediaLimits, read_image, read_video
+
+    limits = MediaLimits(max_pixels=10**6)
+    if whole.states is None:
+        read_image(content, limits)
+        return 1
+    return read_video(content, limits=limits).total_frames
+
+
+def _tried(whole: Whole, content: bytes, total: int) -> tuple[str, str]:
+    """Reads a mutation; returns ("refused" | "read" | "read, another total" | "violation", why)."""
+    from videollava_jax.media import MediaError
+
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        found = _read(whole, content)
+    except MediaError as error:
+        return ("violation", f"two lines: {error}") if "\n" in str(error) else ("refused", "")
+    except _Hang:
+        return "violation", f"took over {SECONDS} s"
+    except Exception as error:
+        return "violation", f"{type(error).__name__}: {error}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    if found == total:
+        return "read", ""
+    return ("violation", f"{found} frames for {total}") if whole.states else ("read, another total", "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=20_000, help="how many mutations; default: %(default)s")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of all of them; default: %(default)s")
+    parser.add_argument("--keep", type=Path, help="write the mutations to this directory instead of reading them")
+    asked = parser.parse_args()
+    if asked.keep:
+        with tempfile.TemporaryDirectory() as place:
+            wholes = write_wholes(Path(place))
+        asked.keep.mkdir(parents=True, exist_ok=True)
+        for number in range(asked.first, asked.first + asked.files):
+            whole, kind, content = mutated(wholes, asked.seed, number)
+            path = asked.keep / f"{number}-{whole.name.replace(', ', '.').replace(' ', '-')}"
+            path.write_bytes(content)
+            print(f"{path}: {kind}")
+        return 0
+    started = time.perf_counter()
+    tallies = fuzz_media(asked.files, asked.seed, asked.first)
+    print(f"seed {asked.seed}, mutations from {asked.first} on, {time.perf_counter() - started:.0f} s\n")
+    print(table(tallies))
+    return said(tallies)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Changes to small media files, each made from a seed and a number, and the files that are changed."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+from PIL import Image
+
+from tests.media.clips import KINDS, picture, write
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A file without fault.
+
+    Attributes:
+      name: its row in the table.
+      content: its bytes.
+      samples: where its compressed frames begin.
+      states: whether its container says how many frames there are; None for an image.
+    """
+
+    name: str
+    content: bytes
+    samples: tuple[int, ...]
+    states: bool | None
+
+
+# Our small videos by name, with their number of frames, and whether the container says how many there are.
+_VIDEOS: dict[str, tuple[int, bool]] = {
+    "h264_b_frames.mp4": (24, True),
+    "h264_open_gop.mp4": (24, True),
+    "fragmented.mp4": (24, True),
+    "hevc_open_gop.mp4": (16, True),
+    "av1.mp4": (12, True),
+    "mpeg4_b_frames.mp4": (12, True),
+    "h264.mov": (12, True),
+    "h264.mkv": (12, True),
+    "mpeg2.mkv": (12, True),
+    "vp8.webm": (16, True),
+    "vp9.webm": (12, True),
+    "h264.avi": (12, True),
+    "mpeg4.avi": (16, True),
+    "mjpeg.avi": (12, True),
+    "animation.gif": (12, True),
+    "animation.apng": (8, True),
+    "h264.ts": (12, False),
+    "mpeg2.mpg": (12, False),
+    "h264.flv": (12, False),
+    "wmv2.wmv": (12, False),
+    "raw.h264": (12, False),
+}
+_IMAGES = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+
+
+def write_wholes(place: Path) -> list[Whole]:
+    """Writes the files that are changed."""
+    wholes = []
+    for name, (frames, states) in _VIDEOS.items():
+        content = write(place / name, **KINDS[name] | {"frames": frames}).read_bytes()
+        wholes.append(Whole(name, content, _samples(content), states))
+    pictures = [Image.fromarray(picture(i, (64, 48))) for i in range(8)]
+    for format in ("GIF", "WEBP"):  # as PIL writes them: with local colours and partial frames
+        content = _saved(pictures, format)
+        wholes.append(Whole(f"animation by PIL, {format}", content, (), True))
+    return wholes + [Whole(f"image, {format}", _saved(pictures[:1], format), (), None) for format in _IMAGES]
+
+
+def _saved(pictures: list[Image.Image], format: str) -> bytes:
+    file = io.BytesIO()
+    more: dict[str, Any] = dict(save_all=True, append_images=pictures[1:]) if len(pictures) > 1 else {}
+    pictures[0].save(file, format=format, **more)
+    return file.getvalue()
+
+
+def _samples(content: bytes) -> tuple[int, ...]:
+    """Finds where the packets begin that lie in the file as one piece."""
+    found, start = [], 0
+    with av.open(io.BytesIO(content)) as container:
+        for packet in container.demux(video=0):
+            at = content.find(bytes(packet)[:64], start) if packet.size else -1
+            if at >= 0:
+                found.append(at)
+                start = at + 1
+    return tuple(found)
+
+
+# ── changes ──
+
+_MARKS = re.compile(
+    rb"moov|trak|mdia|minf|stbl|stsd|stts|ctts|stsc|stsz|stco|stss|edts|elst|tkhd|mdhd|hdlr|moof|traf|tfhd|tfdt|trun|mdat"
+    rb"|avcC|hvcC|RIFF|LIST|movi|idx1|strh|strf|avih|\d\d(?:dc|db)"
+    rb"|\x1f\x43\xb6\x75|\x16\x54\xae\x6b|\x18\x53\x80\x67|\xa3|\xae|\xd7\x81|\x21[\xf9\xff]|\x00\x2c|ANMF|VP8|fcTL|fdAT"
+)
+
+
+def _flipped(rng: random.Random, whole: Whole) -> bytes:
+    return _edited(whole, rng.randrange(len(whole.content)), lambda byte: byte ^ 1 << rng.randrange(8))
+
+
+def _byte(rng: random.Random, whole: Whole) -> bytes:
+    return _edited(whole, rng.randrange(len(whole.content)), lambda _: rng.randrange(256))
+
+
+def _bytes(rng: random.Random, whole: Whole) -> bytes:
+    changed = bytearray(whole.content)
+    for _ in range(rng.choice((2, 8, 30))):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return bytes(changed)
+
+
+def _near_a_mark(rng: random.Random, whole: Whole) -> bytes:
+    marks = [found.start() for found in _MARKS.finditer(whole.content)] or [0]
+    at = rng.choice(marks) + rng.randrange(-4, 16)
+    value = rng.choice((rng.randrange(256), 0, 255))
+    return _edited(whole, min(max(at, 0), len(whole.content) - 1), lambda _: value)
+
+
+def _flipped_near_a_mark(rng: random.Random, whole: Whole) -> bytes:
+    marks = [found.start() for found in _MARKS.finditer(whole.content)] or [0]
+    at = rng.choice(marks) + rng.randrange(-4, 16)
+    return _edited(whole, min(max(at, 0), len(whole.content) - 1), lambda byte: byte ^ 1 << rng.randrange(8))
+
+
+def _head_of_a_sample(rng: random.Random, whole: Whole) -> bytes:
+    """A part of a compressed frame's first bytes: zeros, ones, or one bit."""
+    start = rng.choice(whole.samples or (0,))
+    if rng.random() < 0.5:
+        return _edited(whole, start + rng.randrange(12), lambda byte: byte ^ 1 << rng.randrange(8))
+    count = rng.choice((1, 4, 8))
+    return _filled(whole, start, start + count, rng.choice((b"\0", b"\xff")) * count)
+
+
+def _a_stretch(rng: random.Random, whole: Whole) -> bytes:
+    start = rng.randrange(len(whole.content))
+    count = rng.choice((4, 16, 64, 200, 512))
+    return _filled(whole, start, start + count, rng.choice((bytes(count), rng.randbytes(count))))
+
+
+def _cut(rng: random.Random, whole: Whole) -> bytes:
+    return whole.content[: rng.randrange(1, len(whole.content))]
+
+
+def _without_a_part(rng: random.Random, whole: Whole) -> bytes:
+    start = rng.randrange(len(whole.content))
+    return whole.content[:start] + whole.content[start + rng.choice((1, 4, 32, 200, 1000)) :]
+
+
+def _with_a_part_twice(rng: random.Random, whole: Whole) -> bytes:
+    start = rng.randrange(len(whole.content))
+    return whole.content[: start + rng.choice((1, 4, 32, 200, 1000))] + whole.content[start:]
+
+
+def _edited(whole: Whole, at: int, changed: Callable[[int], int]) -> bytes:
+    content = bytearray(whole.content)
+    at = min(at, len(content) - 1)
+    content[at] = changed(content[at])
+    return bytes(content)
+
+
+def _filled(whole: Whole, start: int, end: int, filling: bytes) -> bytes:
+    end = min(end, len(whole.content))
+    return whole.content[:start] + filling[: end - start] + whole.content[end:]
+
+
+CHANGES: dict[str, Callable[[random.Random, Whole], bytes]] = {
+    "one bit": _flipped,
+    "one byte": _byte,
+    "several bytes": _bytes,
+    "a byte of the structure": _near_a_mark,
+    "a bit of the structure": _flipped_near_a_mark,
+    "the head of a sample": _head_of_a_sample,
+    "a stretch": _a_stretch,
+    "cut short": _cut,
+    "without a part": _without_a_part,
+    "with a part twice": _with_a_part_twice,
+}
+
+
+def mutated(wholes: list[Whole], seed: int, number: int) -> tuple[Whole, str, bytes]:
+    """Makes the mutation of a seed and a number: the file it comes from, the kind of change, the changed bytes."""
+    rng = random.Random(f"{seed}/{number}")
+    whole, kind = rng.choice(wholes), rng.choice(list(CHANGES))
+    while (content := CHANGES[kind](rng, whole)) == whole.content:
+        pass
+    return whole, kind, content

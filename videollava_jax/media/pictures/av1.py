@@ -1,0 +1,67 @@
+"""Counts pictures in packets of AV1, which are temporal units (AV1 bitstream specification, sections 5.3 and 5.9)."""
+
+from __future__ import annotations
+
+from videollava_jax.media.pictures.count import Broken, Count
+
+_SEQUENCE, _DELIMITER, _HEADER, _FRAME = 1, 2, 3, 6
+_KNOWN = (*range(1, 9), 15)
+
+
+class Av1Counter:
+    """See `Counter`. Of several spatial layers one is shown."""
+
+    def __init__(self, extradata: bytes):
+        self._reduced = False  # a still picture's short headers
+        if len(extradata) > 4 and extradata[0] == 0x81:
+            extradata = extradata[4:]
+        try:
+            self._units(extradata)
+        except Broken:
+            return  # the decoder judges it
+
+    def __call__(self, packet: bytes) -> Count:
+        """See `Counter.__call__`."""
+        shown, hidden, layers = self._units(packet)
+        return Count(min(shown, 1) if layers else shown, hidden=bool(hidden and not shown))
+
+    def _units(self, data: bytes) -> tuple[int, int, bool]:
+        """Returns how many frames are shown and hidden, and whether there are several spatial layers."""
+        shown = hidden = at = 0
+        layers = False
+        while at < len(data):
+            head, at = data[at], at + 1
+            kind = head >> 3 & 15
+            if head & 0x81 or kind not in _KNOWN:
+                raise Broken("a unit with an impossible header")
+            if head & 4:
+                layers |= at < len(data) and bool(data[at] >> 3 & 3)
+                at += 1
+            end = len(data)
+            if head & 2:
+                size, at = _leb128(data, at)
+                end = at + size
+            if end > len(data):
+                raise Broken("the lengths of its units do not add up")
+            content = data[at : at + 1]
+            if kind == _SEQUENCE and content:
+                self._reduced = bool(content[0] & 0x08)
+            elif kind in (_HEADER, _FRAME):
+                if not content:
+                    raise Broken("a frame without content")
+                # show_existing_frame, frame_type in two bits, show_frame
+                show = self._reduced or bool(content[0] & 0x80) or bool(content[0] & 0x10)
+                shown, hidden = shown + show, hidden + (not show)
+            at = end
+        return shown, hidden, layers
+
+
+def _leb128(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for i in range(8):
+        if at + i >= len(data):
+            break
+        value |= (data[at + i] & 0x7F) << 7 * i
+        if not data[at + i] & 0x80:
+            return value, at + i + 1
+    raise Broken("a length that does not end")

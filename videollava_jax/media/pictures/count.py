@@ -1,0 +1,69 @@
+"""What a counter says of a packet, and the bits that headers are read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a packet holds.
+
+    Attributes:
+      shown: how many frames begin in it that will be shown. The second field of a frame begins none.
+      hidden: whether it holds a picture that is only a reference for others.
+      leading: whether its frames refer to frames before the keyframe that they follow, so that they cannot be decoded
+        if the recording begins there.
+    """
+
+    shown: int = 1
+    hidden: bool = False
+    leading: bool = False
+
+
+class Broken(Exception):
+    """The bytes of a packet contradict its codec's syntax; the message says how."""
+
+
+class Counter(Protocol):
+    """Counts the pictures of a stream's packets, given in the order in which they are stored."""
+
+    def __call__(self, packet: bytes) -> Count:
+        """Returns what the packet holds.
+
+        Raises:
+          Broken: it is not a packet of this codec.
+        """
+
+
+class Bits:
+    """Reads a header bit by bit; reading past its end is an error.
+
+    Args:
+      data: bytes, with H.264's emulation prevention already removed.
+    """
+
+    def __init__(self, data: bytes):
+        self._value, self.left = int.from_bytes(data, "big"), 8 * len(data)
+
+    def take(self, count: int) -> int:
+        """Reads an unsigned number of `count` bits."""
+        if count > self.left:
+            raise Broken("a header ends too early")
+        self.left -= count
+        return self._value >> self.left & (1 << count) - 1
+
+    def golomb(self) -> int:
+        """Reads an unsigned Exp-Golomb number, ue(v) of H.264 and HEVC."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+            if zeros > 32:
+                raise Broken("a header holds a number that is too large")
+        return (1 << zeros) - 1 + self.take(zeros)
+
+    def signed_golomb(self) -> int:
+        """Reads a signed Exp-Golomb number, se(v) of H.264 and HEVC."""
+        value = self.golomb()
+        return (value + 1) // 2 if value & 1 else -(value // 2)
