@@ -107,7 +107,7 @@ def write_job(place: Path, clips: int, questions: int, seed: int) -> dict[str, A
 def requests_of(place: Path) -> list[Request]:
     """Returns the lines as requests for the engine, with paths, in the order of their media."""
     found = []
-    for line in pending_lines(place / "job.jsonl", "openai", Defaults(), ()):
+    for line in pending_lines([place / "job.jsonl"], "openai", Defaults(), ()):
         assert isinstance(line.request, Request)
         request = with_sources(line.request, lambda _, name: str(place / "media" / name))
         found.append(request)

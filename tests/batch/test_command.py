@@ -66,7 +66,7 @@ def test_sigterm_says_how_to_go_on(tmp_path):
     ("arguments", "message"),
     [
         (["batch", "in.jsonl"], "expected an input and an output"),
-        (["batch", "in.jsonl", "out.jsonl", "more"], "expected an input and an output"),
+        (["batch", "-i", "in.jsonl", "out.jsonl", "more"], "expected an input and an output"),
         (["batch", "none.jsonl", "out.jsonl"], "none.jsonl"),
     ],
 )

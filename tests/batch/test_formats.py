@@ -45,24 +45,24 @@ def parts(made):
 )
 def test_the_form_is_recognised(tmp_path, name, content, form):
     (tmp_path / name).write_text(content)
-    assert recognise(tmp_path / name) == form
+    assert recognise([tmp_path / name]) == form
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "holds no lines"), ('{"name": 1}', "with the keys 'name'"), ("id,prompt\na,b", "line 1.*got not JSON")],
+    [("", "there are no lines"), ('{"name": 1}', "with the keys 'name'"), ("id,prompt\na,b", "line 1.*got not JSON")],
 )
 def test_what_has_no_form_is_refused(tmp_path, content, message):
     (tmp_path / "a.txt").write_text(content)
     with pytest.raises(ValueError, match=message):
-        recognise(tmp_path / "a.txt")
+        recognise([tmp_path / "a.txt"])
 
 
 def test_bad_lines_keep_their_numbers(tmp_path):
     path = tmp_path / "a.jsonl"
     deep = b"[" * 200_000
     path.write_bytes(b'\xef\xbb\xbf{"id": 1}\n\n[1]\n{"id": \n\xff\n' + deep + b'\n{"id": "last"}')
-    lines = list(read_lines(path, "jsonl"))
+    lines = list(read_lines([path], "jsonl"))
     assert [(line.index, line.number) for line in lines] == [(0, 1), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)]
     assert [line.error is None for line in lines] == [True, False, False, False, False, True]
     assert lines[3].error == "not UTF-8 at byte 0"
@@ -72,7 +72,7 @@ def test_what_lies_too_deep_is_an_error_of_its_line(tmp_path):
     path = tmp_path / "a.jsonl"
     lines = [f'{{"id": {n}, "conversation": {"[" * n + "]" * n}}}' for n in (98, 99, 100, 900)]
     path.write_text("\n".join([*lines, f'{{"id": 5, "prompt": "{"[" * 500}"}}']))
-    errors = [line.error for line in read_lines(path, "jsonl")]
+    errors = [line.error for line in read_lines([path], "jsonl")]
     assert errors[0] is errors[1] is errors[4] is None
     assert errors[2] == errors[3] == "expected at most 100 lists and objects inside each other, got more"
 
@@ -86,7 +86,7 @@ def test_ids_that_come_twice_are_told_with_their_lines(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"id": name}) + "\n" for name in ("a", 1, "b", "1", "a", "a")))
     with pytest.raises(ValueError, match=r"2 come more than once: '1' on lines 2, 4; 'a' on lines 1, 5, 6$"):
-        count_lines(read_lines(path, "jsonl"), "jsonl")
+        count_lines(read_lines([path], "jsonl"), "jsonl")
 
 
 # ── round trips ──
@@ -118,7 +118,7 @@ def test_csv_round_trip(tmp_path_factory, ids, data):
 
 
 def _check_rows(path, form, rows):
-    lines = list(read_lines(path, form))
+    lines = list(read_lines([path], form))
     assert count_lines(lines, form) == len(rows)
     assert [line_id(line, form) for line in lines] == [row["id"] for row in rows]
     for line, row in zip(lines, rows, strict=True):
@@ -149,20 +149,20 @@ def test_records_are_a_line_of_json_whatever_is_said(form, said, name):
 def test_csv_lines_that_are_damaged(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'id,prompt,video\r\na,"one\r\nquestion",a.mp4\r\nb,few\r\nc,\xff,c.mp4\r\nd,?,\r\n')
-    lines = list(read_lines(path, "csv"))
+    lines = list(read_lines([path], "csv"))
     assert [(line.number, line.error) for line in lines] == [
         (2, None), (4, "expected 3 columns, got 2"), (5, "not UTF-8"), (6, None),
     ]  # fmt: skip
     assert parts(to_request(lines[3], "csv")) == [{"type": "text", "text": "?"}]
     path.write_text("name,prompt\n")
     with pytest.raises(ValueError, match="id and prompt among them"):
-        list(read_lines(path, "csv"))
+        list(read_lines([path], "csv"))
 
 
 def test_a_quote_that_is_never_closed_costs_its_own_line(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('id,prompt\na,"two\nlines"\nb,"never closed\nc,third\n\nd,"open\ne,"closed"\n')
-    lines = list(read_lines(path, "csv"))
+    lines = list(read_lines([path], "csv"))
     assert [(line.index, line.number, line.error, line.fields.get("id")) for line in lines] == [
         (0, 2, None, "a"),
         (1, 4, "not CSV (',' expected after '\"')", None),
@@ -171,13 +171,13 @@ def test_a_quote_that_is_never_closed_costs_its_own_line(tmp_path):
         (4, 8, None, "e"),
     ]
     path.write_text('id,prompt\na,"open\nb,?\nc,!\n')
-    lines = list(read_lines(path, "csv"))
+    lines = list(read_lines([path], "csv"))
     assert [(line.number, line.error, line.fields.get("id")) for line in lines] == [
         (2, "not CSV (unexpected end of data)", None), (3, None, "b"), (4, None, "c"),
     ]  # fmt: skip
     path.write_text('id,"prompt\n')
     with pytest.raises(ValueError, match="line 1: not CSV"):
-        list(read_lines(path, "csv"))
+        list(read_lines([path], "csv"))
 
 
 def test_parquet_needs_pyarrow_and_says_so(tmp_path):
@@ -186,16 +186,16 @@ def test_parquet_needs_pyarrow_and_says_so(tmp_path):
         import pyarrow.parquet
     except ImportError:
         with pytest.raises(ValueError, match=r"pip install 'videollava-jax\[parquet\]'"):
-            list(read_lines(tmp_path / "a.parquet", "parquet"))
+            list(read_lines([tmp_path / "a.parquet"], "parquet"))
         return
     rows = [{"id": "a", "video": "a.mp4", "prompt": "?"}, {"id": "b", "video": None, "prompt": "!"}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    lines = list(read_lines(tmp_path / "a.parquet", "parquet"))
+    lines = list(read_lines([tmp_path / "a.parquet"], "parquet"))
     assert parts(to_request(lines[0], "parquet"))[0] == {"type": "video", "video": "a.mp4"}
     assert parts(to_request(lines[1], "parquet")) == [{"type": "text", "text": "!"}]
     (tmp_path / "b.parquet").write_bytes(b"not one")
     with pytest.raises(ValueError, match="not a Parquet file"):
-        list(read_lines(tmp_path / "b.parquet", "parquet"))
+        list(read_lines([tmp_path / "b.parquet"], "parquet"))
 
 
 # ── ours ──

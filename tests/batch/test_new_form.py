@@ -49,7 +49,7 @@ def test_a_job_in_a_new_form(tmp_path, form):
     else:
         lines = [f"{key}\t{asked}" for key, asked in rows]
     source.write_text("\n".join([*lines, "broken"]))
-    assert recognise(source) == form.name
+    assert recognise([source]) == form.name
     received = []
 
     def answer(request):
@@ -81,7 +81,7 @@ def test_a_new_form_is_named_where_forms_are(tmp_path, form, capsys):
     if form.json_lines:
         keys = "'id', 'custom_id' (OpenAI), 'question_id' (LLaVA) or 'key' (Nobody)"
     with pytest.raises(ValueError, match="expected a JSON object") as caught:
-        recognise(source)
+        recognise([source])
     assert str(caught.value) == (
         f"{source}, line 1: expected a JSON object with {keys}, got an object with the keys 'name'; --format says "
         f"which form it is (jsonl, openai, llava, csv, parquet, {form.name})"

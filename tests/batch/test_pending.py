@@ -11,7 +11,7 @@ from videollava_jax.batch.requests import Defaults
 def lines_of(tmp_path, lines, done=()):
     path = tmp_path / "in.jsonl"
     path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
-    return pending_lines(path, "jsonl", Defaults(), done)
+    return pending_lines([path], "jsonl", Defaults(), done)
 
 
 def about(*names):

@@ -265,7 +265,7 @@ def test_every_option_makes_another_job(tmp_path):
     (tmp_path / "in.jsonl").write_text("")
 
     def identity(**options):
-        return job_identity(tmp_path / "in.jsonl", "jsonl", Defaults(options=options))
+        return job_identity([tmp_path / "in.jsonl"], "jsonl", Defaults(options=options))
 
     assert identity() == identity(max_new_tokens=128) == identity(temperature=0) == identity(temperature=None)
     own = [identity(**{name: value}) for name, (value, _) in SAID.items() if name not in SHARED]

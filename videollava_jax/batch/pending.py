@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,9 @@ class PendingLine:
     characters: int
 
 
-def pending_lines(source: Path, form: str, defaults: Defaults, done: Container[int]) -> Iterator[PendingLine]:
+def pending_lines(files: Sequence[Path], form: str, defaults: Defaults, done: Container[int]) -> Iterator[PendingLine]:
     """Yields the lines of an input that are not in `done`, in the input's order."""
-    for line in read_lines(source, form):
+    for line in read_lines(files, form):
         if line.index in done:
             continue
         names: list[str] = []

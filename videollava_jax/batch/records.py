@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def tag_of(line: Line, form: str) -> Tag:
     """Returns what the record of a line repeats; the prompt is "" if the line has none."""
     prompt = line.fields.get(FORMS[form].prompt_key)
-    return Tag(line.index, line.number, line_id(line, form), prompt if isinstance(prompt, str) else "")
+    return Tag(line.index, line.number, line_id(line, form), prompt if isinstance(prompt, str) else "", line.file)
 
 
 def record(form: str, tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> str:

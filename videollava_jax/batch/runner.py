@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -100,11 +100,13 @@ class Stopped(BaseException):
         self.signal, self.summary = number, summary
 
 
-def run_batch(source: Path, output: Path, make_runner: Callable[[], Runner], options: BatchOptions) -> Summary:
+def run_batch(
+    source: Path | Sequence[Path], output: Path, make_runner: Callable[[], Runner], options: BatchOptions
+) -> Summary:
     """Runs or resumes a job and writes its output: one record for each line of the input, in the input's order.
 
     Args:
-      source: the input, in one of the forms.
+      source: the input, in one of the forms: a file or several; each may be compressed.
       output: appears when every line has a record. Until then the records are in a ledger next to it (see `ledger`).
       make_runner: called once, if there is something to run.
       options: how to run it.
@@ -115,16 +117,17 @@ def run_batch(source: Path, output: Path, make_runner: Callable[[], Runner], opt
       OSError: another run of the job is active, or the disk is full.
       Stopped: SIGTERM or SIGINT came.
     """
-    form = options.form or recognise(source)
+    files = [source] if isinstance(source, Path) else list(source)
+    form = options.form or recognise(files)
     paths = Paths(output)
     with locked(paths):
-        if output.exists() and output.samefile(source):
+        if output.exists() and any(map(output.samefile, files)):
             raise ValueError(f"{output}: the output would take the place of the input; choose another output")
-        count = count_lines(read_lines(source, form), form)
-        identity = {**job_identity(source, form, options.defaults), **options.facts}
+        count = count_lines(read_lines(files, form), form)
+        identity = {**job_identity(files, form, options.defaults), **options.facts}
         receipt = read_receipt(paths, identity)
         if receipt is None or paths.ledger.exists():  # a ledger may have records that the output lacks
-            summary = _resume(source, form, count, paths, identity, make_runner, options)
+            summary = _resume(files, form, count, paths, identity, make_runner, options)
         elif options.retry_errors and receipt["errors"]:
             raise ValueError(
                 f"{output}: --retry-errors needs the ledger, which --keep-ledger would have kept; remove the output to "
@@ -138,7 +141,7 @@ def run_batch(source: Path, output: Path, make_runner: Callable[[], Runner], opt
 
 
 def _resume(
-    source: Path,
+    files: Sequence[Path],
     form: str,
     count: int,
     paths: Paths,
@@ -152,7 +155,7 @@ def _resume(
         if options.retry_errors:
             ledger.forget_errors()
         facts = JobFacts(options.model, ledger.created, identity_digest(identity))
-        summary = _Job(source, form, ledger, facts, Summary(count), options).run(make_runner)
+        summary = _Job(files, form, ledger, facts, Summary(count), options).run(make_runner)
         ledger.write_output(count, identity)
     finally:
         ledger.close()
@@ -180,9 +183,9 @@ class _Job:
     """One run of a job: passes the pending lines through a runner and commits the results."""
 
     def __init__(
-        self, source: Path, form: str, ledger: Ledger, facts: JobFacts, summary: Summary, options: BatchOptions
+        self, files: Sequence[Path], form: str, ledger: Ledger, facts: JobFacts, summary: Summary, options: BatchOptions
     ):
-        self._source, self._form, self._ledger, self._facts = source, form, ledger, facts
+        self._files, self._form, self._ledger, self._facts = files, form, ledger, facts
         self._summary, self._options = summary, options
         self._done = ledger.done()
         summary.before = len(self._done)
@@ -253,7 +256,7 @@ class _Job:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _pending(self) -> Iterator[PendingLine]:
-        for line in pending_lines(self._source, self._form, self._options.defaults, self._done):
+        for line in pending_lines(self._files, self._form, self._options.defaults, self._done):
             self._raise_if_stopped()
             yield line
 

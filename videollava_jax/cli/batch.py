@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import glob
 import math
 import sys
 from pathlib import Path
@@ -43,7 +44,8 @@ INPUT holds one question per line. OUTPUT appears when every line has a record, 
   videollava batch questions.jsonl answers.jsonl --model 7b-orbax --media-root /data
 
 OpenAI's batch lines (custom_id, body.messages), LLaVA's question files (question_id, text), CSV and Parquet (id,
-video or image, prompt) are recognised by their keys. Questions about one video may be anywhere in the file: the video
+video or image, prompt) are recognised by their keys. Several files of one form, and files compressed with gzip or
+Zstandard, are one input: ids differ in all of it. Questions about one video may be anywhere in the file: the video
 is decoded and encoded once. Every answer is kept in OUTPUT.partial as it comes, so after a kill at any moment the same
 command resumes there. Separate processes read the media, so a hostile file costs only its own line.
 """
@@ -60,8 +62,22 @@ def add_batch(commands: Commands) -> None:
         "answer a file of questions, one record for each line, on a machine that may be taken away",
         DETAILS,
     )
-    made.add_argument("files", nargs="*", type=Path, metavar="INPUT OUTPUT", help="files of questions and of answers")
-    made.add_argument("-i", "--input-file", type=Path, metavar="INPUT", help="the same, as in vLLM's run-batch")
+    made.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="INPUT ... OUTPUT",
+        help="files of questions, or patterns of their names such as 'part-*.jsonl', and the file of answers",
+    )
+    made.add_argument(
+        "-i",
+        "--input-file",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="INPUT",
+        help="the same, as in vLLM's run-batch; can be given several times",
+    )
     made.add_argument("-o", "--output-file", type=Path, metavar="OUTPUT", help="likewise")
     made.add_argument("-m", dest="model", metavar="MODEL", default=argparse.SUPPRESS, help="the same as --model")
     made.add_argument("--format", choices=tuple(FORMS), help="of the input; default: recognised by suffix and keys")
@@ -172,10 +188,8 @@ def batch(arguments: argparse.Namespace) -> None:
     from videollava_jax.batch.runner import BatchOptions, Stopped, run_batch
     from videollava_jax.config import require_whole_windows
 
-    source, output = _job_files(arguments)
+    sources, output = _job_files(arguments)
     generation = from_arguments(arguments)
-    if not source.is_file():
-        raise ValueError(f"{source}: no such file; expected the questions")
     path, processor = open_processor(arguments)
     if arguments.fps is None:
         frames = arguments.frames if arguments.indices is None else len(arguments.indices)
@@ -190,7 +204,7 @@ def batch(arguments: argparse.Namespace) -> None:
 
     def make_runner() -> Runner:
         if arguments.ray:
-            answering.append(runner := _ray_runner(arguments, path, source, output))
+            answering.append(runner := _ray_runner(arguments, path, sources, output))
             return runner
         answering.append(reader := IsolatedReader(processor, limits))
         return _engine(arguments, path, processor, reader)
@@ -220,7 +234,7 @@ def batch(arguments: argparse.Namespace) -> None:
     try:
         # Ray prints events of its nodes to standard output, which is for the summary.
         with contextlib.redirect_stdout(sys.stderr):
-            summary = run_batch(source, output, make_runner, options)
+            summary = run_batch(sources, output, make_runner, options)
     except Stopped as stopped:
         print_error(stopped)
         raise SystemExit(128 + stopped.signal) from None
@@ -235,14 +249,26 @@ def batch(arguments: argparse.Namespace) -> None:
         print(f"{summary}\n{output}")
 
 
-def _job_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """The input and the output, given without flags or with -i and -o."""
+def _job_files(arguments: argparse.Namespace) -> tuple[list[Path], Path]:
+    """The files of the input and the output, given without flags or with -i and -o."""
     given = [*arguments.files]
-    source = arguments.input_file or (given.pop(0) if given else None)
-    output = arguments.output_file or (given.pop(0) if given else None)
-    if source is None or output is None or given:
+    output = arguments.output_file or (given.pop() if given else None)
+    named = [*arguments.input_file, *given]
+    if not named or output is None or (arguments.input_file and given):
         raise ValueError("batch: expected an input and an output, as INPUT OUTPUT or -i INPUT -o OUTPUT")
-    return source, output
+    return [path for name in named for path in _named_files(name)], output
+
+
+def _named_files(name: Path) -> list[Path]:
+    """The files of a name: itself, or those whose names fit its pattern, sorted as a shell does."""
+    if name.is_file():
+        return [name]
+    found = sorted(Path(path) for path in glob.glob(str(name), recursive=True))
+    if not found:
+        raise ValueError(f"{name}: no such file; expected the questions")
+    if folders := [path for path in found if not path.is_file()]:
+        raise ValueError(f"{folders[0]}: expected a file of questions, got a directory")
+    return found
 
 
 def _worker_limits(arguments: argparse.Namespace) -> WorkerLimits:
@@ -305,7 +331,7 @@ def _engine(
     )
 
 
-def _ray_runner(arguments: argparse.Namespace, path: str | Path, source: Path, output: Path) -> RayRunner:
+def _ray_runner(arguments: argparse.Namespace, path: str | Path, sources: list[Path], output: Path) -> RayRunner:
     from videollava_jax.batch.ledger import Paths
     from videollava_jax.batch.lines import read_lines, recognise
     from videollava_jax.batch.ray.cluster import RayOptions, RayRunner
@@ -319,7 +345,7 @@ def _ray_runner(arguments: argparse.Namespace, path: str | Path, source: Path, o
     there = argparse.Namespace(**{**vars(arguments), "run": None})
     if isinstance(path, Path) and there.model != BUNDLED:
         there.model = path  # absolute: replicas have another working directory
-    lines = sum(1 for _ in read_lines(source, arguments.format or recognise(source)))
+    lines = sum(1 for _ in read_lines(sources, arguments.format or recognise(sources)))
     make_engine = functools.partial(_replica_engine, there)
     return RayRunner(make_engine, RayOptions(**options), spool=Paths(output).media, lines=lines)
 

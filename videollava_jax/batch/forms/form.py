@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from videollava_jax.compressed import opened
+
 if TYPE_CHECKING:
     from videollava_jax.engine import Result
 
@@ -26,12 +28,14 @@ class Line:
       number: its line number in the file, from 1; the row in Parquet.
       fields: its content; empty if it cannot be parsed.
       error: why it cannot be parsed; None if it was.
+      file: the file's name; "" if the input is one file.
     """
 
     index: int
     number: int
     fields: Mapping[str, Any]
     error: str | None = None
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,19 @@ class Tag:
       number: line number in the input, from 1.
       id: the line's id; None if it has none.
       prompt: its question.
+      file: the name of the file that has the line; "" if the input is one file.
     """
 
     index: int
     number: int
     id: str | int | None
     prompt: str
+    file: str = ""
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What a record says about where the line is: `line`, and with several files `file`."""
+        return {**({"file": self.file} if self.file else {}), "line": self.number}
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class RequestParts:
 
 def read_json_lines(path: Path) -> Iterator[Line]:
     """Reads a file with one JSON object on each line; blank lines are skipped."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         index = 0
         for number, raw in enumerate(file, 1):
             if not raw.strip():

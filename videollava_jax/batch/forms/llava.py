@@ -29,7 +29,7 @@ def _record(tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> Map
         "tokens": len(result.token_ids),
     }
     if result.error is not None:
-        metadata |= {"error": result.error, "cause": cause, "line": tag.number}
+        metadata |= {"error": result.error, "cause": cause, **tag.place}
     return {
         "question_id": tag.id,
         "prompt": tag.prompt,

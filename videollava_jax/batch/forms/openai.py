@@ -98,7 +98,8 @@ def _record(tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> Map
     else:
         # Infinite logits are the server's fault, every other error is the line's.
         status = 500 if cause == "not_finite" else 400
-        message = result.error if tag.id is not None else f"line {tag.number}: {result.error}"
+        where = f"{tag.file}, line {tag.number}" if tag.file else f"line {tag.number}"
+        message = result.error if tag.id is not None else f"{where}: {result.error}"
         kind = "server_error" if status == 500 else "invalid_request_error"
         error = {"code": cause, "message": message}
         body = {"error": {"message": message, "type": kind, "param": None, "code": cause}}

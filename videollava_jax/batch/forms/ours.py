@@ -78,7 +78,7 @@ def record(tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> Mapp
     """Makes the record of a line; tables have the same records."""
     return {
         "id": tag.id,
-        **({"line": tag.number} if tag.id is None else {}),
+        **(tag.place if tag.id is None else {}),
         "text": result.text,
         "finish_reason": result.finish_reason,
         "error": result.error,

@@ -13,6 +13,7 @@ from typing import Any
 from videollava_jax.batch.forms.fields import images_and_videos, question
 from videollava_jax.batch.forms.form import Line, LineForm, RequestParts
 from videollava_jax.batch.forms.ours import record
+from videollava_jax.compressed import opened
 
 _LONGEST_FIELD = 2**30
 """The most characters in a CSV field; Python's default of 131,072 is too few for an image."""
@@ -25,7 +26,7 @@ def _ask(fields: Mapping[str, Any]) -> RequestParts:
 
 def _read_csv(path: Path) -> Iterator[Line]:
     csv.field_size_limit(_LONGEST_FIELD)
-    with open(path, "rb") as binary, io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file:
+    with opened(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file:
         rows = _rows(file)
         _, header = next(rows, (1, []))
         if not isinstance(header, list):
