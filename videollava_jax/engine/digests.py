@@ -10,8 +10,10 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from videollava_jax.media import FrameFiles
+from videollava_jax.media.image import rgb_pixels
 
 
 def file_version(source: Any) -> Hashable:
@@ -46,7 +48,7 @@ def content_digest(source: Any) -> str:
         if isinstance(frame, (str, os.PathLike)):
             digest.update(content_digest(frame).encode())
             continue
-        array = np.ascontiguousarray(frame)
+        array = np.ascontiguousarray(rgb_pixels(frame) if isinstance(frame, Image.Image) else frame)
         digest.update(f"{array.shape} {array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

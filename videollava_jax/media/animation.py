@@ -25,7 +25,7 @@ def frame_count(source: OpenSource, limits: MediaLimits) -> int:
     try:
         return int(getattr(image, "n_frames", 1)) if image.format in ("GIF", "PNG", "WEBP", "AVIF") else 1
     except Exception as error:
-        raise damaged(source, error) from None
+        raise damaged(source.name, error) from None
 
 
 def play(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
@@ -44,6 +44,6 @@ def play(source: OpenSource, limits: MediaLimits) -> Iterator[tuple[npt.NDArray[
             image.load()
             pixels = np.array(image.convert("RGB"))
         except Exception as error:
-            raise damaged(source, error) from None
+            raise damaged(source.name, error) from None
         yield pixels, seconds
         seconds += float(image.info.get("duration", 0)) / 1000

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 import av
 
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
-from videollava_jax.media.image import check_pixels, describe, open_image
+from videollava_jax.media.image import check_pixels, describe, not_read, open_image, reads_heic
+from videollava_jax.media.other_formats import HEIC, is_heic, other_format
 from videollava_jax.media.source import OpenSource
-from videollava_jax.media.structure import Stated, read_structure
+from videollava_jax.media.structure import Stated, read_index, read_structure
 
 # FFmpeg goes by content, not by name, and some of its formats open other files (playlists, concat scripts, SDP).
 # Only formats that contain their own frames are allowed, and sound formats, so that they get a clear error.
@@ -24,7 +25,7 @@ FORMATS = (
 _WITHOUT_TIMES = {"h264", "hevc", "h263", "m4v", "mpegvideo", "mjpeg", "mjpeg_2000", "obu", "av1"}
 # The first bytes of text formats that name other files to play.
 _SCRIPTS = (b"ffconcat", b"#EXTM3U", b"[playlist]", b"v=0", b"<MPD", b"<smil", b"<asx", b"[Reference]")
-_STILL_BRANDS = (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1")
+_STILL_BRANDS = (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1")
 # Image sequences: they store their first frame twice, the first time as a still image before the track.
 _SEQUENCE_BRANDS = (b"ftypavis", b"ftyphevc", b"ftyphevx", b"ftypmsf1")
 
@@ -76,15 +77,19 @@ def opened_video(source: OpenSource, limits: MediaLimits) -> Iterator[OpenVideo]
     """
     head = source.read(0, 4096)  # before FFmpeg has the file: two readers would move each other's position
     _refuse_scripts(source, head)
-    if head[4:12] in _STILL_BRANDS:
-        raise still_image(source)
+    _refuse_other_formats(source, head)
     structure = read_structure(source, limits)
     try:
         container = _open(source)
     except Exception as error:
         raise _refusal(source, limits, error) from None
     with container:
+        if container.format.name == "mjpeg" and not head.startswith(b"\xff\xd8"):
+            # FFmpeg takes whatever contains a JPEG for a stream of them.
+            raise MediaError(source.name, Cause.NOT_MEDIA, f"expected a video, got {describe(source)}")
         stream = _stream(source, container, limits, head[4:12])
+        if container.format.name.startswith("mov") and structure.tracks is None:
+            structure = read_index(source)
         yield OpenVideo(container, stream, structure.of(_videos(container).index(stream), stream.id))
 
 
@@ -127,6 +132,16 @@ def _open(source: OpenSource) -> Any:
 
 def _open_nothing(url: str, flags: int, options: dict[str, str]) -> NoReturn:
     raise PermissionError("a video may not open other files")
+
+
+def _refuse_other_formats(source: OpenSource, head: bytes) -> None:
+    other = other_format(source)
+    if other is None and is_heic(head) and not reads_heic():
+        other = HEIC
+    if other is not None:
+        raise not_read(source, other, "a video")
+    if head[4:12] in _STILL_BRANDS:
+        raise still_image(source)
 
 
 def _refuse_scripts(source: OpenSource, head: bytes) -> None:

@@ -77,7 +77,9 @@ class Statement:
             raise self._damaged(f"{hides} its parts are not as long as the track")
         if not self.clock or not _is_plausible(self.movie_clock, self.clock) or not len(self.runs):
             raise self._damaged(f"{hides} by a clock of {self.movie_clock} ticks a second")
-        lengths = np.repeat(self.runs[:, 1], self.runs[:, 0])[: max(self.samples, 1)]
+        if self.runs[:, 0].sum() != self.samples:
+            raise self._damaged(f"{hides} there are times of {self.runs[:, 0].sum()}")
+        lengths = np.repeat(self.runs[:, 1], self.runs[:, 0])
         longest = int(lengths.max())
         if abs(int(lengths.sum()) - self.duration) > longest:
             raise self._damaged(f"{hides} its frames are not as long as the track")
@@ -85,7 +87,7 @@ class Statement:
         expected = 0
         for duration, start in self.edits:
             end = start + duration * self.clock / self.movie_clock
-            rounding = longest / 2 + self.clock / self.movie_clock
+            rounding = 1 + 2 * self.clock / self.movie_clock
             if start >= 0 and end > int(lengths.sum()) + self.delay + rounding:
                 raise self._damaged(f"{hides} it reaches beyond the track's end")
             expected += int(((times >= start) & (times < end)).sum()) if start >= 0 else 0

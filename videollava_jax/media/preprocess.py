@@ -12,13 +12,17 @@ from PIL import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# Of frames more than this many times as long as they are short only the part that the crop keeps is resized: the whole
+# of 1 by 10,000 pixels would take 1.5 GB.
+_LONG = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class FramePreprocessor:
     """Resizes the short edge to `size` with PIL's antialiased filter on uint8, then crops the centre to `crop_size`.
 
-    The result equals that of transformers' `VideoLlavaImageProcessor` bit for bit, for images and video frames.
+    The result equals that of transformers' `VideoLlavaImageProcessor` bit for bit, for images and video frames; those
+    more than 100 times as long as they are short are cropped first, which may round a few pixels otherwise.
     Frames smaller than the crop are padded with black, as in transformers.
 
     Attributes:
@@ -96,7 +100,13 @@ class FramePreprocessor:
         short, long = sorted((height, width))
         scaled = int(self.size * long / short)
         new = (self.size, scaled) if height <= width else (scaled, self.size)
-        resized = np.asarray(Image.fromarray(frame).resize((new[1], new[0]), self.resample))
+        image, box = Image.fromarray(frame), None
+        if long > _LONG * short and scaled > self.crop_size:
+            start = (scaled - self.crop_size) // 2
+            first, last = (at * long / scaled for at in (start, start + self.crop_size))
+            box = (first, 0, last, height) if height <= width else (0, first, width, last)
+            new = (self.size, self.crop_size) if height <= width else (self.crop_size, self.size)
+        resized = np.asarray(image.resize((new[1], new[0]), self.resample, box=box))
         top, left = (new[0] - self.crop_size) // 2, (new[1] - self.crop_size) // 2
         if top >= 0 and left >= 0:
             return resized[top : top + self.crop_size, left : left + self.crop_size]

@@ -51,8 +51,12 @@ class Structure:
 
     def of(self, number: int, track: int) -> Stated | None:
         """Returns what is said of the video track of an order number and, in MP4, of an id; None for other formats."""
+        if self.tracks:
+            if track not in self.tracks and len(self.tracks) > 1:
+                raise MediaError(self.name, Cause.DECODE_FAILED, f"damaged: its index has no track {track}")
+            return self.tracks.get(track) or next(iter(self.tracks.values()))
         if self.tracks is not None:
-            return self.tracks.get(track, StatedFrames(self.name, None))
+            return StatedFrames(self.name, None)  # a compressed index
         if self.frames is None:
             return None
         return StatedFrames(self.name, self.frames[number] if number < len(self.frames) else None)
@@ -80,6 +84,11 @@ def read_structure(source: OpenSource, limits: MediaLimits) -> Structure:
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return Structure(source.name, avi.count_chunks(source))
     return Structure(source.name)
+
+
+def read_index(source: OpenSource) -> Structure:
+    """Counts the frames of a file that FFmpeg takes for an MP4 though it does not begin like one."""
+    return Structure(source.name, tracks=read_statements(source))
 
 
 def check_whole(source: OpenSource) -> None:

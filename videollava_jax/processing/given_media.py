@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.media import FrameFiles, FramePreprocessor, Indices, MediaLimits, read_image, read_video
+from videollava_jax.media import (
+    Cause,
+    FrameFiles,
+    FramePreprocessor,
+    Indices,
+    MediaError,
+    MediaLimits,
+    read_image,
+    read_video,
+)
+from videollava_jax.media.image import check_pixels, rgb_pixels
 from videollava_jax.processing.segments import MEDIA_TOKENS, Media, MediaKind, Segments
 
 UInt8 = npt.NDArray[np.uint8]
@@ -181,8 +191,17 @@ def image_pixels(source: Any, preprocess: FramePreprocessor, limits: MediaLimits
     """Reads an image, resized and cropped: uint8 [S, S, 3], RGB, 0-255."""
     if isinstance(source, (str, os.PathLike)):
         source = read_image(source, limits=limits)
-    pixels: UInt8 = preprocess(_frame(source, "image")[None])[0]
+    pixels: UInt8 = _resized(_frame(source, "image", limits)[None], preprocess, "image")[0]
     return pixels
+
+
+def _resized(frames: UInt8, preprocess: FramePreprocessor, name: str) -> UInt8:
+    try:
+        return preprocess(frames)
+    except MemoryError:
+        _, height, width, _ = frames.shape
+        message = f"too little memory to resize {len(frames)} frames of {width} by {height} pixels"
+        raise MediaError(name, Cause.TOO_LARGE, message) from None
 
 
 def video_pixels(source: Any, preprocess: FramePreprocessor, frame_sampling: Any, limits: MediaLimits) -> UInt8:
@@ -194,9 +213,10 @@ def video_pixels(source: Any, preprocess: FramePreprocessor, frame_sampling: Any
         if not len(source):
             raise ValueError("video: expected at least one frame, got an array of none")
         _check_pixels(source, "video", "[F, H, W, 3]")
-        return preprocess(source)
-    frames = [preprocess(_frame(frame, f"video, frame {i}")[None]) for i, frame in enumerate(source)]
-    return np.concatenate(frames)
+        return _resized(source, preprocess, "video")
+    names = [f"video, frame {i}" for i in range(len(source))]
+    frames = [_frame(frame, name, limits) for frame, name in zip(source, names, strict=True)]
+    return np.concatenate([_resized(frame[None], preprocess, name) for frame, name in zip(frames, names, strict=True)])
 
 
 def is_read_from_files(source: Any) -> bool:
@@ -218,9 +238,10 @@ def known_frames(source: Any, frame_sampling: Any) -> int | None:
     return len(getattr(source, "frames", source))
 
 
-def _frame(source: Any, name: str) -> UInt8:
-    if _is_pil(source):
-        return np.asarray(source.convert("RGB"))
+def _frame(source: Any, name: str, limits: MediaLimits) -> UInt8:
+    if _is_pil(source):  # it goes the way of the same image in a file
+        check_pixels(name, "an image", source.width, source.height, limits)
+        return rgb_pixels(source, name)
     if not isinstance(source, np.ndarray):
         raise ValueError(f"{name}: expected a PIL image or a uint8 array [H, W, 3], got {describe(source)}")
     _check_pixels(source, name, "[H, W, 3]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from videollava_jax.media.pictures.count import Broken, Count
 
-_SEQUENCE, _DELIMITER, _HEADER, _FRAME = 1, 2, 3, 6
+_SEQUENCE, _DELIMITER, _HEADER, _METADATA, _FRAME, _PADDING = 1, 2, 3, 5, 6, 15
 _KNOWN = (*range(1, 9), 15)
 
 
@@ -13,6 +13,7 @@ class Av1Counter:
 
     def __init__(self, extradata: bytes):
         self._reduced = False  # a still picture's short headers
+        self._sets = extradata
         if len(extradata) > 4 and extradata[0] == 0x81:
             extradata = extradata[4:]
         try:
@@ -22,13 +23,25 @@ class Av1Counter:
 
     def __call__(self, packet: bytes) -> Count:
         """See `Counter.__call__`."""
-        shown, hidden, layers = self._units(packet)
+        shown, hidden, layers, others = self._units(packet)
+        if not shown and not hidden:
+            for kind, content in others:
+                self._check_without_picture(kind, content)
         return Count(min(shown, 1) if layers else shown, hidden=bool(hidden and not shown))
 
-    def _units(self, data: bytes) -> tuple[int, int, bool]:
-        """Returns how many frames are shown and hidden, and whether there are several spatial layers."""
+    def _check_without_picture(self, kind: int, content: bytes) -> None:
+        """Checks a unit of a packet that holds no frame: a delimiter, padding, metadata, the sequence's header."""
+        known = kind == _SEQUENCE and len(content) > 4 and (content in self._sets or len(self._sets) < 8)
+        empty = kind == _DELIMITER and not content
+        # Types of metadata: brightness, mastering display, scalability, subtitles, time code.
+        described = kind == _METADATA and content[:1] in (b"\1", b"\2", b"\3", b"\4", b"\5")
+        if not (known or empty or described or kind == _PADDING):
+            raise Broken("it holds no picture")
+
+    def _units(self, data: bytes) -> tuple[int, int, bool, list[tuple[int, bytes]]]:
+        """Returns how many frames are shown and hidden, whether there are spatial layers, and all other units."""
         shown = hidden = at = 0
-        layers = False
+        layers, others = False, []
         while at < len(data):
             head, at = data[at], at + 1
             kind = head >> 3 & 15
@@ -44,6 +57,8 @@ class Av1Counter:
             if end > len(data):
                 raise Broken("the lengths of its units do not add up")
             content = data[at : at + 1]
+            if kind not in (_HEADER, _FRAME):
+                others.append((kind, data[at:end]))
             if kind == _SEQUENCE and content:
                 self._reduced = bool(content[0] & 0x08)
             elif kind in (_HEADER, _FRAME):
@@ -53,7 +68,7 @@ class Av1Counter:
                 show = self._reduced or bool(content[0] & 0x80) or bool(content[0] & 0x10)
                 shown, hidden = shown + show, hidden + (not show)
             at = end
-        return shown, hidden, layers
+        return shown, hidden, layers, others
 
 
 def _leb128(data: bytes, at: int) -> tuple[int, int]:

@@ -63,6 +63,10 @@ class Bits:
                 raise Broken("a header holds a number that is too large")
         return (1 << zeros) - 1 + self.take(zeros)
 
+    def is_at_stop_bit(self) -> bool:
+        """Returns whether only the stop bit, a 1 before zeros, is left."""
+        return self.left > 0 and self._value & (1 << self.left) - 1 == 1 << self.left - 1
+
     def signed_golomb(self) -> int:
         """Reads a signed Exp-Golomb number, se(v) of H.264 and HEVC."""
         value = self.golomb()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from videollava_jax.media.pictures import units
 from videollava_jax.media.pictures.count import Bits, Broken, Count
 
 _SLICE, _PARTITION, _IDR = 1, 2, 5
-_SEI, _SPS, _PPS, _DELIMITER, _END_OF_SEQUENCE, _END_OF_STREAM, _FILLER, _SPS_EXTENSION = 6, 7, 8, 9, 10, 11, 12, 13
+_SEI, _SPS, _PPS, _DELIMITER, _END_OF_SEQUENCE, _END_OF_STREAM, _FILLER = 6, 7, 8, 9, 10, 11, 12
 _PICTURES = (_SLICE, _PARTITION, _IDR)
 _CHROMA_PROFILES = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
 _PROFILES = _CHROMA_PROFILES | {66, 77, 88}
@@ -153,15 +154,10 @@ class H264Counter:
             units.check_filler(payload)
         elif kind == _SPS:
             _sequence(Bits(units.unescaped(payload)))
-            units.check_ends_with_stop_bit(payload, 1000)
-        elif kind in (_PPS, _SPS_EXTENSION):
-            bits = Bits(units.unescaped(payload))
-            if kind == _PPS and (bits.golomb() > 255 or bits.golomb() not in self._sequences):
-                raise Broken("a picture parameter set of no sequence")
-            units.check_ends_with_stop_bit(payload, 300)
+        elif kind == _PPS:
+            _check_picture_parameters(units.unescaped(payload), self._sequences)
         elif kind == _DELIMITER:
-            if payload.rstrip(b"\0")[:1] == b"" or payload[0] & 31 != 16 or len(payload.rstrip(b"\0")) > 1:
-                raise Broken("a delimiter that is something else")
+            units.check_delimiter(payload)
         elif kind not in (_END_OF_SEQUENCE, _END_OF_STREAM) or payload.strip(b"\0"):
             raise Broken("it holds no picture")
 
@@ -205,6 +201,26 @@ def _sequence(bits: Bits) -> tuple[int, _Sequence]:
             bits.golomb()
     bits.golomb(), bits.take(1), bits.golomb(), bits.golomb()
     return number, _Sequence(frame_number_bits, separate, fields=not bits.take(1))
+
+
+def _check_picture_parameters(payload: bytes, sequences: Container[int]) -> None:
+    """Checks that a picture parameter set (7.3.2.2) is one, to its last bit; lists of scalings are not looked into."""
+    bits = Bits(payload.rstrip(b"\0"))
+    if bits.golomb() > 255 or bits.golomb() not in sequences:
+        raise Broken("a picture parameter set of no sequence")
+    bits.take(2)
+    if bits.golomb() or bits.golomb() > 31 or bits.golomb() > 31 or bits.take(3) & 3 == 3:
+        raise Broken("an impossible picture parameter set")
+    if not all(low <= bits.signed_golomb() <= 25 for low in (-62, -26, -12)):
+        raise Broken("an impossible picture parameter set")
+    bits.take(3)
+    if not bits.is_at_stop_bit():
+        bits.take(1)
+        if bits.take(1):
+            return
+        bits.signed_golomb()
+        if not bits.is_at_stop_bit():
+            raise Broken("an impossible picture parameter set")
 
 
 def _skip_scaling_list(bits: Bits, size: int) -> None:

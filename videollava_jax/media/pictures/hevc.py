@@ -9,7 +9,7 @@ _RASL = (8, 9)  # leading pictures that refer to frames before the keyframe that
 _BLA = (16, 17, 18)  # a keyframe after a splice: its RASL pictures are never shown
 _IDR, _CRA = (19, 20), 21
 _PICTURES, _RESERVED = range(32), (*range(10, 16), *range(22, 32))
-_PARAMETERS, _DELIMITER, _ENDS, _FILLER, _MESSAGES = (32, 33, 34), 35, (36, 37), 38, (39, 40)
+_VIDEO_SET, _SEQUENCE_SET, _PICTURE_SET, _DELIMITER, _ENDS, _FILLER, _MESSAGES = 32, 33, 34, 35, (36, 37), 38, (39, 40)
 
 
 class HevcCounter:
@@ -20,6 +20,7 @@ class HevcCounter:
         self._length_size = (extradata[21] & 3) + 1 if record else None
         self._sequence_begins = True
         self._drops_rasl = False
+        self._sets = extradata
 
     def __call__(self, packet: bytes) -> Count:
         """See `Counter.__call__`."""
@@ -59,10 +60,16 @@ class HevcCounter:
             units.check_sei(payload)
         elif kind == _FILLER:
             units.check_filler(payload)
-        elif kind in _PARAMETERS:
-            units.check_ends_with_stop_bit(payload, 1000)
+        elif kind == _VIDEO_SET:
+            if payload[2:4] != b"\xff\xff":  # so the standard has it
+                raise Broken("an impossible video parameter set")
+        elif kind == _SEQUENCE_SET:
+            if len(payload) < 2 or payload[1] >> 6 or not 1 <= payload[1] & 31 <= 11:
+                raise Broken("a sequence parameter set of no profile")
+        elif kind == _PICTURE_SET:
+            if len(self._sets) > 23 and unit not in self._sets:
+                raise Broken("a picture parameter set that no picture has")
         elif kind == _DELIMITER:
-            if len(payload.rstrip(b"\0")) != 1 or payload[0] & 31 != 16:
-                raise Broken("a delimiter that is something else")
+            units.check_delimiter(payload)
         elif kind not in _ENDS or payload.strip(b"\0"):
             raise Broken("it holds no picture")

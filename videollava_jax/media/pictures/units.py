@@ -22,7 +22,8 @@ def split(packet: bytes, length_size: int | None) -> list[bytes]:
       length_size: bytes of the length before each unit, as MP4 and Matroska store them; None for start codes.
 
     Raises:
-      Broken: a length is 0 or reaches past the packet's end, or the packet does not begin with a start code.
+      Broken: there is none, a length is 0 or reaches past the packet's end, or the packet does not begin with a start
+        code.
     """
     if length_size is None:
         starts = [found.end() for found in _START.finditer(packet)]
@@ -40,6 +41,8 @@ def split(packet: bytes, length_size: int | None) -> list[bytes]:
             raise Broken("the lengths of its units do not add up")
         units.append(packet[at + length_size : end])
         at = end
+    if not units:
+        raise Broken("it holds nothing")
     return units
 
 
@@ -66,7 +69,7 @@ def check_filler(payload: bytes) -> None:
         raise Broken("filler data that is something else")
 
 
-def check_ends_with_stop_bit(payload: bytes, most: int) -> None:
-    """Checks a unit of a few bytes that ends with a stop bit: a delimiter, a parameter set."""
-    if len(payload) > most or not payload.rstrip(b"\0"):
-        raise Broken("a parameter set or delimiter of an impossible size")
+def check_delimiter(payload: bytes) -> None:
+    """Checks that a delimiter is nothing else: the kinds of its slices in three bits, and the stop bit."""
+    if len(payload.rstrip(b"\0")) != 1 or payload[0] & 31 != 16:
+        raise Broken("a delimiter that is something else")
