@@ -93,7 +93,7 @@ class Theirs:
         return model.train()
 
     def _batch(self, rows: Rows) -> dict[str, Any]:
-        pixels = self.processor.video_processor.normalize(rows.frames)
+        pixels = self.processor.preprocessors["video"].normalize(rows.frames)
         return {
             "input_ids": self.torch.tensor(rows.ids, device=self.device),
             "labels": self.torch.tensor(rows.labels, device=self.device),

@@ -131,7 +131,7 @@ class Ours:
 
     def encode(self) -> Iterator[Measured]:
         """Measures pixels on the device to features: one video per call, like the engine, and eight."""
-        preprocess = self.processor.video_processor
+        preprocess = self.processor.preprocessors["video"]
         mean, std = ((np.array(numbers, np.float32),) for numbers in (preprocess.mean, preprocess.std))
         for videos in (1, 8):
             pixels = (jnp.asarray(np.stack([self.asked.read.pixels[0]] * videos)),)

@@ -137,8 +137,8 @@ def test_what_the_processor_returns_is_all_that_the_model_needs(tiny_model, tiny
     first = out.logits[0, -1].argmax()
     assert ids[0, inputs["input_ids"].shape[1]] == first
     messages = [{"role": "user", "content": [{"type": "video", "video": CLIP}, {"type": "text", "text": "What?"}]}]
-    assert own.apply_chat_template(messages, tokenize=True)["video_pooling"] == 2
-    assert "video_pooling" not in own.apply_chat_template(messages, tokenize=True, video_pooling=1)
+    assert own.conversation_inputs(messages)["video_pooling"] == 2
+    assert "video_pooling" not in own.conversation_inputs(messages, video_pooling=1)
     assert "video_pooling" not in own(text="no video")
 
 
@@ -278,9 +278,7 @@ def test_a_pooled_conversation_equals_itself_sent_anew(tiny_model, tiny_processo
     chat = Chat(tiny_model, tiny_processor, videos=[CLIP], frame_sampling=Uniform(16), video_pooling=2)
     for question in ("Which way does it move?", "What shape is it?", "Does it change colour?"):
         turn = chat.ask(question, max_new_tokens=6)
-        inputs = tiny_processor.apply_chat_template(
-            chat.messages[:-1], tokenize=True, frame_sampling=Uniform(16), video_pooling=2
-        )
+        inputs = tiny_processor.conversation_inputs(chat.messages[:-1], frame_sampling=Uniform(16), video_pooling=2)
         ids = tiny_model.generate(**inputs, max_new_tokens=6)
         assert turn.token_ids == tuple(ids[0, inputs["input_ids"].shape[1] :].tolist())
         assert turn.prompt_tokens == inputs["input_ids"].shape[1]

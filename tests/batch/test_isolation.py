@@ -167,7 +167,9 @@ def test_a_worker_ends_itself_when_its_parent_cannot(tiny_processor, faulty, mon
     import subprocess
     import sys
 
-    task = worker.Task("image", str(faulty / "hang"), None, tiny_processor.image_processor, worker.MediaLimits(), 0.5)
+    task = worker.Task(
+        "image", str(faulty / "hang"), None, tiny_processor.preprocessors["image"], worker.MediaLimits(), 0.5
+    )
     import pickle
 
     raw = pickle.dumps(task)

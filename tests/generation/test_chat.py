@@ -17,7 +17,7 @@ QUESTIONS = ["What shape is it?", "Which way does it move?", "Does it change col
 
 def sent_anew(model, processor, messages, template, **options):
     """The answer's tokens when the conversation is read, encoded and prefilled from its start."""
-    inputs = processor.apply_chat_template(messages, template=template, tokenize=True)
+    inputs = processor.conversation_inputs(messages, template=template)
     ids = model.generate(**inputs, max_new_tokens=8, **options)
     return tuple(ids[0, inputs["input_ids"].shape[1] :].tolist())
 

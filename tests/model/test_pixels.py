@@ -28,14 +28,17 @@ SAME = 1e-5
 def processor(tiny_processor):
     """The tiny model's processor, with other statistics for each kind of medium."""
     changed = copy.copy(tiny_processor)
-    changed.image_processor = dataclasses.replace(changed.image_processor, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    changed.video_processor = dataclasses.replace(changed.video_processor, mean=(0.6, 0.5, 0.4), std=(0.2, 0.3, 0.4))
+    usual = changed.preprocessors["image"]
+    changed.preprocessors = {
+        "image": dataclasses.replace(usual, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)),
+        "video": dataclasses.replace(usual, mean=(0.6, 0.5, 0.4), std=(0.2, 0.3, 0.4)),
+    }
     return changed
 
 
 def test_training_and_inference_encode_the_same_features(tiny_model, processor):
     rng = np.random.default_rng(0)
-    side, frames = processor.image_processor.crop_size, 8
+    side, frames = processor.preprocessors["image"].crop_size, 8
     image = rng.integers(0, 256, (1, side, side, 3), dtype=np.uint8)
     clip = rng.integers(0, 256, (frames, side, side, 3), dtype=np.uint8)
 
@@ -54,8 +57,7 @@ def test_training_and_inference_encode_the_same_features(tiny_model, processor):
     assert_close(learnt_from, answered_from, SAME)
 
     def on_host(kind: str, pixels: np.ndarray) -> np.ndarray:
-        preprocess = {"image": processor.image_processor, "video": processor.video_processor}[kind]
-        return np.moveaxis(preprocess.normalize(pixels), -1, -3)
+        return np.moveaxis(processor.preprocessors[kind].normalize(pixels), -1, -3)
 
     model = tiny_model.graph, tiny_model.state
     generated_from = jnp.concatenate(
@@ -66,7 +68,7 @@ def test_training_and_inference_encode_the_same_features(tiny_model, processor):
 
 def test_the_device_normalises_as_the_host(processor):
     every_value = np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)
-    preprocess = processor.video_processor
+    preprocess = processor.preprocessors["video"]
     got = normalised(jnp.asarray(every_value), preprocess.mean, preprocess.std)
     np.testing.assert_allclose(got, preprocess.normalize(every_value), rtol=0, atol=1e-6)
     assert normalised(jnp.asarray(every_value), preprocess.mean, preprocess.std, jnp.bfloat16).dtype == jnp.bfloat16

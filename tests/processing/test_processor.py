@@ -198,7 +198,7 @@ def test_frame_files_are_one_video(processor: VideoLlavaProcessor, tmp_path: Pat
         got = processor("<video>", videos=given_videos, frame_sampling=every_second).pixel_values_videos
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
     asked = [{"role": "user", "content": [{"type": "video", "video": paths}, {"type": "text", "text": "What?"}]}]
-    got = processor.apply_chat_template(asked, tokenize=True, return_dict=True, frame_sampling=every_second)
+    got = processor.conversation_inputs(asked, frame_sampling=every_second)
     np.testing.assert_allclose(got.pixel_values_videos, want, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="frames of one video are given as FrameFiles"):
         processor(["<video>"], videos=[paths])
@@ -209,7 +209,7 @@ def test_a_video_file_is_sampled(processor: VideoLlavaProcessor, clip: Path) -> 
     assert inputs.pixel_values_videos.shape == (2, 8, 3, SIDE, SIDE)
     greys = inputs.pixel_values_videos[0].mean((1, 2, 3))
     want = [
-        float(processor.video_processor.normalize(np.full((1, 1, 1, 3), 10 + 28 * i, np.uint8)).mean())
+        float(processor.preprocessors["video"].normalize(np.full((1, 1, 1, 3), 10 + 28 * i, np.uint8)).mean())
         for i in range(8)
     ]
     np.testing.assert_allclose(greys, want, atol=0.1)  # every second frame, as the documentation samples

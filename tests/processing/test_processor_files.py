@@ -79,16 +79,15 @@ def test_saved_and_loaded_again(processor: VideoLlavaProcessor, tmp_path: Path) 
     own = make(processor.tokenizer, template="vicuna_v1", max_positions=400)
     own.save_pretrained(tmp_path / "new")
     again = VideoLlavaProcessor.from_pretrained(tmp_path / "new")
-    assert again.image_processor == own.image_processor
-    assert again.video_processor == own.video_processor
+    assert again.preprocessors == own.preprocessors
     assert (again.template, again.max_positions, again.chat_template) == (
         own.template,
         own.max_positions,
         own.chat_template,
     )
     conversation = ask({"type": "video", "video": video()}, "What?")
-    for name, want in own.apply_chat_template(conversation, tokenize=True).items():
-        np.testing.assert_array_equal(again.apply_chat_template(conversation, tokenize=True)[name], want)
+    for name, want in own.conversation_inputs(conversation).items():
+        np.testing.assert_array_equal(again.conversation_inputs(conversation)[name], want)
 
 
 def test_transformers_reads_what_is_saved(processor: VideoLlavaProcessor, tmp_path: Path) -> None:
@@ -107,7 +106,7 @@ def test_transformers_reads_what_is_saved(processor: VideoLlavaProcessor, tmp_pa
         add_generation_prompt=True,
         tokenize=False,
     )
-    assert prompt == processor.apply_chat_template(conversation)
+    assert prompt == processor.conversation_text(conversation)
     assert tokenizer(prompt)["input_ids"] == processor.tokenizer(prompt)["input_ids"]
 
 

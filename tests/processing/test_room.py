@@ -23,7 +23,7 @@ def by_call(processor, model, text):
 
 
 def by_template(processor, model, text):
-    processor.apply_chat_template([{"role": "user", "content": text}], tokenize=True, max_new_tokens=8)
+    processor.conversation_inputs([{"role": "user", "content": text}], max_new_tokens=8)
 
 
 def by_chat(processor, model, text):

@@ -24,14 +24,13 @@ def encode_prefixes(
     kinds = reads[0].kinds
     if not kinds:
         return None
-    by_kind = {"image": processor.image_processor, "video": processor.video_processor}
     features: jax.Array = on_device.encode(
         model.graph,
         model.state,
         kinds,
         reads[0].pooling,
         tuple(model.on_devices(np.stack(arrays)) for arrays in zip(*(read.pixels for read in reads), strict=True)),
-        tuple(np.array(by_kind[kind].mean, np.float32) for kind in kinds),
-        tuple(np.array(by_kind[kind].std, np.float32) for kind in kinds),
+        tuple(np.array(processor.preprocessors[kind].mean, np.float32) for kind in kinds),
+        tuple(np.array(processor.preprocessors[kind].std, np.float32) for kind in kinds),
     )
     return features

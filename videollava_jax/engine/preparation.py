@@ -20,7 +20,7 @@ from videollava_jax.processing.given_media import known_frames, require_sources,
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import parse_conversation, render
 from videollava_jax.processing.room import require_room, room_for_prompt
-from videollava_jax.processing.segments import Media, Segments, TextIds
+from videollava_jax.processing.segments import Media, MediaKind, Segments, TextIds
 
 Ids = npt.NDArray[np.int32]
 Reader = Callable[[Media, Any], npt.NDArray[np.uint8]]
@@ -109,7 +109,7 @@ class ReadPrefix:
     """
 
     ids: Ids
-    kinds: tuple[str, ...]
+    kinds: tuple[MediaKind, ...]
     pixels: tuple[npt.NDArray[np.uint8], ...]
     pooling: int = 1
 

@@ -16,7 +16,7 @@ class Request:
     Attributes:
       id: of the request; its result has the same.
       prompt: with `<image>` and `<video>` where media stand, as the processor's call takes it.
-      conversation: messages as `apply_chat_template` takes them, instead of `prompt`.
+      conversation: messages as `processing.prompt.parse_conversation` takes them, instead of `prompt`.
       images, videos: in the order of the prompt's placeholders; those of a conversation are in its messages.
       max_new_tokens: the answer is cut there.
       seed: of the random draws, where the options hold `do_sample=True`.

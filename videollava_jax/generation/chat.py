@@ -83,7 +83,7 @@ class Chat:
           images, videos: shown in the first turn, in any form that the processor takes. Videos have the same
             number of frames.
           template: how the conversation is written; None for the processor's own template.
-          read: `frame_sampling`, `limits` and `video_pooling` of `VideoLlavaProcessor.apply_chat_template`.
+          read: `frame_sampling`, `limits` and `video_pooling` of `VideoLlavaProcessor.conversation_inputs`.
         """
         self._model = model
         self._processor = processor
@@ -174,8 +174,8 @@ class Chat:
 
     def _begin(self, messages: list[dict[str, Any]], decoding: GenerationOptions) -> tuple[Ids, jax.Array, Cache]:
         """Reads the media and prefills the whole prompt."""
-        inputs = self._processor.apply_chat_template(
-            messages, template=self._template, tokenize=True, max_new_tokens=decoding.max_new_tokens, **self._read
+        inputs = self._processor.conversation_inputs(
+            messages, template=self._template, max_new_tokens=decoding.max_new_tokens, **self._read
         )
         processor = self._processor
         self._media_lengths = [processor.tokens_per_image for _ in inputs.get("pixel_values_images", ())]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videollava_jax.config import SelectStrategy, VideoLlavaConfig
-from videollava_jax.media import FramePreprocessor
+from videollava_jax.processing.segments import MediaKind
 from videollava_jax.processing.tokenizer import read_json
 
 
@@ -61,6 +61,8 @@ def _square(side: int) -> dict[str, Any]:
 def read_settings(path: Path) -> dict[str, Any]:
     """Reads a directory in transformers' layout: returns the arguments of `VideoLlavaProcessor` except the tokenizer.
 
+    `image_processor` and `video_processor` (None: as images) are the content of `preprocessor_config.json`.
+
     Raises:
         ValueError: a file that cannot be read, or a setting that is not supported.
     """
@@ -70,8 +72,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     video = saved.get("video_processor") or read_json(path / "video_preprocessor_config.json")
     model = model_facts(config)
     return {
-        "image_processor": FramePreprocessor.from_json(image if image is not None else model.preprocessing),
-        "video_processor": None if video is None else FramePreprocessor.from_json(video),
+        "image_processor": image if image is not None else model.preprocessing,
+        "video_processor": video,
         "patch_size": saved.get("patch_size", model.patch_size),
         "vision_feature_select_strategy": saved.get("vision_feature_select_strategy", model.strategy),
         "chat_template": _saved_chat_template(path, saved),
@@ -94,9 +96,8 @@ def _saved_chat_template(path: Path, saved: Mapping[str, Any]) -> str | None:
 def write_settings(
     path: Path,
     processor_class: str,
+    preprocessing: Mapping[MediaKind, Mapping[str, Any]],
     *,
-    image_processor: FramePreprocessor,
-    video_processor: FramePreprocessor,
     settings: Mapping[str, Any],
     chat_template: str,
 ) -> None:
@@ -105,18 +106,18 @@ def write_settings(
     Args:
         path: an existing directory.
         processor_class: the class's name, which transformers looks up.
-        image_processor, video_processor: how images and frames become pixels.
+        preprocessing: how images and frames become pixels, as in `preprocessor_config.json`.
         settings: the content of `processor_config.json`.
         chat_template: Jinja.
     """
     name = {"processor_class": processor_class}
     _write_json(
         path / "preprocessor_config.json",
-        {**image_processor.to_json(), **name, "image_processor_type": "VideoLlavaImageProcessor"},
+        {**preprocessing["image"], **name, "image_processor_type": "VideoLlavaImageProcessor"},
     )
     _write_json(
         path / "video_preprocessor_config.json",
-        {**video_processor.to_json(), **name, "video_processor_type": "VideoLlavaVideoProcessor"},
+        {**preprocessing["video"], **name, "video_processor_type": "VideoLlavaVideoProcessor"},
     )
     _write_json(path / "processor_config.json", {**name, **settings})
     (path / "chat_template.jinja").write_text(chat_template, encoding="utf-8")

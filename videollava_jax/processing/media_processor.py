@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from videollava_jax.config import SelectStrategy, checked_pooling, require_whole_windows
 from videollava_jax.media import FramePreprocessor, MediaLimits, Uniform
 from videollava_jax.processing.given_media import image_pixels, video_pixels
-from videollava_jax.processing.segments import Media
+from videollava_jax.processing.segments import Media, MediaKind
 
 DEFAULT_LIMITS = MediaLimits()
 DEFAULT_FRAME_SAMPLING = Uniform(num_frames=8)
@@ -30,6 +30,9 @@ class MediaProcessor:
         num_additional_image_tokens: tokens of a tower that are not patches: the class token.
         video_pooling: side of the windows of patches whose features are averaged in each frame of a video; 1 for none.
         frame_window: a video's number of frames must be a multiple of this.
+
+    Attributes:
+        preprocessors: how media of each kind become pixels, "image" and "video".
 
     Raises:
         ValueError: an unknown `vision_feature_select_strategy`, or a pooling that does not divide the patches.
@@ -50,12 +53,13 @@ class MediaProcessor:
             raise ValueError(
                 f"vision_feature_select_strategy: expected 'default' or 'full', got {vision_feature_select_strategy!r}"
             )
-        self.image_processor = FramePreprocessor() if image_processor is None else image_processor
-        self.video_processor = self.image_processor if video_processor is None else video_processor
+        self.preprocessors: Mapping[MediaKind, FramePreprocessor]
+        image = FramePreprocessor() if image_processor is None else image_processor
+        self.preprocessors = {"image": image, "video": image if video_processor is None else video_processor}
         self.patch_size = patch_size
         self.vision_feature_select_strategy = vision_feature_select_strategy
         self.num_additional_image_tokens = num_additional_image_tokens
-        self.video_pooling = checked_pooling(video_pooling, self._patches_per_side(self.video_processor))
+        self.video_pooling = checked_pooling(video_pooling, self._patches_per_side("video"))
         self.frame_window = frame_window
 
     # ── tokens ──
@@ -64,7 +68,7 @@ class MediaProcessor:
     def tokens_per_image(self) -> int:
         """Decoder tokens of an image: 256 at 224 pixels in patches of 14. Counted as transformers counts."""
         dropped = self.vision_feature_select_strategy == "default"
-        return self._patches_per_side(self.image_processor) ** 2 + self.num_additional_image_tokens - dropped
+        return self._patches_per_side("image") ** 2 + self.num_additional_image_tokens - dropped
 
     @property
     def tokens_per_frame(self) -> int:
@@ -73,7 +77,7 @@ class MediaProcessor:
 
     def pooled_tokens_per_frame(self, video_pooling: SupportsIndex) -> int:
         """Returns the decoder tokens of a frame with another pooling: 65 with 2, 17 with 4, 5 with 8, 2 with 16."""
-        side = self._patches_per_side(self.video_processor)
+        side = self._patches_per_side("video")
         return (side // checked_pooling(video_pooling, side)) ** 2 + self.num_additional_image_tokens
 
     def medium_tokens(
@@ -92,13 +96,13 @@ class MediaProcessor:
             for medium, array in zip(media, pixels, strict=True)
         ]
 
-    def _patches_per_side(self, preprocess: FramePreprocessor) -> int:
-        return preprocess.crop_size // self.patch_size
+    def _patches_per_side(self, kind: MediaKind) -> int:
+        return self.preprocessors[kind].crop_size // self.patch_size
 
     def _pooling_or_default(self, video_pooling: SupportsIndex | None) -> int:
         if video_pooling is None:
             return self.video_pooling
-        return checked_pooling(video_pooling, self._patches_per_side(self.video_processor))
+        return checked_pooling(video_pooling, self._patches_per_side("video"))
 
     # ── pixels ──
 
@@ -114,8 +118,8 @@ class MediaProcessor:
             ValueError: the file cannot be read, or the video tower does not take this number of frames.
         """
         if medium.kind == "image":
-            return image_pixels(medium.source, self.image_processor, limits)[None]
-        pixels = video_pixels(medium.source, self.video_processor, frame_sampling, limits)
+            return image_pixels(medium.source, self.preprocessors["image"], limits)[None]
+        pixels = video_pixels(medium.source, self.preprocessors["video"], frame_sampling, limits)
         self._require_whole_windows([medium], [len(pixels)])
         return pixels
 
@@ -138,7 +142,7 @@ class MediaProcessor:
             pixels.append(read[key])
         return pixels
 
-    def _normalized(self, kind: str, pixels: Sequence[npt.NDArray[np.uint8]], *, as_arrays: bool) -> Any:
+    def _normalized(self, kind: MediaKind, pixels: Sequence[npt.NDArray[np.uint8]], *, as_arrays: bool) -> Any:
         """Normalises media of one kind, channels first: float32 [N, 3, S, S] of images, [V, F, 3, S, S] of videos.
 
         Args:
@@ -149,7 +153,7 @@ class MediaProcessor:
         Raises:
             ValueError: videos with different numbers of frames cannot become one array.
         """
-        preprocess = self.image_processor if kind == "image" else self.video_processor
+        preprocess = self.preprocessors[kind]
         arrays = [np.ascontiguousarray(preprocess.normalize(p).transpose(0, 3, 1, 2)) for p in pixels]
         if kind == "image":
             arrays = [array[0] for array in arrays]

@@ -1,4 +1,4 @@
-"""`VideoLlavaProcessor`: turns text, conversations, images and videos into model inputs, as in transformers."""
+"""`VideoLlavaProcessor`: turns text, conversations, images and videos into model inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from videollava_jax.config import SelectStrategy, poolings
 from videollava_jax.hub import Wanted, find_model, local_path
-from videollava_jax.media import FramePreprocessor, MediaLimits, Uniform
+from videollava_jax.media import FramePreprocessor, MediaLimits
 from videollava_jax.processing.files import read_settings, write_settings
 from videollava_jax.processing.given_media import (
     describe,
@@ -22,12 +22,21 @@ from videollava_jax.processing.given_media import (
 )
 from videollava_jax.processing.layout import Budget, Padding, lay_out, pad
 from videollava_jax.processing.media_processor import DEFAULT_FRAME_SAMPLING, DEFAULT_LIMITS, MediaProcessor
-from videollava_jax.processing.prompt import PromptTemplate, get_template, parse_conversation, render, to_string
+from videollava_jax.processing.prompt import (
+    PromptTemplate,
+    get_template,
+    parse_conversation,
+    render,
+    render_conversations,
+    to_string,
+)
 from videollava_jax.processing.room import room_for_prompt
-from videollava_jax.processing.segments import SegmentEncoder, Segments
+from videollava_jax.processing.segments import MediaKind, SegmentEncoder, Segments
 from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, load_tokenizer
 
 Conversation = Iterable[Mapping[str, Any]]
+
+_PIXELS: dict[MediaKind, str] = {"image": "pixel_values_images", "video": "pixel_values_videos"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class VideoLlavaProcessor(MediaProcessor):
             video keep theirs either way.
         chat_template: the Jinja template that is saved with the tokenizer, for transformers. It is never run here.
         num_additional_image_tokens: tokens of a tower that are not patches: the class token.
-        template: how `apply_chat_template` writes prompts: a name in `prompt.TEMPLATES`, or a template of your own.
+        template: how conversations are written as prompts: a name in `prompt.TEMPLATES`, or a template of your own.
         max_positions: positions of the decoder; None for no check.
         video_pooling: side of the windows of patches whose features the model averages in each frame of a video, so
             that more frames fit into its positions; 1 for none. No model was trained so: see docs/more_frames.md.
@@ -128,6 +137,8 @@ class VideoLlavaProcessor(MediaProcessor):
         """
         path = find_model(directory, Wanted.SIDE_FILES, revision=revision, token=token)
         settings = read_settings(path)
+        for kind in ("image_processor", "video_processor"):
+            settings[kind] = None if settings[kind] is None else FramePreprocessor.from_json(settings[kind])
         if template is not None:
             settings["template"] = template
         if video_pooling is not None:
@@ -136,6 +147,10 @@ class VideoLlavaProcessor(MediaProcessor):
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes the files that `from_pretrained` reads, both here and in transformers."""
+        self._write(directory, {kind: preprocess.to_json() for kind, preprocess in self.preprocessors.items()})
+
+    def _write(self, directory: str | os.PathLike[str], preprocessing: Mapping[MediaKind, Mapping[str, Any]]) -> None:
+        """Writes all files, with the given settings of pixels as in `preprocessor_config.json`."""
         path = local_path(directory)
         path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(path)
@@ -147,20 +162,9 @@ class VideoLlavaProcessor(MediaProcessor):
             "video_token": VIDEO_TOKEN,
             "prompt_template": self.template.name,
         }
-        if self.max_positions is not None:
-            settings["max_positions"] = self.max_positions
-        if self.video_pooling != 1:
-            settings["video_pooling"] = self.video_pooling
-        if self.frame_window != 1:
-            settings["frame_window"] = self.frame_window
-        write_settings(
-            path,
-            type(self).__name__,
-            image_processor=self.image_processor,
-            video_processor=self.video_processor,
-            settings=settings,
-            chat_template=self.chat_template,
-        )
+        unusual = {"max_positions": None, "video_pooling": 1, "frame_window": 1}
+        settings |= {n: getattr(self, n) for n, usual in unusual.items() if getattr(self, n) != usual}
+        write_settings(path, type(self).__name__, preprocessing, settings=settings, chat_template=self.chat_template)
 
     # ── the attributes of transformers' processor ──
 
@@ -180,7 +184,7 @@ class VideoLlavaProcessor(MediaProcessor):
     @property
     def model_input_names(self) -> list[str]:
         """The names of the inputs that a call may return."""
-        return ["input_ids", "attention_mask", "pixel_values_images", "pixel_values_videos"]
+        return ["input_ids", "attention_mask", *_PIXELS.values()]
 
     def batch_decode(self, ids: Any, **kwargs: Any) -> list[str]:
         """Decodes token ids [B, T], an array of any library or lists, to strings (the tokenizer's `batch_decode`)."""
@@ -277,16 +281,35 @@ class VideoLlavaProcessor(MediaProcessor):
         )
         return self._inputs(rows, options, with_text=text is not None)
 
-    def apply_chat_template(
+    def conversation_text(
         self,
         conversation: Conversation | Sequence[Conversation],
         *,
         template: str | PromptTemplate | None = None,
         add_generation_prompt: bool = True,
-        tokenize: bool = False,
-        return_dict: bool = True,
+        continue_final_message: bool = False,
+    ) -> Any:
+        """Writes conversations as prompt strings, as transformers' template renders them.
+
+        Args, and what is raised: as in `conversation_inputs`.
+
+        Returns:
+            A string, or a list of strings for a list of conversations.
+        """
+        prompts, batched = render_conversations(
+            conversation, template or self.template, add_generation_prompt, continue_final_message
+        )
+        strings = [to_string(prompt, self.tokenizer.eos_token) for prompt in prompts]
+        return strings if batched else strings[0]
+
+    def conversation_inputs(
+        self,
+        conversation: Conversation | Sequence[Conversation],
+        *,
+        template: str | PromptTemplate | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         return_assistant_tokens_mask: bool = False,
-        num_frames: int | None = None,
         padding: Padding = False,
         truncation: bool | str | None = False,
         max_length: int | None = None,
@@ -296,51 +319,37 @@ class VideoLlavaProcessor(MediaProcessor):
         video_pooling: SupportsIndex | None = None,
         return_tensors: Literal["np"] | None = "np",
     ) -> Any:
-        """Turns conversations (see `prompt.parse_conversation`) into prompt strings, or into model inputs.
+        """Turns conversations (see `prompt.parse_conversation`) and their media into model inputs.
 
-        With `tokenize=True` the text of a message is never special: `<video>` or `</s>` in it stay those characters.
+        The text of a message is never special: `<video>` or `</s>` in it stay those characters.
 
         Args:
             conversation: one, or a list of them.
             template: the prompt template; None for the processor's own.
             add_generation_prompt: whether to open the assistant's next turn.
-            tokenize: False for the string that transformers' template renders, True for model inputs.
-            return_dict: False for the token ids alone.
+            continue_final_message: whether to leave the last message, the assistant's, open for more of it.
             return_assistant_tokens_mask: whether to add `assistant_masks` int64 [B, T], which is 1 on the assistant's
                 tokens (including `</s>`), for labels.
-            num_frames: short for `frame_sampling=Uniform(num_frames)`.
             padding, truncation, max_length, max_new_tokens: as in a call.
             frame_sampling, limits, video_pooling, return_tensors: as in a call.
 
         Returns:
-            A string or a list of strings; with `tokenize=True`, the inputs that a call returns.
+            What a call returns.
 
         Raises:
             ValueError: a conversation is malformed, or as in a call.
         """
-        batched = isinstance(conversation, Sequence) and bool(conversation) and _is_conversation(conversation[0])
-        conversations: Sequence[Any] = conversation if batched else [conversation]  # type: ignore[assignment]
-        prompts = []
-        for i, messages in enumerate(conversations):
-            try:
-                turns = parse_conversation(messages)
-                prompts.append(render(turns, template or self.template, add_generation_prompt))
-            except ValueError as error:
-                raise ValueError(f"conversation {i}: {error}" if batched else str(error)) from None
-        if not tokenize:
-            strings = [to_string(prompt, self.tokenizer.eos_token) for prompt in prompts]
-            return strings if batched else strings[0]
+        prompts, _ = render_conversations(
+            conversation, template or self.template, add_generation_prompt, continue_final_message
+        )
         most = self._most_tokens(max_new_tokens, truncation)
         rows = [self.encoder.encode(prompt, most) for prompt in prompts]
         require_sources(rows)
-        if num_frames is not None:
-            frame_sampling = Uniform(num_frames=num_frames)
         pooling = self._pooling_or_default(video_pooling)
         options = _Options(
             padding, truncation, max_length, max_new_tokens, frame_sampling, limits, return_tensors, pooling
         )
-        inputs = self._inputs(rows, options, with_answers=return_assistant_tokens_mask)
-        return inputs if return_dict else inputs["input_ids"]
+        return self._inputs(rows, options, with_answers=return_assistant_tokens_mask)
 
     def _inputs(
         self, rows: list[Segments], options: _Options, with_text: bool = True, with_answers: bool = False
@@ -372,7 +381,7 @@ class VideoLlavaProcessor(MediaProcessor):
                 with_answers=with_answers,
                 as_arrays=options.return_tensors is not None,
             )
-        for kind, name in (("image", "pixel_values_images"), ("video", "pixel_values_videos")):
+        for kind, name in _PIXELS.items():
             chosen = [p for p, medium in zip(pixels, media, strict=True) if medium.kind == kind]
             if chosen:
                 data[name] = self._normalized(kind, chosen, as_arrays=options.return_tensors is not None)
@@ -398,7 +407,7 @@ class VideoLlavaProcessor(MediaProcessor):
             tokens_per_frame=self.pooled_tokens_per_frame(options.video_pooling),
             pooled=tuple(
                 (pooling, self.pooled_tokens_per_frame(pooling))
-                for pooling in poolings(self._patches_per_side(self.video_processor))
+                for pooling in poolings(self._patches_per_side("video"))
                 if pooling > options.video_pooling
             ),
             frame_window=self.frame_window,
@@ -408,10 +417,6 @@ class VideoLlavaProcessor(MediaProcessor):
             truncate_left=tokenizer.truncation_side == "left",
             affixes=self.encoder.affix_lengths,
         )
-
-
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _as_lists(ids: Any) -> Any:

@@ -221,16 +221,49 @@ def _kind_of(value: Any) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
+def render_conversations(
+    given: Iterable[Any], template: str | PromptTemplate, add_generation_prompt: bool, continue_final_message: bool
+) -> tuple[list[tuple[Piece, ...]], bool]:
+    """Parses and renders a conversation or a list of them; also returns whether it is a list of them.
+
+    Raises:
+        ValueError: as `parse_conversation` and `render`; of several conversations the message says which.
+    """
+    batched = isinstance(given, Sequence) and bool(given) and _is_conversation(given[0])
+    prompts = []
+    for i, conversation in enumerate(given if batched else [given]):
+        try:
+            turns = parse_conversation(conversation)
+            prompts.append(render(turns, template, add_generation_prompt, continue_final_message))
+        except ValueError as error:
+            raise ValueError(f"conversation {i}: {error}" if batched else str(error)) from None
+    return prompts, batched
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def render(
-    turns: Sequence[Turn], template: str | PromptTemplate, add_generation_prompt: bool = True
+    turns: Sequence[Turn],
+    template: str | PromptTemplate,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
 ) -> tuple[Piece, ...]:
     """Writes checked turns with a template, as pieces (see `segments`).
 
+    Args:
+        turns: of one conversation.
+        template: or its name.
+        add_generation_prompt: whether to open the assistant's next turn.
+        continue_final_message: whether to leave the last message, the assistant's, open for more of it.
+
     Raises:
-        ValueError: a generation prompt is asked for after an assistant's message, or the template is unknown.
+        ValueError: a generation prompt is asked for after an assistant's message, or an open end after another's; or
+            the template is unknown.
     """
     template = get_template(template)
-    if add_generation_prompt and turns[-1].role == "assistant":
+    if add_generation_prompt and turns[-1].role == "assistant" and not continue_final_message:
         raise ValueError(
             f"message {len(turns) - 1} is already the assistant's; expected the user's to be last, or "
             "add_generation_prompt=False"
@@ -240,6 +273,13 @@ def render(
         pieces.append(template.system + template.system_end)
     for turn in turns:
         pieces += _render_turn(turn, template)
+    if continue_final_message:
+        if turns[-1].role != "assistant" or add_generation_prompt:
+            raise ValueError(
+                f"continue_final_message: expected the assistant's message to be the last, got the {turns[-1].role}'s"
+                + ("; and add_generation_prompt=False" if add_generation_prompt else "")
+            )
+        del pieces[max(i for i, piece in enumerate(pieces) if isinstance(piece, Answer)) + 1 :]
     if add_generation_prompt:
         pieces.append(template.assistant)
     return tuple(pieces)

@@ -101,7 +101,7 @@ class IsolatedReader:
         if not isinstance(medium.source, (str, os.PathLike)):
             return self._processor.read_medium(medium, frame_sampling)  # given as pixels
         processor = self._processor
-        preprocess = processor.image_processor if medium.kind == "image" else processor.video_processor
+        preprocess = processor.preprocessors[medium.kind]
         task = Task(medium.kind, medium.source, frame_sampling, preprocess, self._media_limits, self._limits.seconds)
         pixels = self._attempt(task)
         if medium.kind == "video":

@@ -85,7 +85,7 @@ class PixelReader:
     @classmethod
     def of(cls, processor: VideoLlavaProcessor, tokens: MediaTokens, limits: MediaLimits) -> PixelReader:
         """Returns a reader with the preprocessing of a processor."""
-        return cls({"image": processor.image_processor, "video": processor.video_processor}, tokens, limits)
+        return cls(processor.preprocessors, tokens, limits)
 
     def empty(self, kind: MediaKind, *axes: int) -> npt.NDArray[Any]:
         """Returns zeros uint8 [*axes, S, S, 3] for images, [*axes, F, S, S, 3] for videos."""

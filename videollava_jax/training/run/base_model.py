@@ -75,7 +75,7 @@ def load(directory: Path, recipe: Recipe, mesh: Mesh, processor: VideoLlavaProce
     placement = Placement(config, mesh)
     model = TrainingModel(
         config,
-        preprocess={"image": processor.image_processor, "video": processor.video_processor},
+        preprocess=processor.preprocessors,
         placement=placement,
         dtype=compute.dtype,
         lora=recipe.lora,
