@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videollava_jax.batch.media.remote import Fetcher, is_public
-from videollava_jax.batch.media.spool import FrameFile, Resolver, SourceError, Spool, read_frames
+from videollava_jax.batch.media.spool import FrameFile, Resolver, Spool, read_frames
 from videollava_jax.media import MediaError, MediaLimits
+from videollava_jax.media.remote import Fetcher, is_public
+from videollava_jax.media.urls import SourceError
 
 
 def png(value=0):

@@ -25,12 +25,13 @@ from videollava_jax.batch.forms.form import JobFacts, either
 from videollava_jax.batch.identity import identity_digest, job_identity
 from videollava_jax.batch.ledger import Ledger, Paths, locked, read_receipt, remove
 from videollava_jax.batch.lines import count_lines, read_lines, recognise
-from videollava_jax.batch.media.spool import Fetch, Resolver, Spool, short_name
+from videollava_jax.batch.media.spool import Fetch, Resolver, Spool
 from videollava_jax.batch.pending import PendingLine, grouped_by_media, pending_lines
 from videollava_jax.batch.records import record
 from videollava_jax.batch.requests import Defaults, with_sources
 from videollava_jax.batch.summary import ErrorRate, Summary
 from videollava_jax.engine import Request, Result
+from videollava_jax.media.urls import short_name
 
 _FETCHERS, _AHEAD = 8, 32
 """How many threads find media, and how many lines ahead of the runner they work."""

@@ -183,10 +183,10 @@ def batch(arguments: argparse.Namespace) -> None:
       SystemExit: with 128 plus the signal's number, if a signal stopped the job.
     """
     from videollava_jax.batch.media.isolation import IsolatedReader
-    from videollava_jax.batch.media.remote import Fetcher
     from videollava_jax.batch.requests import Defaults
     from videollava_jax.batch.runner import BatchOptions, Stopped, run_batch
     from videollava_jax.config import require_whole_windows
+    from videollava_jax.media.remote import Fetcher
 
     sources, output = _job_files(arguments)
     generation = from_arguments(arguments)

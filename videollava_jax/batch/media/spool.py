@@ -6,8 +6,6 @@ Files for URLs are in a directory of the job, as long as a question needs them. 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 import os
@@ -15,7 +13,6 @@ import shutil
 import stat
 import tempfile
 import threading
-import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,22 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.media import Cause, MediaError, MediaLimits, read_image
+from videollava_jax.media.urls import SourceError, base64_bytes, base64_digits, file_url_path, short_name
 from videollava_jax.processing.segments import MediaKind
 
 Fetch = Callable[[str, BinaryIO, int], None]
 """Fetches a URL into a file: called with the URL, the file and the most bytes."""
-
-
-class SourceError(ValueError):
-    """A line names a medium that is forbidden or cannot be obtained.
-
-    Attributes:
-      cause: the kind of error, for programs that count.
-    """
-
-    def __init__(self, cause: str, message: str):
-        super().__init__(message)
-        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -140,7 +126,7 @@ class Resolver:
         if scheme in ("http", "https"):
             return self._remote(source)
         if scheme == "file":
-            return self._file(_path_of(source))
+            return self._file(file_url_path(source))
         if "://" in source:
             raise SourceError(
                 "forbidden_source", f"{short_name(source)}: expected a path, a data:, http: or https: URL"
@@ -183,12 +169,12 @@ class Resolver:
             raise SourceError(
                 "bad_data_url", f"{short_name(url)}: expected data:image/…;base64,… or data:video/…;base64,…"
             )
-        digits = _base64_digits(content)
+        digits = base64_digits(content)
         if len(digits) // 4 * 3 > self._max_bytes:
             raise self._too_large("a data: URL", len(digits) // 4 * 3)
         if kind == "video" and mime == "video/jpeg":
-            return FrameFile(self._spool.take(_frame_writer([_decoded(part) for part in digits.split(b",")])))
-        return self._spool.take(_write_all([_decoded(digits)]))
+            return FrameFile(self._spool.take(_frame_writer([base64_bytes(part) for part in digits.split(b",")])))
+        return self._spool.take(_write_all([base64_bytes(digits)]))
 
     def _remote(self, url: str) -> str:
         if self._fetch is None:
@@ -204,37 +190,6 @@ class Resolver:
         )
 
 
-def _path_of(url: str) -> str:
-    """The path in a file: URL."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError:
-        raise SourceError("forbidden_source", f"{short_name(url)}: not a URL") from None
-    if parts.netloc not in ("", "localhost"):
-        raise SourceError(
-            "forbidden_source",
-            f"{short_name(url)}: names a host, {short_name(parts.netloc)}: expected file:///path, or a path",
-        )
-    return urllib.parse.unquote(parts.path, errors="surrogateescape")
-
-
-def _base64_digits(content: str) -> bytes:
-    """What follows the comma of a data: URL, without the white space and escapes that URLs may have."""
-    raw = urllib.parse.unquote_to_bytes(content) if "%" in content else content.encode(errors="replace")
-    return raw.translate(None, b" \t\r\n\f")
-
-
-def _decoded(digits: bytes) -> bytes:
-    """Decodes base64 as browsers do: padding may be left out."""
-    digits = digits.removesuffix(b"=").removesuffix(b"=")
-    try:
-        if digits.endswith(b"="):
-            raise binascii.Error("more padding than there can be")
-        return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
-    except binascii.Error:
-        raise SourceError("bad_data_url", "a data: URL whose base64 is damaged") from None
-
-
 def _frame_writer(frames: Sequence[bytes]) -> Callable[[BinaryIO], None]:
     return _write_all([json.dumps([len(frame) for frame in frames]).encode() + b"\n", *frames])
 
@@ -245,10 +200,3 @@ def _write_all(parts: Sequence[bytes]) -> Callable[[BinaryIO], None]:
             file.write(part)
 
     return write
-
-
-def short_name(name: str) -> str:
-    """Returns a source's name for messages: on one line, and shortened if it is long."""
-    most = 40 if name.startswith("data:") else 200
-    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:most])
-    return printable if len(name) <= most else f"{printable}… ({len(name)} characters)"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import BinaryIO
 
-from videollava_jax.batch.media.spool import SourceError
+from videollava_jax.media.urls import SourceError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
