@@ -19,6 +19,7 @@ PACKAGE = ROOT / "videollava_jax"
 ORDER = (
     "version",
     "config_json",
+    "extras",
     "config",
     "assets",
     "hub",
@@ -42,6 +43,7 @@ ORDER = (
 WITHOUT_JAX = (
     "version",
     "config_json",
+    "extras",
     "config",
     "assets",
     "hub",

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from videollava_jax.extras import installs
+
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _SUFFIXES = (".gz", ".zst", ".zstd")
 
@@ -60,6 +62,6 @@ def _zstd(path: Path) -> Any:
             from backports import zstd
     except ImportError:
         raise ValueError(
-            f"{path}: compressed with Zstandard, which this Python reads with: pip install 'videollava-jax[zstd]'"
+            f"{path}: compressed with Zstandard, which this Python reads with a package: {installs('zstd')}"
         ) from None
     return zstd

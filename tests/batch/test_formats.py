@@ -185,7 +185,7 @@ def test_parquet_needs_pyarrow_and_says_so(tmp_path):
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        with pytest.raises(ValueError, match=r"pip install 'videollava-jax\[parquet\]'"):
+        with pytest.raises(ValueError, match=r"pip install -e '\.\[parquet\]'"):
             list(read_lines([tmp_path / "a.parquet"], "parquet"))
         return
     rows = [{"id": "a", "video": "a.mp4", "prompt": "?"}, {"id": "b", "video": None, "prompt": "!"}]

@@ -69,14 +69,38 @@ def answers(path):
     }
 
 
-def test_an_input_in_parts(tmp_path):
-    (program,) = (text for text in blocks("python") if "hashlib" in text)
-    lines = [json.dumps({"id": i, "video": f"{i % 40}.mp4", "prompt": "?"}) + "\n" for i in range(400)]
-    (tmp_path / "questions.jsonl").write_text("".join(lines))
-    subprocess.run([sys.executable, "-c", program, "questions.jsonl", "4"], cwd=tmp_path, check=True)
+LINES = {
+    "ours": lambda i, video: {"id": i, "video": video, "prompt": "?"},
+    "media": lambda i, video: {"id": i, "media": [{"image": "a.png"}, {"video": video}], "prompt": "?"},
+    "openai": lambda i, video: {
+        "custom_id": str(i),
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "video_url", "video_url": {"url": video}}, {"type": "text", "text": "?"}],
+                }
+            ]
+        },
+    },
+    "llava": lambda i, video: {"question_id": i, "video": video, "text": "?"},
+}
+
+
+@pytest.mark.parametrize("form", LINES)
+def test_an_input_in_parts(form, tmp_path, monkeypatch):
+    """The page's program keeps every line, and all lines about a video in one part; one that is broken, too."""
+    (program,) = (text for text in blocks("python") if "split_questions.py" in text)
+    lines = [json.dumps(LINES[form](i, f"{i % 40}.mp4")) + "\n" for i in range(400)]
+    (tmp_path / "questions.jsonl").write_text("".join([*lines[:7], "\n", "{broken\n", *lines[7:]]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["split_questions.py", "questions.jsonl", "4"])
+    exec(program, {})
     parts = [(tmp_path / f"questions.jsonl.{i}").read_text().splitlines(keepends=True) for i in range(4)]
-    assert sorted(itertools.chain(*parts)) == sorted(lines)
-    videos = [{json.loads(line)["video"] for line in part} for part in parts]
+    assert sorted(itertools.chain(*parts)) == sorted([*lines, "{broken\n"])
+    videos = [{video for line in part for video in re.findall(r"\w+\.mp4", line)} for part in parts]
     assert all(videos)
     assert sum(map(len, videos)) == 40
 
@@ -91,21 +115,3 @@ def test_manifests_are_yaml_whose_parts_fit(text):
     (container,) = pod["containers"]
     assert chips == part["template"]["spec"]["completions"] * container["resources"]["limits"]["google.com/tpu"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-
-
-@pytest.mark.parametrize("text", blocks("bash"))
-def test_scripts_are_sound_shell(text):
-    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-
-
-def test_commands_have_arguments_that_exist(capsys):
-    """`videollava` knows every flag on the page."""
-    names = ("batch", "plan", "convert", "verify")
-    for name in names:
-        with pytest.raises(SystemExit):
-            main([name, "--help"])
-    known = set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
-    commands = re.findall(rf"videollava (?:{'|'.join(names)})(?:[^\n`]*\\\n)*[^\n`]*", PAGE)
-    flags = {flag for command in commands for flag in re.findall(r"--[a-z][a-z0-9-]*", command)}
-    assert len(flags) > 8
-    assert flags <= known

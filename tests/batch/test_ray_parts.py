@@ -107,7 +107,7 @@ def test_what_the_command_refuses(tmp_path, monkeypatch, capsys):
     assert "used: expected --ray" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["batch", str(source), str(tmp_path / "out"), "--ray"]) == 1
-    assert "pip install 'videollava-jax[ray]'" in capsys.readouterr().err
+    assert "pip install -e '.[ray]'" in capsys.readouterr().err
     for flag, value in (("--replicas", "0"), ("--replica-resources", "TPU"), ("--replica-resources", "TPU=-1")):
         with pytest.raises(SystemExit):
             main(["batch", str(source), str(tmp_path / "out"), "--ray", flag, value])

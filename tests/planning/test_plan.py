@@ -335,7 +335,7 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(plan, "COMPILER_ENVIRONMENT", {})
     assert main(["plan", "--topology", "v5e:2x4"]) == 1
-    assert "pip install 'videollava-jax[tpu]'" in capsys.readouterr().err
+    assert "pip install -e '.[tpu]'" in capsys.readouterr().err
 
 
 # ── the real compiler ───────────────────────────────────────────────────────────────────────────────────────

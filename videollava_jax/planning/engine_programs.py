@@ -30,6 +30,7 @@ from videollava_jax.costs.chips import Chip, Roofline, roofline
 from videollava_jax.engine import grid
 from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.sizes import GridShape
+from videollava_jax.extras import installs
 from videollava_jax.generation import steps as generate
 from videollava_jax.generation.answers import Answers, Vocabulary
 from videollava_jax.generation.decoding import row_keys
@@ -182,8 +183,8 @@ def tpu_devices(name: str) -> list[Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
-            "compiling for a TPU needs its compiler, but no TPU: pip install 'videollava-jax[tpu]'. Without it, name "
-            "a GPU such as h100:8, whose plan is arithmetic alone"
+            f"compiling for a TPU needs its compiler, but no TPU: {installs('tpu')}. Without it, name a GPU such as "
+            "h100:8, whose plan is arithmetic alone"
         )
     from jax.experimental import topologies
 

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from videollava_jax.extras import installs
 from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.memory import empty
 
@@ -158,8 +159,8 @@ def open_bin(path: Path) -> dict[str, StoredTensor]:
         import torch
     except ImportError:
         raise WeightsError(
-            f"{path}: reading .bin files needs torch (pip install 'videollava-jax[torch]'); better: fetch the "
-            "checkpoint as safetensors, which cannot carry code"
+            f"{path}: reading .bin files needs torch ({installs('torch')}); better: fetch the checkpoint as "
+            "safetensors, which cannot carry code"
         ) from None
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -21,6 +21,7 @@ from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcess
 from videollava_jax.assets import TINY
 from videollava_jax.cli import main as videollava
 from videollava_jax.costs.chips import CHIPS
+from videollava_jax.extras import installs
 from videollava_jax.training.run import loop, speed
 from videollava_jax.training.run.checkpoints import Checkpoints
 from videollava_jax.training.run.export import export_run
@@ -196,7 +197,7 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(monkeypatch, c
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "jsonargparse" else found(name))
     assert videollava(["finetune", "--config", "lora"]) == 1
     said = capsys.readouterr().err
-    assert said == "videollava: fine-tuning needs jsonargparse, not installed here: pip install -e '.[train]'\n"
+    assert said == f"videollava: fine-tuning needs jsonargparse, not installed here: {installs('train')}\n"
 
 
 def test_the_runs_template_is_the_models(fine_tune, tmp_path):

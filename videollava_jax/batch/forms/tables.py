@@ -14,6 +14,7 @@ from videollava_jax.batch.forms.fields import images_and_videos, question
 from videollava_jax.batch.forms.form import Line, LineForm, RequestParts
 from videollava_jax.batch.forms.ours import record
 from videollava_jax.compressed import opened
+from videollava_jax.extras import installs
 
 _LONGEST_FIELD = 2**30
 """The most characters in a CSV field; Python's default of 131,072 is too few for an image."""
@@ -88,7 +89,7 @@ def _read_parquet(path: Path) -> Iterator[Line]:
         import pyarrow.parquet
     except ImportError:
         raise ValueError(
-            f"{path}: Parquet is read with pyarrow, which is not installed: pip install 'videollava-jax[parquet]'"
+            f"{path}: Parquet is read with pyarrow, which is not installed: {installs('parquet')}"
         ) from None
     try:
         file = pyarrow.parquet.ParquetFile(os.fspath(path))

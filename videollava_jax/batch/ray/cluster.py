@@ -20,6 +20,7 @@ from videollava_jax.batch.ray.blocks import Block, blocks
 from videollava_jax.batch.ray.execution import MOST_BLOCKS, Execution, ReplicaError
 from videollava_jax.batch.runner import Runner
 from videollava_jax.engine import Request, Result
+from videollava_jax.extras import installs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ def _imported() -> Any:
         import ray.data
     except ImportError:
         raise ValueError(
-            "several machines are reached through Ray, which is not installed: pip install 'videollava-jax[ray]'"
+            f"several machines are reached through Ray, which is not installed: {installs('ray')}"
         ) from None
     return ray
 

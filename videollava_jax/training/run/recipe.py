@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from videollava_jax.extras import installs
 from videollava_jax.hub import BUNDLED, local_path
 from videollava_jax.training.update.options import Lora, Optimizer, Rates, Remat
 
@@ -246,7 +247,7 @@ def require_packages(*names: str) -> None:
     """Raises a ValueError that names the extra to install, where one of its packages is not installed."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"fine-tuning needs {', '.join(missing)}, not installed here: pip install -e '.[train]'")
+        raise ValueError(f"fine-tuning needs {', '.join(missing)}, not installed here: {installs('train')}")
 
 
 def _with_recipe_files(arguments: Sequence[str]) -> list[str]:

@@ -1,0 +1,184 @@
+"""What stands in for the names in the documents: the one table, and what makes each.
+
+A page says in its source which names its reader brings (`<!-- given: 7b-orbax clip.mp4 -->`). Before the page is read,
+each of them is put under that name into the directory in which the page is typed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from videollava_jax.assets import MEDIA, TINY
+from videollava_jax.training.run.recipe import RECIPES
+
+Made = Callable[[Path], None]
+"""Makes something under a path that does not exist yet, in a directory that does."""
+
+
+def _bundled(name: str) -> Made:
+    return lambda target: shutil.copy(MEDIA / name, target)
+
+
+def _clips(*names: str) -> Made:
+    """A directory of clips and images, by the names that a page's questions have."""
+
+    def make(target: Path) -> None:
+        for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(_THREE if name.endswith(".png") else MEDIA / "rising-triangle.mp4", target / name)
+
+    return make
+
+
+_THREE = MEDIA / "three-triangles.png"
+
+
+def _tiny(target: Path) -> None:
+    """The bundled tiny model, in transformers' layout."""
+    shutil.copytree(TINY, target)
+
+
+@functools.cache
+def _converted() -> Path:
+    from videollava_jax.cli import main
+
+    target = Path(tempfile.mkdtemp()) / "converted"
+    assert main(["convert", str(TINY), str(target)]) == 0
+    return target
+
+
+def _orbax(target: Path) -> None:
+    """The bundled tiny model, as `videollava convert` writes it."""
+    shutil.copytree(_converted(), target)
+
+
+def _authors(target: Path) -> None:
+    """A random model in the authors' layout, attention over time included."""
+    from tests.small_models import random_parameters, small_config
+    from tests.weights.checkpoints import write_checkpoint
+
+    config = small_config("original")
+    write_checkpoint(target, config, random_parameters(config, 1), "pku")
+
+
+def _adapter(target: Path) -> None:
+    """A random adapter of the tiny model, as PEFT writes it."""
+    from tests.weights.adapters_helper import draw, write_adapter
+    from videollava_jax.config import VideoLlavaConfig
+
+    write_adapter(target, draw(VideoLlavaConfig.from_hf(json.loads((TINY / "config.json").read_text()))), "memory")
+
+
+def _authors_adapter(*, lora: bool) -> Made:
+    """A random adapter of `_authors`, as the authors write it: LoRA and the projector, or the projector alone."""
+
+    def make(target: Path) -> None:
+        import torch
+
+        from tests.small_models import small_config
+        from tests.weights.adapters_helper import Q_PROJ, WHOLE_PROJECTOR, config_of, draw, files_of, save_bin
+
+        drawn = draw(small_config("original"), [Q_PROJ] if lora else [], WHOLE_PROJECTOR)
+        tensors, whole = files_of(drawn, "pku")
+        if lora:
+            save_bin(torch, target / "adapter_model.bin", tensors)
+            save_bin(torch, target / "non_lora_trainables.bin", whole)
+            (target / "adapter_config.json").write_text(json.dumps(config_of(drawn, "pku")))
+        else:
+            save_bin(torch, target / "mm_projector.bin", whole)
+
+    return make
+
+
+def _recipe(name: str) -> Made:
+    """A recipe of the 7B with steps of seconds on a CPU; a file of this name goes before the package's recipe."""
+
+    def make(target: Path) -> None:
+        recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+        recipe["data"] |= {"batch": 1, "row_tokens": 320, "images_per_row": 0, "workers": 0}
+        recipe["compute"] = recipe.get("compute", {}) | {"dtype": "float32"}
+        if "lora" in recipe:
+            recipe["lora"] |= {"rank": 4}
+        target.write_text(yaml.safe_dump(recipe))
+
+    return make
+
+
+def _samples(target: Path) -> None:
+    """One sample to train on, in LLaVA's format, with its clip next to it."""
+    shutil.copy(MEDIA / "rising-triangle.mp4", target.parent / "rising.mp4")
+    turns = [{"from": "human", "value": "<video>\nWhat happens?"}, {"from": "gpt", "value": "A triangle moves up."}]
+    target.write_text(json.dumps([{"id": "1", "video": "rising.mp4", "conversations": turns}]))
+
+
+def _questions(*videos: str) -> Made:
+    """Questions for `videollava batch`, two about each video."""
+
+    def make(target: Path) -> None:
+        asked = ("Which way does it move?", "What shape is it?")
+        lines = [{"id": f"{v}-{i}", "video": v, "prompt": q} for v in videos for i, q in enumerate(asked)]
+        target.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    return make
+
+
+def _interrupted(target: Path) -> None:
+    """The directory of a job that is not finished."""
+    from videollava_jax.cli import main
+
+    place = Path(tempfile.mkdtemp())
+    _questions(str(MEDIA / "rising-triangle.mp4"))(place / "questions.jsonl")
+    output = place / "answers.jsonl"
+    assert main(["batch", str(place / "questions.jsonl"), str(output), "--keep-ledger", "--workers", "1"]) == 0
+    shutil.move(f"{output}.partial", target)
+
+
+STAND_INS: dict[str, Made] = {
+    # models
+    "LanguageBind/Video-LLaVA-7B-hf": _tiny,
+    "Video-LLaVA-7B-hf": _tiny,
+    "Video-LLaVA-7B": _authors,
+    "7b-orbax": _orbax,
+    "ADAPTER": _adapter,
+    "LORA": _authors_adapter(lora=True),
+    "PRETRAINED": _authors_adapter(lora=False),
+    # media
+    "clip.mp4": _bundled("rising-triangle.mp4"),
+    "talk.mp4": _bundled("circle-then-square.mp4"),
+    "picture.png": _bundled("three-triangles.png"),
+    "clips": _clips("a.mp4", "1.mp4"),
+    "media": _clips("clips/a.mp4", "b.png", "00/v000001.mp4", "00/v000002.mp4"),
+    # questions and answers
+    "questions.jsonl": _questions("00/v000001.mp4", "00/v000002.mp4"),
+    "part-1.jsonl": _questions("00/v000001.mp4"),
+    "part-2.jsonl": _questions("00/v000002.mp4"),
+    "answers.jsonl.partial": _interrupted,
+    # fine-tuning
+    "mine.json": _samples,
+    "data/llava_image_.json": _samples,
+    "data/valley_.json": _samples,
+    "data/llava_image_tune_.json": _samples,
+    "data/videochatgpt_tune_.json": _samples,
+    "lora": _recipe("lora"),
+    "pretrain": _recipe("pretrain"),
+    "finetune": _recipe("finetune"),
+}
+"""What is put under a name that a page's reader brings."""
+
+WORDS: dict[str, str] = {
+    "/shared/": "{here}/shared/",
+    "tensor=8": "tensor=2",  # the tiny model's heads are not divisible by 8
+    "num_gpus=1": "num_cpus=1",
+    "max_size=8, initial_size=8": "max_size=1, initial_size=1",
+}
+"""What is typed instead of words of the documents, where a file under their name does not do."""
+
+CHECKOUT = ("benchmarks", "convert", "docs", "pyproject.toml", "tests", "train", "videollava_jax")
+"""What a reader who has cloned the project has in the directory: linked into each page's."""
