@@ -277,3 +277,21 @@ def test_llavas_questions_and_answers():
     assert found["answer_id"] != json.loads(record("llava", Tag(1, 2, 3, ""), ANSWER, None, FACTS))["answer_id"]
     with pytest.raises(ValueError, match="a string under 'text'"):
         request("llava", question_id=3, image="a.jpg")
+
+
+# ── media ──
+
+
+@pytest.mark.parametrize(("form", "asked"), [("jsonl", "prompt"), ("csv", "prompt"), ("llava", "text")])
+def test_media_are_under_known_keys(form, asked):
+    line = {"id": "a.png", "question_id": "a.png", asked: "Which?"}
+    found = parts(request(form, **line, videos=["a.mp4"], image="b.png"))
+    assert [part["type"] for part in found] == ["image", "video", "text"]
+    for lost in ({"video_path": "a.mp4"}, {"img": ["b.PNG"]}, {"frame": "data:image/png;base64,AAAA"}):
+        with pytest.raises(ValueError, match=f"'{next(iter(lost))}' names .*media are read from 'image', 'images'"):
+            request(form, **line, **lost)
+        assert len(parts(request(form, **line, **lost, image="b.png"))) == 2
+    with pytest.raises(ValueError, match="expected media under 'video' or 'videos', got some under both"):
+        request(form, **line, video="a.mp4", videos="b.mp4")
+    with pytest.raises(ValueError, match="expected a path or a URL under 'images'"):
+        request(form, **line, images=[{"path": "b.png"}])

@@ -170,7 +170,7 @@ def test_numbers_that_make_no_sense_are_the_errors_of_their_lines(tmp_path, caps
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--temperature", "nan"], "temperature: expected a number from 0 to 1000000, got nan"),
+        (["--temperature", "nan"], "temperature: expected 0 or a number from 1e-06 to 1000000, got nan"),
         (["--top-p", "0"], "top_p: expected a number above 0, at most 1, got 0.0"),
         (["--seed", str(2**64)], "seed: expected a whole number"),
         (["--suppress-tokens", "9999"], "suppress_tokens: expected ids below"),

@@ -21,8 +21,8 @@ class PromptTemplate:
 
         {system}{system_end}USER: {<image>\n}{<video>\n}{text}{user_end}ASSISTANT: {answer}{answer_end}…
 
-    In each turn the images come first, then the videos, then the texts joined by spaces, whatever their order in the
-    message, because the authors' training code and transformers' chat templates both move media to the front.
+    In each turn the media come first, then the texts joined by spaces, because transformers' chat templates move media
+    to the front. Those of a conversation are its images and then its videos (`parse_conversation`), as there too.
 
     Attributes:
         name: the name by which users choose it.
@@ -121,7 +121,7 @@ def get_template(template: str | PromptTemplate) -> PromptTemplate:
 
 @dataclass(frozen=True)
 class Turn:
-    """A checked message of a conversation: its texts in order, and its media, images first."""
+    """A checked message of a conversation: its texts and its media, each in their order in the prompt."""
 
     role: Role
     texts: tuple[str, ...]

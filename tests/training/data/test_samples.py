@@ -12,7 +12,7 @@ import pytest
 from videollava_jax.media import Fps, Indices, Linspace
 from videollava_jax.processing.prompt import Turn
 from videollava_jax.processing.segments import IGNORED_LABEL, Media
-from videollava_jax.training.data import samples as module
+from videollava_jax.training.data import entries as module
 from videollava_jax.training.data.samples import MediaTokens, Sample, read_samples, tokenise
 from videollava_jax.training.data.skips import BadSample, SampleError, SkipCounter, TooManyBadSamples
 
@@ -66,7 +66,7 @@ def test_images_videos_and_text(tmp_path):
     assert mixed.turns[0] == Turn(
         "user",
         ("Compare  and",),
-        (Media("image", str(tmp_path / "1.png")), Media("video", str(tmp_path / "v" / "1.mp4"))),
+        (Media("video", str(tmp_path / "v" / "1.mp4")), Media("image", str(tmp_path / "1.png"))),
     )
     assert mixed.turns[2] == Turn("user", (), (Media("image", "/2.png"),))
     assert [medium.source for medium in mixed.media][-1] == "/2.png"
@@ -91,12 +91,15 @@ GOOD = turns("Hi", "Hello")
     ("entry", "reason"),
     [
         (3, "expected an object, got a int"),
-        ({}, "expected a list of turns under 'conversations', got None"),
-        ({"conversations": []}, "expected a list of turns under 'conversations', got an empty one"),
-        ({"conversations": {"from": "human"}}, "expected a list of turns under 'conversations', got a dict"),
+        ({}, "expected a list of turns under 'conversations' or 'messages', got an object with the keys 'id'"),
+        ({"conversations": []}, "expected a list of turns under 'conversations' or 'messages', got an empty one"),
+        ({"conversations": {"from": "human"}}, "turns under 'conversations' or 'messages', got a dict"),
         ({"conversations": ["Hi"]}, "turn 0: expected an object with 'from' and 'value', got a str"),
-        ({"conversations": [*GOOD, {"from": "system", "value": "x"}]}, "turn 2: expected 'human' or 'gpt'"),
-        ({"conversations": [{"from": ["human"], "value": "x"}]}, "turn 0: expected 'human' or 'gpt' under 'from'"),
+        (
+            {"conversations": [*GOOD, {"from": "system", "value": "x"}]},
+            "expected one system prompt at most",
+        ),
+        ({"conversations": [{"from": ["human"], "value": "x"}]}, "turn 0: expected 'human', 'gpt' or 'system' under"),
         ({"conversations": [{"from": "human", "value": None}]}, "turn 0: expected a string under 'value', got None"),
         ({"conversations": [*GOOD, *GOOD[1:]]}, "two turns of one of them in a row"),
         ({"conversations": GOOD[:1]}, "there is no answer to learn"),
@@ -236,7 +239,7 @@ CASES = {
     "text": ({}, ("What?", "A red circle.", "Where?", "Left."), ""),
     "image": ({"image": "a"}, ("<image>\nWhat shape is it?", "A circle.", "And the colour?", "Red."), "<image>\n"),
     "video": ({"video": "a"}, ("What moves?\n<video>", "A square.", "Where to?", "Up."), "<video>\n"),
-    "both": ({"video": "a", "image": "b"}, ("<video><image>\nWhich?", "Both.", "Why?", "So."), "<image>\n<video>\n"),
+    "both": ({"video": "a", "image": "b"}, ("<video><image>\nWhich?", "Both.", "Why?", "So."), "<video>\n<image>\n"),
 }
 
 

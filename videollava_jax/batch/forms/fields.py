@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from videollava_jax.processing.media_fields import media_under, require_no_other_media
 from videollava_jax.processing.segments import MEDIA_TOKENS, MediaKind
 
 Source = tuple[MediaKind, Any]
@@ -21,18 +22,27 @@ def question(prompt: Any, media: Sequence[Source]) -> dict[str, Any]:
     return {"conversation": [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]}
 
 
-def images_and_videos(fields: Mapping[str, Any]) -> list[Source]:
-    """Returns the media under `image` and `video`, each a path or URL or a list of them."""
-    return [*media_of_kind(fields, "image"), *media_of_kind(fields, "video")]
+_TEXTS = ("id", "question_id", "prompt", "text", "media", "options", "conversation")
+
+
+def images_and_videos(fields: Mapping[str, Any], more: Sequence[Source] = ()) -> list[Source]:
+    """Returns the media under `image` and `video`, each a path or URL or a list of them, and `more`.
+
+    Raises:
+      ValueError: something else is there; or there are no media, and another field names a file of media.
+    """
+    media = [*media_of_kind(fields, "image"), *media_of_kind(fields, "video"), *more]
+    if not media:
+        require_no_other_media(fields, _TEXTS)
+    return media
 
 
 def media_of_kind(fields: Mapping[str, Any], kind: MediaKind) -> list[Source]:
-    """Returns the media under the name of their kind."""
-    given = fields.get(kind)
-    named = given if isinstance(given, list) else [] if given is None else [given]
+    """Returns the media under the name of their kind, or its plural."""
+    key, named = media_under(fields, kind)
     for source in named:
         if not isinstance(source, str) or not source:
-            raise ValueError(f"expected a path or a URL under {kind!r}, or a list of them; got {described(source)}")
+            raise ValueError(f"expected a path or a URL under {key!r}, or a list of them; got {described(source)}")
     return [(kind, source) for source in named]
 
 

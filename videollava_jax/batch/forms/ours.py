@@ -17,12 +17,12 @@ from videollava_jax.batch.forms.fields import (
 from videollava_jax.batch.forms.form import JobFacts, LineForm, RequestParts, Tag
 from videollava_jax.generation.kinds import parsed, whole
 from videollava_jax.generation.options import KINDS, from_json
+from videollava_jax.processing.media_fields import IMAGE_SUFFIXES
 from videollava_jax.processing.segments import MEDIA_TOKENS, MediaKind
 
 if TYPE_CHECKING:
     from videollava_jax.engine import Result
 
-IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"))
 _MEDIA_OPTIONS = ("frames", "pool")
 """Options of a line that say how its media are read."""
 
@@ -41,7 +41,7 @@ def _ask(fields: Mapping[str, Any]) -> RequestParts:
         reading["frame_sampling"] = Uniform(parsed("frames", whole(1), given["frames"]))
     if given.get("pool") is not None:
         reading["video_pooling"] = parsed("pool", whole(1), given["pool"])
-    media = [*images_and_videos(fields), *_mixed_media(fields.get("media", []))]
+    media = images_and_videos(fields, _mixed_media(fields.get("media", [])))
     conversation, prompt = fields.get("conversation"), fields.get("prompt")
     if (conversation is None) == (prompt is None):
         raise ValueError("expected a 'prompt' or a 'conversation', one of the two and not both")
