@@ -112,7 +112,8 @@ class Fps:
         gaps = np.diff(times)
         early = min(tick / 2, 0.05 * float(np.median(gaps))) if len(gaps) else 0.0
         begins = times - early  # a frame may come a little later than meant, by rounding
-        ends = np.append(begins[1:], begins[-1] + (gaps[-1] if len(gaps) else 1 / self.fps))
+        last = gaps[-1] if len(gaps) and gaps[-1] else 1 / self.fps
+        ends = np.append(begins[1:], begins[-1] + last)
         # A frame is taken if one of the moments k / fps is between its beginning and its end.
         moments = [np.ceil(at * self.fps - 1e-9) for at in (begins, ends)]
         chosen = np.flatnonzero(moments[0] < moments[1])

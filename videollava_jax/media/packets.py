@@ -29,7 +29,7 @@ class PacketTable:
         list hides.
       hidden: positions of the packets that hold pictures, none of them shown.
       discarded: positions of the packets that an edit list hides.
-      leading: positions of packets whose frames refer to frames before the first keyframe.
+      leading: positions of packets before the first keyframe, and of those that refer to frames before it.
       counted: whether the pictures were counted in the packets themselves; otherwise each packet is taken for a frame.
       timed: whether the file gives times; FFmpeg invents some for raw streams.
       doubtful: how many of the shown packets may yield no frame, as the packet is not whole.
@@ -81,12 +81,13 @@ class PacketTable:
     @cached_property
     def undecodable(self) -> int:
         """How many shown packets refer to frames before the file's first, as the recording began within a group."""
+        if self.counted:
+            return sum(position in self.leading for position in self.shown)
         first = self.keyframes[0] if self.keyframes else len(self.pts)
-        start = self.pts[first] if self.keyframes and not self.counted else None
+        start = self.pts[first] if self.keyframes else None
         times = ((position, self.pts[position]) for position in self.shown)
         return sum(
-            position < first or position in self.leading or (time is not None and start is not None and time < start)
-            for position, time in times
+            position < first or (time is not None and start is not None and time < start) for position, time in times
         )
 
     @property
@@ -123,7 +124,7 @@ def list_packets(source: OpenSource, video: OpenVideo, limits: MediaLimits) -> P
     context = video.stream.codec_context
     counter = COUNTERS.get(context.name)
     count = counter(bytes(context.extradata or b"")) if counter else None
-    table.counted = count is not None
+    table.counted, beginning = count is not None, _Beginning()
     try:
         for packet in packets_of(video.container, video.stream):
             position = len(table.pts)
@@ -153,17 +154,42 @@ def list_packets(source: OpenSource, video: OpenVideo, limits: MediaLimits) -> P
             table.shown += [position] * found.shown
             if found.hidden:
                 table.hidden.append(position)
-            if found.leading:
+            if beginning.precedes(found, packet.is_keyframe):
                 table.leading.add(position)
     except (av.FFmpegError, MemoryError) as error:
         raise library_error(source.name, error, f"reading stopped after packet {len(table.pts)}") from None
     if video.stated is not None:
-        video.stated.check(len(table.pts), len(table.pts) - len(table.discarded))
+        video.stated.check(len(table.pts), len(table.pts) - len(table.discarded), whole=table.keyframes[:1] == [0])
     if not table.shown:
         raise MediaError(source.name, Cause.NO_FRAMES, "expected frames, got a video stream without any")
     if video.stated is not None:
         _check_hidden(source, table)
     return table
+
+
+class _Beginning:
+    """Tells which frames refer to frames before the first keyframe, as the recording began within a group.
+
+    In an open group these are the B pictures up to the next other picture, in the order in which they are stored.
+    """
+
+    def __init__(self) -> None:
+        self._begun = self._open = False
+        self._recovering = 0
+
+    def precedes(self, count: Count, keyframe: bool) -> bool:
+        """Returns whether a packet's frames refer to what is not there; called for each packet in order."""
+        if not count.shown:
+            return False
+        if not self._begun:
+            if not keyframe:
+                return True
+            self._begun, self._open, self._recovering = True, not count.closed, count.recovery
+        elif not count.only_b:
+            self._open = False
+        recovering = self._recovering > 0
+        self._recovering -= count.shown if recovering else 0
+        return recovering or (self._open and count.only_b)
 
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:

@@ -19,8 +19,12 @@ _MP4_INDEX = {b"moov", b"moof", b"meta"}  # meta is the index of AVIF images
 class Stated(Protocol):
     """What a container says about the frames of one track."""
 
-    def check(self, packets: int, shown: int) -> None:
+    def check(self, packets: int, shown: int, whole: bool) -> None:
         """Compares with the packets that FFmpeg found, all of them and those that an edit list does not hide.
+
+        Args:
+          packets, shown: how many there are.
+          whole: whether the first one is a keyframe.
 
         Raises:
           MediaError: some are missing, or there are more.
@@ -34,7 +38,7 @@ class StatedFrames:
     name: str
     frames: int | None
 
-    def check(self, packets: int, shown: int) -> None:
+    def check(self, packets: int, shown: int, whole: bool) -> None:
         """See `Stated.check`."""
         if self.frames not in (None, packets):
             message = f"damaged: its container holds {self.frames} frames, but {packets} could be read"

@@ -13,13 +13,16 @@ class Count:
     Attributes:
       shown: how many frames begin in it that will be shown. The second field of a frame begins none.
       hidden: whether it holds a picture that is only a reference for others.
-      leading: whether its frames refer to frames before the keyframe that they follow, so that they cannot be decoded
-        if the recording begins there.
+      only_b: whether its pictures are B pictures, which refer to frames on both sides.
+      closed: whether it is a keyframe after which no picture refers to what was before it.
+      recovery: how many frames after it are not complete yet, where the picture is refreshed bit by bit.
     """
 
     shown: int = 1
     hidden: bool = False
-    leading: bool = False
+    only_b: bool = False
+    closed: bool = False
+    recovery: int = 0
 
 
 class Broken(Exception):

@@ -47,9 +47,6 @@ class H264Counter:
     _sequences: dict[int, _Sequence] = field(default_factory=dict)
     _pictures: dict[int, int] = field(default_factory=dict)  # of picture parameter sets: their sequence's id
     _open_field: _Slice | None = None
-    _leading: bool = False  # until the first picture after the first keyframe that is no B picture
-    _begun: bool = False
-    _recovering: int = 0  # frames until the first is complete, where a recording begins with gradual refresh
 
     def __post_init__(self) -> None:
         extradata = self.extradata
@@ -80,19 +77,8 @@ class H264Counter:
             for unit in found:
                 self._check_without_picture(unit)
             return Count(shown=0)
-        return Count(shown, leading=self._is_leading(found, slices, shown))
-
-    def _is_leading(self, found: list[bytes], slices: list[_Slice], shown: int) -> bool:
-        """B pictures right after a first keyframe that is no IDR may refer to what was before it."""
-        only_b = all(header.is_b for header in slices)
-        if not self._begun:
-            self._begun, self._leading = True, not slices[0].idr
-            self._recovering = 0 if slices[0].idr else _recovery_frames(found)
-        elif not only_b:
-            self._leading = False
-        recovering = self._recovering > 0
-        self._recovering -= shown if recovering else 0
-        return (self._leading and only_b) or recovering
+        only_b, closed = all(header.is_b for header in slices), slices[0].idr
+        return Count(shown, only_b=only_b, closed=closed, recovery=0 if closed else _recovery_frames(found))
 
     def _begins_frame(self, header: _Slice) -> bool:
         before, self._open_field = self._open_field, None

@@ -24,7 +24,7 @@ class HevcCounter:
 
     def __call__(self, packet: bytes) -> Count:
         """See `Counter.__call__`."""
-        shown, leading, pictures = 0, False, 0
+        shown, pictures = 0, 0
         found = units.split(packet, self._length_size)
         for unit in found:
             if len(unit) < 2 or unit[0] & 0x80 or not unit[1] & 7:
@@ -45,13 +45,11 @@ class HevcCounter:
             if kind in (*_BLA, *_IDR, _CRA):
                 self._drops_rasl = kind in _BLA or (kind == _CRA and self._sequence_begins)
                 self._sequence_begins = False
-            dropped = kind in _RASL and self._drops_rasl
-            leading |= dropped
-            shown += not dropped
+            shown += not (kind in _RASL and self._drops_rasl)
         if not pictures:
             for unit in found:
                 self._check_without_picture(unit)
-        return Count(shown, leading=leading)
+        return Count(shown, closed=True)  # which pictures are dropped is known
 
     def _check_without_picture(self, unit: bytes) -> None:
         """Checks a unit of a packet that holds no picture: parameter sets, delimiters, messages, filler, ends."""

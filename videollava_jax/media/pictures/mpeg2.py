@@ -18,24 +18,22 @@ class Mpeg2Counter:
 
     def __init__(self, extradata: bytes):
         self._open_field: int | None = None
-        self._references = 0
-        self._closed = False
 
     def __call__(self, packet: bytes) -> Count:
         """See `Counter.__call__`."""
-        shown, leading, seen = 0, False, False
+        shown, seen, only_b, closed = 0, False, True, False
         kind = structure = None
         first = None
         for code in _CODE.finditer(packet):
             first = code.start() if first is None else first
             value, at = code[1][0], code.end()
             if value == _GROUP and len(packet) > at + 3:
-                self._closed = bool(packet[at + 3] & 0x40)
+                closed = bool(packet[at + 3] & 0x40)
             elif value == _PICTURE:
                 if kind is not None:
                     shown += self._begins_frame(structure)
                 kind, structure, seen = packet[at + 1] >> 3 & 7 if len(packet) > at + 1 else 0, _FRAME, True
-                leading |= kind == _B and self._references < 2 and not self._closed
+                only_b &= kind == _B
             elif value == _EXTENSION and kind is not None and len(packet) > at + 2:
                 structure = packet[at + 2] & 3 if packet[at] >> 4 == _CODING_EXTENSION else structure
             elif value in _SLICES and not seen:
@@ -45,10 +43,8 @@ class Mpeg2Counter:
         if first is None or packet[:first].strip(b"\0"):
             raise Broken("it does not begin with a start code")
         if kind is not None:
-            begins = self._begins_frame(structure)
-            shown += begins
-            self._references += begins and kind != _B
-        return Count(shown, leading=leading)
+            shown += self._begins_frame(structure)
+        return Count(shown, only_b=only_b, closed=closed)
 
     def _begins_frame(self, structure: int | None) -> bool:
         before, self._open_field = self._open_field, None

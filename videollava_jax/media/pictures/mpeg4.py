@@ -22,7 +22,6 @@ class Mpeg4Counter:
 
     def __init__(self, extradata: bytes):
         self._time_bits: int | None = None
-        self._references = 0
         self._learn(extradata)
 
     def __call__(self, packet: bytes) -> Count:
@@ -33,18 +32,17 @@ class Mpeg4Counter:
         starts = [code.start() for code in _CODE.finditer(packet)]
         if not starts or packet[: starts[0]].strip(b"\0"):
             raise Broken("it does not begin with a start code")
-        shown, leading, pictures = 0, False, 0
+        shown, pictures, only_b = 0, 0, True
         for start, end in zip(starts, [*starts[1:], len(packet)], strict=True):
             if packet[start + 3] != _PICTURE:
                 continue
             pictures += 1
             kind, coded = self._picture(packet[start + 4 : end])
             shown += coded
-            leading |= coded and kind == _B and self._references < 2
-            self._references += coded and kind != _B
+            only_b &= kind == _B
         if not pictures:
             raise Broken("it holds no picture")
-        return Count(shown, leading=leading)
+        return Count(shown, only_b=only_b)
 
     def _picture(self, header: bytes) -> tuple[int, bool]:
         """Returns the type of a picture, and whether it is coded."""
