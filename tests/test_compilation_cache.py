@@ -10,7 +10,6 @@ PROGRAM = """
 import jax
 from videollava_jax import compilation_cache
 compilation_cache.enable()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: x * 3 + 1)(2.0)
 print(jax.config.jax_compilation_cache_dir)
 """

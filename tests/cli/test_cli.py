@@ -56,7 +56,10 @@ def test_ask_as_json_with_a_picture(tmp_path, capsys):
     first, second = records(capsys.readouterr().out)
     assert (first["question"], first["answer"]) == ("Which way does it move?", "up")
     assert second["answer"] == "triangle"
-    assert first["media"] == [{"path": CLIP, "kind": "video", "frames": [*range(0, 16, 2)], "total_frames": 16}]
+    times = [i / 4 for i in range(8)]
+    assert first["media"] == [
+        {"path": CLIP, "kind": "video", "frames": [*range(0, 16, 2)], "times": times, "total_frames": 16}
+    ]
     assert first["cached_tokens"] == 0 < second["cached_tokens"] < second["prompt_tokens"]
     assert first["seconds"] > 0
     with Image.open(picture) as image:
@@ -128,7 +131,6 @@ def test_convert_then_ask_the_converted(tmp_path, capsys):
         (["ask", __file__, "What?"], "test_cli.py: expected a video"),
         (["ask", CLIP, "What?", "--model", "./none"], "none"),
         (["ask", CLIP, "What?", "--indices", "3,99"], "has 16 frames"),
-        (["ask", CLIP, "What?", "--frames", "0"], "num_frames: expected at least 1"),
         (["ask", CLIP, "What?", "--picture", "answers.txt"], "expected the name of a picture"),
         (["ask", CLIP, "What?", "--frames", "40"], "fewer frames"),
         (["ask", CLIP, "What?", "--max-new-tokens", "0"], "max_new_tokens"),
@@ -144,7 +146,10 @@ def test_what_went_wrong_is_one_line(arguments, message, capsys):
     assert captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["ask"], ["ask", CLIP], ["ask", CLIP, "?", "--indices", "a"], ["fly"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["ask"], ["ask", CLIP], ["ask", CLIP, "?", "--indices", "a"], ["ask", CLIP, "?", "--frames", "0"], ["fly"]],
+)
 def test_wrong_arguments_are_told_with_the_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
@@ -203,25 +208,54 @@ COMMANDS = ["demo", "ask", "chat", "batch", "convert", "export", "verify", "plan
 HELPS = """
 import contextlib, io, json, sys
 from videollava_jax.cli import main
-shown = {}
-for command in sys.argv[1:]:
+shown, slow = {}, {"numpy", "jax", "transformers", "PIL", "av"}
+for words in (["--help"], *([command, "--help"] for command in sys.argv[1:])):
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
-        main([command, "--help"])
-    shown[command] = said.getvalue()
-    assert "jax" not in sys.modules, command
+        main(words)
+    shown[words[0]] = said.getvalue()
+    came = slow & sys.modules.keys() - (set() if words == ["--help"] else {"numpy"})
+    assert not came, (words, came)
 print(json.dumps(shown))
+"""
+ASKS = """
+import json, sys
+from videollava_jax.cli import main
+status = main(sys.argv[1:])
+print(json.dumps([status, sorted(sys.modules)]), file=sys.stderr)
 """
 
 
 @pytest.fixture(scope="module")
 def helps():
-    """What each command's --help prints, in a process where none of them loads JAX."""
+    """What `--help` prints, of each command too, in a process where none of them loads JAX."""
     done = subprocess.run([sys.executable, "-c", HELPS, *COMMANDS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
 
+def test_the_list_of_commands_imports_nothing(helps):
+    for command in COMMANDS:
+        assert f"    {command}" in helps["--help"]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_without_loading_jax(helps, command):
     assert f"usage: videollava {command}" in helps[command]
+    assert f"  videollava {command} " in helps[command] or command == "demo"  # an example
     assert len(helps[command].splitlines()) > 8
+
+
+def test_ask_imports_what_it_needs_and_no_more():
+    """`python -X importtime` says what these take: together more than all else that `ask` imports."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASKS, "ask", CLIP, "Which way does it move?"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    status, modules = json.loads(done.stderr.splitlines()[-1])
+    assert (status, done.stdout) == (0, "up\n")
+    unwanted = {"transformers", "torch", "huggingface_hub", "orbax", "tensorstore", "sentencepiece", "grain", "ray"}
+    unwanted |= {"pandas", "pyarrow", "matplotlib", "scipy", "jinja2", "videollava_jax.cli.batch"}
+    unwanted |= {"videollava_jax.cli.picture", "videollava_jax.engine", "videollava_jax.training"}
+    assert not unwanted & set(modules), sorted(unwanted & set(modules))

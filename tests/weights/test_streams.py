@@ -15,9 +15,9 @@ from tests.weights.checkpoints import assert_same_bits, read_all, write_checkpoi
 from videollava_jax.assets import TINY
 from videollava_jax.weights import Options, WeightsError, convert_to_orbax, export, load_checkpoint, open_checkpoint
 from videollava_jax.weights import memory as memory_module
-from videollava_jax.weights.files import StoredTensor
+from videollava_jax.weights.files import PARAMETERS, StoredTensor
 from videollava_jax.weights.memory import LEAST, empty, reused_memory
-from videollava_jax.weights.orbax import PARAMETERS, open_orbax, restore_orbax, write_orbax
+from videollava_jax.weights.orbax import open_orbax, restore_orbax, write_orbax
 from videollava_jax.weights.stream import nonfinite
 
 BYTES = np.dtype(np.uint8)

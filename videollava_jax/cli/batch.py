@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videollava_jax.cli.common import (
-    Commands,
-    add_command,
+    FRAMES,
     add_int8_arguments,
     add_model_arguments,
     argument_type,
+    begin_command,
     frame_sampling_of,
     open_processor,
     pair,
-    print_error,
     print_json,
 )
+from videollava_jax.cli.errors import UsageError, print_error
 from videollava_jax.generation.kinds import number, whole
 from videollava_jax.generation.options import SHARED, from_arguments
 from videollava_jax.hub import local_path
@@ -51,17 +51,11 @@ command resumes there. Separate processes read the media, so a hostile file cost
 """
 
 
-def add_batch(commands: Commands) -> None:
-    """Adds `batch`."""
+def add_batch(made: argparse.ArgumentParser) -> None:
+    """Fills the parser of `batch`."""
     from videollava_jax.batch.forms import FORMS
 
-    made = add_command(
-        commands,
-        "batch",
-        batch,
-        "answer a file of questions, one record for each line, on a machine that may be taken away",
-        DETAILS,
-    )
+    begin_command(made, batch, DETAILS)
     made.add_argument(
         "files",
         nargs="*",
@@ -192,7 +186,7 @@ def batch(arguments: argparse.Namespace) -> None:
     generation = from_arguments(arguments)
     path, processor = open_processor(arguments)
     if arguments.fps is None:
-        frames = arguments.frames if arguments.indices is None else len(arguments.indices)
+        frames = (arguments.frames or FRAMES) if arguments.indices is None else len(arguments.indices)
         require_whole_windows("--frames", frames, processor.frame_window)
     if not arguments.ray and (arguments.replicas or arguments.replica_resources or arguments.ray_block):
         raise ValueError(
@@ -255,7 +249,12 @@ def _job_files(arguments: argparse.Namespace) -> tuple[list[Path], Path]:
     output = arguments.output_file or (given.pop() if given else None)
     named = [*arguments.input_file, *given]
     if not named or output is None or (arguments.input_file and given):
-        raise ValueError("batch: expected an input and an output, as INPUT OUTPUT or -i INPUT -o OUTPUT")
+        raise UsageError("expected an input and an output, as INPUT OUTPUT or -i INPUT -o OUTPUT")
+    if "-" in map(str, (*named, output)):
+        raise UsageError(
+            "expected names of files, got - for standard input or output: a job that was stopped reads its input again "
+            "and goes on in its output"
+        )
     return [path for name in named for path in _named_files(name)], output
 
 

@@ -8,22 +8,24 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollava_jax.cli.common import DTYPES, Commands, add_command, print_json
+from videollava_jax.cli.common import DTYPES, begin_command, print_json
+from videollava_jax.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from videollava_jax.weights import Conversion, Options
 
 
-def add_convert(commands: Commands) -> None:
-    """Adds the parser of `convert`."""
-    made = add_command(
-        commands,
-        "convert",
+def add_convert(made: argparse.ArgumentParser) -> None:
+    """Fills the parser of `convert`."""
+    begin_command(
+        made,
         convert,
-        "convert a checkpoint to Orbax, losing nothing",
         "SOURCE is in any of transformers' layouts (as on the hub, as 5.x saves them, as in memory) or in\n"
         "the authors' own, temporal attention included; the names of its tensors say which. TARGET appears whole or\n"
-        "not at all, with a SHA-256 for each tensor in its manifest.json.",
+        "not at all, with a SHA-256 for each tensor in its manifest.json.\n\n"
+        "  videollava convert LanguageBind/Video-LLaVA-7B-hf 7b-orbax     fetched from the Hugging Face hub\n"
+        "  videollava convert Video-LLaVA-7B-hf 7b-orbax --dtype bfloat16\n"
+        "  videollava convert my-lora 7b-mine --base Video-LLaVA-7B-hf    an adapter, merged",
     )
     _add_conversion_arguments(made)
     made.add_argument(
@@ -59,15 +61,16 @@ def convert(arguments: argparse.Namespace) -> None:
     _report_conversion(arguments, done, time.perf_counter() - started)
 
 
-def add_export(commands: Commands) -> None:
-    """Adds the parser of `export`."""
-    made = add_command(
-        commands,
-        "export",
+def add_export(made: argparse.ArgumentParser) -> None:
+    """Fills the parser of `export`."""
+    begin_command(
+        made,
         export,
-        "write a checkpoint as safetensors, for transformers or for the authors' code",
         "SOURCE is what `videollava convert` wrote, or a checkpoint in any other known layout. An adapter is\n"
-        "written as an adapter again, for PEFT.",
+        "written as an adapter again, for PEFT.\n\n"
+        "  videollava export 7b-orbax 7b-hf\n"
+        "  videollava export 7b-orbax 7b-pku --layout pku\n"
+        "  videollava export 7b-orbax 7b-mine --adapter my-lora",
     )
     _add_conversion_arguments(made)
     made.add_argument(
@@ -121,15 +124,15 @@ def export(arguments: argparse.Namespace) -> None:
     _report_conversion(arguments, done, time.perf_counter() - started)
 
 
-def add_verify(commands: Commands) -> None:
-    """Adds the parser of `verify`."""
-    made = add_command(
-        commands,
-        "verify",
+def add_verify(made: argparse.ArgumentParser) -> None:
+    """Fills the parser of `verify`."""
+    begin_command(
+        made,
         verify,
-        "compare a checkpoint with its manifest, or with another one",
         "With one argument, the files and tensors are hashed and compared with manifest.json. With two, the\n"
-        "tensors of two checkpoints in any layouts are compared, bit by bit, and what differs is listed.",
+        "tensors of two checkpoints in any layouts are compared, bit by bit, and what differs is listed.\n\n"
+        "  videollava verify 7b-orbax\n"
+        "  videollava verify 7b-orbax Video-LLaVA-7B-hf --logits",
     )
     made.add_argument("checkpoint", metavar="CHECKPOINT")
     made.add_argument("other", nargs="?", metavar="OTHER")
@@ -145,9 +148,16 @@ def verify(arguments: argparse.Namespace) -> None:
 
     Raises:
       WeightsError: they differ, or cannot be opened.
+      UsageError: an option does not go with the number of checkpoints.
     """
     from videollava_jax.weights import WeightsError, compare_checkpoints, open_checkpoint, verify_checkpoint
 
+    if arguments.other is None and (arguments.logits or arguments.dtype):
+        raise UsageError("--logits and --dtype: expected two checkpoints to compare, got one")
+    if arguments.other is not None and arguments.fast:
+        raise UsageError("--fast: expected one checkpoint, got two")
+    if arguments.dtype and not arguments.logits:
+        raise UsageError("--dtype: expected --logits, the only thing that it applies to")
     checkpoint = _find(arguments.checkpoint)
     if arguments.other is None:
         problems = verify_checkpoint(checkpoint, "fast" if arguments.fast else "full")

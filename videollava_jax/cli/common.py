@@ -1,4 +1,4 @@
-"""Parts of all commands: declaring one, its shared arguments, JSON and error output.
+"""Parts of all commands: what begins one, shared arguments, JSON.
 
 The functions of the commands import JAX, so `--help` and errors about arguments appear without waiting for it.
 """
@@ -10,9 +10,9 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from videollava_jax.generation.kinds import Kind
+from videollava_jax.generation.kinds import Kind, number, whole
 from videollava_jax.generation.options import add_option_flags
 from videollava_jax.processing.prompt import TEMPLATES
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from videollava_jax.media import FrameSampling
     from videollava_jax.processing.processor import VideoLlavaProcessor
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
+FRAMES = 8
+"""Frames of a video where `--frames` does not say."""
 DTYPES = ("float32", "bfloat16", "float16")
 MODEL_HELP = (
     "a directory (transformers' layouts, or what `videollava convert` wrote), or a model's name on the Hugging Face "
@@ -29,37 +29,23 @@ MODEL_HELP = (
 )
 
 
-def add_command(
-    commands: Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, details: str
-) -> argparse.ArgumentParser:
-    """Adds a command, and returns its parser, which has `--json` already.
+def begin_command(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], details: str) -> None:
+    """Gives a command's parser what all commands have.
 
     Args:
-      commands: where it is added.
-      name: of the command.
-      run: called with the parsed arguments; `main` prints a ValueError or OSError that it raises in one line.
-      text: says what the command does, in the list of commands and at the head of its own help.
-      details: the rest of its help.
+      parser: has the first line of the command's help.
+      run: called with the parsed arguments; `main` prints in one line what it raises.
+      details: the rest of the help, with examples.
     """
-    made = commands.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.\n\n{details}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.set_defaults(run=run)
-    made.add_argument("--json", action="store_true", help="print one JSON object per line instead of text")
-    return made
+    parser.description = f"{parser.description}\n\n{details}"
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line instead of text")
 
 
 def print_json(record: dict[str, Any]) -> None:
     """Prints a record as a line of JSON."""
-    print(json.dumps(record, ensure_ascii=False), flush=True)
-
-
-def print_error(error: object) -> None:
-    """Prints an error to standard error, after the program's name."""
-    print(f"videollava: {error}", file=sys.stderr)
+    in_unicode = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(record, ensure_ascii=not in_unicode), flush=True)
 
 
 # ── a model, frames, answers ────────────────────────────────────────────────────────────────────────────────
@@ -77,11 +63,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     frames = parser.add_argument_group("frames of videos")
     frames.add_argument(
-        "--frames", type=int, default=8, metavar="N", help="take this number of frames; default: 8, as in training"
+        "--frames",
+        type=argument_type(whole(1)),
+        metavar="N",
+        help=f"take this number of frames; default: {FRAMES}, as in training",
     )
     frames.add_argument(
         "--pool",
-        type=int,
+        type=argument_type(whole(1)),
         metavar="K",
         help="average each frame's tokens over windows of K by K patches, so that more frames fit: 2 leaves 65 of 257 "
         "tokens, 4 leaves 17; the model was not trained with it; default: the checkpoint's, which is none",
@@ -90,7 +79,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     rule.add_argument(
         "--linspace", action="store_true", help="spread them from the first frame to the last, as the authors do"
     )
-    rule.add_argument("--fps", type=float, help="take this number per second, at most N in all")
+    rule.add_argument(
+        "--fps",
+        type=argument_type(number(0, 1e6, above=True)),
+        metavar="R",
+        help="take this number per second, at most N in all",
+    )
     rule.add_argument("--indices", type=_indices, metavar="I,I,...", help="take exactly these, counted from 0")
     add_option_flags(parser.add_argument_group("answers"))
 
@@ -117,11 +111,12 @@ def frame_sampling_of(arguments: argparse.Namespace, frame_window: int) -> Frame
     """
     from videollava_jax.media import Fps, Indices, Linspace, Uniform
 
+    count = arguments.frames or FRAMES
     if arguments.indices is not None:
         return Indices(arguments.indices)
     if arguments.fps is not None:
-        return Fps(arguments.fps, max_frames=arguments.frames, multiple_of=frame_window)
-    return Linspace(arguments.frames) if arguments.linspace else Uniform(arguments.frames)
+        return Fps(arguments.fps, max_frames=count, multiple_of=frame_window)
+    return Linspace(count) if arguments.linspace else Uniform(count)
 
 
 def _indices(text: str) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from videollava_jax.cli.common import Commands, add_command, print_json
+from videollava_jax.cli.common import argument_type, begin_command, print_json
+from videollava_jax.generation.kinds import whole
 
 FINETUNE = """\
 Fine-tune Video-LLaVA by a recipe; the same command goes on where a run was stopped.
@@ -19,14 +20,8 @@ docs/training.md has the recipes, the data's format, meshes and what happens whe
 machines the same command runs on each of them."""
 
 
-def add_finetune(commands: Commands) -> None:
-    """Adds `finetune`, whose arguments are a recipe's: `read_recipe` parses them and answers `--help`."""
-    made = commands.add_parser(
-        "finetune",
-        help="train by a recipe: projector, decoder, LoRA, LoRA on int8",
-        add_help=False,
-        prefix_chars="\0",  # so that all arguments, options too, are collected for the recipe's parser
-    )
+def add_finetune(made: argparse.ArgumentParser) -> None:
+    """Fills the parser of `finetune`, whose arguments are a recipe's: `read_recipe` parses them, `--help` too."""
     made.add_argument("arguments", nargs="*")
     made.set_defaults(run=finetune)
 
@@ -47,13 +42,11 @@ def finetune(arguments: argparse.Namespace) -> None:
         raise SystemExit(status)
 
 
-def add_train_export(commands: Commands) -> None:
-    """Adds `train-export`."""
-    made = add_command(
-        commands,
-        "train-export",
+def add_train_export(made: argparse.ArgumentParser) -> None:
+    """Fills the parser of `train-export`."""
+    begin_command(
+        made,
         train_export,
-        "write what a fine-tuning run has learnt: a model, or an adapter for PEFT",
         "  videollava train-export runs/mine mine-hf                  the model with it, as transformers loads it\n"
         "  videollava train-export runs/mine mine-hf --layout orbax   the same, as an Orbax directory\n"
         "  videollava train-export runs/mine mine-lora --adapter      only what was trained, for PEFT\n\n"
@@ -68,7 +61,9 @@ def add_train_export(commands: Commands) -> None:
         help="of names: hub, hf5, memory, pku, or orbax for a model; hub, hf5, memory, memory4 (transformers 4.52 to "
         "4.57) or pku for an adapter; default: hub for a model, memory (transformers 5's names) for an adapter",
     )
-    made.add_argument("--step", type=int, help="of the checkpoint; default: the last one")
+    made.add_argument(
+        "--step", type=argument_type(whole(0)), metavar="N", help="of the checkpoint; default: the last one"
+    )
     made.add_argument(
         "--model", help="where the model that the run began with is now; default: where the run's recipe says"
     )

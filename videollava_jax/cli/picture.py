@@ -28,17 +28,28 @@ def draw_answers(panels: Sequence[Panel]) -> Image.Image:
 
 
 def save_picture(path: Path, panels: Sequence[Panel]) -> None:
-    """Draws the panels to a file, whose suffix is the format; makes the directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Draws the panels to a file, whose suffix is the format."""
     draw_answers(panels).save(path)
 
 
-def require_picture_name(path: Path) -> None:
-    """Raises a ValueError if a name's suffix is not a format of pictures. Call it before the work."""
+def prepare_picture(path: Path) -> None:
+    """Makes the directory of a picture. Call it before the work, whose answers would otherwise wait for an error.
+
+    Raises:
+      ValueError: the name's suffix is not a format of pictures, or it is a directory.
+      OSError: the directory cannot be made, or nothing can be written there.
+    """
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(
             f"{path}: expected the name of a picture such as answers.png, got {path.suffix or 'no suffix'}"
         )
+    if path.is_dir():
+        raise ValueError(f"{path}: expected the name of a picture, got a directory")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab"):
+        pass
+    if not path.stat().st_size:
+        path.unlink()
 
 
 def _panel(media: Sequence[Medium], turns: Sequence[Turn]) -> Image.Image:

@@ -5,31 +5,34 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from videollava_jax.cli.common import Commands, add_command, add_int8_arguments, pair, print_json
+from videollava_jax.cli.common import add_int8_arguments, argument_type, begin_command, pair, print_json
+from videollava_jax.cli.errors import UsageError
+from videollava_jax.generation.kinds import whole
 
 
-def add_plan(commands: Commands) -> None:
-    """Adds the command's parser."""
-    made = add_command(
-        commands,
-        "plan",
+def add_plan(made: argparse.ArgumentParser) -> None:
+    """Fills the parser of `plan`."""
+    count = argument_type(whole(1))
+    begin_command(
+        made,
         plan,
-        "find what fits chips that are not here, and how fast it can be at best",
         "Compiles the engine's programs for a TPU topology with the real compiler, which needs no TPU. Prints memory,\n"
         "traffic, collectives, the largest batch, and the throughput if every program takes the least time that its\n"
-        "operations and bytes allow. Takes minutes for the 7B model. For GPUs the throughput is arithmetic alone.",
+        "operations and bytes allow. Takes minutes for the 7B model. For GPUs the throughput is arithmetic alone.\n\n"
+        "  videollava plan --topology v5e:2x4 --questions 25\n"
+        "  videollava plan --topology h100:8 --job caption --int8-weights",
     )
     made.add_argument(
         "--topology", required=True, metavar="CHIPS", help="v5e:2x4, v6e:2x4, v5p:2x2x2, v5e:16x16, h100:8, h200, ..."
     )
     made.add_argument("--job", choices=("qa", "caption"), default="qa", help="default: %(default)s")
-    made.add_argument("--questions", type=int, default=25, metavar="N", help="about each video, for qa; default: 25")
+    made.add_argument("--questions", type=count, metavar="N", help="about each video, for qa; default: 25")
     made.add_argument(
-        "--question-tokens", type=int, default=50, metavar="N", help="of a question; default: %(default)s"
+        "--question-tokens", type=count, default=50, metavar="N", help="of a question; default: %(default)s"
     )
-    made.add_argument("--answer-tokens", type=int, metavar="N", help="of an answer; default: 10, for captions 256")
-    made.add_argument("--frames", type=int, default=8, metavar="N", help="of each video; default: 8")
-    made.add_argument("--pool", type=int, default=1, metavar="K", help="as `ask --pool`; default: none")
+    made.add_argument("--answer-tokens", type=count, metavar="N", help="of an answer; default: 10, for captions 256")
+    made.add_argument("--frames", type=count, default=8, metavar="N", help="of each video; default: 8")
+    made.add_argument("--pool", type=count, default=1, metavar="K", help="as `ask --pool`; default: none")
     made.add_argument(
         "--mesh", type=pair, metavar="DATAxTENSOR", help="default: the fewest chips per copy that leave room for caches"
     )
@@ -61,17 +64,19 @@ def plan(arguments: argparse.Namespace) -> None:
     from videollava_jax.planning.plan import PROGRAMS, PlanRequest, make_plan
     from videollava_jax.planning.report import record, text
 
+    caption = arguments.job == "caption"
+    if caption and arguments.questions is not None:
+        raise UsageError("--questions: expected --job qa; captions are asked for once a video")
     config = VideoLlavaConfig()
     if arguments.model is not None:
         config = VideoLlavaConfig.from_hf(find_model(arguments.model, Wanted.SIDE_FILES, bundled=True))
     if arguments.variant is not None:
         config = dataclasses.replace(config, variant=arguments.variant)
     require_whole_windows("--frames", arguments.frames, config.frame_window)
-    caption = arguments.job == "caption"
     job = Job(
         frames=arguments.frames,
         pooling=arguments.pool,
-        questions=1 if caption else arguments.questions,
+        questions=1 if caption else arguments.questions or 25,
         question_tokens=arguments.question_tokens,
         answer_tokens=arguments.answer_tokens or (256 if caption else 10),
     )

@@ -90,7 +90,8 @@ class Engine:
             advice=advice,
         )
         schedule = Schedule(limits, self._choose_shape)
-        return Run(preparer, schedule, device, self.processor.tokenizer, readers=options.readers).results(requests)
+        tokenizer = self.processor.light_tokenizer
+        return Run(preparer, schedule, device, tokenizer, readers=options.readers).results(requests)
 
     def score(self, requests: Iterable[Request]) -> Iterator[Scored]:
         """Yields the likelihood of each request's `choices` as the answer to its prompt, in the order of the requests.

@@ -141,7 +141,7 @@ class Chat:
           ValueError: bad options, a medium that cannot be read, or a conversation longer than the model's positions.
         """
         started = time.perf_counter()
-        model, tokenizer = self._model, self._processor.tokenizer
+        model, tokenizer = self._model, self._processor.light_tokenizer
         content = [*([] if self._messages else self._media), {"type": "text", "text": question}]
         messages = [*self._messages, {"role": "user", "content": content}]
         decoding = model.resolve_options({"max_new_tokens": ANSWER_TOKENS, **options})
@@ -174,7 +174,7 @@ class Chat:
 
     def _begin(self, messages: list[dict[str, Any]], decoding: GenerationOptions) -> tuple[Ids, jax.Array, Cache]:
         """Reads the media and prefills the whole prompt."""
-        inputs = self._processor.conversation_inputs(
+        inputs = self._processor.conversation_arrays(
             messages, template=self._template, max_new_tokens=decoding.max_new_tokens, **self._read
         )
         processor = self._processor

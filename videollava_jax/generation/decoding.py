@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -54,19 +55,20 @@ def decode(
       FloatingPointError: logits that are not finite, naming the rows.
     """
     rows, V = logits_BV.shape
-    vocabulary = Vocabulary(
-        eos_E=jnp.asarray(options.eos_token_id, jnp.int32),
-        suppressed_V=_marks([np.array(options.suppress_tokens, np.int32)], V)[0],
-        pad=jnp.asarray(options.pad_token_id, jnp.int32),
-    )
+    special: dict[str, Any] = {
+        "eos_E": np.array(options.eos_token_id, np.int32),
+        "suppressed_V": _marks([np.array(options.suppress_tokens, np.int32)], V)[0],
+        "pad": np.int32(options.pad_token_id),
+    }
+    vocabulary = jax.device_put(Vocabulary(**special))
     limit = options.max_new_tokens
     chunk = STREAM_CHUNK if ends_by_text(options) or on_tokens else limit
     answers = compiled.choose(logits_BV, _unwritten(rows, V, keys_B, seen, options), vocabulary)
-    tail, never = cache.tail, jnp.asarray(rows + 1, jnp.int32)
+    tail, never = cache.tail, jax.device_put(np.int32(rows + 1))
     ends = np.full(rows, limit)
     written = 0
     while True:
-        before, written = written, int(answers.count_B.max())
+        before, written = written, int(np.asarray(answers.count_B).max())
         tokens = np.asarray(answers.tokens_BN)[:, :written]
         for row in np.flatnonzero(ends == limit):
             end = ended(tokens[row], before, options, tokenizer)
@@ -74,9 +76,9 @@ def decode(
         tokens = np.where(np.arange(written) < ends[:, None], tokens, options.pad_token_id)[:, : ends.max()]
         if on_tokens and tokens.shape[1] > before:
             on_tokens(tokens[:, before:].astype(np.int64))
-        if (ends <= written).all() or bool(answers.done_B.all()):
+        if (ends <= written).all() or np.asarray(answers.done_B).all():
             break
-        steps = jnp.asarray(chunk - 1 if written == 1 else chunk, jnp.int32)
+        steps = jax.device_put(np.int32(chunk - 1 if written == 1 else chunk))
         tail, answers = compiled.decode(graph, state, cache.prefix, tail, answers, vocabulary, steps, never)
     finite = np.asarray(answers.finite_B)
     if not finite.all():
@@ -90,27 +92,34 @@ def decode(
 def _unwritten(
     rows: int, V: int, keys_B: jax.Array, seen: Sequence[npt.NDArray[np.int32]], options: GenerationOptions
 ) -> Answers:
+    """Returns answers without a token, on the device.
+
+    The arrays are made by NumPy: each shape of `jnp.full` would be a program to compile.
+    """
     penalise = options.repetition_penalty != 1.0
-    sampling = Sampling(
-        keys_B=keys_B,
-        draw_B=jnp.full((rows,), options.do_sample),
-        temperature_B=jnp.full((rows,), options.temperature, jnp.float32),
-        top_k_B=jnp.full((rows,), options.top_k, jnp.int32),
-        top_p_B=jnp.full((rows,), options.top_p, jnp.float32),
-        repetition_penalty_B=jnp.full((rows,), options.repetition_penalty, jnp.float32),
-        draw=options.do_sample,
-        penalise=penalise,
-    )
-    return Answers(
-        token_B=jnp.full((rows,), options.pad_token_id, jnp.int32),
-        tokens_BN=jnp.full((rows, answer_capacity(options.max_new_tokens)), options.pad_token_id, jnp.int32),
-        count_B=jnp.zeros((rows,), jnp.int32),
-        limit_B=jnp.full((rows,), options.max_new_tokens, jnp.int32),
-        done_B=jnp.zeros((rows,), bool),
-        finite_B=jnp.ones((rows,), bool),
-        seen_BV=_marks(seen, V) if penalise else None,
-        sampling=sampling,
-    )
+
+    def full(value: Any, dtype: Any, *shape: int) -> Any:
+        return np.full((rows, *shape), value, dtype)
+
+    sampling: dict[str, Any] = {
+        "draw_B": full(options.do_sample, bool),
+        "temperature_B": full(options.temperature, np.float32),
+        "top_k_B": full(options.top_k, np.int32),
+        "top_p_B": full(options.top_p, np.float32),
+        "repetition_penalty_B": full(options.repetition_penalty, np.float32),
+    }
+    arrays: dict[str, Any] = {
+        "token_B": full(options.pad_token_id, np.int32),
+        "tokens_BN": full(options.pad_token_id, np.int32, answer_capacity(options.max_new_tokens)),
+        "count_B": full(0, np.int32),
+        "limit_B": full(options.max_new_tokens, np.int32),
+        "done_B": full(False, bool),
+        "finite_B": full(True, bool),
+        "seen_BV": _marks(seen, V) if penalise else None,
+    }
+    chosen = Sampling(keys_B=keys_B, **sampling, draw=options.do_sample, penalise=penalise)
+    answers: Answers = jax.device_put(Answers(**arrays, sampling=chosen))
+    return answers
 
 
 def row_keys(seed: int | Sequence[int], rows: int, copies: int = 1) -> jax.Array:
@@ -118,11 +127,19 @@ def row_keys(seed: int | Sequence[int], rows: int, copies: int = 1) -> jax.Array
     seeds = [seed] * rows if isinstance(seed, int) else list(seed)
     if len(seeds) != rows:
         raise ValueError(f"seed: expected one number or one for each of {rows} rows, got {len(seeds)}")
-    return jnp.stack([jax.random.fold_in(jax.random.key(s), copy) for s in seeds for copy in range(copies)])
+    keys: jax.Array = _keys(np.array([s % 2**32 for s in seeds], np.uint32), copies)
+    return keys
 
 
-def _marks(rows: Sequence[npt.NDArray[np.int32]], V: int) -> jax.Array:
+@partial(jax.jit, static_argnums=1)
+def _keys(seeds_B: jax.Array, copies: int) -> jax.Array:
+    """The keys [B × copies] of seeds uint32, as `fold_in(key(seed), copy)` draws them one by one."""
+    keys_B = jax.vmap(jax.random.key)(seeds_B)
+    return jax.vmap(jax.random.fold_in)(jnp.repeat(keys_B, copies), jnp.tile(jnp.arange(copies), len(seeds_B)))
+
+
+def _marks(rows: Sequence[npt.NDArray[np.int32]], V: int) -> npt.NDArray[np.bool_]:
     marks = np.zeros((len(rows), V), bool)
     for row, ids in enumerate(rows):
         marks[row, ids] = True
-    return jnp.asarray(marks)
+    return marks

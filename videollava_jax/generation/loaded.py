@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any, Self, SupportsIndex, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
@@ -41,7 +39,7 @@ from videollava_jax.hub import Wanted, find_model
 from videollava_jax.model.cache import Cache
 from videollava_jax.model.layers import Quantization
 from videollava_jax.model.sharding import Placement, put
-from videollava_jax.model.video_llava import abstract_model, named_parameters, with_parameters
+from videollava_jax.model.video_llava import named_parameters, structure, with_parameters
 from videollava_jax.weights import load_checkpoint
 from videollava_jax.weights.manifest import Verify
 from videollava_jax.weights.quantize import SCALE
@@ -92,7 +90,7 @@ class LoadedModel:
         self.placement = None if mesh is None else Placement(config, mesh)
         if quantization is None and any(name.endswith(SCALE) for name in parameters):
             quantization = "int8"
-        self.graph, state = nnx.split(abstract_model(config, quantization=quantization))
+        self.graph, state = structure(config, quantization)
         self.state = with_parameters(state, parameters)
 
     @classmethod
@@ -156,7 +154,7 @@ class LoadedModel:
     def on_devices(self, batch: Any) -> Any:
         """Shards arrays whose first axis is the batch over the devices; `batch` is one array or a tree of them."""
         if self.placement is None:
-            return jax.tree.map(jnp.asarray, batch)
+            return jax.device_put(batch)
         placement = self.placement
         return jax.tree.map(lambda x: put(x, placement.batch(len(x))), batch)
 
@@ -191,8 +189,8 @@ class LoadedModel:
         """
         images, videos, pooling = checked_media(self.config, ids, images, videos, video_pooling)
         return Features(
-            None if images is None else compiled.encode_images(self.graph, self.state, jnp.asarray(images)),
-            None if videos is None else compiled.encode_videos(self.graph, self.state, jnp.asarray(videos), pooling),
+            None if images is None else compiled.encode_images(self.graph, self.state, _on_device(images)),
+            None if videos is None else compiled.encode_videos(self.graph, self.state, _on_device(videos), pooling),
         )
 
     def forward(
@@ -291,6 +289,12 @@ class LoadedModel:
             tokenizer=tokenizer,
             on_tokens=on_tokens,
         )
+
+
+def _on_device(array: ArrayLike) -> jax.Array:
+    """An array of any library, or lists, on the device. `jnp.asarray` would compile a program for each new shape."""
+    placed: jax.Array = jax.device_put(array if isinstance(array, jax.Array) else np.asarray(array))
+    return placed
 
 
 def _read_generation_config(directory: Path) -> dict[str, Any] | None:

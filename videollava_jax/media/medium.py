@@ -13,6 +13,7 @@ from videollava_jax.media.frame_files import FrameFiles
 from videollava_jax.media.frame_sampling import FrameSampling, Uniform
 from videollava_jax.media.image import read_image
 from videollava_jax.media.kind import media_kind
+from videollava_jax.media.source import source_name
 from videollava_jax.media.video import read_video
 
 
@@ -45,19 +46,22 @@ class Medium:
 
 
 def open_medium(
-    path: str | os.PathLike[str] | FrameFiles,
+    path: str | os.PathLike[str] | bytes | FrameFiles,
     frame_sampling: FrameSampling = Uniform(8),  # noqa: B008
 ) -> Medium:
     """Reads an image or a video, whichever the file's content says it is; `FrameFiles` are a video.
 
     Args:
-      path: the file, or the files of a video's frames.
+      path: the file or its content, or the files of a video's frames.
       frame_sampling: which frames to take if it is a video.
 
     Raises:
       MediaError: it is neither, or cannot be read.
     """
-    name = path.name if isinstance(path, FrameFiles) else os.fspath(path)
+    if isinstance(path, FrameFiles):
+        name = path.name
+    else:
+        name = source_name(path) if isinstance(path, bytes) else os.fspath(path)
     if not isinstance(path, FrameFiles) and media_kind(path) == "image":
         pixels = read_image(path)[None]
         return Medium("image", name, pixels, np.zeros(1, np.int64), np.zeros(1), 1)

@@ -311,10 +311,20 @@ def named_parameters(state: State) -> dict[str, jax.Array]:
     return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
+@lru_cache(maxsize=16)
+def structure(config: VideoLlavaConfig, quantization: Quantization | None = None) -> tuple[Any, State]:
+    """Returns the module's structure, which compiled functions take, and its state with shapes for parameters.
+
+    Both are shared: nobody may change the state (`with_parameters` makes another).
+    """
+    graph, state = nnx.split(abstract_model(config, quantization=quantization))
+    return graph, state
+
+
 @lru_cache
 def parameter_shapes(config: VideoLlavaConfig) -> Mapping[str, tuple[int, ...]]:
     """Returns the shape of every parameter of a model, by name."""
-    parameters = named_parameters(nnx.state(abstract_model(config)))
+    parameters = named_parameters(structure(config)[1])
     return MappingProxyType({name: tuple(value.shape) for name, value in parameters.items()})
 
 

@@ -3,57 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 
-from videollava_jax.config import SelectStrategy, poolings
+from videollava_jax.config import SelectStrategy
 from videollava_jax.hub import Wanted, find_model, local_path
 from videollava_jax.media import FramePreprocessor, MediaLimits
 from videollava_jax.processing.files import read_settings, write_settings
-from videollava_jax.processing.given_media import (
-    describe,
-    known_frames,
-    media_of,
-    require_sources,
-    with_media,
-)
-from videollava_jax.processing.layout import Budget, Padding, lay_out, pad
-from videollava_jax.processing.media_processor import DEFAULT_FRAME_SAMPLING, DEFAULT_LIMITS, MediaProcessor
-from videollava_jax.processing.prompt import (
-    PromptTemplate,
-    get_template,
-    parse_conversation,
-    render,
-    render_conversations,
-    to_string,
-)
-from videollava_jax.processing.room import room_for_prompt
-from videollava_jax.processing.segments import MediaKind, SegmentEncoder, Segments
+from videollava_jax.processing.given_media import describe, media_of, with_media
+from videollava_jax.processing.layout import Padding
+from videollava_jax.processing.llama_tokenizer import read_llama_tokenizer
+from videollava_jax.processing.media_processor import DEFAULT_FRAME_SAMPLING, DEFAULT_LIMITS
+from videollava_jax.processing.model_inputs import PIXELS, CallOptions, Conversation, ModelInputs
+from videollava_jax.processing.prompt import PromptTemplate, render_conversations, to_string
+from videollava_jax.processing.segments import MediaKind, Segments
 from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, load_tokenizer
 
-Conversation = Iterable[Mapping[str, Any]]
 
-_PIXELS: dict[MediaKind, str] = {"image": "pixel_values_images", "video": "pixel_values_videos"}
-
-
-@dataclass(frozen=True)
-class _Options:
-    """The arguments of a call that say how its inputs are made; see `VideoLlavaProcessor.__call__`."""
-
-    padding: Padding
-    truncation: bool | str | None
-    max_length: int | None
-    max_new_tokens: int
-    frame_sampling: Any
-    limits: MediaLimits
-    return_tensors: str | None
-    video_pooling: int
-
-
-class VideoLlavaProcessor(MediaProcessor):
+class VideoLlavaProcessor(ModelInputs):
     """Prepares inputs for the model, with the call and the outputs of transformers' `VideoLlavaProcessor`.
 
     It needs neither torch nor torchvision. It raises errors where transformers would silently compute nonsense: for a
@@ -98,17 +67,16 @@ class VideoLlavaProcessor(MediaProcessor):
         super().__init__(
             image_processor,
             video_processor,
+            tokenizer,
+            template=template,
+            max_positions=max_positions,
             patch_size=patch_size,
             vision_feature_select_strategy=vision_feature_select_strategy,
             num_additional_image_tokens=num_additional_image_tokens,
             video_pooling=video_pooling,
             frame_window=frame_window,
         )
-        self.tokenizer = tokenizer
-        self.template = get_template(template)
         self.chat_template = self.template.to_jinja() if chat_template is None else chat_template
-        self.max_positions = max_positions
-        self._encoder: SegmentEncoder | None = None
 
     # ── loading and saving ──
 
@@ -143,7 +111,7 @@ class VideoLlavaProcessor(MediaProcessor):
             settings["template"] = template
         if video_pooling is not None:
             settings["video_pooling"] = video_pooling
-        return cls(tokenizer=load_tokenizer(path), **settings)
+        return cls(tokenizer=read_llama_tokenizer(path) or load_tokenizer(path), **settings)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes the files that `from_pretrained` reads, both here and in transformers."""
@@ -184,7 +152,7 @@ class VideoLlavaProcessor(MediaProcessor):
     @property
     def model_input_names(self) -> list[str]:
         """The names of the inputs that a call may return."""
-        return ["input_ids", "attention_mask", *_PIXELS.values()]
+        return ["input_ids", "attention_mask", *PIXELS.values()]
 
     def batch_decode(self, ids: Any, **kwargs: Any) -> list[str]:
         """Decodes token ids [B, T], an array of any library or lists, to strings (the tokenizer's `batch_decode`)."""
@@ -195,32 +163,6 @@ class VideoLlavaProcessor(MediaProcessor):
         """Decodes token ids [T] to a string (the tokenizer's `decode`)."""
         decoded: str = self.tokenizer.decode(_as_lists(ids), **kwargs)
         return decoded
-
-    # ── tokens ──
-
-    @property
-    def encoder(self) -> SegmentEncoder:
-        """Turns prompts into segments. It copies the tokenizer at its first use, so later changes have no effect."""
-        if self._encoder is None or self._encoder.tokenizer is not self.tokenizer:
-            self._encoder = SegmentEncoder(self.tokenizer)
-        return self._encoder
-
-    def encode(
-        self,
-        conversation: Conversation,
-        *,
-        template: str | PromptTemplate | None = None,
-        add_generation_prompt: bool = True,
-        max_new_tokens: int = 0,
-    ) -> Segments:
-        """Encodes a conversation as segments (text ids │ media │ text ids), without reading its media.
-
-        Raises:
-            ValueError: a conversation that is malformed, or whose text is too long for the model's positions.
-        """
-        turns = parse_conversation(conversation)
-        pieces = render(turns, template or self.template, add_generation_prompt)
-        return self.encoder.encode(pieces, self._most_tokens(max_new_tokens))
 
     # ── model inputs ──
 
@@ -276,10 +218,10 @@ class VideoLlavaProcessor(MediaProcessor):
             most = self._most_tokens(max_new_tokens, truncation)
             rows = with_media([self.encoder.encode_string(prompt, most) for prompt in prompts], images, videos)
         pooling = self._pooling_or_default(video_pooling)
-        options = _Options(
+        options = CallOptions(
             padding, truncation, max_length, max_new_tokens, frame_sampling, limits, return_tensors, pooling
         )
-        return self._inputs(rows, options, with_text=text is not None)
+        return _batch_feature(self._inputs(rows, options, with_text=text is not None))
 
     def conversation_text(
         self,
@@ -299,124 +241,22 @@ class VideoLlavaProcessor(MediaProcessor):
         prompts, batched = render_conversations(
             conversation, template or self.template, add_generation_prompt, continue_final_message
         )
-        strings = [to_string(prompt, self.tokenizer.eos_token) for prompt in prompts]
+        strings = [to_string(prompt, self.light_tokenizer.eos_token) for prompt in prompts]
         return strings if batched else strings[0]
 
-    def conversation_inputs(
-        self,
-        conversation: Conversation | Sequence[Conversation],
-        *,
-        template: str | PromptTemplate | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        return_assistant_tokens_mask: bool = False,
-        padding: Padding = False,
-        truncation: bool | str | None = False,
-        max_length: int | None = None,
-        max_new_tokens: int = 0,
-        frame_sampling: Any = DEFAULT_FRAME_SAMPLING,
-        limits: MediaLimits = DEFAULT_LIMITS,
-        video_pooling: SupportsIndex | None = None,
-        return_tensors: Literal["np"] | None = "np",
-    ) -> Any:
-        """Turns conversations (see `prompt.parse_conversation`) and their media into model inputs.
-
-        The text of a message is never special: `<video>` or `</s>` in it stay those characters.
-
-        Args:
-            conversation: one, or a list of them.
-            template: the prompt template; None for the processor's own.
-            add_generation_prompt: whether to open the assistant's next turn.
-            continue_final_message: whether to leave the last message, the assistant's, open for more of it.
-            return_assistant_tokens_mask: whether to add `assistant_masks` int64 [B, T], which is 1 on the assistant's
-                tokens (including `</s>`), for labels.
-            padding, truncation, max_length, max_new_tokens: as in a call.
-            frame_sampling, limits, video_pooling, return_tensors: as in a call.
+    def conversation_inputs(self, conversation: Conversation | Sequence[Conversation], **options: Any) -> Any:
+        """Turns conversations and their media into model inputs; arguments and errors are `conversation_arrays`'.
 
         Returns:
             What a call returns.
-
-        Raises:
-            ValueError: a conversation is malformed, or as in a call.
         """
-        prompts, _ = render_conversations(
-            conversation, template or self.template, add_generation_prompt, continue_final_message
-        )
-        most = self._most_tokens(max_new_tokens, truncation)
-        rows = [self.encoder.encode(prompt, most) for prompt in prompts]
-        require_sources(rows)
-        pooling = self._pooling_or_default(video_pooling)
-        options = _Options(
-            padding, truncation, max_length, max_new_tokens, frame_sampling, limits, return_tensors, pooling
-        )
-        return self._inputs(rows, options, with_answers=return_assistant_tokens_mask)
+        return _batch_feature(self.conversation_arrays(conversation, **options))
 
-    def _inputs(
-        self, rows: list[Segments], options: _Options, with_text: bool = True, with_answers: bool = False
-    ) -> Any:
-        from transformers import BatchFeature
 
-        if options.return_tensors not in ("np", None):
-            raise ValueError(
-                "return_tensors: expected 'np' (NumPy arrays, which JAX accepts) or None (lists), "
-                f"got {options.return_tensors!r}"
-            )
-        media = [medium for row in rows for medium in row.media]
-        frames = [known_frames(m.source, options.frame_sampling) if m.kind == "video" else 1 for m in media]
-        ids, budget = self.encoder.media_ids, self._budget(options)
-        self._require_whole_windows(media, frames)
-        known = [count for count in frames if count is not None]
-        if with_text and len(known) == len(frames):
-            lay_out(rows, known, ids, budget)  # refuses a prompt that is too long before any pixel work
-        pixels = self._pixels(media, options.frame_sampling, options.limits)
-        self._require_whole_windows(media, [len(array) for array in pixels])
-        data: dict[str, Any] = {}
-        if with_text:
-            data |= pad(
-                lay_out(rows, [len(array) for array in pixels], ids, budget),
-                self.tokenizer.pad_token_id,
-                padding=options.padding,
-                max_length=options.max_length,
-                left=self.tokenizer.padding_side == "left",
-                with_answers=with_answers,
-                as_arrays=options.return_tensors is not None,
-            )
-        for kind, name in _PIXELS.items():
-            chosen = [p for p, medium in zip(pixels, media, strict=True) if medium.kind == kind]
-            if chosen:
-                data[name] = self._normalized(kind, chosen, as_arrays=options.return_tensors is not None)
-        if "pixel_values_videos" in data and options.video_pooling != 1:
-            data["video_pooling"] = options.video_pooling
-        return BatchFeature(data)
+def _batch_feature(inputs: dict[str, Any]) -> Any:
+    from transformers import BatchFeature
 
-    def _most_tokens(self, max_new_tokens: int, truncation: bool | str | None = False) -> int | None:
-        """How many tokens a prompt may have; None for any number."""
-        if self.max_positions is None or truncation in (True, "longest_first"):
-            return None
-        return room_for_prompt(self.max_positions, max_new_tokens)
-
-    def _budget(self, options: _Options) -> Budget:
-        tokenizer = self.tokenizer
-        if options.truncation not in (True, False, None, "longest_first", "do_not_truncate"):
-            raise ValueError(f"truncation: expected True or False, got {options.truncation!r}")
-        limit = None
-        if options.truncation in (True, "longest_first"):
-            limit = tokenizer.model_max_length if options.max_length is None else options.max_length
-        return Budget(
-            tokens_per_image=self.tokens_per_image,
-            tokens_per_frame=self.pooled_tokens_per_frame(options.video_pooling),
-            pooled=tuple(
-                (pooling, self.pooled_tokens_per_frame(pooling))
-                for pooling in poolings(self._patches_per_side("video"))
-                if pooling > options.video_pooling
-            ),
-            frame_window=self.frame_window,
-            max_positions=self.max_positions,
-            max_new_tokens=options.max_new_tokens,
-            truncate_to=limit,
-            truncate_left=tokenizer.truncation_side == "left",
-            affixes=self.encoder.affix_lengths,
-        )
+    return BatchFeature(inputs)
 
 
 def _as_lists(ids: Any) -> Any:

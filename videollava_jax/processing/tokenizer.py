@@ -14,7 +14,7 @@ VIDEO_TOKEN = "<video>"
 PAD_TOKEN = "<pad>"
 
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
-_LLAMA_CLASSES = (None, "LlamaTokenizer", "LlamaTokenizerFast")
+LLAMA_CLASSES = (None, "LlamaTokenizer", "LlamaTokenizerFast")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def _load_class(path: Path) -> Any:
 
     named = (read_json(path / "tokenizer_config.json") or {}).get("tokenizer_class")
     # AutoTokenizer is not used for Llama, as it chooses a generic class if no tokenizer_class is given.
-    loader = LlamaTokenizer if named in _LLAMA_CLASSES else AutoTokenizer
+    loader = LlamaTokenizer if named in LLAMA_CLASSES else AutoTokenizer
     tokenizer = loader.from_pretrained(str(path), local_files_only=True)
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{path}: {named} has no fast tokenizer; expected one of the tokenizers library")

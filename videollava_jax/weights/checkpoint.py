@@ -84,6 +84,8 @@ def open_checkpoint(directory: StrPath | Source, tower_config: StrPath | None = 
     try:
         layout = recognise(stored)
     except WeightsError as error:
+        if "config.json" in source.names:
+            _require_floats(path / "config.json", read_json(path / "config.json"))
         raise WeightsError(f"{path}: {error}") from None
     by_ours = {layout.to_ours(name) or name: stored[name] for name in learnt(stored)}
     config = _read_config(path, by_ours, tower)
@@ -123,6 +125,7 @@ def _read_config(directory: Path, tensors: Mapping[str, StoredTensor], tower_con
     path = directory / "config.json"
     with _as_weights_error(path):
         raw = read_json(path)
+        _require_floats(path, raw)
         if is_pku_config(raw):
             config = read_pku_config(directory, raw, tensors, tower_config)
         else:
@@ -131,6 +134,17 @@ def _read_config(directory: Path, tensors: Mapping[str, StoredTensor], tower_con
     if again != config:
         raise WeightsError(f"{path}: a conversion would change it: expected to read {config} again, got {again}")
     return config
+
+
+def _require_floats(path: Path, raw: Mapping[str, Any]) -> None:
+    """Raises a WeightsError for weights that another library has quantised: their names alone would say little."""
+    settings = raw.get("quantization_config")
+    if isinstance(settings, Mapping) and settings:
+        raise WeightsError(
+            f"{path}: quantization_config says that the weights are quantised ({settings.get('quant_method', '?')!s}); "
+            "expected floats: take the checkpoint that they were made from, or write it back with transformers "
+            "(model.dequantize(), then save_pretrained); for int8 here, `convert --int8`"
+        )
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.layouts import LAYOUTS
 from videollava_jax.weights.manifest import Manifest, TensorHash, check_tensors, file_hashes, require
-from videollava_jax.weights.orbax import write_orbax
 from videollava_jax.weights.pku import write_pku_config
 from videollava_jax.weights.quantize import quantize_tensors
 from videollava_jax.weights.source import Source
@@ -226,6 +225,8 @@ def _write(
         return Conversion(checkpoint, layout, stream.hashes, already_there=True)
     with whole_directory(target) as directory:
         if layout == ORBAX:
+            from videollava_jax.weights.orbax import write_orbax
+
             write_orbax(directory, tensors, ({t.name: a for t, a in group} for group in stream.groups()))
         else:
             arrays = (array for group in stream.groups() for _, array in group)

@@ -32,6 +32,7 @@ from videollava_jax.weights.memory import empty
 
 INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
+PARAMETERS = "params"  # the Orbax checkpoint inside the directory that `convert_to_orbax` writes
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),

@@ -19,7 +19,6 @@ from videollava_jax.model.sharding import put
 from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, open_checkpoint
 from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.manifest import Verify
-from videollava_jax.weights.orbax import restore_orbax
 from videollava_jax.weights.quantize import SCALE, is_quantizable, pairs, quantize_tensors
 from videollava_jax.weights.source import Source
 
@@ -64,6 +63,8 @@ def load_checkpoint(
 def _from_orbax(
     checkpoint: Checkpoint, stored: Mapping[str, StoredTensor], dtype: DTypeLike | None, place: Place, int8: bool
 ) -> Parameters:
+    from videollava_jax.weights.orbax import restore_orbax
+
     scales = pairs(stored)
 
     def target(name: str, tensor: StoredTensor) -> jax.ShapeDtypeStruct:

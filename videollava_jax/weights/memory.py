@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+GROUP_BYTES = 256 * 2**20
+"""Bytes of a group of tensors, which are written, and read for conversion, together: few calls, little memory."""
 LEAST = 2**21
 """Bytes from which an array's memory is kept; below, the allocator itself uses memory again."""
 FREE_BYTES = 256 * 2**20

@@ -1,4 +1,7 @@
-"""Orbax directories: written group by group in little memory, read tensor by tensor or straight onto a mesh."""
+"""Orbax directories: written group by group in little memory, read tensor by tensor or straight onto a mesh.
+
+Importing Orbax takes as long as importing JAX: whoever opens other checkpoints imports this module when it is needed.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,11 @@ from orbax.checkpoint import type_handlers
 from orbax.checkpoint import v1 as ocp
 
 from videollava_jax.weights.errors import WeightsError
-from videollava_jax.weights.files import StoredTensor, drop_from_cache
-from videollava_jax.weights.memory import empty
+from videollava_jax.weights.files import PARAMETERS, StoredTensor, drop_from_cache
+from videollava_jax.weights.memory import GROUP_BYTES, empty
 from videollava_jax.weights.orbax_errors import OrbaxErrors
 
-PARAMETERS = "params"  # the Orbax checkpoint inside the directory that `convert_to_orbax` writes
 _ITEM = "state"  # what Orbax calls the one tree of a checkpoint
-GROUP_BYTES = 256 * 2**20
-"""Bytes of a group of tensors, which are written, and read for conversion, together: few calls, little memory."""
 
 
 def write_orbax(

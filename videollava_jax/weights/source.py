@@ -12,9 +12,8 @@ from pathlib import Path
 
 from videollava_jax.hub import StrPath, local_path
 from videollava_jax.weights.errors import WeightsError, cause
-from videollava_jax.weights.files import BIN_INDEX, INDEX, StoredTensor, open_bin, open_safetensors
+from videollava_jax.weights.files import BIN_INDEX, INDEX, PARAMETERS, StoredTensor, open_bin, open_safetensors
 from videollava_jax.weights.manifest import Manifest, Verify, check_files, check_tensors, read_manifest, require
-from videollava_jax.weights.orbax import PARAMETERS, open_orbax
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 
@@ -78,9 +77,12 @@ class Source:
             with the files it names.
         """
         if self.is_orbax:
+            from videollava_jax.weights.orbax import open_orbax
+
             return open_orbax(self.directory)
         for index, pattern, opener in _READERS:
             if index in self.names:
+                _require_one_model(self.directory, index, self.names)
                 return _open_indexed(self.directory, _inside(self.directory, index, self.directory), opener)
             if files := fnmatch.filter(self.names, pattern):
                 return _merged(opener(_inside(self.directory, file, self.directory)) for file in files)
@@ -111,15 +113,7 @@ class Source:
 def _open_indexed(
     directory: Path, index: Path, opener: Callable[[Path], dict[str, StoredTensor]]
 ) -> dict[str, StoredTensor]:
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        by_file: dict[str, set[str]] = {}
-        for name, file in weight_map.items():
-            by_file.setdefault(file, set()).add(name)
-        if not all(isinstance(file, str) for file in by_file):
-            raise TypeError("file names that are not text")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{index}: expected an index with a weight_map of names to files ({cause(error)})") from None
+    by_file = _names_by_file(index)
     paths, problems = {}, []
     for file in by_file:
         try:
@@ -135,6 +129,31 @@ def _open_indexed(
     if problems:
         raise WeightsError(f"{index}: does not agree with its files:\n  " + "\n  ".join(problems))
     return _merged(opened.values())
+
+
+def _names_by_file(index: Path) -> dict[str, set[str]]:
+    try:
+        by_file: dict[str, set[str]] = {}
+        for name, file in json.loads(index.read_bytes())["weight_map"].items():
+            by_file.setdefault(file, set()).add(name)
+        if not all(isinstance(file, str) for file in by_file):
+            raise TypeError("file names that are not text")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{index}: expected an index with a weight_map of names to files ({cause(error)})") from None
+    return by_file
+
+
+def _require_one_model(directory: Path, index: str, names: Iterable[str]) -> None:
+    """Raises a WeightsError where a whole model lies next to an index that does not list it."""
+    whole = index.removesuffix(".index.json")
+    if whole not in names:
+        return
+    files = _names_by_file(_inside(directory, index, directory))
+    if whole not in files:
+        raise WeightsError(
+            f"{directory}: {whole} and {index} are two models: the index lists {', '.join(sorted(files)[:3])} and not "
+            f"{whole}, which transformers would take; expected one of the two: move the other away"
+        )
 
 
 def _inside(directory: Path, file: str, named_by: Path) -> Path:

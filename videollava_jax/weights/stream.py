@@ -14,8 +14,7 @@ from tqdm import tqdm
 from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor, drop_from_cache
 from videollava_jax.weights.manifest import TensorHash, require, tensor_hash
-from videollava_jax.weights.memory import reused_memory
-from videollava_jax.weights.orbax import GROUP_BYTES
+from videollava_jax.weights.memory import GROUP_BYTES, reused_memory
 
 Array = npt.NDArray[Any]
 

@@ -360,5 +360,5 @@ def loader(
     count = rows // process_count
     pixels = PixelReader.of(processor, corpus.media, limits)
     read = pixels if features is None else FeatureReader(features, pixels)
-    padding = processor.tokenizer.pad_token_id
+    padding = processor.light_tokenizer.pad_token_id
     return Loader(_Rows(plan, corpus, read, process_index * count, count, padding), workers, ahead)
