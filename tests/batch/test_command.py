@@ -62,19 +62,11 @@ def test_sigterm_says_how_to_go_on(tmp_path):
     assert not output.exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["batch", "in.jsonl"], "expected an input and an output"),
-        (["batch", "-i", "in.jsonl", "out.jsonl", "more"], "expected an input and an output"),
-        (["batch", "none.jsonl", "out.jsonl"], "none.jsonl"),
-    ],
-)
-def test_what_went_wrong_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+def test_what_went_wrong_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 1
+    assert main(["batch", "none.jsonl", "out.jsonl"]) == 1
     captured = capsys.readouterr()
-    assert message in captured.err
+    assert "none.jsonl" in captured.err
     assert captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -123,6 +123,7 @@ def test_image_files_as_one_video(tmp_path, capsys, monkeypatch):
         (["chat", "-"], "a chat reads its questions from standard input"),
         (["batch", "-", "out.jsonl"], "expected names of files"),
         (["batch", "in.jsonl"], "expected an input and an output"),
+        (["batch", "-i", "in.jsonl", "out.jsonl", "more"], "expected an input and an output"),
         (["ask", CLIP, QUESTION, "--pool", "-1"], "--pool: expected a whole number from 1"),
         (["ask", CLIP, QUESTION, "--indices", "-1,2.5"], "expected frame numbers"),
         (["ask", CLIP, QUESTION, "--fps", "nan"], "--fps: expected a number above 0"),
