@@ -33,7 +33,7 @@ from videollava_jax.engine.row_arrays import unwritten_answers
 from videollava_jax.generation.options import KINDS, OPENAI_NAMES
 
 IMAGE, VIDEO = "three-triangles.png", "circle-then-square.mp4"
-ODD = 8
+ODD = 18
 """Odd lines of a job; two good ones stand among them."""
 
 # ── values ──
@@ -114,8 +114,16 @@ def lines_of(form: str) -> Any:
         )
     if form == "llava":
         return fields(["text", "image", "video", "category"], text=QUESTION, image=PATHS, video=PATHS)
+    if form == "parquet":
+        written = st.none() | st.text(max_size=12) | st.just("a\0b")
+        columns = {"prompt": written | QUESTION, "image": written | st.just(IMAGE), "video": written}
+        return st.fixed_dictionaries(
+            {**columns, "n": st.none() | st.floats(), "raw": st.none() | st.binary(max_size=5)}
+        )
     if form == "csv":
-        text = TEXTS | st.sampled_from(['"', '"open', 'a"b', '""', ","])
+        text = TEXTS.map(lambda text: text.translate({10: " ", 13: " "})) | st.sampled_from(
+            ['"', '"open', 'a"b', '""', ","]
+        )
         return st.lists(text, max_size=4) | st.tuples(st.just("How many?"), PATH, TEXTS).map(list)
     options = fields([*KINDS, "frames", "pool", "heat"])
     option = st.sampled_from(list(KINDS)).flatmap(lambda name: fields([name]))
@@ -130,12 +138,13 @@ def lines_of(form: str) -> Any:
     )  # fmt: skip
 
 
-IDS = {"jsonl": "id", "openai": "custom_id", "llava": "question_id", "csv": "id"}
+IDS = {"jsonl": "id", "openai": "custom_id", "llava": "question_id", "csv": "id", "parquet": "id"}
 GOOD: dict[str, Any] = {
     "jsonl": {"image": IMAGE, "prompt": "How many shapes are there?"},
     "openai": {"body": {"messages": [{"role": "user", "content": "How many shapes are there?"}]}},
     "llava": {"video": VIDEO, "text": "What shape is it at first?"},
     "csv": ["How many shapes are there?", IMAGE, ""],
+    "parquet": {"prompt": "How many shapes are there?", "image": IMAGE},
 }
 
 
@@ -163,6 +172,15 @@ class Validating:
 def write_job(path: Path, form: str, odd: Sequence[Any]) -> set[str]:
     """Writes a job of odd lines with a good one before and behind them; returns the ids of the good ones."""
     key, good = IDS[form], GOOD[form]
+    if form == "parquet":
+        import pyarrow.parquet
+
+        rows = [{"id": "good 1", **good}, *odd, {"id": "good 2", **good}]
+        kinds = {"n": pyarrow.float64(), "raw": pyarrow.binary()}
+        columns = ("id", "prompt", "image", "video", "n", "raw")
+        schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in columns])
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), path)
+        return {"good 1", "good 2"}
     with open(path, "wb") as file:
         if form == "csv":
             text = io.TextIOWrapper(file, "utf-8", "surrogatepass", newline="")
@@ -180,11 +198,14 @@ def with_ids(form: str) -> Any:
     """Lists of odd lines of a form, most of them with an id that no other line of the list has."""
     if form == "csv":
         return st.lists(lines_of(form), min_size=ODD, max_size=ODD)
+    if form == "parquet":
+        rows = st.lists(lines_of(form), min_size=ODD, max_size=ODD)
+        return rows.map(lambda lines: [{"id": str(i) if i else None, **line} for i, line in enumerate(lines)])
 
     def named(lines: list[Any], ids: list[Any]) -> list[Any]:
         taken, named = {"good 1", "good 2"}, []
         for i, (line, name) in enumerate(zip(lines, ids, strict=True)):
-            name = f"{i}" if name is None or str(name) in taken or isinstance(name, Raw) else name
+            name = f"line {i}" if name is None or str(name) in taken or isinstance(name, Raw) else name
             taken.add(str(name))
             named.append({IDS[form]: name, **line} if isinstance(line, dict) else line)
         return named
@@ -203,7 +224,7 @@ def run_job(place: Path, form: str, odd: Sequence[Any], runner: Any) -> list[dic
     Raises:
       AssertionError: a line has no record, a good one no answer, or an error says nothing.
     """
-    source, output = place / f"in.{'csv' if form == 'csv' else 'jsonl'}", place / "out.jsonl"
+    source, output = place / "in", place / "out.jsonl"
     good = write_job(source, form, odd)
     output.unlink(missing_ok=True)
     summary = run_batch(
@@ -211,12 +232,11 @@ def run_job(place: Path, form: str, odd: Sequence[Any], runner: Any) -> list[dic
     )
     records = [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n")[:-1]]
     assert summary.lines == len(records) >= len(odd) + 2 - (form == "csv") * len(odd)
-    key = "id" if form == "csv" else IDS[form]
     for record in records:
         error = error_of(record)
-        if record[key] in good:
+        if record[IDS[form]] in good:
             assert error is None, record
-            good.remove(record[key])
+            good.remove(record[IDS[form]])
         assert error is None or 0 < len(error) < 1500, error
     assert not good, good
     return records
@@ -230,37 +250,42 @@ def error_of(record: dict[str, Any]) -> str | None:
     return error["message"] if isinstance(error, dict) else error
 
 
+def try_lines(form: str, number: int, seed: int, runner: Any) -> Counter[str]:
+    """Runs jobs of at least a number of lines; returns how many jobs, lines and errors there were."""
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as directory:
+
+        @hypothesis.seed(seed)
+        @settings(
+            max_examples=number // (ODD + 2) + 1,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(with_ids(form))
+        def check(odd: list[Any]) -> None:
+            records = run_job(Path(directory), form, odd, runner)
+            counts["jobs"] += 1
+            counts["lines"] += len(records)
+            counts["errors"] += sum(error_of(record) is not None for record in records)
+
+        check()
+    return counts
+
+
 def main() -> None:
     """Runs jobs and prints what became of their lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=50_000, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     arguments = parser.parse_args()
-    started, runner = time.perf_counter(), Validating()
-    with tempfile.TemporaryDirectory() as directory:
-        for form in IDS:
-            counts: Counter[str] = Counter()
-
-            @hypothesis.seed(arguments.seed)
-            @settings(
-                max_examples=arguments.lines // len(IDS) // (ODD + 2) + 1,
-                database=None,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            )
-            @given(with_ids(form))
-            def check(odd: list[Any], form: str = form, counts: Counter[str] = counts) -> None:
-                records = run_job(Path(directory), form, odd, runner)
-                counts["jobs"] += 1
-                counts["lines"] += len(records)
-                counts["errors"] += sum(error_of(record) is not None for record in records)
-
-            check()
-            print(
-                f"{form}: {counts['jobs']} jobs ended, {counts['lines']} lines: "
-                f"{counts['lines'] - counts['errors']} answers, {counts['errors']} errors"
-            )
-    print(f"no job was ended by a line; seed {arguments.seed}, {time.perf_counter() - started:.0f} s")
+    started, runner, total = time.perf_counter(), Validating(), 0
+    for form in IDS:
+        counts = try_lines(form, arguments.lines // len(IDS), arguments.seed, runner)
+        jobs, lines, errors = counts["jobs"], counts["lines"], counts["errors"]
+        print(f"{form}: {jobs} jobs ended, {lines} lines: {lines - errors} answers, {errors} errors", flush=True)
+        total += lines
+    print(f"{total} lines, and none ended its job; seed {arguments.seed}, {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def test_bad_samples_are_counted_named_and_left_out(data, tiny_processor, tmp_pa
     corpus = build_corpus(read_samples([path], media_root=data.parent), tiny_processor, row, skips, max_tokens=175)
     assert (skips.seen, skips.skipped) == (15, 5)
     assert [bad.index for bad in skips.bad] == [2, 3, 5, 8, 13]
-    assert "expected 'human' or 'gpt'" in skips.bad[0].reason
+    assert "expected 'human', 'gpt' or 'system'" in skips.bad[0].reason
     assert skips.bad[1].reason == "it has 2 images, and a row has room for 1"
     assert "no answer begins within the first 175" in skips.bad[2].reason
     assert corpus.truncated == sum(corpus.tokens(i).truncated for i in range(len(corpus))) > 0
