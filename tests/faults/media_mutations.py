@@ -13,7 +13,8 @@ from typing import Any
 import av
 from PIL import Image
 
-from tests.media.clips import KINDS, picture, write
+from tests.media.clips import KINDS, edited, picture, with_sound, without_first, write
+from tests.media.field_pictures import field_pictures, remux
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,28 @@ def write_wholes(place: Path) -> list[Whole]:
     for name, (frames, states) in _VIDEOS.items():
         content = write(place / name, **KINDS[name] | {"frames": frames}).read_bytes()
         wholes.append(Whole(name, content, _samples(content), states))
+    for name, content in _made(place).items():
+        wholes.append(Whole(name, content, _samples(content), True))
     pictures = [Image.fromarray(picture(i, (64, 48))) for i in range(8)]
     for format in ("GIF", "WEBP"):  # as PIL writes them: with local colours and partial frames
         content = _saved(pictures, format)
         wholes.append(Whole(f"animation by PIL, {format}", content, (), True))
     return wholes + [Whole(f"image, {format}", _saved(pictures[:1], format), (), None) for format in _IMAGES]
+
+
+def _made(place: Path) -> dict[str, bytes]:
+    """Field pictures, a video with sound, one that an edit list shortens, and one that begins within a group."""
+    (place / "fields.h264").write_bytes(field_pictures(8, group=4))
+    remux(place / "fields.h264", place / "fields.ts")
+    made = {
+        f"fields.{s}": remux(place / "fields.ts", place / f"fields.{s}").read_bytes() for s in ("mp4", "mkv", "avi")
+    }
+    made |= {f"with sound.{s}": with_sound(place / f"sound.{s}").read_bytes() for s in ("mp4", "mkv", "avi")}
+    kind = KINDS["h264_b_frames.mp4"] | {"frames": 24}
+    made["shortened.mp4"] = edited(write(place / "long.mp4", **kind).read_bytes(), 5 * 1024, None)
+    kind = KINDS["h264_open_gop.mkv"] | {"frames": 36}
+    made["cut.mkv"] = without_first(write(place / "open.mkv", **kind), place / "cut.mkv", 9).read_bytes()
+    return made
 
 
 def _saved(pictures: list[Image.Image], format: str) -> bytes:

@@ -1,6 +1,7 @@
 """Writes small videos of every kind with av, and decodes all their frames in order for comparison."""
 
 import io
+import struct
 from fractions import Fraction
 
 import av
@@ -120,3 +121,43 @@ def in_order(source, stream=0):
 def box(content, kind):
     """Finds where the content of the first box of a kind begins in an MP4."""
     return content.index(kind) + len(kind)
+
+
+def edited(content, cut, length):
+    """Shows of an MP4 what begins `cut` ticks (10,240 a second) after the start, for `length` thousandths of a second.
+
+    The length stands in the edit list and in the header of the track. None keeps all to the end.
+    """
+    content = bytearray(content)
+    entry = box(content, b"elst") + 8
+    duration, start = struct.unpack_from(">Ii", content, entry)
+    length = duration - cut * 1000 // 10240 if length is None else length
+    struct.pack_into(">Ii", content, entry, length, start + cut)
+    struct.pack_into(">I", content, box(content, b"tkhd") + 20, length)
+    return bytes(content)
+
+
+def without_first(source, target, first):
+    """Copies a video from its packet numbered `first` on, as recorders and `ffmpeg -c copy` write it."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+        stream = written.add_stream_from_template(read.streams.video[0])
+        for packet in [packet for packet in read.demux(video=0) if packet.size][first:]:
+            packet.stream = stream
+            written.mux(packet)
+    return target
+
+
+def with_sound(path, frames=12):
+    """Writes a video with a track of sound, interleaved."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("mp2", rate=16000, layout="mono")
+        for i in range(frames):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture(i, (64, 48)), format="rgb24")))
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), format="s16", layout="mono")
+            frame.rate, frame.pts = 16000, 1600 * i
+            container.mux(sound.encode(frame))
+        for stream in (video, sound):
+            container.mux(stream.encode(None))
+    return path

@@ -1,6 +1,7 @@
-"""Writes H.264 field pictures (PAFF), which no encoder at hand writes: every frame is two packets.
+"""Writes field pictures of H.264 (PAFF) and MPEG-2, which no encoder at hand writes: every frame is two packets.
 
-All macroblocks are stored as they are (I_PCM), so nothing has to be compressed: ITU-T H.264, sections 7.3 and 7.4.
+In H.264 all macroblocks are stored as they are (I_PCM), so nothing has to be compressed (ITU-T H.264, sections 7.3 and
+7.4); in MPEG-2 every block has one level of grey (ISO/IEC 13818-2, sections 6.2 and 7.2).
 """
 
 from __future__ import annotations
@@ -89,6 +90,45 @@ def field_pictures(frames=48, rate=25, group=12):
             message = np.packbits(np.array(timing.bits, np.uint8)).tobytes()
             written += _unit(_MESSAGE, bytes([1, len(message)]) + message + b"\x80")
             written += _field(level(i), number, bottom, idr)
+    return written
+
+
+# Codes of the length of a luminance difference (table B-12), by that length.
+_LENGTHS = ("100", "00", "01", "101", "110", "1110", "11110", "111110", "1111110")
+
+
+def _code(kind, *fields):
+    """Returns a start code with its fields, pairs of a number of bits and a value."""
+    writer = _Writer()
+    for count, value in fields:
+        writer.fixed(count, value)
+    return b"\0\0\1" + bytes([kind]) + np.packbits(np.array(writer.aligned().bits, np.uint8)).tobytes()
+
+
+def _mpeg2_row(row, grey):
+    """Returns a slice: a row of macroblocks of one grey."""
+    difference = grey - 128
+    size = abs(difference).bit_length()
+    coded = f"{difference if difference >= 0 else difference + (1 << size) - 1:0{size}b}" if size else ""
+    first, same, chroma = _LENGTHS[size] + coded + "10", _LENGTHS[0] + "10", "0010"
+    blocks = first + same * 3 + chroma * 2
+    bits = "00001" + "0" + "11" + blocks + ("11" + same * 4 + chroma * 2) * (WIDTH // 16 - 1)
+    bits += "0" * (-len(bits) % 8)
+    return b"\0\0\1" + bytes([row + 1]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def mpeg2_field_pictures(frames=24, group=12):
+    """Returns a raw stream at 25 frames a second; frame i has the grey `level(i)`."""
+    written = b""
+    for i in range(frames):
+        if i % group == 0:
+            written += _code(0xB3, (12, WIDTH), (12, HEIGHT), (4, 1), (4, 3), (18, 5000), (1, 1), (10, 100), (3, 0))
+            written += _code(0xB5, (4, 1), (8, 0x48), (1, 0), (2, 1), (4, 0), (12, 0), (1, 1), (8, 0), (1, 0), (7, 0))
+            written += _code(0xB8, (12, 0), (1, 1), (6, i // 25), (6, i % 25), (1, 1), (1, 0))
+        for bottom in (0, 1):
+            written += _code(0x00, (10, i % group), (3, 1), (16, 0xFFFF), (1, 0))
+            written += _code(0xB5, (4, 8), (16, 0xFFFF), (2, 0), (2, 1 + bottom), (10, 0))
+            written += b"".join(_mpeg2_row(row, level(i)) for row in range(HEIGHT // 32))
     return written
 
 

@@ -8,9 +8,8 @@ import pytest
 
 from tests.faults.media import fuzz_media
 from tests.faults.tables import table
-from tests.media.clips import box, write
+from tests.media.clips import box, edited, write
 from tests.media.refusal import check_error, refused
-from tests.media.test_video import edited
 from videollava_jax.media import Cause, MediaError, read_video
 
 

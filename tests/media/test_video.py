@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from tests.media.clips import KINDS, box, decoded, in_order, write, x264
+from tests.media.clips import KINDS, box, decoded, edited, in_order, write, x264
 from tests.media.refusal import refused
 from videollava_jax.media import Cause, Fps, Indices, Linspace, Uniform, read_video
 
@@ -93,20 +93,6 @@ def test_sampling_by_rate_follows_the_frame_rate_of_the_file(videos):
     assert video.fps == 10
     np.testing.assert_array_equal(video.indices, np.arange(0, 60, 5))
     np.testing.assert_allclose(video.timestamps, np.arange(0, 6, 0.5))
-
-
-def edited(content, cut, length):
-    """Shows of an MP4 what begins `cut` ticks (10,240 a second) after the start, for `length` thousandths of a second.
-
-    The length stands in the edit list and in the header of the track. None keeps all to the end.
-    """
-    content = bytearray(content)
-    entry = box(content, b"elst") + 8
-    duration, start = struct.unpack_from(">Ii", content, entry)
-    length = duration - cut * 1000 // 10240 if length is None else length
-    struct.pack_into(">Ii", content, entry, length, start + cut)
-    struct.pack_into(">I", content, box(content, b"tkhd") + 20, length)
-    return bytes(content)
 
 
 # Edit lists: (ticks cut from the start, thousandths of a second kept), 1024 ticks per frame; None keeps all to the end.

@@ -13,6 +13,7 @@ from videollava_jax.media.source import OpenSource
 _MAX_CHUNKS = 10_000_000
 # A stream's number, and what it is: video (compressed or not), a palette, sound, text, a part of an index.
 _DATA = re.compile(rb"(\d\d)(dc|db|pc|wb|tx|sb|iv|dx)|ix\d\d|JUNK", re.DOTALL)
+_NESTED = re.compile(rb"\d\d(?:dc|db)")
 _FRAMES = (b"dc", b"db", b"iv", b"dx")
 
 
@@ -45,6 +46,15 @@ def count_chunks(source: OpenSource) -> list[int]:
         walk.lists(chunk.start, min(chunk.end, source.size))
         offset = chunk.end + (chunk.end & 1)
     return [walk.frames[i] for i, kind in enumerate(walk.streams) if kind == b"vids"] if walk.finished else []
+
+
+def holds_a_chunk(packet: bytes) -> bool:
+    """Whether a packet ends with a whole chunk of a video: its length may have been changed to reach over it."""
+    for found in _NESTED.finditer(packet):
+        start = found.end() + 4
+        if start + int.from_bytes(packet[found.end() : start], "little") in (len(packet), len(packet) - 1):
+            return True
+    return False
 
 
 class _Walk:

@@ -23,6 +23,8 @@ FORMATS = (
 )
 # Formats that are nothing but a codec's packets.
 _WITHOUT_TIMES = {"h264", "hevc", "h263", "m4v", "mpegvideo", "mjpeg", "mjpeg_2000", "obu", "av1"}
+# What such streams begin with, perhaps after zeros.
+_RAW_STARTS = {"mjpeg": b"\xff\xd8"} | dict.fromkeys(("h264", "hevc", "m4v", "mpegvideo", "mpeg"), b"\1")
 # The first bytes of text formats that name other files to play.
 _SCRIPTS = (b"ffconcat", b"#EXTM3U", b"[playlist]", b"v=0", b"<MPD", b"<smil", b"<asx", b"[Reference]")
 _STILL_BRANDS = (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1")
@@ -84,8 +86,8 @@ def opened_video(source: OpenSource, limits: MediaLimits) -> Iterator[OpenVideo]
     except Exception as error:
         raise _refusal(source, limits, error) from None
     with container:
-        if container.format.name == "mjpeg" and not head.startswith(b"\xff\xd8"):
-            # FFmpeg takes whatever contains a JPEG for a stream of them.
+        if not head.lstrip(b"\0").startswith(_RAW_STARTS.get(container.format.name, b"")):
+            # FFmpeg takes whatever contains a JPEG, or a few start codes, for a stream of them.
             raise MediaError(source.name, Cause.NOT_MEDIA, f"expected a video, got {describe(source)}")
         stream = _stream(source, container, limits, head[4:12])
         if container.format.name.startswith("mov") and structure.tracks is None:

@@ -31,18 +31,19 @@ _BLOCK, _SIMPLE_BLOCK, _BLOCK_GROUP = 0xA1, 0xA3, 0xA0
 _NUMBERS, _SILENT = {0xE7, 0xA7, 0xAB, _CHECKSUM}, 0x5854
 _IN_CLUSTER = {_SIMPLE_BLOCK, _BLOCK_GROUP, _VOID, _SILENT, *_NUMBERS}
 _TRACK_ENTRY, _TRACK_NUMBER, _TRACK_TYPE, _VIDEO = 0xAE, 0xD7, 0x83, 1
-_LACING = 0x06
+_LACING, _KEYFRAME = 0x06, 0x80
 # Ten hours of video and sound have about three million. In a hostile file of empty elements the check stops here.
 _MAX_ELEMENTS = 5_000_000
 
 
-def count_blocks(source: OpenSource) -> list[int]:
+def count_blocks(source: OpenSource) -> list[tuple[int, bool]]:
     """Walks over the Segment's elements and those of its Clusters, reading only their heads.
 
     Live recordings leave the sizes of both open; the Segment then ends with the file.
 
     Returns:
-      How many blocks, each a frame, there are of each video track, in the order of the tracks.
+      For each video track, in their order, how many blocks there are, each a frame, and whether the first is marked as
+      a keyframe.
 
     Raises:
       MediaError: the file ends within an element, the bytes where an element should begin are not one, or a block is
@@ -52,6 +53,7 @@ def count_blocks(source: OpenSource) -> list[int]:
     if found is None:
         raise _damaged(source, 0)
     blocks: Counter[int] = Counter()
+    keyframes: dict[int, bool] = {}
     tracks: dict[int, int] = {}
     offset, end = found
     segment_end = source.size if end is None else end
@@ -85,11 +87,27 @@ def count_blocks(source: OpenSource) -> list[int]:
             tracks |= _read_tracks(source, content, stop)
         elif element in (_SIMPLE_BLOCK, _BLOCK_GROUP):
             at = content if element == _SIMPLE_BLOCK else _block_in_group(source, content, stop)
-            blocks[_track_of_block(source, at, tracks)] += 1
+            number, flags = _track_and_flags(source, at, tracks)
+            blocks[number] += 1
+            keyframes.setdefault(number, element == _SIMPLE_BLOCK and bool(flags & _KEYFRAME))
         elif (within or in_open) and _was_a_block(source, element, content, stop):
             raise _damaged(source, offset)
         offset = stop
-    return [blocks[number] for number, kind in tracks.items() if kind == _VIDEO]
+    return [(blocks[number], keyframes.get(number, False)) for number, kind in tracks.items() if kind == _VIDEO]
+
+
+def holds_a_block(packet: bytes) -> bool:
+    """Whether a packet ends with a whole SimpleBlock of a video: its size may have been changed to reach over it."""
+    at = packet.find(_SIMPLE_BLOCK)
+    while at >= 0:
+        if len(packet) - at > 6 and packet[at + 1]:
+            width = 9 - packet[at + 1].bit_length()
+            size = int.from_bytes(packet[at + 1 : at + 1 + width], "big") & (1 << 7 * width) - 1
+            head = packet[at + 1 + width : at + 5 + width]
+            if at + 1 + width + size == len(packet) and head[0] & 0x80 and head[3:] in (b"\0", b"\x80"):
+                return True
+        at = packet.find(_SIMPLE_BLOCK, at + 1)
+    return False
 
 
 def _was_a_block(source: OpenSource, element: int, start: int, end: int) -> bool:
@@ -132,8 +150,8 @@ def _block_in_group(source: OpenSource, start: int, end: int) -> int:
     return blocks[0]
 
 
-def _track_of_block(source: OpenSource, content: int, tracks: dict[int, int]) -> int:
-    """Returns the number of a block's track: a number of variable width, before a time in two bytes and flags."""
+def _track_and_flags(source: OpenSource, content: int, tracks: dict[int, int]) -> tuple[int, int]:
+    """Returns the number of a block's track, of variable width, and its flags, after a time in two bytes."""
     head = source.read(content, 8 + 3)
     width = 9 - head[0].bit_length() if head and head[0] else 0
     if not width or len(head) < width + 3:
@@ -143,7 +161,7 @@ def _track_of_block(source: OpenSource, content: int, tracks: dict[int, int]) ->
         raise _damaged(source, content)
     if tracks[number] == _VIDEO and head[width + 2] & _LACING:
         raise MediaError(source.name, Cause.DECODE_FAILED, f"several frames in one block (lacing) at byte {content}")
-    return number
+    return number, head[width + 2]
 
 
 def _segment(source: OpenSource) -> tuple[int, int | None] | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.media.errors import Cause, MediaError
+from videollava_jax.media.errors import Cause, MediaError, cut_short
 from videollava_jax.media.mp4 import Box, boxes
 from videollava_jax.media.source import OpenSource
 
@@ -22,6 +22,7 @@ _TOP_OF_FRAGMENTED = set(
 )
 _IN_FRAGMENT = set(b"mfhd traf meta pssh uuid free skip".split())
 _IN_TRACK_FRAGMENT = set(b"tfhd tfdt trun sdtp sbgp sgpd subs saiz saio senc meta uuid free skip".split())
+_IN_TRACK = set(b"tkhd edts mdia meta udta tref trgr load tapt clip matt crgn hnti uuid free skip wide".split())
 _ON_THE_WAY = (b"mdia", b"minf", b"stbl", b"edts")
 _MAX_TABLE = 256 * 2**20
 
@@ -40,6 +41,8 @@ class Statement:
       movie_clock, clock: ticks a second, of the movie and of the track.
       shown_for, duration: of the track with its edits, in the movie's clock; of its samples, in its own.
       runs: int64 [runs, 2], counts of samples and their duration.
+      whole: whether the first sample is a keyframe.
+      odd: whether there are boxes of unknown kinds, or an edit list has no list.
       delay: from the first sample's decoding to its showing.
     """
 
@@ -54,12 +57,25 @@ class Statement:
     shown_for: int = 0
     duration: int = 0
     runs: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    whole: bool = True
+    odd: bool = False
     delay: int = 0
 
-    def check(self, packets: int, shown: int, whole: bool) -> None:
+    @property
+    def keyframe_first(self) -> bool:
+        """See `structure.Stated`."""
+        return False  # FFmpeg goes by the index
+
+    @property
+    def nested(self) -> None:
+        """See `structure.Stated`."""
+
+    def check(self, packets: int, shown: int) -> None:
         """See `structure.Stated.check`."""
         if self.mapped is not None and self.mapped != self.samples:
             raise self._damaged(f"its index has sizes of {self.samples} frames and places for {self.mapped}")
+        if self.odd and not self.edits and self._is_shortened():
+            raise self._damaged("its track is shorter than its frames, and it has no edit list")
         if self.frames is None:
             return
         stated = self.frames + self.in_fragments
@@ -67,9 +83,9 @@ class Statement:
             return
         if not self.edits or self.in_fragments:
             raise self._damaged(f"its index has {stated} frames, but {shown} could be read")
-        self._check_edits(stated, shown, whole)
+        self._check_edits(stated, shown)
 
-    def _check_edits(self, stated: int, shown: int, whole: bool) -> None:
+    def _check_edits(self, stated: int, shown: int) -> None:
         hides = f"its index has {stated} frames and its edit list shows {shown}, but"
         parts, gaps = (sum(part[0] for part in self.edits if (part[1] >= 0) == kept) for kept in (True, False))
         # With an empty part at the beginning some writers count it into the track's length, some do not.
@@ -90,10 +106,18 @@ class Statement:
             rounding = 1 + 2 * self.clock / self.movie_clock
             if start >= 0 and end > int(lengths.sum()) + self.delay + rounding:
                 raise self._damaged(f"{hides} it reaches beyond the track's end")
+            # Where the end is rounded, a beginning a moment after a frame's would be meant to be that frame's.
+            if end > int(lengths.sum()) + self.delay and ((start - times > 0) & (start - times < rounding)).any():
+                raise self._damaged(f"{hides} it begins a moment after a frame")
             expected += int(((times >= start) & (times < end)).sum()) if start >= 0 else 0
         # Durations that differ are not in the order of showing; a part of a group begins with frames out of order.
-        if abs(expected - shown) > (len(self.runs) > 1 or not whole):
+        if abs(expected - shown) > (len(self.runs) > 1 or not self.whole):
             raise self._damaged(f"{hides} by their times {expected} would be shown")
+
+    def _is_shortened(self) -> bool:
+        """Whether the track's header says that less is shown than the samples last."""
+        lasts = int((self.runs[:, 0] * self.runs[:, 1]).sum())
+        return bool(self.shown_for * self.clock < (lasts - 2 * int(self.runs[:, 1].max(initial=0))) * self.movie_clock)
 
     def _damaged(self, message: str) -> MediaError:
         return MediaError(self.name, Cause.DECODE_FAILED, f"damaged: {message}")
@@ -128,6 +152,8 @@ def read_statements(source: OpenSource) -> dict[int, Statement]:
             raise _unknown(source, box)
         elif box.kind == b"moof":
             sequence = _fragment(source, Box(box.kind, box.start, end), tracks, sequence)
+    if fragmented and top[-1].end < source.size:
+        raise cut_short(source.name, source.size, top[-1].end + 8)
     for track in tracks.values():
         track.movie_clock = clock
     return tracks
@@ -140,14 +166,18 @@ def _track(source: OpenSource, trak: Box) -> tuple[int, Statement]:
     while pending:
         parent = pending.pop()
         for box in boxes(source, parent.start, min(parent.end, source.size)):
+            track.odd |= parent is trak and box.kind not in _IN_TRACK
             if box.kind in _ON_THE_WAY:
                 pending.append(box)
+                track.odd |= box.kind == b"edts"
             elif box.kind == b"tkhd":
                 number, track.shown_for = _id_and_duration(source, box)
             elif box.kind == b"mdhd":
                 track.clock, track.duration = _clock_and_duration(source, box)
             elif box.kind == b"elst":
                 track.edits = _edits(source, box)
+            elif box.kind == b"stss":
+                track.whole = _number(source, box.start + 4) == 0 or _number(source, box.start + 8) == 1
             elif box.kind == b"stts":
                 track.runs = _table(source, box, 2)
             elif box.kind == b"ctts":

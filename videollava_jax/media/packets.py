@@ -120,51 +120,87 @@ def list_packets(source: OpenSource, video: OpenVideo, limits: MediaLimits) -> P
       MediaError: the file is damaged or cut short, has no packet, has more than `max_frames`, or has fewer than its
         container says.
     """
-    table = PacketTable(timed=video.has_times)
-    context = video.stream.codec_context
-    counter = COUNTERS.get(context.name)
-    count = counter(bytes(context.extradata or b"")) if counter else None
-    table.counted, beginning = count is not None, _Beginning()
+    listing = _Listing(source, video)
+    table, stated = listing.table, video.stated
     try:
         for packet in packets_of(video.container, video.stream):
-            position = len(table.pts)
-            if position >= limits.max_frames:
+            if len(table.pts) >= limits.max_frames:
                 raise MediaError(
                     source.name,
                     Cause.TOO_LARGE,
                     f"more than {limits.max_frames} frames; raise MediaLimits.max_frames if they are meant",
                 )
-            # Transport streams mark gaps in reception so; elsewhere the mark means that the file ends in the packet.
-            if packet.is_corrupt and video.container.format.name != "mpegts":
-                raise MediaError(source.name, Cause.TRUNCATED, f"cut short in packet {position}; fetch it again")
-            table.pts.append(packet.pts)
-            if packet.is_keyframe:
-                table.keyframes.append(position)
-            try:
-                found = count(bytes(packet)) if count else Count()
-            except Broken as error:
-                if video.stated is not None:
-                    message = f"damaged: packet {position}: {error}"
-                    raise MediaError(source.name, Cause.DECODE_FAILED, message) from None
-                found = Count()
-                table.doubtful += 1
-            if packet.is_discard:
-                table.discarded.append(position)
-                continue
-            table.shown += [position] * found.shown
-            if found.hidden:
-                table.hidden.append(position)
-            if beginning.precedes(found, packet.is_keyframe):
-                table.leading.add(position)
+            listing.add(packet)
     except (av.FFmpegError, MemoryError) as error:
         raise library_error(source.name, error, f"reading stopped after packet {len(table.pts)}") from None
-    if video.stated is not None:
-        video.stated.check(len(table.pts), len(table.pts) - len(table.discarded), whole=table.keyframes[:1] == [0])
+    if stated is not None:
+        stated.check(len(table.pts), len(table.pts) - len(table.discarded))
     if not table.shown:
         raise MediaError(source.name, Cause.NO_FRAMES, "expected frames, got a video stream without any")
-    if video.stated is not None:
+    if stated is not None:
         _check_hidden(source, table)
+        _check_nested(source, table, listing.nested, certain=video.format == "avi")
     return table
+
+
+class _Listing:
+    """Fills a table, packet by packet.
+
+    Attributes:
+      nested: positions of packets that seem to hold the next one too.
+    """
+
+    def __init__(self, source: OpenSource, video: OpenVideo):
+        self.source, self.video = source, video
+        context = video.stream.codec_context
+        counter = COUNTERS.get(context.name)
+        self.count = counter(bytes(context.extradata or b"")) if counter else None
+        self.beginning = _Beginning()
+        self.table = PacketTable(timed=video.has_times, counted=counter is not None)
+        self.nested: list[int] = []
+
+    def add(self, packet: Any) -> None:
+        table, stated = self.table, self.video.stated
+        position, content = len(table.pts), bytes(packet)
+        # Transport streams mark gaps in reception so; elsewhere the mark means that the file ends in the packet.
+        if packet.is_corrupt and self.video.format != "mpegts":
+            raise MediaError(self.source.name, Cause.TRUNCATED, f"cut short in packet {position}; fetch it again")
+        table.pts.append(packet.pts)
+        if packet.is_keyframe:
+            table.keyframes.append(position)
+        if stated is not None and stated.nested and stated.nested(content):
+            self.nested.append(position)
+        found = self._counted(position, content)
+        marked = position == 0 and stated is not None and stated.keyframe_first
+        if self.beginning.precedes(found, packet.is_keyframe or marked):
+            table.leading.add(position)
+        if packet.is_discard:
+            table.discarded.append(position)
+            return
+        table.shown += [position] * found.shown
+        if found.hidden:
+            table.hidden.append(position)
+
+    def _counted(self, position: int, content: bytes) -> Count:
+        try:
+            return self.count(content) if self.count else Count()
+        except Broken as error:
+            if self.video.stated is not None:
+                message = f"damaged: packet {position}: {error}"
+                raise MediaError(self.source.name, Cause.DECODE_FAILED, message) from None
+        self.table.doubtful += 1
+        return Count()
+
+
+def _check_nested(source: OpenSource, table: PacketTable, positions: list[int], *, certain: bool) -> None:
+    """Refuses packets that seem to hold the next one too; where that is not certain, if a frame's time is missing."""
+    times = np.array(sorted(time for time in table.pts if time is not None), np.float64)
+    for position in positions:
+        time = table.pts[position]
+        later = times[np.searchsorted(times, time, side="right") :][:1] if time is not None else times[:0]
+        if certain or not len(later) or later[0] - time > 1.5 * np.median(np.diff(times)):
+            message = f"damaged: packet {position} holds the next one too"
+            raise MediaError(source.name, Cause.DECODE_FAILED, message)
 
 
 class _Beginning:
@@ -185,11 +221,13 @@ class _Beginning:
             if not keyframe:
                 return True
             self._begun, self._open, self._recovering = True, not count.closed, count.recovery
-        elif not count.only_b:
-            self._open = False
+            only_b = False  # a keyframe is none, whatever it says
+        else:
+            only_b = count.only_b
+            self._open &= only_b
         recovering = self._recovering > 0
         self._recovering -= count.shown if recovering else 0
-        return recovering or (self._open and count.only_b)
+        return recovering or (self._open and only_b)
 
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:

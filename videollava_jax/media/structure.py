@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,12 +20,16 @@ _MP4_INDEX = {b"moov", b"moof", b"meta"}  # meta is the index of AVIF images
 class Stated(Protocol):
     """What a container says about the frames of one track."""
 
-    def check(self, packets: int, shown: int, whole: bool) -> None:
-        """Compares with the packets that FFmpeg found, all of them and those that an edit list does not hide.
+    @property
+    def keyframe_first(self) -> bool:
+        """Whether the first frame is marked as a keyframe."""
 
-        Args:
-          packets, shown: how many there are.
-          whole: whether the first one is a keyframe.
+    @property
+    def nested(self) -> Callable[[bytes], bool] | None:
+        """Says whether a packet seems to hold the next one too; None where that cannot be."""
+
+    def check(self, packets: int, shown: int) -> None:
+        """Compares with the packets that FFmpeg found, all of them and those that an edit list does not hide.
 
         Raises:
           MediaError: some are missing, or there are more.
@@ -33,12 +38,21 @@ class Stated(Protocol):
 
 @dataclass(frozen=True)
 class StatedFrames:
-    """A number of frames, each a packet; None if the container does not say."""
+    """What most containers say.
+
+    Attributes:
+      name: of the file.
+      frames: how many there are, each a packet; None if the container does not say.
+      keyframe_first: whether the first one is marked as a keyframe.
+      nested: whether a packet seems to hold the next one too.
+    """
 
     name: str
     frames: int | None
+    keyframe_first: bool = False
+    nested: Callable[[bytes], bool] | None = None
 
-    def check(self, packets: int, shown: int, whole: bool) -> None:
+    def check(self, packets: int, shown: int) -> None:
         """See `Stated.check`."""
         if self.frames not in (None, packets):
             message = f"damaged: its container holds {self.frames} frames, but {packets} could be read"
@@ -47,10 +61,10 @@ class StatedFrames:
 
 @dataclass(frozen=True)
 class Structure:
-    """The frames of a container's video tracks, in the order of the tracks, and for MP4 what its index says."""
+    """What a container says of its video tracks, in the order of the tracks; for MP4 what its index says, by id."""
 
     name: str
-    frames: list[int] | None = None
+    videos: list[StatedFrames] | None = None
     tracks: dict[int, Statement] | None = None
 
     def of(self, number: int, track: int) -> Stated | None:
@@ -61,9 +75,9 @@ class Structure:
             return self.tracks.get(track) or next(iter(self.tracks.values()))
         if self.tracks is not None:
             return StatedFrames(self.name, None)  # a compressed index
-        if self.frames is None:
+        if self.videos is None:
             return None
-        return StatedFrames(self.name, self.frames[number] if number < len(self.frames) else None)
+        return self.videos[number] if number < len(self.videos) else StatedFrames(self.name, None)
 
 
 def read_structure(source: OpenSource, limits: MediaLimits) -> Structure:
@@ -75,18 +89,20 @@ def read_structure(source: OpenSource, limits: MediaLimits) -> Structure:
     """
     head = source.read(0, 16)
     if head[:6] in gif.MAGIC:
-        return Structure(source.name, [gif.count_images(source, limits)])
+        return Structure(source.name, [StatedFrames(source.name, gif.count_images(source, limits))])
     if head.startswith(chunks.PNG):
         frames = chunks.count_png_frames(source)
-        return Structure(source.name, None if frames is None else [frames])
+        return Structure(source.name, None if frames is None else [StatedFrames(source.name, frames)])
     check_whole(source)
     mp4.check_index(source, limits)
     if head[4:8] in _MP4_FIRST:
         return Structure(source.name, tracks=read_statements(source))
     if head.startswith(matroska.MAGIC):
-        return Structure(source.name, matroska.count_blocks(source))
+        counts = matroska.count_blocks(source)
+        return Structure(source.name, [StatedFrames(source.name, *count, matroska.holds_a_block) for count in counts])
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return Structure(source.name, avi.count_chunks(source))
+        frames_of = avi.count_chunks(source)
+        return Structure(source.name, [StatedFrames(source.name, n, nested=avi.holds_a_chunk) for n in frames_of])
     return Structure(source.name)
 
 

@@ -23,6 +23,8 @@ from videollava_jax.media.source import OpenSource, Source, open_source
 
 # Formats with an index of keyframes. In others a seek is a search that may land elsewhere.
 _INDEXED = {"mov", "matroska", "avi"}
+# Formats whose every image is a frame.
+_ANIMATIONS = {"gif", "apng"}
 # Decoding this many frames costs about as much as a seek.
 _SEEK_COST = 4
 
@@ -154,6 +156,7 @@ class _Reader:
             container, stream = video.container, video.stream
             table = list_packets(self.source, video, self.limits)
             exact = video.stated is not None and table.counted and table.keyframes[:1] == [0]
+            exact |= video.format in _ANIMATIONS
             tick = float(stream.time_base or 0)
             stated, total = video.rate, len(table.shown)
             times = _ascending(table.times, tick)
@@ -225,7 +228,8 @@ class _Reader:
                 known = frame.pts is not None and times[0] is not None
                 picked.add(picked.decoded, frame, float((frame.pts - times[0]) * stream.time_base) if known else np.nan)
         more = exact and picked.decoded > len(table.shown)
-        if not picked.decoded or picked.decoded < table.fewest or more:
+        fewest = len(table.shown) if exact and not table.counted else table.fewest
+        if not picked.decoded or picked.decoded < fewest or more:
             cause = Cause.DECODE_FAILED if picked.decoded else Cause.NO_FRAMES
             message = f"damaged: it holds {len(table.shown)} frames, of which {picked.decoded} could be decoded"
             raise MediaError(self.source.name, cause, message)

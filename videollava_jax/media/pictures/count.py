@@ -59,12 +59,10 @@ class Bits:
 
     def golomb(self) -> int:
         """Reads an unsigned Exp-Golomb number, ue(v) of H.264 and HEVC."""
-        zeros = 0
-        while not self.take(1):
-            zeros += 1
-            if zeros > 32:
-                raise Broken("a header holds a number that is too large")
-        return (1 << zeros) - 1 + self.take(zeros)
+        zeros = self.left - (self._value & (1 << self.left) - 1).bit_length()
+        if zeros > 32:
+            raise Broken("a header holds a number that is too large")
+        return self.take(2 * zeros + 1) - 1
 
     def is_at_stop_bit(self) -> bool:
         """Returns whether only the stop bit, a 1 before zeros, is left."""

@@ -95,6 +95,8 @@ class H264Counter:
         if kind > 9:
             raise Broken("a slice of an unknown type")
         idr = unit[0] & 31 == _IDR
+        if not any(sequence.fields or sequence.separate_planes for sequence in self._sequences.values()):
+            return _Slice(first, kind in _B, idr)
         sequence = self._sequences.get(self._pictures.get(bits.golomb(), -1))
         if sequence is None:
             return _Slice(first, kind in _B, idr)  # of a parameter set that has not come: the decoder will say so
