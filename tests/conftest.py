@@ -69,8 +69,8 @@ def torch():
 @pytest.fixture(scope="session")
 def tiny_processor():
     """The shipped tiny model's processor."""
-    from videollava_jax import VideoLlavaProcessor
     from videollava_jax.assets import TINY
+    from videollava_jax.processing.processor import VideoLlavaProcessor
 
     return VideoLlavaProcessor.from_pretrained(TINY)
 

@@ -31,6 +31,7 @@ ORDER = (
     "costs",
     "weights",
     "generation",
+    "face",
     "chat",
     "engine",
     "batch",

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 from videollava_jax.version import __version__
 
 if TYPE_CHECKING:
-    from videollava_jax.config import VideoLlavaConfig
     from videollava_jax.engine import Engine, Request, Result
+    from videollava_jax.face.auto import register
+    from videollava_jax.face.config import VideoLlavaConfig
+    from videollava_jax.face.image_processor import VideoLlavaImageProcessor
+    from videollava_jax.face.processor import VideoLlavaProcessor
+    from videollava_jax.face.video_processor import VideoLlavaVideoProcessor
     from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
-    from videollava_jax.processing.processor import VideoLlavaProcessor
 
 __all__ = [
     "Engine",
@@ -17,17 +20,23 @@ __all__ = [
     "Result",
     "VideoLlavaConfig",
     "VideoLlavaForConditionalGeneration",
+    "VideoLlavaImageProcessor",
     "VideoLlavaProcessor",
+    "VideoLlavaVideoProcessor",
     "__version__",
+    "register",
 ]
 
 _HOMES = {
     "Engine": "videollava_jax.engine",
     "Request": "videollava_jax.engine",
     "Result": "videollava_jax.engine",
-    "VideoLlavaConfig": "videollava_jax.config",
+    "VideoLlavaConfig": "videollava_jax.face.config",
     "VideoLlavaForConditionalGeneration": "videollava_jax.generation.pretrained",
-    "VideoLlavaProcessor": "videollava_jax.processing.processor",
+    "VideoLlavaImageProcessor": "videollava_jax.face.image_processor",
+    "VideoLlavaProcessor": "videollava_jax.face.processor",
+    "VideoLlavaVideoProcessor": "videollava_jax.face.video_processor",
+    "register": "videollava_jax.face.auto",
 }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from videollava_jax.assets import TINY
 
@@ -86,8 +87,9 @@ def find_model(
     wanted: Wanted,
     *,
     revision: str | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
     bundled: bool = False,
+    **download: Any,
 ) -> Path:
     """Returns the absolute path of a model's directory, after fetching what is missing from the hub.
 
@@ -100,6 +102,7 @@ def find_model(
       revision: a branch, tag or commit on the hub; None for the default branch.
       token: for private models; None takes that of HF_TOKEN or `hf auth login`.
       bundled: whether "tiny" is the model that comes with the package, as in commands and recipes.
+      download: further arguments of `huggingface_hub.snapshot_download`: `cache_dir`, `local_files_only`, ….
 
     Raises:
       ValueError: neither a directory nor a model on the hub, a file, an empty directory, or a model whose weights are
@@ -110,11 +113,11 @@ def find_model(
         return directory
     name = str(name)
     if wanted is Wanted.SIDE_FILES:
-        return _fetched(name, _SIDE_FILES, revision, token)
-    directory = _fetched(name, _SIDE_FILES + _OTHER_WEIGHTS + _SAFE_WEIGHTS, revision, token)
+        return _fetched(name, _SIDE_FILES, revision, token, download)
+    directory = _fetched(name, _SIDE_FILES + _OTHER_WEIGHTS + _SAFE_WEIGHTS, revision, token, download)
     if _holds(directory, _SAFE_WEIGHTS):
         return directory
-    directory = _fetched(name, _SIDE_FILES + _OTHER_WEIGHTS + _PICKLED_WEIGHTS, revision, token)
+    directory = _fetched(name, _SIDE_FILES + _OTHER_WEIGHTS + _PICKLED_WEIGHTS, revision, token, download)
     if not _holds(directory, _PICKLED_WEIGHTS):
         raise ValueError(
             f"{name}: the Hugging Face hub has no weights in this model: expected "
@@ -127,14 +130,18 @@ def _holds(directory: Path, patterns: list[str]) -> bool:
     return any(next(directory.glob(pattern), None) for pattern in patterns)
 
 
-def _fetched(name: str, patterns: list[str], revision: str | None, token: str | None) -> Path:
+def _fetched(
+    name: str, patterns: list[str], revision: str | None, token: str | bool | None, download: Mapping[str, Any]
+) -> Path:
     from huggingface_hub import snapshot_download
 
     # An index is read together with the weights that it lists.
     ignored = ["*.index.json"] if patterns == _SIDE_FILES else None
     try:
         return Path(
-            snapshot_download(name, revision=revision, token=token, allow_patterns=patterns, ignore_patterns=ignored)
+            snapshot_download(
+                name, revision=revision, token=token, allow_patterns=patterns, ignore_patterns=ignored, **download
+            )
         )
     except Exception as error:  # the client raises its own, its HTTP library's, and OSError
         raise ValueError(

@@ -23,14 +23,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.faults.odd_values import Raw, dump
-from videollava_jax import VideoLlavaConfig, VideoLlavaProcessor
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.batch.forms.openai import NEUTRAL
 from videollava_jax.batch.runner import BatchOptions, run_batch
+from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.engine import Request, Result
 from videollava_jax.engine.preparation import Preparer
 from videollava_jax.engine.row_arrays import unwritten_answers
 from videollava_jax.generation.options import KINDS, OPENAI_NAMES
+from videollava_jax.processing.processor import VideoLlavaProcessor
 
 IMAGE, VIDEO = "three-triangles.png", "circle-then-square.mp4"
 ODD = 18

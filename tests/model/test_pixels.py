@@ -29,7 +29,7 @@ def processor(tiny_processor):
     """The tiny model's processor, with other statistics for each kind of medium."""
     changed = copy.copy(tiny_processor)
     usual = changed.preprocessors["image"]
-    changed.preprocessors = {
+    changed._preprocessors = {
         "image": dataclasses.replace(usual, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)),
         "video": dataclasses.replace(usual, mean=(0.6, 0.5, 0.4), std=(0.2, 0.3, 0.4)),
     }

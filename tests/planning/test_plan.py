@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from tests.planning.plan_programs import GIB, GRIDS, MESHES, planned, required, traffic_ratio
-from videollava_jax import VideoLlavaConfig, VideoLlavaForConditionalGeneration
+from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.assets import TINY
 from videollava_jax.cli import main
-from videollava_jax.config import TextConfig, VisionConfig
+from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
 from videollava_jax.costs.chips import CHIPS, Chip
 from videollava_jax.costs.work import Job, Storage, best_possible
 from videollava_jax.engine.grid import new_grid

@@ -49,10 +49,11 @@ def is_public(address: Address) -> bool:
 
 
 class Fetcher:
-    """Fetches URLs of allowed hosts.
+    """Fetches URLs of allowed hosts, at public addresses.
 
     Args:
-      hosts: names of allowed hosts, "example.org", or "example.org:8080" for a port other than 80 and 443.
+      hosts: names of allowed hosts, "example.org", or "example.org:8080" for a port other than 80 and
+        443; None for all.
       seconds: the most seconds for one URL, with redirects.
       attempts: how often to try if the host does not answer, or answers with a status such as 503.
       allowed_address: returns whether connections to an address are allowed.
@@ -60,13 +61,13 @@ class Fetcher:
 
     def __init__(
         self,
-        hosts: Iterable[str],
+        hosts: Iterable[str] | None,
         *,
         seconds: float = 60.0,
         attempts: int = 3,
         allowed_address: Callable[[Address], bool] = is_public,
     ):
-        self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
+        self._hosts = None if hosts is None else frozenset(host.lower().rstrip(".") for host in hosts)
         self._seconds, self._attempts, self._allowed_address = seconds, attempts, allowed_address
         self._stopped = threading.Event()
 
@@ -144,7 +145,7 @@ class Fetcher:
             raise SourceError("forbidden_source", f"{url[:200]}: expected a plain http: or https: URL")
         default_port = 443 if parts.scheme == "https" else 80
         named = host if port in (None, default_port) else f"{host}:{port}"
-        if named not in self._hosts:
+        if self._hosts is not None and named not in self._hosts:
             raise SourceError("forbidden_source", f"{url[:200]}: the host {named!r} is not allowed by --allow-host")
         address = self._address(host, port or default_port, url)
         wait = max(0.1, min(_WAIT, deadline - time.monotonic()))

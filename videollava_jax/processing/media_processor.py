@@ -31,9 +31,6 @@ class MediaProcessor:
         video_pooling: side of the windows of patches whose features are averaged in each frame of a video; 1 for none.
         frame_window: a video's number of frames must be a multiple of this.
 
-    Attributes:
-        preprocessors: how media of each kind become pixels, "image" and "video".
-
     Raises:
         ValueError: an unknown `vision_feature_select_strategy`, or a pooling that does not divide the patches.
     """
@@ -53,14 +50,21 @@ class MediaProcessor:
             raise ValueError(
                 f"vision_feature_select_strategy: expected 'default' or 'full', got {vision_feature_select_strategy!r}"
             )
-        self.preprocessors: Mapping[MediaKind, FramePreprocessor]
         image = FramePreprocessor() if image_processor is None else image_processor
-        self.preprocessors = {"image": image, "video": image if video_processor is None else video_processor}
+        self._preprocessors: dict[MediaKind, FramePreprocessor] = {
+            "image": image,
+            "video": image if video_processor is None else video_processor,
+        }
         self.patch_size = patch_size
         self.vision_feature_select_strategy = vision_feature_select_strategy
         self.num_additional_image_tokens = num_additional_image_tokens
         self.video_pooling = checked_pooling(video_pooling, self._patches_per_side("video"))
         self.frame_window = frame_window
+
+    @property
+    def preprocessors(self) -> Mapping[MediaKind, FramePreprocessor]:
+        """How media of each kind become pixels, "image" and "video"."""
+        return self._preprocessors
 
     # ── tokens ──
 

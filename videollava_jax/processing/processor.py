@@ -21,6 +21,8 @@ from videollava_jax.processing.prompt import PromptTemplate, render_conversation
 from videollava_jax.processing.segments import MediaKind, Segments
 from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, load_tokenizer
 
+_SAVED = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens", "image_token", "video_token")
+
 
 class VideoLlavaProcessor(ModelInputs):
     """Prepares inputs for the model, with the call and the outputs of transformers' `VideoLlavaProcessor`.
@@ -113,26 +115,24 @@ class VideoLlavaProcessor(ModelInputs):
             settings["video_pooling"] = video_pooling
         return cls(tokenizer=read_llama_tokenizer(path) or load_tokenizer(path), **settings)
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes the files that `from_pretrained` reads, both here and in transformers."""
-        self._write(directory, {kind: preprocess.to_json() for kind, preprocess in self.preprocessors.items()})
+        self._write(save_directory, {kind: preprocess.to_json() for kind, preprocess in self.preprocessors.items()})
 
     def _write(self, directory: str | os.PathLike[str], preprocessing: Mapping[MediaKind, Mapping[str, Any]]) -> None:
         """Writes all files, with the given settings of pixels as in `preprocessor_config.json`."""
         path = local_path(directory)
         path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(path)
-        settings = {
-            "patch_size": self.patch_size,
-            "vision_feature_select_strategy": self.vision_feature_select_strategy,
-            "num_additional_image_tokens": self.num_additional_image_tokens,
-            "image_token": IMAGE_TOKEN,
-            "video_token": VIDEO_TOKEN,
-            "prompt_template": self.template.name,
-        }
-        unusual = {"max_positions": None, "video_pooling": 1, "frame_window": 1}
-        settings |= {n: getattr(self, n) for n, usual in unusual.items() if getattr(self, n) != usual}
+        settings = {name: getattr(self, name) for name in self._settings}
+        settings["prompt_template"] = self.template.name
         write_settings(path, type(self).__name__, preprocessing, settings=settings, chat_template=self.chat_template)
+
+    @property
+    def _settings(self) -> list[str]:
+        """The names of the attributes that are saved: those of transformers, and ours where they are unusual."""
+        ours = {"max_positions": None, "video_pooling": 1, "frame_window": 1}
+        return [*_SAVED, *(name for name, usual in ours.items() if getattr(self, name) != usual)]
 
     # ── the attributes of transformers' processor ──
 

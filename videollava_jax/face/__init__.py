@@ -1,0 +1,1 @@
+"""The classes that transformers' users know, over the core's: configuration, processors, their arguments."""
