@@ -154,7 +154,7 @@ def _json(value: Any) -> Any:
 def in_order(given: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `images`, `text` and `videos` of a call, by name or by position in either of transformers' orders.
 
-    transformers 5 takes (images, text, videos), 4.4x took (text, images, videos). Text is told by its type; of two
+    transformers 5 takes (images, text, videos), 4.4x took (text, images, videos). Text is known by its type; of two
     strings, by the placeholder in one of them.
 
     Raises:
