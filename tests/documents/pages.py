@@ -83,10 +83,14 @@ class Page:
     faults: tuple[str, ...]
 
 
+def documents() -> list[Path]:
+    """Returns the files of all documents."""
+    return sorted({path for pattern in PATTERNS for path in ROOT.glob(pattern)})
+
+
 def pages() -> list[Page]:
     """Returns all documents with something to type, by name."""
-    found = sorted({path for pattern in PATTERNS for path in ROOT.glob(pattern)})
-    read = [read_page(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")) for path in found]
+    read = [read_page(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")) for path in documents()]
     return [page for page in read if page.items or page.faults]
 
 

@@ -167,6 +167,7 @@ STAND_INS: dict[str, Made] = {
     "data/llava_image_tune_.json": _samples,
     "data/videochatgpt_tune_.json": _samples,
     "lora": _recipe("lora"),
+    "qlora": _recipe("qlora"),
     "pretrain": _recipe("pretrain"),
     "finetune": _recipe("finetune"),
 }
