@@ -85,7 +85,8 @@ class Page:
 
 def documents() -> list[Path]:
     """Returns the files of all documents."""
-    return sorted({path for pattern in PATTERNS for path in ROOT.glob(pattern)})
+    found = {path for pattern in PATTERNS for path in ROOT.glob(pattern)}
+    return sorted(path for path in found if not path.relative_to(ROOT).parts[0].startswith("."))
 
 
 def pages() -> list[Page]:

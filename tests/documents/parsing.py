@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import importlib.util
@@ -9,8 +10,10 @@ import io
 import re
 import subprocess
 import tomllib
+import unittest.mock
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.documents.pages import ROOT
 from tests.documents.shell import call
@@ -45,9 +48,20 @@ def _videollava(arguments: Sequence[str]) -> None:
 
         _parsed(functools.partial(read_recipe, description="", prog="videollava finetune"), given)
     else:
-        from videollava_jax.cli import _parser
+        from videollava_jax.cli import main
 
-        _parsed(_parser().parse_args, arguments)
+        with unittest.mock.patch.object(argparse.ArgumentParser, "parse_known_args", _parse_only):
+            _parsed(main, list(arguments))
+
+
+_parse_known_args = argparse.ArgumentParser.parse_known_args
+
+
+def _parse_only(parser: argparse.ArgumentParser, *arguments: Any) -> tuple[argparse.Namespace, list[str]]:
+    """Parses a command line, and puts nothing in the place of what it would run."""
+    parsed, rest = _parse_known_args(parser, *arguments)
+    parsed.run = lambda _: None
+    return parsed, rest
 
 
 def _parsed(parse: Callable[..., object], *arguments: object) -> None:
@@ -77,12 +91,13 @@ def _python(arguments: Sequence[str]) -> None:
 def _flags(program: tuple[str, ...], given: Sequence[str]) -> None:
     """Looks the flags up in what `--help` prints; a command of ours is looked up itself."""
     flags = {word.split("=")[0] for word in given if word.startswith("--")} - {"--help"}
-    if (flags or program[0] == "videollava") and (unknown := flags - _help(program)):
+    if (flags or program[0] == "videollava") and (unknown := flags - flags_of(program)):
         raise Wrong(f"{' '.join(program)} --help does not know {', '.join(unknown)}")
 
 
 @functools.cache
-def _help(program: tuple[str, ...]) -> frozenset[str]:
+def flags_of(program: tuple[str, ...]) -> frozenset[str]:
+    """Returns the flags that the help of a program names."""
     done = call(program[0], [*program[1:], "--help"])
     if done.status:
         raise Wrong(f"{' '.join(program)} --help ended with status {done.status}: {done.err[-300:]}")

@@ -215,7 +215,7 @@ def test_heic_without_its_reader_is_named_by_every_reader(monkeypatch):
     for read in READERS:
         error = str(refused(read, HEIC, Cause.FORBIDDEN_FORMAT))
         assert "HEIC" in error
-        assert "videollava-jax[heic]" in error
+        assert "pip install -e '.[heic]'" in error
         assert "read_" not in error
 
 

@@ -28,7 +28,7 @@ def read_image(source: Source, limits: MediaLimits = MediaLimits()) -> npt.NDArr
 
     Transparency is dropped, not blended, like transformers' `convert_to_rgb`; palette, CMYK and grey images become
     RGB. 16-bit grey keeps its upper 8 bits, which PIL alone would clip to white; grey in floating point is scaled from
-    0-1. HEIC is read if pillow-heif is installed (`videollava-jax[heic]`).
+    0-1. HEIC is read if pillow-heif is installed (the extra `heic`).
 
     Args:
       source: a path, the bytes of a file, or a binary file object.

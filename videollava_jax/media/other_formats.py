@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from videollava_jax.extras import installs
 from videollava_jax.media.source import OpenSource
 
 _CONVERT = "convert it to PNG or JPEG"
@@ -82,7 +83,7 @@ _TABLES = (
 _TAR = (257, b"ustar")
 _TGA = (-18, b"TRUEVISION-XFILE.\0")
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"mif1")
-HEIC = OtherFormat("a HEIC image", "install videollava-jax[heic], or convert it to JPEG", is_image=True)
+HEIC = OtherFormat("a HEIC image", f"{installs('heic')}, or convert it to JPEG", is_image=True)
 AVIF = OtherFormat("an AVIF image", "this build of Pillow cannot read it: convert it", is_image=True)
 TIFF = OtherFormat("a TIFF of a kind that Pillow does not read", "convert it to PNG, 8 bits a channel", is_image=True)
 
