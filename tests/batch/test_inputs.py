@@ -68,7 +68,7 @@ def test_what_is_cut_short_or_damaged_is_refused_before_anything_runs(tmp_path, 
 def test_without_zstandard_its_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "compression" if sys.version_info >= (3, 14) else "backports", None)
     (tmp_path / "a.jsonl").write_bytes(zstd.compress(JSONL))
-    with pytest.raises(ValueError, match=r"a.jsonl: compressed with Zstandard.*pip install 'videollava-jax\[zstd\]'"):
+    with pytest.raises(ValueError, match=r"a.jsonl: compressed with Zstandard.*pip install -e '\.\[zstd\]'"):
         recognise([tmp_path / "a.jsonl"])
 
 

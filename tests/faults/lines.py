@@ -98,45 +98,63 @@ ASKED = st.just([{"role": "user", "content": "How many shapes are there?"}])
 PATH = TEXTS | st.just(IMAGE)
 PATHS = st.lists(TEXTS, max_size=2) | st.just(IMAGE)
 QUESTION = st.just("How many shapes are there?")
+IMAGE_ALONE = st.just(IMAGE)
+
+# What options may be; `nearly` replaces one of them by anything.
+OPTIONS: dict[str, Any] = {
+    "max_new_tokens": st.integers(1, 300),
+    "do_sample": st.booleans(),
+    "temperature": st.floats(1e-6, 1e6),
+    "top_k": st.integers(-1, 2**31 - 1),
+    "top_p": st.floats(0, 1, exclude_min=True),
+    "repetition_penalty": st.floats(1e-6, 1e6),
+    "seed": st.integers(-(2**63), 2**63 - 1),
+    "stop_strings": st.lists(st.text(st.characters(exclude_categories=()), min_size=1), max_size=3),
+}
+OURS = {**OPTIONS, "frames": st.integers(1, 8), "pool": st.sampled_from([1, 2])}
+THEIRS = {name: OPTIONS[option] for name, option in OPENAI_NAMES.items()}
+
+
+def nearly(right: dict[str, Any], more: Iterable[str] = ()) -> Any:
+    """Objects with some of the keys of `right` and values that are right; in most of them anything under one key."""
+    one = st.sampled_from([*right, *more]).flatmap(lambda name: st.fixed_dictionaries({name: VALUES}))
+    return st.builds(
+        lambda all, odd: {**all, **odd}, st.fixed_dictionaries({}, optional=right), one | one | st.just({})
+    )
 
 
 def lines_of(form: str) -> Any:
-    """Lines of a form: most are nearly right, in one or a few fields anything at all."""
+    """Lines of a form: many are nearly right, in one or a few fields anything at all."""
     if form == "openai":
-        body = fields(
-            ["messages", *OPENAI_NAMES, *NEUTRAL, "model", "metadata", "guided_json"],
-            messages=MESSAGES | ASKED,
+        odd = fields(
+            ["messages", *OPENAI_NAMES, *NEUTRAL, "model", "metadata", "guided_json"], messages=MESSAGES | ASKED
         )
-        asked = st.tuples(st.fixed_dictionaries({"messages": ASKED}), fields(OPENAI_NAMES) | fields(NEUTRAL))
-        return fields(
-            ["method", "url", "body"],
-            method=st.just("POST"),
-            body=body | asked.map(lambda both: both[0] | both[1]),
+        right = st.builds(
+            lambda asked, said: {"messages": asked, **said}, ASKED, nearly(THEIRS, [*NEUTRAL, "messages"])
         )
+        spoken = st.fixed_dictionaries({"messages": MESSAGES})
+        whole = st.fixed_dictionaries({"body": right | right | spoken | odd})
+        return whole | whole | fields(["method", "url", "body"], method=st.just("POST"), body=right)
     if form == "llava":
-        return fields(["text", "image", "video", "category"], text=QUESTION, image=PATHS, video=PATHS)
+        right = {"text": QUESTION, "image": PATHS | IMAGE_ALONE, "video": PATHS | IMAGE_ALONE}
+        return nearly({**right, "category": TEXTS}) | st.fixed_dictionaries({**right, "text": TEXTS | QUESTION})
     if form == "parquet":
         written = st.none() | st.text(max_size=12) | st.just("a\0b")
-        columns = {"prompt": written | QUESTION, "image": written | st.just(IMAGE), "video": written}
-        return st.fixed_dictionaries(
-            {**columns, "n": st.none() | st.floats(), "raw": st.none() | st.binary(max_size=5)}
-        )
+        columns = {"prompt": written | QUESTION, "image": written | IMAGE_ALONE, "video": written}
+        others = {"n": st.none() | st.floats(), "raw": st.none() | st.binary(max_size=5)}
+        return st.fixed_dictionaries({**columns, **others})
     if form == "csv":
-        text = TEXTS.map(lambda text: text.translate({10: " ", 13: " "})) | st.sampled_from(
-            ['"', '"open', 'a"b', '""', ","]
-        )
-        return st.lists(text, max_size=4) | st.tuples(st.just("How many?"), PATH, TEXTS).map(list)
-    options = fields([*KINDS, "frames", "pool", "heat"])
-    option = st.sampled_from(list(KINDS)).flatmap(lambda name: fields([name]))
-    return st.one_of(
-        fields(
-            ["prompt", "conversation", "image", "video", "images", "media", "options", "temperature"],
-            prompt=QUESTION, conversation=MESSAGES, image=PATHS, video=PATHS, options=options,
-        ),
-        st.fixed_dictionaries({"prompt": QUESTION, "options": options}),
-        st.fixed_dictionaries({"prompt": QUESTION, "options": option}),
-        st.fixed_dictionaries({"conversation": MESSAGES}),
-    )  # fmt: skip
+        text = TEXTS.map(lambda text: text.translate({10: " ", 13: " "}))
+        text = text | st.sampled_from(['"', '"open', 'a"b', '""', ","])
+        return st.lists(text, max_size=4) | st.tuples(st.just("How many?"), PATH, st.just("") | text).map(list)
+    asked = {"prompt": QUESTION, "image": IMAGE_ALONE}
+    right = st.fixed_dictionaries({**asked, "options": nearly(OURS, [*KINDS, "heat"])})
+    spoken = st.fixed_dictionaries({"conversation": MESSAGES})
+    odd = nearly(
+        {**asked, "video": PATHS, "media": st.lists(PATH, max_size=2), "options": fields(OURS)},
+        ["images", "conversation", "temperature"],
+    )
+    return right | right | spoken | odd
 
 
 IDS = {"jsonl": "id", "openai": "custom_id", "llava": "question_id", "csv": "id", "parquet": "id"}
