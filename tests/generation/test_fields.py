@@ -1,6 +1,8 @@
 """Every field of transformers' GenerationConfig is honoured, accepted or refused by name: none is dropped."""
 
 import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +61,22 @@ def test_every_field_of_transformers_has_its_treatment():
     assert ours - fields == NO_FIELDS
     parts = [set(SEARCH_KINDS), set(ACCEPTED), set(REFUSED), set(GenerationOptions.__dataclass_fields__)]
     assert sum(map(len, parts)) == len(set.union(*parts)), "a field stands in one table"
+
+
+SHOWN = {
+    "everywhere": "honoured everywhere",
+    "generate": "honoured",
+    "accepted": "accepted",
+    "refused": "refused",
+}
+
+
+def test_the_page_has_a_row_for_every_field():
+    text = (Path(__file__).parents[2] / "docs" / "generate.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([a-z ]+) \|", text, flags=re.MULTILINE))
+    fields = set(vars(GenerationConfig()))
+    assert fields <= rows.keys()
+    assert rows == {name: SHOWN[treatment(name)] for name in rows}
 
 
 def test_every_argument_of_transformers_generate_is_known(torch):

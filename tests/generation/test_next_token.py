@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videollava_jax.generation.next_token import Sampling, filtered, next_tokens
+from videollava_jax.generation.filters import likeliest
+from videollava_jax.generation.next_token import Sampling, next_tokens
 
 ROWS, V = 6, 64  # one shape for all draws of the filters, so that they share what is compiled
 
@@ -39,7 +40,7 @@ def logits(seed, rows=ROWS, scale=3.0):
 @jax.jit
 def ours(scores, temperature, top_k, top_p):
     rows = (len(scores),)
-    return filtered(scores / temperature, jnp.full(rows, top_k), jnp.full(rows, top_p))
+    return likeliest(scores / temperature, jnp.full(rows, top_k), jnp.full(rows, top_p))
 
 
 def theirs(torch, scores, temperature, top_k, top_p):

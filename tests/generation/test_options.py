@@ -17,7 +17,7 @@ from videollava_jax.batch.requests import Defaults, to_request
 from videollava_jax.config import TextConfig, VideoLlavaConfig
 from videollava_jax.engine.preparation import Preparer
 from videollava_jax.generation.chat import Chat
-from videollava_jax.generation.decoding import row_keys
+from videollava_jax.generation.decoding import Decoded, row_keys
 from videollava_jax.generation.options import (
     KINDS,
     OPENAI_NAMES,
@@ -78,7 +78,7 @@ def seen(model, monkeypatch):
         assert apart["tokenizer"] is not None
         assert (jax.random.key_data(keys) == jax.random.key_data(row_keys(options.seed, 1))).all()
         found.append(options)
-        return np.zeros((1, 1), np.int64), None
+        return Decoded(np.zeros((1, 1), np.int64), None, None, 0)
 
     monkeypatch.setattr(model, "prefill", lambda *a, **k: (None, None))
     monkeypatch.setattr(model, "decode", decode)

@@ -137,6 +137,20 @@ def test_streamed_tokens_are_those_returned(pair, given, answers, tokenizer):
     assert (streamed[:, whole.shape[1] :] == PAD).all()
 
 
+def test_the_host_ends_beams_where_transformers_ends_them(torch, pair, given, answers, tokenizer):
+    """By a text or by a function of arrays, which look at every candidate of every step."""
+    stops = drawn_stops(np.random.default_rng(4), tokenizer, answers)
+    options = dict(num_beams=2, num_return_sequences=2, eos_token_id=[2], suppress_tokens=[PAD])
+    by_text = dict(stop_strings=stops, tokenizer=tokenizer)
+    by_function = dict(stopping_criteria=[lambda ids, scores: ids[:, -1] % 7 == 0])
+    for ends in (by_text, by_function):
+        expected = their_new_tokens(torch, pair[0], given, **options, **ends)
+        got = new_tokens(pair[1], given, **options, **ends)
+        np.testing.assert_array_equal(got, expected)
+    with pytest.raises(ValueError, match=r"num_beams: .* nothing to stream"):
+        new_tokens(pair[1], given, **options, on_tokens=print)
+
+
 # ── rows by themselves ──
 
 SEEDS = [3, 1, 4, 1, 5]

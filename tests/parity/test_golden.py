@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.parity import golden
+from tests.parity import golden, golden_generate
 from tests.tolerances import MODEL
 
 
@@ -24,6 +24,12 @@ def assert_like_the_file(found, variant):
 @pytest.mark.parametrize("variant", ["hf", "original"])
 def test_ours_is_like_the_file(variant, given, tiny_model, tiny_original):
     assert_like_the_file(golden.ours(tiny_model if variant == "hf" else tiny_original, given), variant)
+
+
+@pytest.mark.parametrize("name", golden_generate.OPTIONS)
+def test_answers_under_options_are_like_the_file(name, given, tiny_model):
+    expected = json.loads(golden_generate.FILE.read_text())[name]
+    assert golden_generate.ours(tiny_model, given, name) == expected
 
 
 @pytest.mark.parametrize("variant", ["hf", "original"])

@@ -7,7 +7,41 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from videollava_jax.generation.next_token import Sampling, next_tokens
+from videollava_jax.generation.next_token import Sampling, drawn, drawn_from, next_tokens
+from videollava_jax.generation.processors import Place, Processors, processed, renormalized
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Records:
+    """What was computed at each step: zeros for rows that had ended, and for steps that were not taken.
+
+    Attributes:
+      scores_NBV: float32, what a token was chosen by: after all processors and filters; None where nobody asks.
+      logits_NBV: float32, what the model computed; None where nobody asks.
+    """
+
+    scores_NBV: jax.Array | None
+    logits_NBV: jax.Array | None
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int], *, scores: bool, logits: bool) -> Records | None:
+        """Returns arrays of zeros for what is asked for; None for nothing."""
+        if not (scores or logits):
+            return None
+        return cls(jnp.zeros(shape) if scores else None, jnp.zeros(shape) if logits else None)
+
+    def with_step(self, step: jax.Array, scores_BV: jax.Array, logits_BV: jax.Array, live_B: jax.Array) -> Records:
+        """Returns the records with those of a step, int32 scalar."""
+
+        def put(record_NBV: jax.Array | None, values_BV: jax.Array) -> jax.Array | None:
+            if record_NBV is None:
+                return None
+            values_BV = jnp.where(live_B[:, None], values_BV.astype(jnp.float32), 0)
+            updated: jax.Array = jax.lax.dynamic_update_index_in_dim(record_NBV, values_BV, step, 0)
+            return updated
+
+        return Records(put(self.scores_NBV, scores_BV), put(self.logits_NBV, logits_BV))
 
 
 @jax.tree_util.register_dataclass
@@ -24,6 +58,7 @@ class Answers:
       finite_B: bool, rows whose logits have all been finite; a row ends at the first that are not.
       seen_BV: bool, tokens that the repetition penalty applies to; None where no row has a penalty.
       sampling: how each row's tokens are chosen.
+      records: what the caller wants to know of each step; None for nothing.
     """
 
     token_B: jax.Array
@@ -34,6 +69,7 @@ class Answers:
     finite_B: jax.Array
     seen_BV: jax.Array | None
     sampling: Sampling
+    records: Records | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -52,12 +88,28 @@ class Vocabulary:
     pad: jax.Array
 
 
-def with_next_token(logits_BV: jax.Array, answers: Answers, vocabulary: Vocabulary) -> Answers:
-    """Returns the answers with the next token of every row that has not ended."""
+def with_next_token(
+    logits_BV: jax.Array, answers: Answers, vocabulary: Vocabulary, processors: Processors | None = None
+) -> Answers:
+    """Returns the answers with the next token of every row that has not ended.
+
+    Args:
+      processors: what changes scores besides the repetition penalty, suppressed tokens, top-k and top-p; None for
+        nothing, which computes nothing.
+    """
     live_B = ~answers.done_B
-    scores_BV = jnp.where(vocabulary.suppressed_V, -jnp.inf, logits_BV.astype(jnp.float32))
-    finite_B = answers.finite_B & (answers.done_B | jnp.isfinite(logits_BV).all(axis=-1))
-    token_B = next_tokens(scores_BV, answers.seen_BV, answers.sampling, answers.count_B)
+    records = answers.records
+    if processors is None:
+        assert records is None, "scores are recorded on the processors' path alone"
+        scores_BV = jnp.where(vocabulary.suppressed_V, -jnp.inf, logits_BV.astype(jnp.float32))
+        finite_B = _finite(logits_BV, answers)
+        token_B = next_tokens(scores_BV, answers.seen_BV, answers.sampling, answers.count_B)
+    else:
+        finite_B = _finite(logits_BV, answers) | processors.make_finite
+        scores_BV, token_B = _chosen(logits_BV, answers, vocabulary, processors)
+        if records is not None:
+            # Rows that have not ended have equally many tokens, as they began together.
+            records = records.with_step(answers.count_B.max(), scores_BV, logits_BV, live_B)
     token_B = jnp.where(live_B & finite_B, token_B, vocabulary.pad)
     write_BN = (jnp.arange(answers.tokens_BN.shape[1]) == answers.count_B[:, None]) & (live_B & finite_B)[:, None]
     count_B = answers.count_B + (live_B & finite_B)
@@ -75,4 +127,33 @@ def with_next_token(logits_BV: jax.Array, answers: Answers, vocabulary: Vocabula
         finite_B=finite_B,
         seen_BV=seen_BV,
         sampling=answers.sampling,
+        records=records,
     )
+
+
+def _finite(logits_BV: jax.Array, answers: Answers) -> jax.Array:
+    """Returns bool [B], rows whose logits have all been finite until they ended."""
+    return answers.finite_B & (answers.done_B | jnp.isfinite(logits_BV).all(axis=-1))
+
+
+def _chosen(
+    logits_BV: jax.Array, answers: Answers, vocabulary: Vocabulary, processors: Processors
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the scores after all processors and filters, float32 [B, V], and the token of each row, int32 [B]."""
+    sampling = answers.sampling
+    place = Place(
+        tokens_BN=answers.tokens_BN,
+        count_B=answers.count_B,
+        limit_B=answers.limit_B,
+        penalised_BV=answers.seen_BV,
+        repetition_penalty_B=sampling.repetition_penalty_B,
+        eos_E=vocabulary.eos_E,
+        suppressed_V=vocabulary.suppressed_V,
+        pad=vocabulary.pad,
+    )
+    scores_BV = processed(logits_BV.astype(jnp.float32), place, processors)
+    if not sampling.draw:
+        scores_BV = renormalized(scores_BV, processors)
+        return scores_BV, jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
+    scores_BV = renormalized(drawn_from(scores_BV, sampling, processors.filters), processors)
+    return scores_BV, drawn(scores_BV, sampling, answers.count_B)

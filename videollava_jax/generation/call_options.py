@@ -90,6 +90,7 @@ class CallOptions:
         known = {name: value for name, value in file.items() if name in KINDS}
         every = GenerationOptions.resolve(said, known, config)
         _require_in_vocabulary(search, config.text_config.vocab_size)
+        _require_choosable(search, every)
         stated = next(
             (source["pad_token_id"] for source in (said, known) if source.get("pad_token_id") is not None),
             config.text_config.pad_token_id,
@@ -171,3 +172,11 @@ def _require_in_vocabulary(search: SearchOptions, vocabulary: int) -> None:
     for name, ids in tokens.items():
         if beyond := [token for token in ids if token >= vocabulary]:
             raise ValueError(f"{name}: expected ids below {vocabulary}, the vocabulary's size, got {beyond[0]}")
+
+
+def _require_choosable(search: SearchOptions, options: GenerationOptions) -> None:
+    """Raises a ValueError where every token that is forced is suppressed too: no token would be left."""
+    first = () if search.forced_bos_token_id is None else (search.forced_bos_token_id,)
+    for name, forced in (("forced_bos_token_id", first), ("forced_eos_token_id", search.forced_eos_token_id)):
+        if forced and set(forced) <= set(options.suppress_tokens):
+            raise ValueError(f"{name}: every token of it is in suppress_tokens too, so none would be left")

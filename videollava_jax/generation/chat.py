@@ -157,7 +157,7 @@ class Chat:
                 self._held = held
                 raise
             logits, cache, cached = self._continue(held, ids, decoding)
-        answers, cache = model.decode(
+        answers, cache, *_ = model.decode(
             logits,
             cache,
             row_keys(decoding.seed, 1),

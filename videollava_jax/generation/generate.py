@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
@@ -12,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from jax.typing import ArrayLike
 
+from videollava_jax.generation import beam_search
+from videollava_jax.generation.asked import asked_by
 from videollava_jax.generation.buckets import answer_capacity
 from videollava_jax.generation.call_options import CallOptions
 from videollava_jax.generation.decoding import row_keys
-from videollava_jax.generation.fields import SearchOptions
+from videollava_jax.generation.functions import criteria, score_functions
 from videollava_jax.generation.inputs import checked_text, inferred_mask
 from videollava_jax.generation.kinds import parsed
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.generation.options import KINDS
+from videollava_jax.generation.output import GenerateOutput, steps_of
 from videollava_jax.generation.text import OnTokens, Streamer, require_tokenizer, to_streamer
 from videollava_jax.processing.room import require_room
 
@@ -43,9 +45,11 @@ def generate(
     generation_config: Any = None,
     seed: int | Sequence[int] | None = None,
     tokenizer: Any = None,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
     on_tokens: OnTokens | None = None,
     streamer: Streamer | None = None,
-) -> npt.NDArray[np.int64]:
+) -> npt.NDArray[np.int64] | GenerateOutput:
     """Generates answers; arguments, results and errors are those of `VideoLlavaForConditionalGeneration.generate`.
 
     Args:
@@ -53,34 +57,57 @@ def generate(
     """
     ids, mask = checked_text(model.config, prompts.input_ids, prompts.attention_mask)
     B, T = ids.shape
+    V = model.config.text_config.vocab_size
     seeds = [parsed("seed", KINDS["seed"], row) for row in seed] if isinstance(seed, Iterable) else None
     said = given if seed is None or seeds is not None else {**given, "seed": seed}
     chosen = CallOptions.resolve(said, generation_config, model.generation_defaults, model.config, T)
     if prompts.attention_mask is None:
         ids, mask = checked_text(model.config, ids, inferred_mask(ids, chosen.padding))
     options, search = chosen.every, chosen.search
-    _require_built(search)
-    copies = search.num_return_sequences
+    copies = _copies(chosen, streamed=streamer is not None or on_tokens is not None)
     require_tokenizer(options, tokenizer)
     positions = model.config.text_config.max_position_embeddings
     require_room(int(mask.sum(axis=1).max()), options.max_new_tokens, positions)
     keys = row_keys(options.seed if seeds is None else seeds, B, copies)
-    if copies > 1 and not options.do_sample:
-        raise ValueError("num_return_sequences above 1 needs do_sample=True: greedy answers would all be the same")
+    rows = [ids[row][mask[row]] for row in range(B) for _ in range(copies)]
+    repeated = np.repeat(ids, copies, axis=0).astype(np.int64)
+    asked = asked_by(
+        chosen,
+        repeated,
+        rows,
+        V,
+        logits_processor=score_functions(logits_processor, B * copies, V),
+        stopping_criteria=criteria(stopping_criteria),
+    )
     if streamer is not None:
-        streamer.put(np.repeat(ids, copies, axis=0).astype(np.int64))
+        streamer.put(repeated)
     logits, cache = model.prefill(
         ids,
         mask,
         prompts.images,
         prompts.videos,
         video_pooling=prompts.video_pooling,
-        capacity=answer_capacity(options.max_new_tokens),
+        # Guesses are written behind the answer before they are checked.
+        capacity=answer_capacity(options.max_new_tokens + search.prompt_lookup_num_tokens),
     )
     if copies > 1:
         logits, cache = jnp.repeat(logits, copies, axis=0), cache.repeat(copies)
-    rows = [ids[row][mask[row]] for row in range(B) for _ in range(copies)]
-    answers, _ = model.decode(
+    if search.num_beams > 1:
+        found = beam_search.search(model, logits, cache, keys, rows, chosen, asked, tokenizer)
+        prompt = np.repeat(ids, search.num_return_sequences, axis=0)
+        sequences = np.concatenate([prompt, found.tokens], axis=1)
+        if not search.return_dict_in_generate:
+            return sequences
+        scores, step_logits = steps_of(found.records, found.steps)
+        return GenerateOutput(
+            sequences,
+            found.scores if search.output_scores else None,
+            scores,
+            step_logits,
+            found.rows,
+            decoder_passes=found.steps - 1,
+        )
+    decoded = model.decode(
         logits,
         cache,
         keys,
@@ -88,15 +115,32 @@ def generate(
         options,
         tokenizer=tokenizer,
         on_tokens=on_tokens if streamer is None else to_streamer(streamer, on_tokens),
+        asked=asked,
     )
     if streamer is not None:
         streamer.end()
-    return np.concatenate([np.repeat(ids, copies, axis=0), answers], axis=1).astype(np.int64)
+    sequences = np.concatenate([repeated, decoded.tokens], axis=1)
+    if not search.return_dict_in_generate:
+        return sequences
+    scores, step_logits = steps_of(decoded.records, decoded.tokens.shape[1])
+    return GenerateOutput(sequences, scores=scores, logits=step_logits, decoder_passes=decoded.passes)
 
 
-def _require_built(search: SearchOptions) -> None:
-    built = ("max_length", "num_return_sequences")
-    for option in dataclasses.fields(search):
-        changes = option.metadata["alone"] == "refused" or option.name == "return_dict_in_generate"
-        if changes and option.name not in built and getattr(search, option.name) != option.default:
-            raise ValueError(f"{option.name}: not done yet")
+def _copies(call: CallOptions, *, streamed: bool) -> int:
+    """The rows of each prompt: its beams, or its draws.
+
+    Raises:
+      ValueError: options that do not go together.
+    """
+    beams, returned = call.search.num_beams, call.search.num_return_sequences
+    if beams == 1:
+        if returned > 1 and not call.every.do_sample:
+            raise ValueError(
+                "num_return_sequences above 1 needs do_sample=True or num_beams: greedy answers would all be the same"
+            )
+        return returned
+    if returned > beams:
+        raise ValueError(f"num_return_sequences: expected at most num_beams={beams}, got {returned}")
+    if streamed:
+        raise ValueError("num_beams: a beam search knows its answer at the end alone, so there is nothing to stream")
+    return beams

@@ -17,7 +17,6 @@ from typing import Any, Self, SupportsIndex, get_args
 
 import jax
 import numpy as np
-import numpy.typing as npt
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
@@ -25,6 +24,7 @@ from videollava_jax import compilation_cache
 from videollava_jax.config import VideoLlavaConfig
 from videollava_jax.generation import decoding
 from videollava_jax.generation import steps as compiled
+from videollava_jax.generation.asked import NOTHING_ASKED, Asked
 from videollava_jax.generation.buckets import bucket
 from videollava_jax.generation.inputs import (
     Ids,
@@ -276,7 +276,8 @@ class LoadedModel:
         *,
         tokenizer: Any = None,
         on_tokens: OnTokens | None = None,
-    ) -> tuple[npt.NDArray[np.int64], Cache]:
+        asked: Asked = NOTHING_ASKED,
+    ) -> decoding.Decoded:
         """Decodes answers after what the cache holds; arguments, results and errors are those of `decoding.decode`."""
         return decoding.decode(
             self.graph,
@@ -288,6 +289,7 @@ class LoadedModel:
             options,
             tokenizer=tokenizer,
             on_tokens=on_tokens,
+            asked=asked,
         )
 
 

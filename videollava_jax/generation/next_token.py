@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from videollava_jax.generation.filters import Filters, likeliest, of_entropy, rare_ones_removed
+from videollava_jax.generation.processors import penalised
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -49,31 +52,29 @@ def next_tokens(logits_BV: jax.Array, seen_BV: jax.Array | None, sampling: Sampl
     scores_BV = logits_BV.astype(jnp.float32)
     if sampling.penalise:
         assert seen_BV is not None
-        penalty_B1 = sampling.repetition_penalty_B[:, None]
-        penalised = jnp.where(scores_BV < 0, scores_BV * penalty_B1, scores_BV / penalty_B1)
-        scores_BV = jnp.where(seen_BV, penalised, scores_BV)
+        changed_BV = penalised(scores_BV, sampling.repetition_penalty_B[:, None])
+        scores_BV = jnp.where(seen_BV, changed_BV, scores_BV)
     likeliest_B = jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
     if not sampling.draw:
         return likeliest_B
-    scores_BV = filtered(scores_BV / sampling.temperature_B[:, None], sampling.top_k_B, sampling.top_p_B)
-    keys_B = jax.vmap(jax.random.fold_in)(sampling.keys_B, count_B)
-    drawn_B = jax.vmap(jax.random.categorical)(keys_B, scores_BV).astype(jnp.int32)
+    drawn_B = drawn(drawn_from(scores_BV, sampling), sampling, count_B)
     return jnp.where(sampling.draw_B, drawn_B, likeliest_B)
 
 
-def filtered(scores_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
-    """Sets to -inf all scores of a row but the `top_k` highest, and of these the ones beyond a mass of `top_p`."""
-    V = scores_BV.shape[-1]
-    top_k_B1, top_p_B1 = top_k_B[:, None], top_p_B[:, None]
-    ranked_BV = jnp.sort(scores_BV, axis=-1, descending=True)
-    # Whatever ties with the k-th stays, as in transformers: bfloat16 logits are full of ties.
-    last_B1 = jnp.where((top_k_B1 > 0) & (top_k_B1 < V), top_k_B1, V) - 1
-    kth_B1 = jnp.take_along_axis(ranked_BV, last_B1, axis=-1)
-    ranked_BV = jnp.where(ranked_BV >= kth_B1, ranked_BV, -jnp.inf)
-    probabilities_BV = jax.nn.softmax(ranked_BV, axis=-1)
-    before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-    # The likeliest token always stays; another one stays if the mass of the likelier ones is below top_p. Rounding can
-    # bring the cumulative sum to 1 before its end, so top_p = 1 keeps all of them without a look at the sum.
-    inside_BV = (((before_BV < top_p_B1) | (top_p_B1 >= 1)) & (ranked_BV > -jnp.inf)).at[:, 0].set(True)
-    threshold_B1 = jnp.min(jnp.where(inside_BV, ranked_BV, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(scores_BV >= threshold_B1, scores_BV, -jnp.inf)
+def drawn_from(scores_BV: jax.Array, sampling: Sampling, filters: Filters | None = None) -> jax.Array:
+    """Divides scores by the temperature, and sets those to -inf that no token is drawn from.
+
+    The filters come in transformers' order.
+    """
+    scores_BV = scores_BV / sampling.temperature_B[:, None]
+    if filters is None:
+        return likeliest(scores_BV, sampling.top_k_B, sampling.top_p_B)
+    scores_BV = of_entropy(scores_BV, filters.top_h)
+    scores_BV = likeliest(scores_BV, sampling.top_k_B, sampling.top_p_B, filters.keep)
+    return rare_ones_removed(scores_BV, filters)
+
+
+def drawn(scores_BV: jax.Array, sampling: Sampling, count_B: jax.Array) -> jax.Array:
+    """Draws a token of each row, int32 [B]."""
+    keys_B = jax.vmap(jax.random.fold_in)(sampling.keys_B, count_B)
+    return jax.vmap(jax.random.categorical)(keys_B, scores_BV).astype(jnp.int32)

@@ -16,9 +16,12 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
+from videollava_jax.generation.asked import Criterion
 from videollava_jax.generation.call_options import as_json, fields_of, generation_config_of
 from videollava_jax.generation.generate import Prompts, generate
 from videollava_jax.generation.loaded import GENERATION_CONFIG, LoadedModel
+from videollava_jax.generation.output import GenerateOutput
+from videollava_jax.generation.processors import ScoreFunction
 from videollava_jax.generation.text import OnTokens, Streamer
 from videollava_jax.model.layers import Quantization
 from videollava_jax.weights import Options, checkpoint_of, convert_to_orbax, export
@@ -190,10 +193,12 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
         generation_config: Any = None,
         seed: int | Sequence[int] | None = None,
         tokenizer: Any = None,
+        logits_processor: ScoreFunction | Sequence[ScoreFunction] | None = None,
+        stopping_criteria: Criterion | Sequence[Criterion] | None = None,
         on_tokens: OnTokens | None = None,
         streamer: Streamer | None = None,
         **options: Any,
-    ) -> npt.NDArray[np.int64]:
+    ) -> npt.NDArray[np.int64] | GenerateOutput:
         """Generates answers and returns them after their prompts, as transformers does.
 
         Names and meanings of arguments are transformers'. A value that is left out is that of `generation_config`, of
@@ -209,13 +214,20 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
           seed: of the draws, one for all rows or one for each. A row's draws depend on its seed alone, so equal
             prompts with equal seeds get equal answers; the answers of `num_return_sequences` differ.
           tokenizer: turns tokens back into text; needed with `stop_strings`.
+          logits_processor: a function of JAX arrays or a list of such: `(input_ids, scores) -> scores`, input_ids int32
+            [B, S] with a row's tokens so far on the right and padding before them, scores float32 [B, V]. They are
+            compiled into the decode loop; a new function object compiles it again.
+          stopping_criteria: a function or a list of such: `(input_ids, scores) -> bool`, or bool [B], with input_ids
+            int64 [B, T + n]. They are called on the host, once for each step, after every chunk of 8 steps. Those of
+            transformers get torch tensors.
           on_tokens: called with the new tokens int64 [B, n] of every chunk of 8 steps, for streaming.
           streamer: transformers' `TextStreamer` or one with its methods. It gets the prompts, and then each step's
             tokens, 8 steps at a time.
           options: the fields of transformers' `GenerationConfig`; docs/generate.md says what happens to each.
 
         Returns:
-          int64 [B × num_return_sequences, T + new]; rows that ended early are padded.
+          int64 [B × num_return_sequences, T + new]; rows that ended early are padded. With
+          `return_dict_in_generate=True` a `GenerateOutput`.
 
         Raises:
           TypeError: an unknown argument.
@@ -239,6 +251,8 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
             generation_config=generation_config,
             seed=seed,
             tokenizer=tokenizer,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
             on_tokens=on_tokens,
             streamer=streamer,
         )

@@ -15,6 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from videollava_jax.generation.answers import Answers, Vocabulary, with_next_token
+from videollava_jax.generation.beams import BeamRules, Beams, Candidates, advanced, candidates
+from videollava_jax.generation.lookup import Lookup, guess, with_guessed_tokens, without_wrong_guesses
+from videollava_jax.generation.next_token import Sampling
+from videollava_jax.generation.processors import Processors
 from videollava_jax.model.attention import Implementation
 from videollava_jax.model.cache import Cache, PrefixCache, TailCache, empty_tail
 from videollava_jax.model.video_llava import VideoLlava
@@ -77,9 +81,11 @@ def extend(
 
 
 @partial(jax.jit, donate_argnames=("answers",))
-def choose(logits_BV: jax.Array, answers: Answers, vocabulary: Vocabulary) -> Answers:
+def choose(
+    logits_BV: jax.Array, answers: Answers, vocabulary: Vocabulary, processors: Processors | None = None
+) -> Answers:
     """Appends the first token to every answer that has not ended. The answers are donated."""
-    return with_next_token(logits_BV, answers, vocabulary)
+    return with_next_token(logits_BV, answers, vocabulary, processors)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("prefix_attention",), donate_argnames=("tail", "answers"))
@@ -92,6 +98,7 @@ def decode(
     vocabulary: Vocabulary,
     steps: jax.Array,
     enough: jax.Array,
+    processors: Processors | None = None,
     *,
     prefix_attention: Implementation | None = None,
 ) -> tuple[TailCache, Answers]:
@@ -105,6 +112,7 @@ def decode(
       vocabulary: end, padding and suppressed tokens.
       steps: int32, the most steps to take.
       enough: int32, the number of rows that have to end during this call for it to stop early.
+      processors: what changes scores before a token is chosen; None for nothing.
       prefix_attention: the implementation of attention to the prefix; None chooses one.
     """
     model: VideoLlava = nnx.merge(graph, state)
@@ -119,7 +127,130 @@ def decode(
         live_B1 = ~answers.done_B[:, None]
         cache = Cache(prefix, tail)
         logits_BV, tail = model.extend(answers.token_B[:, None], live_B1, cache, prefix_attention=prefix_attention)
-        return step + 1, tail, with_next_token(logits_BV, answers, vocabulary)
+        return step + 1, tail, with_next_token(logits_BV, answers, vocabulary, processors)
 
     _, tail, answers = jax.lax.while_loop(unfinished, body, (jnp.asarray(0, jnp.int32), tail, answers))
     return tail, answers
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames=("tail", "answers"))
+def decode_guessing(
+    graph: Graph,
+    state: Any,
+    prefix: PrefixCache,
+    tail: TailCache,
+    answers: Answers,
+    vocabulary: Vocabulary,
+    passes: jax.Array,
+    lookup: Lookup,
+    processors: Processors | None = None,
+) -> tuple[TailCache, Answers, jax.Array]:
+    """Decodes one row with guesses of its next tokens, each pass of the decoder over the last token and the guesses.
+
+    Args:
+      tail: with free positions for the guesses behind the longest answer.
+      passes: int32, the most passes of the decoder.
+      lookup: how guesses are made.
+      graph, state, prefix, answers, vocabulary, processors: as in `decode`.
+
+    Returns:
+      The tail, the answers, and int32, the passes that were taken.
+    """
+    model: VideoLlava = nnx.merge(graph, state)
+
+    def unfinished(carry: tuple[jax.Array, TailCache, Answers]) -> jax.Array:
+        return (carry[0] < passes) & ~carry[2].done_B[0]
+
+    def body(carry: tuple[jax.Array, TailCache, Answers]) -> tuple[jax.Array, TailCache, Answers]:
+        taken, tail, answers = carry
+        guess_1K = guess(answers, lookup)
+        ids_1T = jnp.concatenate([answers.token_B[:, None], guess_1K], axis=1)
+        logits_1TV, longer = model.extend_each(ids_1T, jnp.ones(ids_1T.shape, bool), Cache(prefix, tail))
+        found = with_guessed_tokens(logits_1TV[0], guess_1K, answers, vocabulary, processors)
+        right = found.count_B[0] - answers.count_B[0]
+        return taken + 1, without_wrong_guesses(tail, longer, right), found
+
+    taken, tail, answers = jax.lax.while_loop(unfinished, body, (jnp.asarray(0, jnp.int32), tail, answers))
+    return tail, answers, taken
+
+
+# ── beam search ──
+
+
+@jax.jit
+def begin_beams(
+    logits_RV: jax.Array,
+    beams: Beams,
+    rules: BeamRules,
+    vocabulary: Vocabulary,
+    sampling: Sampling,
+    processors: Processors,
+) -> Beams:
+    """Takes the first step of a search by the logits [B × n, V] after the prompts: nothing is in a tail yet."""
+    return advanced(*candidates(logits_RV, beams, rules, vocabulary, sampling, processors), rules)[0]
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames=("tail", "beams"))
+def search_beams(
+    graph: Graph,
+    state: Any,
+    prefix: PrefixCache,
+    tail: TailCache,
+    beams: Beams,
+    rules: BeamRules,
+    vocabulary: Vocabulary,
+    sampling: Sampling,
+    processors: Processors,
+) -> tuple[TailCache, Beams]:
+    """Searches until the search is over, without returning to the host; arguments are those of `decode`."""
+    model: VideoLlava = nnx.merge(graph, state)
+
+    def body(carry: tuple[TailCache, Beams]) -> tuple[TailCache, Beams]:
+        tail, beams = carry
+        logits_RV, tail = _extend_beams(model, prefix, tail, beams)
+        beams, row_R = advanced(*candidates(logits_RV, beams, rules, vocabulary, sampling, processors), rules)
+        return tail.of_rows(row_R), beams
+
+    return jax.lax.while_loop(lambda carry: ~carry[1].over, body, (tail, beams))
+
+
+@jax.jit
+def first_candidates(
+    logits_RV: jax.Array,
+    beams: Beams,
+    rules: BeamRules,
+    vocabulary: Vocabulary,
+    sampling: Sampling,
+    processors: Processors,
+) -> tuple[Candidates, Beams]:
+    """Chooses the first tokens of a search whose candidates the host looks at."""
+    return candidates(logits_RV, beams, rules, vocabulary, sampling, processors)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames=("tail", "beams"))
+def next_candidates(
+    graph: Graph,
+    state: Any,
+    prefix: PrefixCache,
+    tail: TailCache,
+    beams: Beams,
+    rules: BeamRules,
+    vocabulary: Vocabulary,
+    sampling: Sampling,
+    processors: Processors,
+) -> tuple[TailCache, Candidates, Beams]:
+    """Runs the decoder on the last tokens of the beams, and chooses their candidates."""
+    logits_RV, tail = _extend_beams(nnx.merge(graph, state), prefix, tail, beams)
+    return tail, *candidates(logits_RV, beams, rules, vocabulary, sampling, processors)
+
+
+@partial(jax.jit, donate_argnames=("tail", "beams"))
+def advance_beams(found: Candidates, tail: TailCache, beams: Beams, rules: BeamRules) -> tuple[TailCache, Beams]:
+    """Takes a step by candidates that the host has looked at."""
+    beams, row_R = advanced(found, beams, rules)
+    return tail.of_rows(row_R), beams
+
+
+def _extend_beams(model: VideoLlava, prefix: PrefixCache, tail: TailCache, beams: Beams) -> tuple[jax.Array, TailCache]:
+    last_R1 = jax.lax.dynamic_index_in_dim(beams.tokens_BnN, beams.step - 1, 2).reshape(-1, 1)
+    return model.extend(last_R1, jnp.ones(last_R1.shape, bool), Cache(prefix, tail))

@@ -80,6 +80,19 @@ class TailCache:
         following = self.write_at + 1
         return jnp.where(following == self.capacity, self.question, following)
 
+    def of_rows(self, row_B: jax.Array) -> TailCache:
+        """Returns the tails of the rows int32 [B], some of them perhaps twice: those that beams continue."""
+
+        def taken(x: jax.Array, axis: int) -> jax.Array:
+            return x.at[(slice(None),) * axis + (row_B,)].get(out_sharding=like(x, *spec_of(x)))
+
+        return dataclasses.replace(
+            self,
+            layers=tuple(jax.tree.map(lambda x: taken(x, 1), kv) for kv in self.layers),
+            valid_BS=taken(self.valid_BS, 0),
+            next_position_B=taken(self.next_position_B, 0),
+        )
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

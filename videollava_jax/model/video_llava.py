@@ -242,6 +242,11 @@ class VideoLlava(nnx.Module):
         x_BTD, tail = self.language_model.extend(x_BTD, token_mask_BT, cache, prefix_attention)
         return self.next_logits(x_BTD), tail
 
+    def extend_each(self, ids_BT: jax.Array, token_mask_BT: jax.Array, cache: Cache) -> tuple[jax.Array, TailCache]:
+        """Runs T more tokens of each row as `extend` does: logits [B, T, V] after each of them, and the tails."""
+        x_BTD, tail = self.language_model.extend(self.language_model.embed_tokens(ids_BT), token_mask_BT, cache)
+        return whole(self.logits(x_BTD), axis=-1), tail
+
 
 def pool_patches(features_NPD: jax.Array, pooling: int) -> jax.Array:
     """Averages the patches of each frame over windows of pooling × pooling, but not the class token.
