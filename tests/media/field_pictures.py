@@ -6,6 +6,8 @@ In H.264 all macroblocks are stored as they are (I_PCM), so nothing has to be co
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import av
 import numpy as np
 
@@ -132,13 +134,23 @@ def mpeg2_field_pictures(frames=24, group=12):
     return written
 
 
-def remux(source, target):
-    """Copies the packets of a file's video into another container; packets without a time get one half a frame on."""
+def remux(source, target, halves=None):
+    """Copies the packets of a file's video into another container.
+
+    Packets without a time get one half a frame on. With `halves`, a function that divides a packet's bytes into two,
+    each becomes two packets of half a frame.
+    """
     with av.open(str(source)) as read, av.open(str(target), "w") as written:
         stream = written.add_stream_from_template(read.streams.video[0])
         for i, packet in enumerate(packet for packet in read.demux(video=0) if packet.size):
             if packet.dts is None:
                 packet.pts = packet.dts = round(i / (50 * packet.time_base))
-            packet.stream = stream
-            written.mux(packet)
+            for half, part in enumerate(halves(bytes(packet)) if halves else ()):
+                copy = av.Packet(part)
+                copy.pts = copy.dts = 2 * i + half
+                copy.time_base, copy.stream, copy.is_keyframe = Fraction(1, 50), stream, packet.is_keyframe and not half
+                written.mux(copy)
+            if not halves:
+                packet.stream = stream
+                written.mux(packet)
     return target

@@ -88,6 +88,13 @@ def test_tables_of_an_mp4_that_disagree(videos):
     assert "sizes of 50 frames and places for 60" in str(error)
 
 
+def test_sizes_that_were_set_to_zero(videos):
+    """An empty sample repeats the frame before it; that its bytes lie in the file says that it was not empty."""
+    content = videos["mpeg4_b_frames.mp4"].read_bytes()
+    sizes = box(content, b"stsz") + 12
+    assert "empty frames" in str(refused(read_video, changed(content, sizes + 4 * 59, bytes(4)), Cause.DECODE_FAILED))
+
+
 def test_an_edit_list_that_disagrees_with_its_track(videos):
     """One changed number could hide frames: a list that hides some must agree with all durations."""
     content = videos["h264_b_frames.mp4"].read_bytes()
@@ -106,6 +113,8 @@ def test_a_fragment_that_is_lost(videos):
         refused(read_video, changed(content, fragments[2], new), Cause.DECODE_FAILED)
     without = content[: fragments[1] - 4] + content[fragments[2] - 4 :]
     assert "fragment 3 follows fragment 1" in str(refused(read_video, without, Cause.DECODE_FAILED))
+    for kind in (b"mfhd", b"tfhd", b"tfdt"):  # a length of 0 reaches to the end
+        refused(read_video, changed(content, content.index(kind, fragments[2]) - 4, bytes(4)), Cause.DECODE_FAILED)
     for kind in (b"traf", b"trun", b"tfhd"):
         refused(read_video, changed(content, content.index(kind, fragments[2]), b"zzzz"), Cause.DECODE_FAILED)
 

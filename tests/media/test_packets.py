@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.media.clips import KINDS, QUIET_X265, decoded, in_order, without_first, write, x264
-from tests.media.field_pictures import field_pictures, level, remux
+from tests.media.field_pictures import field_pictures, level, mpeg2_field_pictures, remux
 from tests.media.refusal import refused
 from videollava_jax.media import Cause, Fps, Indices, Linspace, Uniform, read_video
 
@@ -47,6 +47,26 @@ def test_two_fields_are_one_frame(fields, suffix):
     if suffix != "mxf":  # its muxer counts a field for a frame's time
         assert video.fps == pytest.approx(25)
         np.testing.assert_array_equal(read_video(path, Fps(5, max_frames=99)).indices, np.arange(0, 48, 5))
+
+
+TOGETHER, APART = ("m2v", "ts", "mpg", "mkv", "mp4", "mov", "avi", "mxf"), ("mkv", "mp4", "avi")
+
+
+@pytest.mark.parametrize(("suffix", "apart"), [(s, False) for s in TOGETHER] + [(s, True) for s in APART])
+def test_fields_of_mpeg2(tmp_path, suffix, apart):
+    """FFmpeg writes both fields of MPEG-2 into one packet; other writers have a packet for each."""
+    source, path = tmp_path / "fields.m2v", tmp_path / f"copied.{suffix}"
+    source.write_bytes(mpeg2_field_pictures())
+    remux(source, path, halves=_halves if apart else None)
+    video = read_video(path, Uniform(8))
+    assert video.total_frames == 24
+    np.testing.assert_array_equal(video.indices, np.arange(0, 24, 3))
+    assert np.abs(video.frames[:, 20, 20, 0].astype(int) - [grey(i) for i in video.indices]).max() <= 1
+
+
+def _halves(content):
+    second = content.index(b"\0\0\1\0", content.index(b"\0\0\1\0") + 4)
+    return content[:second], content[second:]
 
 
 # ── one packet, two frames ──

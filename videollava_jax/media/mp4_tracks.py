@@ -36,6 +36,8 @@ class Statement:
       frames: samples that are not empty; None without a table of sizes.
       samples: how many sizes there are.
       mapped: how many samples the table of chunks places.
+      bytes: of all samples.
+      unclaimed: bytes of media data in the file that are no track's sample.
       in_fragments: samples in fragments.
       edits: of each part of the edit list, its duration by the movie's clock and its start by the track's; -1 is a gap.
       movie_clock, clock: ticks a second, of the movie and of the track.
@@ -44,12 +46,15 @@ class Statement:
       whole: whether the first sample is a keyframe.
       odd: whether there are boxes of unknown kinds, or an edit list has no list.
       delay: from the first sample's decoding to its showing.
+      reordering: how much this differs between samples.
     """
 
     name: str
     frames: int | None = None
     samples: int = 0
     mapped: int | None = None
+    bytes: int = 0
+    unclaimed: int = 0
     in_fragments: int = 0
     edits: list[tuple[int, int]] = field(default_factory=list)
     movie_clock: int = 0
@@ -60,6 +65,7 @@ class Statement:
     whole: bool = True
     odd: bool = False
     delay: int = 0
+    reordering: int = 0
 
     @property
     def keyframe_first(self) -> bool:
@@ -74,6 +80,8 @@ class Statement:
         """See `structure.Stated.check`."""
         if self.mapped is not None and self.mapped != self.samples:
             raise self._damaged(f"its index has sizes of {self.samples} frames and places for {self.mapped}")
+        if self.frames is not None and self.frames < self.samples and self.unclaimed > 0:
+            raise self._damaged(f"its index has {self.samples - self.frames} empty frames, and no frame has some bytes")
         if self.odd and not self.edits and self._is_shortened():
             raise self._damaged("its track is shorter than its frames, and it has no edit list")
         if self.frames is None:
@@ -97,8 +105,12 @@ class Statement:
             raise self._damaged(f"{hides} there are times of {self.runs[:, 0].sum()}")
         lengths = np.repeat(self.runs[:, 1], self.runs[:, 0])
         longest = int(lengths.max())
-        if abs(int(lengths.sum()) - self.duration) > longest + self.delay:  # some writers count from the first shown
+        if abs(int(lengths.sum()) - self.duration) > longest + max(
+            self.delay, self.reordering
+        ):  # some count from the first shown
             raise self._damaged(f"{hides} its frames are not as long as the track")
+        if len(self.runs) == 1 and (int(lengths.sum()) - self.duration) % longest:
+            raise self._damaged(f"{hides} the track does not last for a number of frames")
         times = self.delay + np.cumsum(lengths) - lengths
         expected = 0
         for duration, start in self.edits:
@@ -154,8 +166,10 @@ def read_statements(source: OpenSource) -> dict[int, Statement]:
             sequence = _fragment(source, Box(box.kind, box.start, end), tracks, sequence)
     if fragmented and top[-1].end < source.size:
         raise cut_short(source.name, source.size, top[-1].end + 8)
+    media = sum(min(box.end, source.size) - box.start for box in top if box.kind == b"mdat")
+    claimed = sum(track.bytes for track in tracks.values())
     for track in tracks.values():
-        track.movie_clock = clock
+        track.movie_clock, track.unclaimed = clock, 0 if fragmented else media - claimed
     return tracks
 
 
@@ -181,10 +195,11 @@ def _track(source: OpenSource, trak: Box) -> tuple[int, Statement]:
             elif box.kind == b"stts":
                 track.runs = _table(source, box, 2)
             elif box.kind == b"ctts":
-                track.delay = int(next(iter(_table(source, box, 2)[:, 1]), 0))
-                track.delay = 0 if track.delay >= 2**31 else track.delay
+                later = _table(source, box, 2)[:, 1].astype(np.int32).astype(np.int64)  # of both versions, with a sign
+                if len(later):
+                    track.delay, track.reordering = int(later[0]), int(later.max() - later.min())
             elif box.kind in (b"stsz", b"stz2"):
-                track.samples, track.frames = _sizes(source, box)
+                track.samples, track.frames, track.bytes = _sizes(source, box)
             elif box.kind == b"stsc":
                 runs = _table(source, box, 3)
             elif box.kind in (b"stco", b"co64"):
@@ -208,7 +223,7 @@ def _fragment(
     number = None
     content = source.read(moof.start, min(moof.end - moof.start, 2**16))
     for box in boxes(source, moof.start, moof.end):
-        if box.kind not in _IN_FRAGMENT or box.end > moof.end:
+        if box.kind not in _IN_FRAGMENT or box.end > moof.end or _too_long(box):
             raise _unknown(source, box)
         if box.kind == b"mfhd":
             number = _number(source, box.start + 4)
@@ -221,10 +236,15 @@ def _fragment(
     return number, content
 
 
+def _too_long(box: Box) -> bool:
+    """Whether a box of fixed fields reaches over the next one."""
+    return box.end - box.start > {b"mfhd": 8, b"tfhd": 32, b"tfdt": 12}.get(box.kind, 2**63)
+
+
 def _track_fragment(source: OpenSource, traf: Box, tracks: dict[int, Statement]) -> None:
     track = None
     for box in boxes(source, traf.start, traf.end):
-        if box.kind not in _IN_TRACK_FRAGMENT or box.end > traf.end:
+        if box.kind not in _IN_TRACK_FRAGMENT or box.end > traf.end or _too_long(box):
             raise _unknown(source, box)
         if box.kind == b"tfhd":
             track = tracks.get(_number(source, box.start + 4))
@@ -239,27 +259,32 @@ def _track_fragment(source: OpenSource, traf: Box, tracks: dict[int, Statement])
             track.in_fragments += samples
 
 
-def _sizes(source: OpenSource, box: Box) -> tuple[int, int]:
-    """Returns how many samples a table of sizes has, and how many of them are not empty."""
+def _sizes(source: OpenSource, box: Box) -> tuple[int, int, int]:
+    """Returns how many samples a table of sizes has, how many of them are not empty, and the bytes of all."""
     common, samples = _number(source, box.start + 4), _number(source, box.start + 8)
     width = {8: 1, 16: 2}.get(common & 0xFF, 0) if box.kind == b"stz2" else 4
     if (box.kind == b"stsz" and common) or not width:
-        return samples, samples
-    content = source.read(box.start + 12, min(box.end - box.start - 12, samples * width, _MAX_TABLE))
+        return samples, samples, samples * common
+    content = _content(source, box, 12)[: samples * width]
     sizes = np.frombuffer(content, f">u{width}", len(content) // width)
-    return samples, samples - int((sizes == 0).sum())
+    return samples, samples - int((sizes == 0).sum()), int(sizes.sum(dtype=np.int64))
 
 
 def _table(source: OpenSource, box: Box, columns: int) -> npt.NDArray[np.int64]:
     """Reads a table of 32-bit numbers, int64 [rows, columns]."""
-    content = source.read(box.start + 8, min(box.end - box.start - 8, _MAX_TABLE))
+    content = _content(source, box, 8)
     rows = min(_number(source, box.start + 4), len(content) // (4 * columns))
     return np.frombuffer(content, ">u4", rows * columns).reshape(rows, columns).astype(np.int64)
 
 
+def _content(source: OpenSource, box: Box, skipped: int) -> bytes:
+    """Returns what a box holds after its first bytes, up to a limit that no table reaches."""
+    return source.read(box.start + skipped, max(0, min(box.end - box.start - skipped, _MAX_TABLE)))
+
+
 def _edits(source: OpenSource, box: Box) -> list[tuple[int, int]]:
     layout = struct.Struct(">QqI" if source.read(box.start, 1) == b"\1" else ">IiI")
-    content = source.read(box.start + 8, min(box.end - box.start - 8, _MAX_TABLE))
+    content = _content(source, box, 8)
     rows = min(_number(source, box.start + 4), len(content) // layout.size)
     return [layout.unpack_from(content, i * layout.size)[:2] for i in range(rows)]
 

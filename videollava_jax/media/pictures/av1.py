@@ -27,7 +27,9 @@ class Av1Counter:
         if not shown and not hidden:
             for kind, content in others:
                 self._check_without_picture(kind, content)
-        return Count(min(shown, 1) if layers else shown, hidden=bool(hidden and not shown))
+        if shown > 1 and not layers:
+            raise Broken("it shows several frames")
+        return Count(min(shown, 1), hidden=bool(hidden and not shown))
 
     def _check_without_picture(self, kind: int, content: bytes) -> None:
         """Checks a unit of a packet that holds no frame: a delimiter, padding, metadata, the sequence's header."""
