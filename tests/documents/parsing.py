@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import importlib.util
@@ -10,10 +9,8 @@ import io
 import re
 import subprocess
 import tomllib
-import unittest.mock
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tests.documents.pages import ROOT
 from tests.documents.shell import call
@@ -48,20 +45,9 @@ def _videollava(arguments: Sequence[str]) -> None:
 
         _parsed(functools.partial(read_recipe, description="", prog="videollava finetune"), given)
     else:
-        from videollava_jax.cli import main
+        from videollava_jax.cli import parse
 
-        with unittest.mock.patch.object(argparse.ArgumentParser, "parse_known_args", _parse_only):
-            _parsed(main, list(arguments))
-
-
-_parse_known_args = argparse.ArgumentParser.parse_known_args
-
-
-def _parse_only(parser: argparse.ArgumentParser, *arguments: Any) -> tuple[argparse.Namespace, list[str]]:
-    """Parses a command line, and puts nothing in the place of what it would run."""
-    parsed, rest = _parse_known_args(parser, *arguments)
-    parsed.run = lambda _: None
-    return parsed, rest
+        _parsed(parse, arguments)
 
 
 def _parsed(parse: Callable[..., object], *arguments: object) -> None:

@@ -108,17 +108,29 @@ def _run(given: list[str]) -> None:
             stream.reconfigure(errors="backslashreplace")
     # transformers would advise to install torch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    parser = _parser(given)
-    parsed, rest = parser.parse_known_args(given)
+    parsed = parse(given)
+    try:
+        parsed.run(parsed)
+    except UsageError as error:
+        parsed.parser.error(str(error))
+
+
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line.
+
+    Returns:
+      The command's arguments, with its function as `run` and its parser as `parser`.
+
+    Raises:
+      SystemExit: with 2 for a line that cannot be parsed, with 0 after `--help` and `--version`.
+    """
+    parsed, rest = _parser(given).parse_known_args(given)
     # argparse takes one run of positional arguments; those after an option are left over.
     if hasattr(parsed, "words") and not any(word.startswith("-") and word != "-" for word in rest):
         parsed.words += rest
     elif rest:
         parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    try:
-        parsed.run(parsed)
-    except UsageError as error:
-        parsed.parser.error(str(error))
+    return parsed
 
 
 class _Parser(argparse.ArgumentParser):
