@@ -36,7 +36,7 @@ KEPT = ("video_metadata", "text_replacement_offsets", "video_pooling")
 class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore[misc]
     """Prepares inputs for the model: transformers' `VideoLlavaProcessor` without torch, and this package's processor.
 
-    Chats, the engine and jobs take it as it is. See docs/transformers.md for what differs from transformers.
+    Chats, the engine and jobs take it too. See docs/transformers.md for what differs from transformers.
 
     Args:
         image_processor: a `VideoLlavaImageProcessor`, one of transformers, or a `FramePreprocessor`; None for CLIP's.
