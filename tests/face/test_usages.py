@@ -62,7 +62,7 @@ def user(*parts: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def namespace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
+    from transformers import AutoConfig, AutoProcessor, CLIPVisionConfig, LlamaConfig
 
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (8, 40, 50, 3), np.uint8)
@@ -97,7 +97,7 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
     classes = (VideoLlavaConfig, VideoLlavaImageProcessor, VideoLlavaProcessor, VideoLlavaVideoProcessor)
     things = (Image, copy, jax, np, os, pathlib, user, same, Tensor, to_model_config, from_model_config)
-    others = (AutoConfig, CLIPVisionConfig, LlamaConfig)
+    others = (AutoConfig, AutoProcessor, CLIPVisionConfig, LlamaConfig)
     named = {thing.__name__.rpartition(".")[2]: thing for thing in (*classes, *things, *others)}
     return {**named, **names, "np": np, "jnp": jnp, "TINY": str(TINY)}
 

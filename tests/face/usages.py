@@ -233,6 +233,11 @@ LOADING = [
     ("out = p.model_input_names", "out[:2] == ['input_ids', 'attention_mask']"),
     ("out = (p.image_token, p.video_token)", "out == ('<image>', '<video>')"),
     ("out = p.tokenizer.convert_tokens_to_ids('<image>')", "out == p.image_token_id"),
+    ("out = AutoProcessor.from_pretrained(TINY)", "type(out) is VideoLlavaProcessor"),
+    (
+        "out = AutoProcessor.from_pretrained(TINY, use_fast=False, trust_remote_code=True)",
+        "out.image_token == '<image>'",
+    ),
     ("out = AutoConfig.from_pretrained(TINY)", "type(out) is VideoLlavaConfig"),
     ("out = callable(p.push_to_hub)", "out"),
 ]
