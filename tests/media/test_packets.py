@@ -3,6 +3,7 @@
 import io
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -12,6 +13,8 @@ from tests.media.clips import KINDS, QUIET_X265, decoded, in_order, without_firs
 from tests.media.field_pictures import field_pictures, level, mpeg2_field_pictures, remux
 from tests.media.refusal import refused
 from videollava_jax.media import Cause, Fps, Indices, Linspace, Uniform, read_video
+
+FILES = Path(__file__).parent / "files"
 
 # ── two packets, one frame ──
 
@@ -288,6 +291,19 @@ def test_open_groups_cut_anywhere(streams, tmp_path, name, suffix):
         video = read_video(path, Uniform(8))
         assert video.total_frames == len(expected) >= len(packets) - first - 25
         np.testing.assert_array_equal(video.frames, np.stack([expected[i] for i in video.indices]))
+
+
+def test_leading_pictures_without_a_time():
+    video = read_video(FILES / "hevc_cut.mkv", Uniform(8))
+    assert video.total_frames == 24
+    assert [drawn_number(frame) for frame in video.frames] == [24, 27, 30, 33, 36, 39, 42, 45]
+
+
+def drawn_number(frame):
+    """Reads the number drawn in a frame (see files/README.md)."""
+    height, width = frame.shape[:2]
+    fields = [frame[height * (1 + 2 * (bit // 6)) // 6, width * (1 + 2 * (bit % 6)) // 12] for bit in range(12)]
+    return sum(int(field.mean() > 128) << bit for bit, field in enumerate(fields))
 
 
 def test_frames_missing_after_the_beginning_are_damage(streams, tmp_path):
