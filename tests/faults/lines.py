@@ -39,28 +39,32 @@ ODD = 18
 
 # ── values ──
 
-TEXTS = st.one_of(
+
+def one_of(*kinds: Any) -> Any:
+    """One of some kinds, each as likely as the others: hypothesis would take nested choices apart into one flat one."""
+    return st.sampled_from(kinds).flatmap(lambda kind: kind)
+
+
+TEXTS = one_of(
     st.text(st.characters(exclude_categories=()), max_size=12),  # lone surrogates too
     st.sampled_from(["", " ", "\0", "\ud800", "a\0b", "<image>", "<video>", "</s>", "<image>\n" * 3, "é" * 3000, "-1"]),
     st.sampled_from(
         [IMAGE, VIDEO, "/dev/zero", "../x", "file://[", "file://host/x", "data:,", "http://[", "a\nb", "~"]
     ),
 )
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.sampled_from([2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63), 10**400]),
-    st.floats(),
+NUMBERS = one_of(
+    st.sampled_from([2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63), -(2**70), 10**400, -1, 0]),
     st.sampled_from([1e-40, 5e-324, 1e308, 0.5, 1.0, -0.0]),
     st.sampled_from(["NaN", "-Infinity", "1e400", "1E2", "9" * 5000, "-0"]).map(Raw),
-    TEXTS,
+    st.integers(),
+    st.floats(),
 )
+SCALARS = one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
 DEEP = st.sampled_from(
     [Raw("[" * n + "]" * n) for n in (40, 99, 120, 900, 3000)]
     + [Raw('{"type":' * n + "1" + "}" * n) for n in (50, 150)]
 )
-VALUES = st.one_of(
+VALUES = one_of(
     SCALARS,
     st.recursive(
         SCALARS,
@@ -76,23 +80,28 @@ def fields(known: Iterable[str], **like: Any) -> Any:
     return st.fixed_dictionaries({}, optional={key: like[key] | VALUES if key in like else VALUES for key in known})
 
 
-PART = st.one_of(
+PART = one_of(
+    st.fixed_dictionaries({"type": st.just("text"), "text": TEXTS}),
+    st.fixed_dictionaries({"type": st.just("image"), "image": st.just(IMAGE)}),
+    st.fixed_dictionaries({"type": VALUES | st.just([]), "text": TEXTS}),
     fields(
         ["type", "text", "image", "video", "path", "url", "image_url", "video_url"],
         type=st.sampled_from(["text", "image", "video", "image_url", "video_url"]),
         image_url=st.fixed_dictionaries({"url": TEXTS}),
     ),
-    st.fixed_dictionaries({"type": st.just("image"), "image": st.just(IMAGE)}),
-    st.fixed_dictionaries({"type": st.just("text"), "text": TEXTS}),
     VALUES,
 )
-MESSAGES = st.lists(
-    fields(
-        ["role", "content", "name"],
-        role=st.sampled_from(["user", "assistant", "system", "developer"]),
-        content=st.lists(PART, max_size=3) | TEXTS,
+CONTENT = TEXTS | st.lists(PART, min_size=1, max_size=3)
+MESSAGES = one_of(
+    CONTENT.map(lambda content: [{"role": "user", "content": content}]),
+    st.lists(
+        fields(
+            ["role", "content", "name"],
+            role=st.sampled_from(["user", "assistant", "system", "developer"]),
+            content=CONTENT,
+        ),
+        max_size=3,
     ),
-    max_size=3,
 )
 ASKED = st.just([{"role": "user", "content": "How many shapes are there?"}])
 PATH = TEXTS | st.just(IMAGE)
@@ -117,7 +126,7 @@ THEIRS = {name: OPTIONS[option] for name, option in OPENAI_NAMES.items()}
 
 def nearly(right: dict[str, Any], more: Iterable[str] = ()) -> Any:
     """Objects with some of the keys of `right` and values that are right; in most of them anything under one key."""
-    one = st.sampled_from([*right, *more]).flatmap(lambda name: st.fixed_dictionaries({name: VALUES}))
+    one = st.sampled_from([*right, *more]).flatmap(lambda name: st.fixed_dictionaries({name: VALUES | NUMBERS}))
     return st.builds(
         lambda all, odd: {**all, **odd}, st.fixed_dictionaries({}, optional=right), one | one | st.just({})
     )
@@ -129,11 +138,10 @@ def lines_of(form: str) -> Any:
         odd = fields(
             ["messages", *OPENAI_NAMES, *NEUTRAL, "model", "metadata", "guided_json"], messages=MESSAGES | ASKED
         )
-        right = st.builds(
-            lambda asked, said: {"messages": asked, **said}, ASKED, nearly(THEIRS, [*NEUTRAL, "messages"])
-        )
+        said = nearly(THEIRS) | nearly(THEIRS, NEUTRAL)
+        right = st.builds(lambda asked, said: {"messages": asked, **said}, ASKED, said)
         spoken = st.fixed_dictionaries({"messages": MESSAGES})
-        whole = st.fixed_dictionaries({"body": right | right | spoken | odd})
+        whole = st.fixed_dictionaries({"body": one_of(right, spoken, odd)})
         return whole | whole | fields(["method", "url", "body"], method=st.just("POST"), body=right)
     if form == "llava":
         right = {"text": QUESTION, "image": PATHS | IMAGE_ALONE, "video": PATHS | IMAGE_ALONE}
@@ -147,14 +155,14 @@ def lines_of(form: str) -> Any:
         text = TEXTS.map(lambda text: text.translate({10: " ", 13: " "}))
         text = text | st.sampled_from(['"', '"open', 'a"b', '""', ","])
         return st.lists(text, max_size=4) | st.tuples(st.just("How many?"), PATH, st.just("") | text).map(list)
-    asked = {"prompt": QUESTION, "image": IMAGE_ALONE}
-    right = st.fixed_dictionaries({**asked, "options": nearly(OURS, [*KINDS, "heat"])})
+    asked = {"prompt": QUESTION | TEXTS, "image": IMAGE_ALONE}
+    right = st.fixed_dictionaries({"prompt": QUESTION, "options": nearly(OURS) | nearly(OURS, [*KINDS, "heat"])})
     spoken = st.fixed_dictionaries({"conversation": MESSAGES})
     odd = nearly(
         {**asked, "video": PATHS, "media": st.lists(PATH, max_size=2), "options": fields(OURS)},
         ["images", "conversation", "temperature"],
     )
-    return right | right | spoken | odd
+    return one_of(right, spoken, odd)
 
 
 IDS = {"jsonl": "id", "openai": "custom_id", "llava": "question_id", "csv": "id", "parquet": "id"}
