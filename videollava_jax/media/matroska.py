@@ -89,6 +89,8 @@ def count_blocks(source: OpenSource) -> list[tuple[int, bool]]:
             at = content if element == _SIMPLE_BLOCK else _block_in_group(source, content, stop)
             number, flags = _track_and_flags(source, at, tracks)
             blocks[number] += 1
+            if tracks[number] != _VIDEO and holds_a_block(source.read(at, min(stop - at, 2**16))):
+                raise _damaged(source, offset)
             keyframes.setdefault(number, element == _SIMPLE_BLOCK and bool(flags & _KEYFRAME))
         elif (within or in_open) and _was_a_block(source, element, content, stop):
             raise _damaged(source, offset)

@@ -23,6 +23,10 @@ _TOP_OF_FRAGMENTED = set(
 _IN_FRAGMENT = set(b"mfhd traf meta pssh uuid free skip".split())
 _IN_TRACK_FRAGMENT = set(b"tfhd tfdt trun sdtp sbgp sgpd subs saiz saio senc meta uuid free skip".split())
 _IN_TRACK = set(b"tkhd edts mdia meta udta tref trgr load tapt clip matt crgn hnti uuid free skip wide".split())
+_IN_TABLES = set(
+    b"stsd stts ctts cslg stsc stsz stz2 stco co64 stss stsh stps padb stdp".split()
+    + b"sdtp sbgp sgpd subs saiz saio uuid free".split()
+)
 _ON_THE_WAY = (b"mdia", b"minf", b"stbl", b"edts")
 _MAX_TABLE = 256 * 2**20
 
@@ -44,7 +48,8 @@ class Statement:
       shown_for, duration: of the track with its edits, in the movie's clock; of its samples, in its own.
       runs: int64 [runs, 2], counts of samples and their duration.
       whole: whether the first sample is a keyframe.
-      odd: whether there are boxes of unknown kinds, or an edit list has no list.
+      odd: whether there are boxes of unknown kinds, which may have been tables.
+      has_edits: whether there should be an edit list.
       delay: from the first sample's decoding to its showing.
       reordering: how much this differs between samples.
     """
@@ -64,6 +69,7 @@ class Statement:
     runs: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     whole: bool = True
     odd: bool = False
+    has_edits: bool = False
     delay: int = 0
     reordering: int = 0
 
@@ -82,7 +88,7 @@ class Statement:
             raise self._damaged(f"its index has sizes of {self.samples} frames and places for {self.mapped}")
         if self.frames is not None and self.frames < self.samples and self.unclaimed > 0:
             raise self._damaged(f"its index has {self.samples - self.frames} empty frames, and no frame has some bytes")
-        if self.odd and not self.edits and self._is_shortened():
+        if (self.odd or self.has_edits) and not self.edits and self._is_shortened():
             raise self._damaged("its track is shorter than its frames, and it has no edit list")
         if self.frames is None:
             return
@@ -99,6 +105,8 @@ class Statement:
         # With an empty part at the beginning some writers count it into the track's length, some do not.
         if min(abs(parts + gaps - self.shown_for), abs(parts - self.shown_for)) > len(self.edits):
             raise self._damaged(f"{hides} its parts are not as long as the track")
+        if self.odd:
+            raise self._damaged(f"{hides} one of its tables has an unknown name")
         if not self.clock or not _is_plausible(self.movie_clock, self.clock) or not len(self.runs):
             raise self._damaged(f"{hides} by a clock of {self.movie_clock} ticks a second")
         if self.runs[:, 0].sum() != self.samples:
@@ -180,10 +188,11 @@ def _track(source: OpenSource, trak: Box) -> tuple[int, Statement]:
     while pending:
         parent = pending.pop()
         for box in boxes(source, parent.start, min(parent.end, source.size)):
-            track.odd |= parent is trak and box.kind not in _IN_TRACK
+            known = _IN_TRACK if parent is trak else _IN_TABLES if parent.kind == b"stbl" else (box.kind,)
+            track.odd |= box.kind not in known
             if box.kind in _ON_THE_WAY:
                 pending.append(box)
-                track.odd |= box.kind == b"edts"
+                track.has_edits |= box.kind == b"edts"
             elif box.kind == b"tkhd":
                 number, track.shown_for = _id_and_duration(source, box)
             elif box.kind == b"mdhd":
@@ -229,8 +238,8 @@ def _fragment(
             number = _number(source, box.start + 4)
         elif box.kind == b"traf":
             _track_fragment(source, box, tracks)
-    if number is None:
-        raise _damaged(source, moof, "a fragment without a number")
+    if number is None or box.end != moof.end:
+        raise _damaged(source, moof, "a fragment without a number, or not filled by its boxes")
     if before is not None and (number > before[0] + 1 or (number, content) == before):
         raise _damaged(source, moof, f"fragment {number} follows fragment {before[0]}")
     return number, content
@@ -257,6 +266,8 @@ def _track_fragment(source: OpenSource, traf: Box, tracks: dict[int, Statement])
             if size != box.end - box.start:
                 raise _damaged(source, box, "a fragment's table of another length than it says")
             track.in_fragments += samples
+    if track is None or box.end != traf.end:
+        raise _damaged(source, traf, "a fragment of no track, or not filled by its boxes")
 
 
 def _sizes(source: OpenSource, box: Box) -> tuple[int, int, int]:

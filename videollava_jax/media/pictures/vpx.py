@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from videollava_jax.media.pictures.count import Count
+from videollava_jax.media.pictures.count import Broken, Count
 
 
 class Vp8Counter:
@@ -13,6 +13,8 @@ class Vp8Counter:
 
     def __call__(self, packet: bytes) -> Count:
         """See `Counter.__call__`."""
+        if not packet[0] & 1 and packet[3:6] != b"\x9d\x01\x2a":
+            raise Broken("a keyframe without its start code")
         shown = bool(packet[0] & 0x10)
         return Count(int(shown), hidden=not shown)
 
@@ -25,6 +27,8 @@ class Vp9Counter:
 
     def __call__(self, packet: bytes) -> Count:
         """See `Counter.__call__`."""
+        if packet[0] >> 6 != 0b10:
+            raise Broken("it does not begin with a frame's marker")
         if _is_superframe(packet):
             return Count()
         reserved = (packet[0] & 0x30) == 0x30  # profile 3 has one bit more
