@@ -76,6 +76,8 @@ WITHOUT_JAX = (
     "training.update.options",
     "training.run.recipe",
 )
+# Read by users only: it needs transformers, whose import takes seconds.
+FOR_USERS = "face"
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 # The authors' checkpoints can be torch's own files: read where torch is installed, refused with a reason elsewhere.
 MAY_IMPORT_TORCH = {"weights.files"}
@@ -156,6 +158,8 @@ def problems(package: Path) -> list[str]:
                     )
             elif below == floor:
                 inside[name].add(".".join(rest))
+            elif below == FOR_USERS:
+                found.append(f"{where}: imports {item.name}; {below} is for users, and nothing else imports it")
             elif below not in ORDER[: ORDER.index(floor)]:
                 found.append(f"{where}: imports {item.name}, but {below} does not stand above {floor}")
             if top == package.name and without_jax(name) and not without_jax(".".join(rest)) and item.when != "typing":
@@ -266,6 +270,7 @@ def test_every_entry_of_the_table_is_there():
             {"media/image.py": "from ..cli import main"},
             "image.py:1: imports pkg.cli, but cli does not stand above media",
         ),
+        ({"cli/ask.py": "from pkg.face.processor import X"}, "ask.py:1: imports pkg.face.processor; face is for users"),
         ({"attic.py": ""}, "'attic' is not in ORDER"),
         ({"attic/__init__.py": ""}, "'attic' is not in ORDER"),
         (
