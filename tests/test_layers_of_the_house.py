@@ -65,6 +65,7 @@ WITHOUT_JAX = (
     "engine.readers",
     "engine.sizes",
     "engine.events",
+    "engine.arrivals",
     "engine.groups",
     "engine.schedule",
     "batch.media",

@@ -11,6 +11,7 @@ from tests.engine.simulated import limits, schedule
 from videollava_jax.engine import digests
 from videollava_jax.engine.device import Report
 from videollava_jax.engine.preparation import Preparer
+from videollava_jax.engine.readers import Readers
 from videollava_jax.engine.run import Run
 
 WINDOW = 1024
@@ -49,7 +50,7 @@ def answer(tiny_model, tiny_processor):
         preparer = Preparer(tiny_processor, tiny_model.config, {}, 512, reader)
         device = FakeDevice()
         made = schedule(limits(window=window), max_rows=64)
-        joined = Run(preparer, made, device, tiny_processor.tokenizer, readers=readers)
+        joined = Run(preparer, made, device, tiny_processor.tokenizer, Readers(preparer, readers))
         results = list(joined.results(requests))
         assert len(results) == len(requests)
         return {result.id: result for result in results}, device

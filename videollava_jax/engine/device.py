@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from videollava_jax.engine import grid as on_device
 from videollava_jax.engine.grid import Grid
-from videollava_jax.engine.media import encode_prefixes
+from videollava_jax.engine.media import encode_in_pieces, encode_prefixes
 from videollava_jax.engine.preparation import Ids, Question, ReadPrefix
 from videollava_jax.engine.row_arrays import sampling_of, unwritten_answers
 from videollava_jax.engine.sizes import HOST_MEMORY, MEMORY_SHARE, TEXT_BUCKET, GridShape
@@ -69,6 +70,7 @@ class Device:
         *,
         int8: bool,
         decode_attention: Implementation | None = None,
+        in_pieces: bool = False,
         advice: str = "",
     ):
         """Takes the model; a grid is made by `make_grid`.
@@ -77,10 +79,11 @@ class Device:
           options: those that hold for all requests: which tokens end answers, pad them, and are never chosen.
           int8: keep the keys and values of prefixes in int8.
           decode_attention: the implementation of attention to prefixes while decoding; None chooses one.
+          in_pieces: encode media by programs that do not depend on their number and length (`encode_in_pieces`).
           advice: what a MemoryError says about how to need less.
         """
         self._model, self._processor, self._int8, self._advice = model, processor, int8, advice
-        self._decode_attention = decode_attention
+        self._decode_attention, self._in_pieces = decode_attention, in_pieces
         self._text = model.config.text_config
         self._vocabulary = _vocabulary(options, self._text.vocab_size)
         self._held: _Filled | None = None
@@ -98,6 +101,10 @@ class Device:
                 int8=self._int8,
                 sampling=sampling_of([], draw, penalise),
             )
+            if model.placement is None:
+                # What programs return is bound to the device of the parameters. A grid that is not would be another
+                # kind of argument to JAX, and every program would be compiled twice.
+                grid = jax.device_put(grid, model.device)
         self._held = _Filled(shape, draw, penalise, grid, {})
 
     def prefill(self, slot: int, prefixes: Sequence[ReadPrefix]) -> None:
@@ -109,12 +116,17 @@ class Device:
         held, model = self._filled(), self._model
         ids, mask = padded_left([read.ids for read in prefixes], held.shape.prefix)
         with self._memory_errors():
+            features = (
+                encode_in_pieces(model, self._processor, prefixes, held.shape.prefix)
+                if self._in_pieces
+                else encode_prefixes(model, self._processor, prefixes)
+            )
             cache = on_device.prefill_slots(
                 model.graph,
                 model.state,
                 model.on_devices(ids),
                 model.on_devices(mask),
-                encode_prefixes(model, self._processor, prefixes),
+                features,
                 held.grid.prefix,
                 np.int32(slot),
             )
@@ -174,6 +186,24 @@ class Device:
         ended[list(rows)] = True
         answers = on_device.end_rows(held.grid.answers, self._model.on_devices(ended))
         held.grid = Grid(held.grid.prefix, held.grid.tail, answers)
+
+    def warm_up(self, example: Question) -> None:
+        """Runs each program once, in an empty grid: on an image, on a video, and on questions of each length.
+
+        Args:
+          example: any question.
+        """
+        shape, side = self._filled().shape, self._model.config.vision_config.image_size
+        frames = tuple(
+            np.zeros((count, side, side, 3), np.uint8) for count in (1, max(1, self._model.config.frame_window))
+        )
+        read = ReadPrefix(np.ones(1, np.int32), ("image", "video"), frames, self._processor.video_pooling)
+        self.prefill(0, [read] * shape.shards)
+        for length in range(TEXT_BUCKET, bucket(shape.question, TEXT_BUCKET) + 1, TEXT_BUCKET):
+            question = dataclasses.replace(example, ids=np.ones(length, np.int32))
+            self.begin(0, [question] * (shape.shards * shape.rows))
+        self.decode(1, 1)
+        self.end_rows(range(shape.batch))
 
     def _filled(self) -> _Filled:
         assert self._held is not None, "make_grid comes first"

@@ -10,11 +10,13 @@ import jax
 from videollava_jax.engine.device import Device, free_memory
 from videollava_jax.engine.options import EngineOptions
 from videollava_jax.engine.preparation import Preparer
+from videollava_jax.engine.readers import Readers
 from videollava_jax.engine.request import Request, Result, Scored
 from videollava_jax.engine.run import Run
 from videollava_jax.engine.schedule import Limits, Schedule
 from videollava_jax.engine.scoring import score_requests
-from videollava_jax.engine.sizes import ROWS, Demand, GridShape, choose_shape, description
+from videollava_jax.engine.session import Session
+from videollava_jax.engine.sizes import PREFIX_BUCKET, ROWS, Demand, GridShape, choose_shape, description
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.model.kernels import KERNELS
 from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -60,38 +62,58 @@ class Engine:
           ValueError: two requests have the same id, or the memory is too small for one request.
           MemoryError: the device has less memory than expected; the message says which option to lower.
         """
-        options, model = self.options, self.model
-        preparer = Preparer(
-            self.processor,
-            model.config,
-            model.generation_defaults,
-            options.longest_question,
-            options.reader,
-            eos_token_id=options.eos_token_id,
-            pad_token_id=options.pad_token_id,
-            suppress_tokens=options.suppress_tokens,
-        )
-        limits = Limits(
-            shards=self._shards,
-            window=options.window,
-            ahead=2 * self.max_rows,
-            positions=model.config.text_config.max_position_embeddings,
-        )
-        advice = (
-            f"the device has less memory than expected: lower memory= (now {self.memory / 2**20:.0f} MiB "
-            f"for keys and values) or max_rows= (now {self.max_rows}). "
-        )
-        device = Device(
-            model,
-            self.processor,
-            preparer.decoding,
-            int8=options.int8_cache,
-            decode_attention=options.decode_attention,
-            advice=advice,
-        )
+        preparer = self._preparer(self.options.longest_question)
+        limits = Limits(shards=self._shards, window=self.options.window, ahead=self._ahead, positions=self._positions)
         schedule = Schedule(limits, self._choose_shape)
-        tokenizer = self.processor.light_tokenizer
-        return Run(preparer, schedule, device, tokenizer, readers=options.readers).results(requests)
+        readers = Readers(preparer, self.options.readers)
+        return Run(preparer, schedule, self._device(preparer), self.processor.light_tokenizer, readers).results(
+            requests
+        )
+
+    def session(
+        self,
+        *,
+        longest_prefix: int | None = None,
+        longest_question: int = 128,
+        longest_answer: int = 512,
+        rows: int = 8,
+        max_requests: int | None = None,
+    ) -> Session:
+        """Begins a session: requests from any thread are answered as they come, on a grid of fixed sizes.
+
+        As many prefixes are held as fit `memory` and `max_rows`; each stays until its memory is needed for another, the
+        one that was used least recently first.
+
+        Args:
+          longest_prefix: tokens of a prompt up to its last medium, media included; None for a video of 8 frames with
+            some text before it.
+          longest_question: tokens after the media; the start of a longer text is prefilled with its media.
+          longest_answer: tokens.
+          rows: questions about one prefix that are answered at a time; others wait.
+          max_requests: requests without a result at a time, beyond which `submit` raises `QueueFull`; None for any.
+
+        Raises:
+          ValueError: a size is out of range, or the memory is too small for one prefix.
+        """
+        given = {"longest_question": longest_question, "longest_answer": longest_answer, "rows": rows}
+        for name, value in {**given, "longest_prefix": longest_prefix, "max_requests": max_requests}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if longest_prefix is None:
+            longest_prefix = min(8 * self.processor.tokens_per_frame + PREFIX_BUCKET, self._positions)
+        preparer = self._preparer(longest_question)
+        enough = self.max_rows // rows or 1
+        demand = Demand(longest_prefix, [rows] * enough, longest_question, longest_answer)
+        return Session(
+            preparer,
+            self._device(preparer, in_pieces=True),
+            self.processor.light_tokenizer,
+            self._choose_shape(demand),
+            ahead=self._ahead,
+            positions=self._positions,
+            readers=self.options.readers,
+            max_requests=max_requests,
+        )
 
     def score(self, requests: Iterable[Request]) -> Iterator[Scored]:
         """Yields the likelihood of each request's `choices` as the answer to its prompt, in the order of the requests.
@@ -103,6 +125,42 @@ class Engine:
     @property
     def _shards(self) -> int:
         return 1 if self.model.placement is None else self.model.placement.data
+
+    @property
+    def _ahead(self) -> int:
+        return 2 * self.max_rows
+
+    @property
+    def _positions(self) -> int:
+        return self.model.config.text_config.max_position_embeddings
+
+    def _preparer(self, longest_question: int) -> Preparer:
+        options = self.options
+        return Preparer(
+            self.processor,
+            self.model.config,
+            self.model.generation_defaults,
+            longest_question,
+            options.reader,
+            eos_token_id=options.eos_token_id,
+            pad_token_id=options.pad_token_id,
+            suppress_tokens=options.suppress_tokens,
+        )
+
+    def _device(self, preparer: Preparer, *, in_pieces: bool = False) -> Device:
+        advice = (
+            f"the device has less memory than expected: lower memory= (now {self.memory / 2**20:.0f} MiB "
+            f"for keys and values) or max_rows= (now {self.max_rows}). "
+        )
+        return Device(
+            self.model,
+            self.processor,
+            preparer.decoding,
+            int8=self.options.int8_cache,
+            decode_attention=self.options.decode_attention,
+            in_pieces=in_pieces,
+            advice=advice,
+        )
 
     def _choose_shape(self, demand: Demand) -> GridShape:
         config, dtype, int8 = self.model.config.text_config, self.model.dtype, self.options.int8_cache

@@ -4,7 +4,8 @@
     Identify       ◀── Identified                           Wait      ◀── any of Identified, MediaRead
     ReadMedia      ◀── MediaRead
 
-Each action on the left is followed by one of the events on its right. No other action has an event.
+Each action on the left is followed by one of the events on its right. No other action has an event. A live schedule
+takes no requests: `Arrived`, `Refused`, `Exhausted` and `Cancelled` come by themselves.
 """
 
 from __future__ import annotations
@@ -121,7 +122,20 @@ class RowsEnded:
     rows: tuple[EndedRow, ...]
 
 
-Event = Arrived | Refused | Exhausted | Identified | MediaRead | RowsEnded
+@dataclass(frozen=True)
+class Cancelled:
+    """Nobody wants the answer to a question any more, whose result may have been given already.
+
+    Attributes:
+      error, cause: of its result.
+    """
+
+    question: Question
+    error: str
+    cause: str
+
+
+Event = Arrived | Refused | Exhausted | Identified | MediaRead | RowsEnded | Cancelled
 
 # ── actions ──
 
@@ -148,7 +162,7 @@ class ReadMedia:
 
 @dataclass(frozen=True)
 class Wait:
-    """Wait until a prefix is identified or its media are read: there is nothing else to do."""
+    """Wait for an event, as there is nothing else to do: a prefix is identified, its media are read, or a live one."""
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,18 @@ def encode(
     return jnp.concatenate(features, axis=1)
 
 
+def no_features(shape: tuple[int, ...], dtype: DTypeLike, sharding: Any) -> jax.Array:
+    """Returns zeros [W, M, D], which `put_features` fills."""
+    return jnp.zeros(shape, dtype, device=sharding)
+
+
+@partial(jax.jit, donate_argnames=("features_WMD",))
+def put_features(features_WMD: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
+    """Puts features of a medium [W, N, D] where those of earlier media end."""
+    new = resharded(new.astype(features_WMD.dtype), like(features_WMD, *spec_of(features_WMD)))
+    return jax.lax.dynamic_update_slice_in_dim(features_WMD, new, first, axis=1)
+
+
 @partial(jax.jit, static_argnums=0, donate_argnames=("prefix",))
 def prefill_slots(
     graph: Graph,

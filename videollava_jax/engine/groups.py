@@ -46,8 +46,9 @@ class Groups:
     def __iter__(self) -> Iterator[Group]:
         return iter(list(self._groups.values()))
 
-    def __getitem__(self, key: Hashable) -> Group:
-        return self._groups[key]
+    def get(self, key: Hashable) -> Group | None:
+        """Returns the group of a key; None if it has none."""
+        return self._groups.get(key)
 
     def add(self, key: Hashable, question: Question) -> None:
         """Adds a question to the group of its prefix."""
@@ -63,6 +64,8 @@ class Groups:
         self.questions -= 1
         if not group.waiting:
             del self._groups[group.key]
+            if group in self._unread:
+                self._unread.remove(group)
 
     def remove(self, group: Group) -> None:
         """Removes a group that a slot takes, or that has failed."""
@@ -76,7 +79,7 @@ class Groups:
         return self._unread.popleft()
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """A slot of the grid.
 
@@ -84,11 +87,13 @@ class Slot:
       group: whose questions it answers; None when all are answered.
       holds: the key of the prefix in it, which stays until another is prefilled.
       length: tokens of that prefix.
+      used: when it last had a group, as a number that grows.
     """
 
     group: Group | None = None
     holds: Hashable = None
     length: int = 0
+    used: int = 0
 
 
 class Slots:
@@ -97,12 +102,14 @@ class Slots:
     Attributes:
       shape: of the grid.
       draw, penalise: whether its programs draw tokens, and know a repetition penalty.
+      fixed: whether it stays whatever the requests are, so that a shorter prefix may take a slot too.
       slots: of all shards: those of the first shard, then those of the second.
       rows: the question that each row answers; the rows of a slot are neighbours.
     """
 
-    def __init__(self, shape: GridShape, draw: bool, penalise: bool):
-        self.shape, self.draw, self.penalise = shape, draw, penalise
+    def __init__(self, shape: GridShape, draw: bool, penalise: bool, *, fixed: bool = False):
+        self.shape, self.draw, self.penalise, self.fixed = shape, draw, penalise, fixed
+        self._uses = 0
         self.slots = [Slot() for _ in range(shape.prefixes)]
         self.rows: list[Question | None] = [None] * shape.batch
 
@@ -135,10 +142,31 @@ class Slots:
         return all(slot.group is None for slot in self.of_index(index))
 
     def free_index(self, keys: list[Hashable]) -> int | None:
-        """Returns a free slot index for the prefixes of these keys: one that holds them already if there is one."""
+        """Returns a free slot index for the prefixes of these keys.
+
+        It is one that holds them already, or else the one whose prefixes were used least recently.
+        """
         free = [index for index in range(self.shape.slots) if self.is_free(index)]
         held = (index for index in free if [slot.holds for slot in self.of_index(index)] == keys)
-        return next(held, free[0] if free else None)
+        oldest = min(free, key=lambda index: max(slot.used for slot in self.of_index(index)), default=None)
+        return next(held, oldest)
+
+    def give(self, slot: Slot, group: Group | None) -> None:
+        """Gives a slot to a group, or frees it."""
+        self._uses += 1
+        slot.group, slot.used = group, self._uses
+
+    def holding(self, key: Hashable) -> Slot | None:
+        """Returns the slot that holds the prefix of a key, with the most room for questions if there are several."""
+
+        def room(slot: Slot) -> int:
+            return self.shape.rows - (0 if slot.group is None else len(slot.group.waiting) + self._taken(slot))
+
+        return max((slot for slot in self.slots if slot.holds == key), key=room, default=None)
+
+    def _taken(self, slot: Slot) -> int:
+        first = self.slots.index(slot) * self.shape.rows
+        return sum(question is not None for question in self.rows[first : first + self.shape.rows])
 
     def slot_of(self, key: Hashable, question: Question) -> Slot | None:
         """Returns the slot that answers questions about this prefix, if it is of this size and kind."""
@@ -155,18 +183,44 @@ class Slots:
             and (self.penalise or not question.penalises)
         )
 
+    def too_long(self, question: Question) -> ValueError:
+        """Returns the error about a question that the rows of a fixed grid do not take."""
+        return ValueError(
+            f"a question of {question.tokens} tokens and an answer of up to {question.answer_tokens}: expected at most "
+            f"{self.shape.question} and {self.shape.answer}, for which the engine was started"
+        )
+
+    def require_room(self, tokens: int) -> None:
+        """Raises a ValueError for a prefix that is longer than a slot of a fixed grid."""
+        if tokens > self.shape.prefix:
+            raise ValueError(
+                f"media and the text before them of {tokens} tokens: expected at most {self.shape.prefix}, for which "
+                "the engine was started; take fewer frames or pool them (video_pooling)"
+            )
+
     def fits(self, group: Group, tokens: int) -> bool:
         """Returns whether a prefix of this length fills a slot by more than half, and rows take its questions."""
         positions, room = bucket(max(1, tokens), PREFIX_BUCKET), self.shape.prefix
-        fits = room // 2 < positions <= room or positions == room
+        fits = positions <= room and (self.fixed or positions > room // 2)
         return fits and all(self.takes(question) for question in group.waiting)
 
     def free_row(self, row: int) -> Slot:
         """Frees a row, and its slot if no question about the prefix is left. Returns the slot."""
         self.rows[row] = None
-        number = row // self.shape.rows
-        slot = self.slots[number]
-        of_slot = self.rows[number * self.shape.rows : (number + 1) * self.shape.rows]
-        if slot.group is not None and not slot.group.waiting and all(question is None for question in of_slot):
-            slot.group = None
+        slot = self.slots[row // self.shape.rows]
+        self._release(slot)
         return slot
+
+    def withdraw(self, question: Question) -> bool:
+        """Removes a question that no row has taken yet from its slot; returns whether it was there."""
+        for slot in self.slots:
+            if slot.group is not None and question in slot.group.waiting:
+                slot.group.waiting.remove(question)
+                self._release(slot)
+                return True
+        return False
+
+    def _release(self, slot: Slot) -> None:
+        """Frees a slot if no question about its prefix is left."""
+        if slot.group is not None and not slot.group.waiting and not self._taken(slot):
+            self.give(slot, None)

@@ -18,6 +18,11 @@ class Readers:
     """
 
     def __init__(self, preparer: Preparer, threads: int):
+        """Starts no thread before there is something to read.
+
+        Args:
+          threads: that read media; the same number of others hashes them.
+        """
         self._preparer = preparer
         self._hashing = ThreadPoolExecutor(threads, thread_name_prefix="hash-media")
         self._reading = ThreadPoolExecutor(threads, thread_name_prefix="read-media")
@@ -42,9 +47,16 @@ class Readers:
             except Empty:
                 return
 
-    def wait(self) -> Event:
-        """Returns the next event, when it comes."""
-        return self._events.get()
+    def wait(self, seconds: float | None = None) -> Event | None:
+        """Returns the next event when it comes; None if none comes within `seconds`."""
+        try:
+            return self._events.get(timeout=seconds)
+        except Empty:
+            return None
+
+    def put(self, event: Event) -> None:
+        """Adds an event that comes from elsewhere. Any thread may call it."""
+        self._events.put(event)
 
     def close(self) -> None:
         """Stops the threads; waits for what they have begun."""

@@ -7,8 +7,11 @@ requests ──▶ Preparer ──▶ ┌──────────┐ ─�
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from videollava_jax.engine.device import Report
 from videollava_jax.engine.events import (
@@ -17,6 +20,7 @@ from videollava_jax.engine.events import (
     Arrived,
     Begin,
     Decode,
+    EndedRow,
     EndRows,
     Event,
     Exhausted,
@@ -37,6 +41,9 @@ from videollava_jax.engine.request import Request, Result
 from videollava_jax.engine.results import Ends, result_of
 from videollava_jax.engine.schedule import Schedule
 from videollava_jax.engine.sizes import GridShape
+
+Written = Callable[[Question, npt.NDArray[np.int32]], None]
+"""Called with a question and all tokens of its answer so far."""
 
 
 class GridDevice(Protocol):
@@ -61,19 +68,24 @@ class GridDevice(Protocol):
 class Run:
     """Answers requests: carries out the schedule's actions, and gives it the events that follow."""
 
-    def __init__(self, preparer: Preparer, schedule: Schedule, device: GridDevice, tokenizer: Any, *, readers: int):
-        """Starts the reader threads.
+    def __init__(self, preparer: Preparer, schedule: Schedule, device: GridDevice, tokenizer: Any, readers: Readers):
+        """Takes what works together.
 
         Args:
-          readers: the number of threads that read media; the same number of others hashes them.
+          readers: closed at the end of `results`.
         """
         self._preparer, self._schedule, self._device = preparer, schedule, device
         self._tokenizer, self._ends = tokenizer, Ends(tokenizer)
-        self._readers = Readers(preparer, readers)
+        self._readers = readers
         self._ids: set[str] = set()
 
-    def results(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Yields each request's result when it is known; see `Engine.run`."""
+    def results(self, requests: Iterable[Request] = (), written: Written | None = None) -> Iterator[Result]:
+        """Yields each request's result when it is known; see `Engine.run`.
+
+        Args:
+          requests: of a schedule that takes them; to a live one they come as events.
+          written: called with each answer's tokens so far, after every call of the device.
+        """
         schedule, incoming = self._schedule, iter(requests)
         try:
             while not isinstance(action := self._next_action(), Finish):
@@ -85,8 +97,12 @@ class Run:
                     case TakeRequest():
                         schedule.take(self._next_request(incoming))
                     case Decode(steps, enough, rows):
+                        questions = cast(Mapping[int, Question], rows)
                         report = self._device.decode(steps, enough)
-                        schedule.take(RowsEnded(self._ends.of(report, cast(dict[int, Question], rows))))
+                        ended = self._ends.of(report, questions)
+                        if written is not None:
+                            _pass_on(report, questions, ended, written)
+                        schedule.take(RowsEnded(ended))
                     case _:
                         self._carry_out(action)
         finally:
@@ -104,7 +120,7 @@ class Run:
             case ReadMedia(key, question):
                 self._readers.read(key, cast(Question, question))
             case Wait():
-                self._schedule.take(self._readers.wait())
+                self._schedule.take(cast(Event, self._readers.wait()))
             case MakeGrid(shape, draw, penalise):
                 self._device.make_grid(shape, draw, penalise)
             case Prefill(slot, prefixes):
@@ -125,6 +141,13 @@ class Run:
             return Arrived(self._preparer.question(request))
         except (ValueError, TypeError, OSError) as error:
             return Refused(request.id, error)
+
+
+def _pass_on(report: Report, rows: Mapping[int, Question], ended: Sequence[EndedRow], written: Written) -> None:
+    """Passes on the tokens of each row, which end where its answer has ended."""
+    ends = {each.row: each.tokens for each in ended}
+    for row, question in rows.items():
+        written(question, ends.get(row, report.tokens_BN[row, : report.count_B[row]]))
 
 
 def _failed(action: Fail) -> Result:

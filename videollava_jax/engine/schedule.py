@@ -12,6 +12,10 @@ are all answered is given to another group. Until then it keeps its prefix, whic
 Decisions depend on the requests and the content of media, never on the time at which an event comes: groups are
 considered in the order of their first questions, and the action is `Wait` until the media of the next group are read.
 So several processes that are given the same requests take the same decisions.
+
+A live schedule answers requests that come while others are answered. It differs in four decisions: its grid is fixed;
+no group waits for the media of another; a waiting question takes a free row at once; and the device decodes a few steps
+at a time. A prefix that a slot still holds is used without reading its media again.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
+from videollava_jax.engine.arrivals import Arrivals
 from videollava_jax.engine.events import (
     Action,
     Answer,
     Arrived,
     Begin,
+    Cancelled,
     Decode,
     EndedRow,
     EndRows,
@@ -53,6 +59,9 @@ from videollava_jax.processing.room import require_room
 STOP_STRING_STEPS = 8
 """Steps of decoding at a time where stop strings may end an answer, which the device does not see."""
 STEPS = 64
+LIVE_STEPS = 8
+"""Steps of decoding at a time in a live schedule: the most that a request waits for a free row."""
+_LIVE_EVENTS = (Arrived, Refused, Exhausted, Cancelled)
 NOT_FINITE = "logits are not finite: the weights or pixels hold NaN or infinity, or overflow in this dtype"
 
 
@@ -65,20 +74,14 @@ class Limits:
       window: requests that wait for a row at any time; those about the same media are grouped among them.
       ahead: groups whose media are read ahead.
       positions: of the model, for a prompt and its answer.
+      grid: of a live schedule, which somebody has made; None for a schedule that makes grids for its requests.
     """
 
     shards: int
     window: int
     ahead: int
     positions: int
-
-
-@dataclass(eq=False)
-class _Arrival:
-    """A question that is in no group yet: its prefix, or that of an earlier question, is not identified."""
-
-    question: Question
-    key: Hashable | Exception | None = None
+    grid: GridShape | None = None
 
 
 class Schedule:
@@ -88,15 +91,16 @@ class Schedule:
       slots: of the present grid; None before the first.
     """
 
-    def __init__(self, limits: Limits, choose_shape: Callable[[Demand], GridShape]):
-        """Begins with no request and no grid.
+    def __init__(self, limits: Limits, choose_shape: Callable[[Demand], GridShape] | None = None):
+        """Begins with no request, and with no grid unless `limits` has one.
 
         Args:
           choose_shape: returns the grid for a demand, or raises ValueError where the memory is too small for one row.
+            A live schedule needs none.
         """
         self._limits, self._choose_shape = limits, choose_shape
-        self.slots: Slots | None = None
-        self._arrivals: deque[_Arrival] = deque()
+        self.slots = None if limits.grid is None else Slots(limits.grid, draw=True, penalise=True, fixed=True)
+        self._arrivals = Arrivals()
         self._groups = Groups()
         self._exhausted = False
         self._phase: Callable[[], Action | None] = self._take_requests
@@ -109,17 +113,19 @@ class Schedule:
         """Takes an event into account; what follows from it is decided by `next`."""
         match event:
             case Identified(question, key):
-                next(arrival for arrival in self._arrivals if arrival.question is question).key = key
+                self._arrivals.identify(question, key)
                 self._group_arrivals()
                 return
             case MediaRead(key, media):
-                self._groups[key].media = media
+                if (group := self._groups.get(key)) is not None:
+                    group.media = media
                 return
-        assert isinstance(event, self._owed), f"{event} does not answer the last action"
-        self._owed = ()
+        if not (self._live and isinstance(event, _LIVE_EVENTS)):
+            assert isinstance(event, self._owed), f"{event} does not answer the last action"
+            self._owed = ()
         match event:
             case Arrived(question):
-                self._arrivals.append(_Arrival(question))
+                self._arrivals.add(question)
                 self._decided.append(Identify(question))
             case Refused(id, error):
                 self._decided.append(_failure(id, error))
@@ -127,6 +133,12 @@ class Schedule:
                 self._exhausted = True
             case RowsEnded(rows):
                 self._end_rows(rows)
+            case Cancelled():
+                self._cancel(event)
+
+    @property
+    def _live(self) -> bool:
+        return self._limits.grid is not None
 
     def next(self) -> Action:
         """Decides what to do next: one action, which is then carried out.
@@ -160,7 +172,13 @@ class Schedule:
     # ── first phase: requests ──
 
     def _take_requests(self) -> Action | None:
-        """Takes requests until the window is full; goes on when all of them are in groups."""
+        """Takes requests until the window is full; goes on when all of them are in groups.
+
+        To a live schedule they come by themselves.
+        """
+        if self._live:
+            self._phase = self._give_slots
+            return None
         waiting = len(self._arrivals) + self._groups.questions + (0 if self.slots is None else self.slots.waiting)
         if not self._exhausted and waiting < self._limits.window:
             return TakeRequest()
@@ -170,22 +188,36 @@ class Schedule:
         return None
 
     def _group_arrivals(self) -> None:
-        """Puts questions into groups in the order in which they came, up to the first that is not identified."""
-        while self._arrivals and (key := self._arrivals[0].key) is not None:
-            question = self._arrivals.popleft().question
+        """Puts questions into groups in the order in which they came, up to the first that is not identified.
+
+        In a live schedule no question waits for another one to be identified.
+        """
+        for question, key in self._arrivals.identified(in_order=not self._live):
             if isinstance(key, Exception):
                 self._decided.append(_failure(question.id, key, question))
-                continue
-            slot = None if self.slots is None else self.slots.slot_of(key, question)
-            if slot is None or slot.group is None:
-                self._groups.add(key, question)
-            elif not self._too_long(slot.length, question):
-                slot.group.waiting.append(question)
+            else:
+                self._group(key, question)
+
+    def _group(self, key: Hashable, question: Question) -> None:
+        """Puts a question into the group of its prefix: one that has a slot, or one that waits for a slot."""
+        slots = self.slots
+        if slots is not None and slots.fixed and not slots.takes(question):
+            self._decided.append(_failure(question.id, slots.too_long(question), question))
+            return
+        slot = None if slots is None else slots.holding(key) if slots.fixed else slots.slot_of(key, question)
+        if slot is None:
+            self._groups.add(key, question)
+        elif not self._too_long(slot.length, question):
+            group = slot.group or Group(key, question)
+            group.waiting.append(question)
+            cast(Slots, slots).give(slot, group)
 
     def _too_long(self, prefix: int, question: Question) -> bool:
         """Returns whether prompt and answer do not fit the model; the question has failed then."""
         try:
             require_room(prefix + question.tokens, question.answer_tokens, self._limits.positions)
+            if self.slots is not None and self.slots.fixed:
+                self.slots.require_room(prefix)
         except ValueError as error:
             self._decided.append(_failure(question.id, error, question))
             return True
@@ -196,7 +228,7 @@ class Schedule:
     def _give_slots(self) -> Action | None:
         """Gives the slots of a free index to the oldest groups that fit, until none is free or no group fits."""
         slots = self.slots
-        if slots is None or not slots.busy:
+        if slots is None or not (slots.busy or slots.fixed):
             fitting = [] if slots is None else self._fitting(slots)
             if fitting is None:
                 return Wait()
@@ -216,11 +248,14 @@ class Schedule:
     def _readable(self) -> Iterator[tuple[Group, PrefixMedia] | None]:
         """Yields the oldest groups whose media were read and whose questions fit the model; the others fail.
 
-        Yields None last if the media of the next group are not read yet: the caller waits, and begins again.
+        Yields None last if the media of the next group are not read yet: the caller waits, and begins again. A live
+        schedule passes over that group.
         """
         seen = 0
         for group in self._groups:
             media = group.media
+            if media is None and self._live:
+                continue
             if media is None:
                 yield None
                 return
@@ -262,6 +297,7 @@ class Schedule:
         if not first:
             return None
         questions = [question for group in self._groups for question in group.waiting]
+        assert self._choose_shape is not None
         shape = self._choose_shape(
             Demand(
                 prefix=first[1].tokens,
@@ -291,7 +327,7 @@ class Schedule:
         for slot, group, read in zip(chosen, padded, media, strict=True):
             slot.holds, slot.length = group.key, read.tokens
         for slot, group in zip(chosen, groups, strict=False):
-            slot.group = group
+            slots.give(slot, group)
         for group in groups:
             group.media = None
         return None if there else Prefill(index, media)
@@ -299,7 +335,10 @@ class Schedule:
     # ── third phase: rows ──
 
     def _begin_questions(self) -> Action | None:
-        """Puts waiting questions into free rows: of idle slots, and of others when half of their rows can be filled."""
+        """Puts waiting questions into free rows: of idle slots, and of others when half of their rows can be filled.
+
+        A live schedule fills every free row at once.
+        """
         self._phase = self._decode
         if self.slots is not None:
             for index in range(self.slots.shape.slots):
@@ -313,7 +352,8 @@ class Schedule:
         for slot, each in zip(slots.of_index(index), rows, strict=True):
             if slot.group is not None:
                 chosen |= dict(zip((row for row in each if slots.rows[row] is None), slot.group.waiting, strict=False))
-        if not chosen or (live and 2 * len(chosen) < slots.shape.rows * self._limits.shards):
+        few = live and 2 * len(chosen) < slots.shape.rows * self._limits.shards
+        if not chosen or (few and not self._live):
             return
         for slot, each in zip(slots.of_index(index), rows, strict=True):
             for row in each:
@@ -325,10 +365,16 @@ class Schedule:
 
     def _decode(self) -> Action | None:
         """Lets the device decode, if any row is taken."""
+        if self._live:
+            self._begin_questions()  # that have come, or whose row was freed, since the third phase
+            if self._decided:
+                return None
         self._phase = self._finish
         live = {} if self.slots is None else self.slots.live
         if self.slots is None or not live:
             return None
+        if self._live:
+            return Decode(LIVE_STEPS, 1, live)
         steps = STOP_STRING_STEPS if any(question.stops for question in live.values()) else STEPS
         return Decode(steps, max(1, self.slots.shape.batch // 8), live)
 
@@ -351,10 +397,27 @@ class Schedule:
     def _finish(self) -> Action | None:
         """Ends the run when every request has its result; otherwise the phases begin again."""
         busy = self.slots is not None and self.slots.busy
-        if self._exhausted and not len(self._groups) and not busy:
+        if self._exhausted and not len(self._groups) and not busy and not self._arrivals:
             return Finish()
         self._phase = self._take_requests
-        return None
+        idle = not busy and all(group.media is None for group in self._groups)
+        return Wait() if self._live and idle else None
+
+    # ── at any time: nobody wants an answer any more ──
+
+    def _cancel(self, event: Cancelled) -> None:
+        """Frees what a question holds, wherever it is, and gives its error; does nothing if it has its result."""
+        question, slots = event.question, cast(Slots, self.slots)
+        group = next((group for group in self._groups if question in group.waiting), None)
+        row = next((row for row, live in slots.live.items() if live is question), None)
+        if group is not None:
+            self._groups.drop(group, question)
+        elif row is not None:
+            self._decided.append(EndRows((row,)))
+            slots.free_row(row)
+        elif not self._arrivals.remove(question) and not slots.withdraw(question):
+            return
+        self._decided.append(Fail(question.id, event.error, event.cause, question))
 
 
 def _failure(id: str, error: Exception, question: Question | None = None, read_for: Question | None = None) -> Fail:

@@ -151,6 +151,11 @@ class LoadedModel:
         """The dtype of compute, and of caches that are not in int8."""
         return np.dtype(self.parameters["language_model.embed_tokens.weight"].dtype)
 
+    @property
+    def device(self) -> jax.Device:
+        """The device of the parameters; on a mesh, one of its devices."""
+        return next(iter(self.parameters["language_model.embed_tokens.weight"].devices()))
+
     def on_devices(self, batch: Any) -> Any:
         """Shards arrays whose first axis is the batch over the devices; `batch` is one array or a tree of them."""
         if self.placement is None:
