@@ -10,6 +10,8 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.utils import is_torch_available
 
+from videollava_jax.extras import installs
+
 KINDS = ("np", "pt", "jax", None)
 
 
@@ -67,8 +69,8 @@ def tensor_kind(return_tensors: Any) -> str | None:
         raise ValueError(f"return_tensors: expected 'np', 'jax', 'pt' or None for lists, got {kind!r}")
     if kind == "pt" and not is_torch_available():
         raise ValueError(
-            "return_tensors='pt' needs torch, which is not installed. The model takes 'np' or 'jax'; for 'pt' install "
-            "videollava-jax[torch]"
+            "return_tensors='pt' needs torch, which is not installed. The model takes 'np' or 'jax'; for 'pt': "
+            f"{installs('torch')}"
         )
     return kind  # type: ignore[no-any-return]
 
