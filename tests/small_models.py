@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
-from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.face.model import VideoLlavaForConditionalGeneration
 from videollava_jax.model.sharding import Placement, put
 from videollava_jax.model.video_llava import (
     VideoLlava,

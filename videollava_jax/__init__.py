@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from videollava_jax.face.auto import register
     from videollava_jax.face.config import VideoLlavaConfig
     from videollava_jax.face.image_processor import VideoLlavaImageProcessor
+    from videollava_jax.face.model import VideoLlavaForConditionalGeneration
     from videollava_jax.face.processor import VideoLlavaProcessor
     from videollava_jax.face.video_processor import VideoLlavaVideoProcessor
-    from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
 
 __all__ = [
     "Engine",
@@ -32,7 +32,7 @@ _HOMES = {
     "Request": "videollava_jax.engine",
     "Result": "videollava_jax.engine",
     "VideoLlavaConfig": "videollava_jax.face.config",
-    "VideoLlavaForConditionalGeneration": "videollava_jax.generation.pretrained",
+    "VideoLlavaForConditionalGeneration": "videollava_jax.face.model",
     "VideoLlavaImageProcessor": "videollava_jax.face.image_processor",
     "VideoLlavaProcessor": "videollava_jax.face.processor",
     "VideoLlavaVideoProcessor": "videollava_jax.face.video_processor",

@@ -42,7 +42,7 @@ def test_the_face_adds_nothing_to_what_is_loaded(model, tiny_model):
     assert (model.config, model.generation_defaults) == (tiny_model.config, tiny_model.generation_defaults)
     assert model.parameters.keys() == tiny_model.parameters.keys()
     inputs = fixed_inputs(model.config)
-    logits, features = model.forward(**inputs)
+    logits, features = model.sequence_logits(**inputs)
     expected = tiny_model(**inputs)
     np.testing.assert_array_equal(logits, expected.logits)
     np.testing.assert_array_equal(features.image, expected.image_hidden_states)
@@ -51,7 +51,7 @@ def test_the_face_adds_nothing_to_what_is_loaded(model, tiny_model):
 def test_prefill_and_extend_end_in_the_logits_of_a_forward_pass(model):
     inputs = fixed_inputs(model.config)
     ids = inputs.pop("input_ids")
-    whole, _ = model.forward(ids, **inputs)
+    whole, _ = model.sequence_logits(ids, **inputs)
     logits, cache = model.prefill(ids[:, :-5], **inputs, capacity=1)  # too few: the cache grows
     assert_close(logits, whole[:, -6], MODEL)
     logits, cache = model.extend(ids[:, -5:], cache, capacity=3)

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, TextIteratorStreamer
 from tests.parity.reference import assert_close
 from tests.small_models import IMAGE, VIDEO, array, hf_config, hf_model
 from tests.tolerances import MODEL
-from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.face.model import VideoLlavaForConditionalGeneration
 from videollava_jax.weights import convert_to_orbax, recognise
 
 

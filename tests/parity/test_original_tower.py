@@ -14,7 +14,7 @@ from tests.parity.reference import assert_close, batch, channels_last, hf_logits
 from tests.small_models import array, hf_config, ours, sharp_hf_model, weights_of, with_weights
 from tests.tolerances import LAYER, MODEL
 from videollava_jax.config import VideoLlavaConfig, VisionConfig
-from videollava_jax.generation.pretrained import VideoLlavaForConditionalGeneration
+from videollava_jax.face.model import VideoLlavaForConditionalGeneration
 from videollava_jax.model.video_llava import abstract_model, named_parameters, with_parameters
 from videollava_jax.model.vision import VisionTower
 

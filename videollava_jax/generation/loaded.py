@@ -104,6 +104,7 @@ class LoadedModel:
         verify: Verify = "fast",
         revision: str | None = None,
         token: str | None = None,
+        **download: Any,
     ) -> Self:
         """Loads a checkpoint. Programs that are compiled from here on are kept for the next run.
 
@@ -118,6 +119,7 @@ class LoadedModel:
             more pass over the bytes; "fast" looks at files, names, shapes and dtypes; "off" at nothing.
           revision: a branch, tag or commit on the hub.
           token: for private models on the hub.
+          download: `cache_dir`, `local_files_only` and the like of the hub's client.
 
         Raises:
           ValueError: no such checkpoint, tensors that do not fit its configuration (all are listed), or a
@@ -128,7 +130,7 @@ class LoadedModel:
                 f"quantization: expected one of {', '.join(get_args(Quantization))}, or None; got {quantization!r}"
             )
         compilation_cache.enable()
-        directory = find_model(path, Wanted.WEIGHTS, revision=revision, token=token)
+        directory = find_model(path, Wanted.WEIGHTS, revision=revision, token=token, **download)
         generation_config = _read_generation_config(directory)
         placement = None if mesh is None else lambda config: Placement(config, mesh).parameter
         config, parameters = load_checkpoint(
@@ -198,7 +200,7 @@ class LoadedModel:
             None if videos is None else compiled.encode_videos(self.graph, self.state, _on_device(videos), pooling),
         )
 
-    def forward(
+    def sequence_logits(
         self,
         input_ids: ArrayLike,
         attention_mask: ArrayLike | None = None,
@@ -236,7 +238,7 @@ class LoadedModel:
         """Computes the logits [B, V] after prompts, and the prompts' cache.
 
         Args:
-          input_ids: int [B, T], padded on the left; this and the other arguments as in `forward`.
+          input_ids: int [B, T], padded on the left; this and the other arguments as in `sequence_logits`.
           capacity: free positions of the cache, for what `extend` and `decode` append.
 
         Raises:

@@ -5,51 +5,68 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from flax import nnx
 from jax.sharding import Mesh
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
+from videollava_jax.config import VideoLlavaConfig as ModelConfig
+from videollava_jax.face import forward_arguments, model_loading
+from videollava_jax.face.module import Module
+from videollava_jax.face.output import MediaFeatures, VideoLlavaOutput
+from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.asked import Criterion
 from videollava_jax.generation.call_options import as_json, fields_of, generation_config_of
 from videollava_jax.generation.generate import Prompts, generate
-from videollava_jax.generation.loaded import GENERATION_CONFIG, LoadedModel
+from videollava_jax.generation.loaded import GENERATION_CONFIG
 from videollava_jax.generation.output import GenerateOutput
 from videollava_jax.generation.processors import ScoreFunction
 from videollava_jax.generation.text import OnTokens, Streamer
 from videollava_jax.model.layers import Quantization
+from videollava_jax.model.video_llava import VideoLlava, named_parameters
 from videollava_jax.weights import Options, checkpoint_of, convert_to_orbax, export
 from videollava_jax.weights.checkpoint import ORBAX
-from videollava_jax.weights.manifest import Verify
 
 
-@dataclass(frozen=True)
-class VideoLlavaOutput:
-    """The result of a forward pass, under transformers' names.
-
-    Attributes:
-      logits: [B, T, V].
-      loss: float32 scalar, the mean cross-entropy of the next token over labels that are not -100; None without labels.
-      image_hidden_states: [N, tokens_per_image, D], None without images.
-      video_hidden_states: [V × F, tokens_per_frame, D], fewer tokens with pooling; None without videos.
-    """
-
-    logits: jax.Array
-    loss: jax.Array | None = None
-    image_hidden_states: jax.Array | None = None
-    video_hidden_states: jax.Array | None = None
-
-
-class VideoLlavaForConditionalGeneration(LoadedModel):
+class VideoLlavaForConditionalGeneration(Module):
     """Video-LLaVA with its weights, under the names that transformers' users know."""
 
     _generation_config: Any = None  # transformers' object, from the first time that it is asked for
+
+    def __init__(
+        self,
+        config: ModelConfig | Any,
+        parameters: dict[str, jax.Array] | None = None,
+        generation_config: dict[str, Any] | None = None,
+        *,
+        mesh: Mesh | None = None,
+        quantization: Quantization | None = None,
+        seed: int = 0,
+    ):
+        """Makes a model of parameters, or one with random weights.
+
+        Args:
+          config: transformers' `VideoLlavaConfig`, ours, or the core's.
+          parameters: by name; None draws them in float32, each as its layer is initialised in Flax.
+          generation_config: as generation_config.json holds it.
+          mesh: that the parameters are on; None for one device.
+          quantization: of the projections; None for what the parameters show.
+          seed: of random weights.
+
+        Raises:
+          ValueError: the configuration asks for something that this model does not do.
+        """
+        model_config = config if isinstance(config, ModelConfig) else ModelConfig.from_hf(config)
+        if parameters is None:
+            drawn = VideoLlava(model_config, dtype=jnp.float32, rngs=nnx.Rngs(params=seed))
+            parameters = named_parameters(nnx.state(drawn))
+        super().__init__(model_config, parameters, generation_config, mesh=mesh, quantization=quantization)
 
     @property
     def generation_config(self) -> Any:
@@ -71,39 +88,24 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        dtype: DTypeLike | None = None,
-        device_map: Literal["auto"] | None = None,
-        mesh: Mesh | None = None,
-        quantization: Quantization | None = None,
-        verify: Verify = "fast",
-        revision: str | None = None,
-        token: str | None = None,
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> VideoLlavaForConditionalGeneration:
         """Loads a checkpoint, as `LoadedModel.load` does.
 
         Args:
-          path: a directory or a model's name on the hub.
-          dtype: of parameters and compute, such as "bfloat16"; None keeps the checkpoint's.
-          device_map: "auto", as transformers' users write it, or None: both mean JAX's default device.
-          mesh: devices to spread the model over (`make_mesh`).
-          quantization: "int8" or "w8a8"; None for none. transformers' `quantization_config` is not read.
-          verify: "full", "fast" or "off", how a directory with a manifest is checked against it.
-          revision: a branch, tag or commit on the hub.
-          token: for private models on the hub.
+          pretrained_model_name_or_path: a directory or a model's name on the hub.
+          kwargs: `dtype` (or `torch_dtype`) of parameters and compute, such as "bfloat16" or `torch.bfloat16`; None or
+            "auto" keeps the checkpoint's. `mesh` of devices to spread the model over (`make_mesh`). `quantization`,
+            "int8" or "w8a8". `verify`, "full", "fast" or "off": how a directory with a manifest is checked against it.
+            `revision`, `token`, `cache_dir`, `local_files_only` and `force_download` for the hub. Further arguments of
+            transformers that say where and how torch loads (`device_map`, `low_cpu_mem_usage`, …) are accepted.
 
         Raises:
-          ValueError: no such checkpoint, or tensors that do not fit its configuration (all are listed).
+          TypeError: an unknown argument.
+          ValueError: no such checkpoint, tensors that do not fit its configuration (all are listed), or an argument
+            that asks for what is not done.
         """
-        if device_map not in (None, "auto"):
-            raise ValueError(
-                f"device_map: expected 'auto' or None, got {device_map!r}; choose the platform with JAX_PLATFORMS"
-            )
-        return cls.load(
-            path, dtype=dtype, mesh=mesh, quantization=quantization, verify=verify, revision=revision, token=token
-        )
+        return cls.load(pretrained_model_name_or_path, **model_loading.sort(kwargs))
 
     def save_pretrained(self, directory: str | os.PathLike[str], *, layout: str | None = None) -> None:
         """Writes a checkpoint that `from_pretrained` reads, here and in transformers.
@@ -144,7 +146,10 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
         *,
         pixel_values: ArrayLike | None = None,
         video_pooling: SupportsIndex = 1,
-    ) -> VideoLlavaOutput:
+        logits_to_keep: int = 0,
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> VideoLlavaOutput | tuple[Any, ...]:
         """Computes the logits of whole sequences, and their loss where labels are given.
 
         Args:
@@ -156,11 +161,16 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
           pixel_values: the newer name of `pixel_values_images`.
           video_pooling: side of the windows of patches whose features are averaged, 1 for none. The processor's output
             carries it. Checkpoints were trained with 1 (docs/more_frames.md).
+          logits_to_keep: how many last positions have logits in the result; 0 for all.
+          return_dict: False for a tuple of what is not None.
+          others: transformers' further arguments, as far as they ask for nothing.
 
         Raises:
-          ValueError: text or media that do not fit together.
+          TypeError: an unknown argument.
+          ValueError: text or media that do not fit together, or an argument that asks for what is not done.
         """
-        logits, features = self.forward(
+        forward_arguments.require_done(others)
+        logits, features = self.sequence_logits(
             input_ids,
             attention_mask,
             one_of(pixel_values_images=pixel_values_images, pixel_values=pixel_values),
@@ -176,9 +186,23 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
             loss = -jnp.where(learnt, picked, 0).sum() / learnt.sum()
         video = features.video
         if video is not None:
-            frames = np.shape(pixel_values_videos)[1]  # type: ignore[arg-type]
-            video = video.reshape(-1, video.shape[1] // frames, video.shape[-1])
-        return VideoLlavaOutput(logits, loss, features.image, video)
+            video = _by_frame(video, pixel_values_videos)
+        if logits_to_keep:
+            logits = logits[:, -logits_to_keep:]
+        output = VideoLlavaOutput(loss, logits, features.image, video)
+        return output.to_tuple() if return_dict is False else output
+
+    forward = __call__
+
+    def get_image_features(self, pixel_values: ArrayLike) -> MediaFeatures:
+        """Computes the features of images, float32 [N, 3, S, S], without any text."""
+        return MediaFeatures(compiled.encode_images(self.graph, self.state, jnp.asarray(pixel_values)))
+
+    def get_video_features(self, pixel_values_videos: ArrayLike, *, video_pooling: int = 1) -> MediaFeatures:
+        """Computes the features of videos, float32 [V, F, 3, S, S], without any text."""
+        pixels = jnp.asarray(pixel_values_videos)
+        features = compiled.encode_videos(self.graph, self.state, pixels, video_pooling)
+        return MediaFeatures(_by_frame(features, pixels))
 
     def generate(
         self,
@@ -256,6 +280,11 @@ class VideoLlavaForConditionalGeneration(LoadedModel):
             on_tokens=on_tokens,
             streamer=streamer,
         )
+
+
+def _by_frame(features: jax.Array, pixels: Any) -> jax.Array:
+    """Splits the features of videos [V, F × tokens, D] into those of frames [V × F, tokens, D]."""
+    return features.reshape(-1, features.shape[1] // np.shape(pixels)[1], features.shape[-1])
 
 
 def one_of(**names: ArrayLike | None) -> ArrayLike | None:

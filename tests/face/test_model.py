@@ -1,0 +1,151 @@
+"""The model's class as transformers' users call it: made, loaded, placed, cast, called, and what is refused by name."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import small_models
+from tests.parity.reference import array, assert_close
+from tests.tolerances import MODEL
+from videollava_jax import VideoLlavaConfig, VideoLlavaForConditionalGeneration
+from videollava_jax.assets import TINY
+from videollava_jax.config import VideoLlavaConfig as ModelConfig
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A copy of the tiny model, which tests may cast."""
+    return VideoLlavaForConditionalGeneration.from_pretrained(TINY)
+
+
+@pytest.fixture
+def namespace(model, tiny_processor):
+    from transformers import BitsAndBytesConfig, CLIPVisionConfig, LlamaConfig
+
+    clip = np.random.default_rng(0).integers(0, 256, (8, 56, 56, 3), np.uint8)
+    inputs = tiny_processor("USER: <video>\nWhat? ASSISTANT:", videos=clip)
+    small = small_models.hf_config().to_dict()
+    return {
+        "Model": VideoLlavaForConditionalGeneration,
+        "VideoLlavaConfig": VideoLlavaConfig,
+        "CLIPVisionConfig": CLIPVisionConfig,
+        "LlamaConfig": LlamaConfig,
+        "BitsAndBytesConfig": BitsAndBytesConfig,
+        "TINY": TINY,
+        "model": model,
+        "inputs": dict(inputs),
+        "ids": inputs["input_ids"],
+        "config": VideoLlavaConfig(small["vision_config"], small["text_config"], 90, 91),
+        "jnp": jnp,
+        "np": np,
+        "dtypes": lambda model: {str(value.dtype) for value in model.parameters.values()},
+    }
+
+
+HOLDS = [
+    # ── loading ──
+    ("out = Model.from_pretrained(TINY, device_map='auto')", "dtypes(out) == {'float32'}"),
+    ("out = Model.from_pretrained(TINY, device_map='cuda:0', dtype='auto')", "dtypes(out) == {'float32'}"),
+    ("out = Model.from_pretrained(TINY, device_map={'': 0}, torch_dtype='float16')", "dtypes(out) == {'float16'}"),
+    ("out = Model.from_pretrained(TINY, dtype=jnp.bfloat16, low_cpu_mem_usage=True)", "dtypes(out) == {'bfloat16'}"),
+    ("out = Model.from_pretrained(TINY, dtype='torch.bfloat16')", "dtypes(out) == {'bfloat16'}"),
+    ("out = Model.from_pretrained(TINY, attn_implementation='sdpa', use_safetensors=True)", "out.training is False"),
+    (
+        "out = Model.from_pretrained(TINY, revision=None, token=None, cache_dir='x', local_files_only=True)",
+        "out.num_parameters() == 1_223_936",
+    ),
+    ("out = Model.from_pretrained(pretrained_model_name_or_path=TINY)", "out.device.platform == 'cpu'"),
+    # ── placing and casting ──
+    ("out = model.to('cuda').to(model.device).eval().cpu().cuda(0)", "out is model"),
+    ("out = model.to('cuda', non_blocking=True).train(False).requires_grad_(False)", "out is model"),
+    ("out = dtypes(model.half()), dtypes(model.to(jnp.bfloat16)), dtypes(model.float())", "out[1] == {'bfloat16'}"),
+    ("out = dtypes(model.to('cuda', dtype='torch.float16')); model.to(np.float32)", "out == {'float16'}"),
+    # ── weights ──
+    ("out = model.state_dict()", "out['lm_head.weight'].shape == (643, 128)"),
+    ("out = dict(model.named_parameters())", "'model.language_model.embed_tokens.weight' in out"),
+    ("out = model.num_parameters(exclude_embeddings=True)", "out == model.num_parameters() - 643 * 128"),
+    ("out = model.get_memory_footprint()", "out == 4 * 1_223_936"),
+    ("out = model.get_input_embeddings()", "out(ids).shape == (*ids.shape, 128)"),
+    ("out = model.get_output_embeddings().weight", "out.shape == (643, 128)"),
+    # ── calling ──
+    ("out = model(**inputs)", "out[0].shape == out.logits.shape == out['logits'].shape == (*ids.shape, 643)"),
+    ("out = model.forward(**inputs, use_cache=True, return_dict=True)", "list(out.keys())[0] == 'logits'"),
+    ("out = model(**inputs, labels=ids)", "float(out[0]) == float(out.loss) and 'loss' in out"),
+    ("out = model(**inputs, return_dict=False)", "isinstance(out, tuple) and out[0].shape[-1] == 643"),
+    ("out = model(**inputs, logits_to_keep=2, output_attentions=False)", "out.logits.shape[1] == 2"),
+    (
+        "out = model.get_video_features(inputs['pixel_values_videos'])",
+        "np.allclose(out.pooler_output, model(**inputs).video_hidden_states)",
+    ),
+    ("out = model.get_image_features(inputs['pixel_values_videos'][0])[0]", "out.shape[0] == 8"),
+    ("out = model.generate(**inputs, max_new_tokens=2, use_cache=True)", "out.shape[1] <= ids.shape[1] + 2"),
+    # ── making ──
+    ("out = Model(config)", "out.config.text_config.hidden_size == 32"),
+    (
+        "parts = config.vision_config, config.text_config; out = Model(VideoLlavaConfig(*parts, 90, 91))",
+        "out.num_parameters() == Model(config).num_parameters()",
+    ),
+]
+REFUSED = [
+    ("Model.from_pretrained(TINY, quantization_config=BitsAndBytesConfig())", 'quantization="int8"'),
+    ("Model.from_pretrained(TINY, load_in_4bit=True)", 'quantization="int8"'),
+    ("Model.from_pretrained(TINY, attn_implementation='flash_attention_2')", "chosen by the device"),
+    ("Model.from_pretrained(TINY, subfolder='x')", "give the directory itself"),
+    ("Model.from_pretrained(TINY, dtype='float32', torch_dtype='float32')", "two names of one thing"),
+    ("Model.from_pretrained(TINY, devicemap='auto')", "did you mean 'device_map'"),
+    ("model.train()", "videollava finetune"),
+    ("model.requires_grad_()", "videollava finetune"),
+    ("model(**inputs, output_hidden_states=True)", "use transformers on torch"),
+    ("model(**inputs, inputs_embeds=ids)", "give input_ids"),
+    ("model(**inputs, past_key_values=[])", "videollava_jax.chat.Chat"),
+    ("model(**inputs, labls=ids)", "unknown argument 'labls'"),
+]
+
+
+def test_every_usage(namespace):
+    """One test, as each takes milliseconds once the model is loaded."""
+    failed = []
+    for code, holds in HOLDS:
+        names = dict(namespace)
+        try:
+            exec(code, names)
+            if not eval(holds, names):
+                failed.append(f"{code}: {holds} does not hold, out is {names['out']!r:.200}")
+        except Exception as error:
+            failed.append(f"{code}: {type(error).__name__}: {error}")
+    for code, words in REFUSED:
+        try:
+            exec(code, dict(namespace))
+            failed.append(f"{code}: nothing was raised")
+        except (ValueError, TypeError) as error:
+            if words not in str(error):
+                failed.append(f"{code}: {error}")
+    print(f"{len(HOLDS) + len(REFUSED)} usages of the model, {len(REFUSED)} of them refused by name")
+    assert not failed, "\n".join(failed)
+
+
+def test_weights_by_name_are_transformers_own(torch):
+    """Names, shapes and order of axes, of a model in transformers and of ours with its weights."""
+    theirs = small_models.hf_model(torch, small_models.hf_config())
+    ours = VideoLlavaForConditionalGeneration(
+        theirs.config, {name: jnp.asarray(value) for name, value in small_models.weights_of(theirs).items()}
+    )
+    expected = {name: tuple(value.shape) for name, value in theirs.state_dict().items()}
+    assert {name: value.shape for name, value in ours.state_dict().items()} == expected
+    pixels = np.random.default_rng(0).standard_normal((2, 4, 3, 28, 28)).astype(np.float32)
+    with torch.no_grad():
+        found = theirs.model.get_video_features(torch.tensor(pixels)).pooler_output
+    assert_close(ours.get_video_features(pixels).pooler_output, array(found), MODEL)
+
+
+def test_a_model_of_a_configuration_alone_has_drawn_weights():
+    """Equal for equal seeds; none is a constant where transformers draws."""
+    config = ModelConfig.from_hf(small_models.hf_config())
+    one, same, other = (VideoLlavaForConditionalGeneration(config, seed=seed) for seed in (0, 0, 1))
+    weight = "language_model.layers.0.self_attn.q_proj.weight"
+    assert (one.parameters[weight] == same.parameters[weight]).all()
+    assert (one.parameters[weight] != other.parameters[weight]).any()
+    assert np.isfinite(one(np.array([[1, 5, 6, 7]])).logits).all()
+    assert all(value.std() > 0 for name, value in one.parameters.items() if value.ndim == 2)
