@@ -149,3 +149,30 @@ def test_a_model_of_a_configuration_alone_has_drawn_weights():
     assert (one.parameters[weight] != other.parameters[weight]).any()
     assert np.isfinite(one(np.array([[1, 5, 6, 7]])).logits).all()
     assert all(value.std() > 0 for name, value in one.parameters.items() if value.ndim == 2)
+
+
+def test_a_model_is_uploaded_whole(model, tmp_path, monkeypatch):
+    """The hub's client is asked to make the repository and to take a directory that loads."""
+    calls = []
+
+    class Hub:
+        def __init__(self, token=None):
+            self.token = token
+
+        def create_repo(self, repo_id, exist_ok, **options):
+            calls.append((self.token, repo_id, exist_ok, options))
+            return type("Repository", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message, revision):
+            loaded = VideoLlavaForConditionalGeneration.from_pretrained(folder_path, verify="full")
+            calls.append((repo_id, commit_message, revision, loaded.num_parameters()))
+            return "https://hub/commit"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert model.push_to_hub("mine", token="t", private=True) == "https://hub/commit"
+    assert calls == [
+        ("t", "mine", True, {"private": True}),
+        ("me/mine", "Upload the model", None, model.num_parameters()),
+    ]
+    model.save_pretrained(tmp_path / "again", push_to_hub=True, commit_message="again")
+    assert calls[2:] == [(None, "again", True, {}), ("me/again", "again", None, model.num_parameters())]

@@ -45,9 +45,17 @@ def test_what_a_layout_cannot_hold_is_refused(tiny_original, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_beside_its_processor(tiny_model, tiny_processor, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "saved")
-    tiny_processor.save_pretrained(tmp_path / "saved")
+@pytest.mark.parametrize("first", ["model", "processor", "directory"])
+def test_next_to_its_processor(tiny_model, tiny_processor, tmp_path, monkeypatch, first):
+    """In either order, or into an empty directory that is there; under a relative name too."""
+    monkeypatch.chdir(tmp_path)
+    if first == "directory":
+        (tmp_path / "saved").mkdir()
+    parts = [tiny_processor, tiny_model] if first == "processor" else [tiny_model, tiny_processor]
+    for part in parts:
+        part.save_pretrained("saved")
+    assert not [path.name for path in (tmp_path / "saved").iterdir() if path.name.startswith(".saving")]
+    assert_same(tiny_model, load("saved"))
     assert verify_checkpoint(tmp_path / "saved") == []
     ids = VideoLlavaProcessor.from_pretrained(tmp_path / "saved")("USER: What is it? ASSISTANT:")["input_ids"]
     np.testing.assert_array_equal(ids, tiny_processor("USER: What is it? ASSISTANT:")["input_ids"])
@@ -74,3 +82,19 @@ def test_weights_in_int8_are_written_as_what_they_stand_for(tiny_model, tmp_path
     some = "language_model.layers.0.mlp.up_proj.weight"
     expected = np.asarray(narrow.parameters[some], np.float32) * np.asarray(narrow.parameters[f"{some}_scale"])[:, None]
     np.testing.assert_array_equal(found[some], expected)
+
+
+@pytest.mark.parametrize(("size", "files"), [("2MB", 3), (10**9, 1), ("1.5 MiB", 4)])
+def test_shards_are_as_large_as_was_said(tiny_model, tmp_path, size, files):
+    tiny_model.save_pretrained(tmp_path / "saved", max_shard_size=size)
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) == files
+    assert_same(tiny_model, load(tmp_path / "saved"))
+
+
+def test_what_is_not_written_is_refused(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="written as safetensors or Orbax"):
+        tiny_model.save_pretrained(tmp_path / "saved", safe_serialization=False)
+    for size in ("many", "0GB", -1):
+        with pytest.raises(ValueError, match="max_shard_size: expected a size such as '5GB'"):
+            tiny_model.save_pretrained(tmp_path / "saved", max_shard_size=size)
+    assert not list(tmp_path.iterdir())

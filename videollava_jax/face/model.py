@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -20,6 +21,7 @@ from videollava_jax.config import VideoLlavaConfig as ModelConfig
 from videollava_jax.face import forward_arguments, model_loading
 from videollava_jax.face.module import Module
 from videollava_jax.face.output import MediaFeatures, VideoLlavaOutput
+from videollava_jax.face.saving import save_into, shard_bytes
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.asked import Criterion
 from videollava_jax.generation.call_options import as_json, fields_of, generation_config_of
@@ -28,6 +30,7 @@ from videollava_jax.generation.loaded import GENERATION_CONFIG
 from videollava_jax.generation.output import GenerateOutput
 from videollava_jax.generation.processors import ScoreFunction
 from videollava_jax.generation.text import OnTokens, Streamer
+from videollava_jax.hub import local_path
 from videollava_jax.model.layers import Quantization
 from videollava_jax.model.video_llava import VideoLlava, named_parameters
 from videollava_jax.weights import Options, checkpoint_of, convert_to_orbax, export
@@ -107,34 +110,80 @@ class VideoLlavaForConditionalGeneration(Module):
         """
         return cls.load(pretrained_model_name_or_path, **model_loading.sort(kwargs))
 
-    def save_pretrained(self, directory: str | os.PathLike[str], *, layout: str | None = None) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        layout: str | None = None,
+        max_shard_size: int | str | None = None,
+        safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        **upload: Any,
+    ) -> None:
         """Writes a checkpoint that `from_pretrained` reads, here and in transformers.
 
-        `processor.save_pretrained` adds the processor's files.
+        `processor.save_pretrained` adds the processor's files, before or afterwards.
 
         Args:
-          directory: must not exist, or hold exactly this already.
+          save_directory: does not exist, is empty, has the processor's files, or holds exactly this already.
           layout: "hub", "hf5", "memory" (transformers'), "pku" (the authors') or "orbax". None for "hub", or for
             "orbax" where the video tower has temporal attention, which transformers' layouts cannot hold. Int8 weights
             are written as floats.
+          max_shard_size: of a file, "5GB" or bytes; None for the default. Orbax has its own.
+          safe_serialization: True; .bin files are not written.
+          push_to_hub: whether to upload the directory too; `push_to_hub()` is the same.
+          upload: arguments of `push_to_hub`.
 
         Raises:
           WeightsError: the layout cannot hold the model, values are not finite, or writing fails.
-          ValueError: other processes hold shards of the model.
+          ValueError: other processes hold shards of the model, or an argument asks for what is not done.
         """
+        if not safe_serialization:
+            raise ValueError("safe_serialization: expected True: weights are written as safetensors or Orbax")
         parameters = self.parameters
         if not all(value.is_fully_addressable for value in parameters.values()):
             raise ValueError("other processes hold shards of the model: load it in one process to save it")
+        most = shard_bytes(max_shard_size)
         if layout is None:
             layout = ORBAX if self.config.variant == "original" else "hub"
         generation = self.generation_defaults
         written = (json.dumps(as_json(generation), indent=2) + "\n").encode()
         options = Options(files={GENERATION_CONFIG: written} if generation else {})
         checkpoint = checkpoint_of(self.config, parameters)
-        if layout == ORBAX:
-            convert_to_orbax(checkpoint, Path(directory), options)
-        else:
-            export(checkpoint, Path(directory), layout, options)
+
+        def write(target: Path) -> object:
+            if layout == ORBAX:
+                return convert_to_orbax(checkpoint, target, options)
+            return export(checkpoint, target, layout, options, max_shard_bytes=most)
+
+        save_into(save_directory, write)
+        if push_to_hub:
+            self.push_to_hub(**{"repo_id": local_path(save_directory).name, **upload})
+
+    def push_to_hub(self, repo_id: str, *, commit_message: str | None = None, **repository: Any) -> str:
+        """Uploads the model to the Hugging Face hub; returns the address of the commit.
+
+        Args:
+          repo_id: "owner/name"; made if it does not exist.
+          commit_message: of the upload.
+          repository: `token`, `private` and `revision`.
+
+        Raises:
+          huggingface_hub.errors.HfHubHTTPError: the hub refuses it.
+        """
+        from huggingface_hub import HfApi
+
+        revision = repository.pop("revision", None)
+        hub = HfApi(token=repository.pop("token", None))
+        repo = hub.create_repo(repo_id, exist_ok=True, **repository).repo_id
+        with tempfile.TemporaryDirectory() as place:
+            self.save_pretrained(Path(place) / "model")
+            message = commit_message or "Upload the model"
+            return str(
+                hub.upload_folder(
+                    repo_id=repo, folder_path=Path(place) / "model", commit_message=message, revision=revision
+                )
+            )
 
     def __call__(
         self,
