@@ -23,6 +23,7 @@ LONGEST = (
     "tests/engine/test_engine.py",
     CLUSTERS[0],
     "tests/training/run/test_resume.py",
+    "tests/documents/test_documents.py",
     "tests/training/test_gradients.py",
     "tests/assets/test_tiny_model.py",
     "tests/planning/test_plan.py",

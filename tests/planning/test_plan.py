@@ -313,7 +313,6 @@ def test_a_model_that_no_chip_holds_is_told(capsys: pytest.CaptureFixture[str]):
         (("--topology", "v5e:2x"), "expected sizes such as v5e:2x4"),
         (("--topology", "h100", "--variant", "original", "--frames", "9"), "--frames"),
         (("--topology", "h100:8", "--mesh", "2x2"), "the 8 devices"),
-        (("--topology", "h100", "--questions", "0"), "Job.questions"),
         (("--topology", "h100", "--model", "/no/such"), "/no/such"),
     ],
 )
@@ -322,6 +321,12 @@ def test_wrong_wishes_are_one_line(arguments: tuple[str, ...], message: str, cap
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_number_out_of_range_names_its_flag(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["plan", "--topology", "h100", "--questions", "0"])
+    assert "argument --questions: expected a whole number from 1 to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("pair", ["8", "2x", "0x8", "2x4x1", "axb"])
