@@ -72,5 +72,5 @@ def dtype_of(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else type(value).__name__
+    """A value in a message: plain ones as they are written, objects by their class."""
+    return repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
