@@ -12,7 +12,7 @@ from questions import FRAMES, TEXT_IDS
 from random_models import Figures, with_layers
 from sides import CannotRun, Measured
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.costs.work import parameters, train_flops
 from videollava_jax.training.update.options import GROUPS, Rates
 
@@ -88,7 +88,7 @@ def trained_groups(kind: Kind) -> list[str]:
     return [group for group in GROUPS if kind.rates.of(group) is not None]
 
 
-def adapter_parameters(config: VideoLlavaConfig, rank: int) -> int:
+def adapter_parameters(config: ModelConfig, rank: int) -> int:
     """Counts the parameters of LoRA adapters of all the decoder's projections."""
     text = config.text_config
     D, M = text.hidden_size, text.intermediate_size
@@ -96,7 +96,7 @@ def adapter_parameters(config: VideoLlavaConfig, rank: int) -> int:
     return rank * text.num_hidden_layers * (2 * (D + query) + 2 * (D + key) + 3 * (D + M))
 
 
-def needed_bytes(config: VideoLlavaConfig, kind: Kind, work: Work) -> int:
+def needed_bytes(config: ModelConfig, kind: Kind, work: Work) -> int:
     """Returns an upper bound of the bytes that a step takes on either side."""
     counted = parameters(config)
     decoder = counted.decoder + counted.head
@@ -113,7 +113,7 @@ def needed_bytes(config: VideoLlavaConfig, kind: Kind, work: Work) -> int:
     return kind.bytes_each * trained + 2 * frozen + layers + inside + 12 * tokens * text.vocab_size
 
 
-def fitting_layers(config: VideoLlavaConfig, kind: Kind, work: Work, memory: float | None) -> int:
+def fitting_layers(config: ModelConfig, kind: Kind, work: Work, memory: float | None) -> int:
     """Returns how many layers of the decoder fit.
 
     Args:
@@ -148,7 +148,7 @@ class Rows:
     frames: np.ndarray
 
 
-def drawn_rows(config: VideoLlavaConfig, work: Work, rng: np.random.Generator) -> Rows:
+def drawn_rows(config: ModelConfig, work: Work, rng: np.random.Generator) -> Rows:
     """Draws rows of a video and text each; the second half of the text is learnt."""
     R, T, S = work.rows, work.row_tokens, config.vision_config.image_size
     media = FRAMES * config.tokens_per_frame
@@ -170,12 +170,12 @@ class Sized:
     """
 
     kind: Kind
-    config: VideoLlavaConfig
+    config: ModelConfig
     layers: str
     figures: Figures
 
     @classmethod
-    def of(cls, section: str, config: VideoLlavaConfig, work: Work, device_kind: str) -> Sized:
+    def of(cls, section: str, config: ModelConfig, work: Work, device_kind: str) -> Sized:
         """Takes as many layers as the work says, or as fit on a device of this kind."""
         kind, figures = KINDS[section], Figures.of(device_kind, work.chip)
         layers = fitting_layers(config, kind, work, figures.maker and figures.maker.hbm_bytes)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.generation.comparing import fixed_inputs
 from videollava_jax.weights import Checkpoint, open_checkpoint
 from videollava_jax.weights.source import Source
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("hub", type=Path, help="the checkpoint in the hub's layout")
     parser.add_argument("orbax", type=Path, help="the checkpoint converted from it")
     arguments = parser.parse_args()
-    config = VideoLlavaConfig.from_hf(arguments.hub)
+    config = ModelConfig.from_hf(arguments.hub)
     inputs = fixed_inputs(dataclasses.replace(config, temporal_frames=FRAMES))
     print(f"{inputs['input_ids'].shape[1]} tokens, {config.text_config.num_hidden_layers} layers")
 
@@ -91,7 +91,7 @@ def our_logits(checkpoint: Checkpoint, inputs: dict[str, Any]) -> np.ndarray:
     return np.asarray(model.logits(model.language_model.norm(hidden)))[0]
 
 
-def their_logits(directory: Path, config: VideoLlavaConfig, inputs: dict[str, Any]) -> np.ndarray:
+def their_logits(directory: Path, config: ModelConfig, inputs: dict[str, Any]) -> np.ndarray:
     """Computes transformers' logits, float32 [T, V]."""
     import torch
     from transformers import VideoLlavaConfig as HFVideoLlavaConfig

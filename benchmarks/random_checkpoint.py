@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.layouts import LAYOUTS
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--layers", type=int, default=32, help="of the decoder; default: %(default)s")
     arguments = parser.parse_args()
-    config = VideoLlavaConfig()
+    config = ModelConfig()
     config = dataclasses.replace(
         config, text_config=dataclasses.replace(config.text_config, num_hidden_layers=arguments.layers)
     )

@@ -20,7 +20,7 @@ from sides import CannotRun
 
 from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.assets import TINY
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import CHIPS, Chip, chip_of
 from videollava_jax.model.layers import quantize_rows
 from videollava_jax.model.sharding import STACKED, resharded
@@ -29,17 +29,17 @@ from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.weights.quantize import SCALE, is_quantizable
 
 
-def shape_of(*, small: bool) -> tuple[VideoLlavaConfig, VideoLlavaProcessor]:
+def shape_of(*, small: bool) -> tuple[ModelConfig, VideoLlavaProcessor]:
     """Returns the configuration of the 7B model (with the bundled tokenizer) or of the bundled one, and a processor."""
     if small:
-        return VideoLlavaConfig.from_hf(TINY), VideoLlavaProcessor.from_pretrained(TINY)
+        return ModelConfig.from_hf(TINY), VideoLlavaProcessor.from_pretrained(TINY)
     processor = processor_for_224_pixels()
     ids = processor.encoder.media_ids
-    config = dataclasses.replace(VideoLlavaConfig(), image_token_id=ids["image"], video_token_id=ids["video"])
+    config = dataclasses.replace(ModelConfig(), image_token_id=ids["image"], video_token_id=ids["video"])
     return config, processor
 
 
-def with_layers(config: VideoLlavaConfig, layers: int) -> VideoLlavaConfig:
+def with_layers(config: ModelConfig, layers: int) -> ModelConfig:
     """Returns the same configuration with `layers` layers in the decoder."""
     return dataclasses.replace(config, text_config=dataclasses.replace(config.text_config, num_hidden_layers=layers))
 
@@ -96,7 +96,7 @@ def _normal(seed: int, shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax
     return resharded(values, sharding)
 
 
-def our_model(config: VideoLlavaConfig, dtype: Any, *, int8: bool = False) -> VideoLlavaForConditionalGeneration:
+def our_model(config: ModelConfig, dtype: Any, *, int8: bool = False) -> VideoLlavaForConditionalGeneration:
     """Draws our model; with `int8`, each projection of the decoder is quantised as soon as it is drawn."""
     parameters: dict[str, jax.Array] = {}
     for seed, (name, shape) in enumerate(parameter_shapes(config).items()):
@@ -130,7 +130,7 @@ def torch_device(*, small: bool) -> Any:
     raise CannotRun(f"torch {torch.__version__} finds no GPU here: expected a build with CUDA, and a GPU that it knows")
 
 
-def their_model(config: VideoLlavaConfig, device: Any, dtype: Any) -> Any:
+def their_model(config: ModelConfig, device: Any, dtype: Any) -> Any:
     """Makes the model of transformers with this configuration on the device, with its own random initialisation."""
     import torch
     import transformers

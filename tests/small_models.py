@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
+from videollava_jax.config import ModelConfig, TextConfig, VisionConfig
 from videollava_jax.face.model import VideoLlavaForConditionalGeneration
 from videollava_jax.model.sharding import Placement, put
 from videollava_jax.model.video_llava import (
@@ -90,13 +90,13 @@ def sharp_hf_model(torch: Any, config: Any, seed: int = 0) -> Any:
 
 
 @lru_cache
-def _abstract(config: VideoLlavaConfig, dtype: Any) -> tuple[Any, Any]:
+def _abstract(config: ModelConfig, dtype: Any) -> tuple[Any, Any]:
     return nnx.split(abstract_model(config, dtype=dtype))
 
 
 def ours(model: Any, dtype: Any = jnp.float32) -> VideoLlava:
     """Our model with the weights of a transformers model in memory."""
-    config = VideoLlavaConfig.from_hf(model.config)
+    config = ModelConfig.from_hf(model.config)
     return with_weights(config, weights_of(model), dtype)
 
 
@@ -113,10 +113,10 @@ def weights_of(model: Any) -> dict[str, np.ndarray]:
 def public(model: Any, **generation_config: Any) -> VideoLlavaForConditionalGeneration:
     """Our public class with the weights of a transformers model in memory."""
     weights = {name: jnp.asarray(weight) for name, weight in weights_of(model).items()}
-    return VideoLlavaForConditionalGeneration(VideoLlavaConfig.from_hf(model.config), weights, generation_config)
+    return VideoLlavaForConditionalGeneration(ModelConfig.from_hf(model.config), weights, generation_config)
 
 
-def with_weights(config: VideoLlavaConfig, weights: dict[str, np.ndarray], dtype: Any = jnp.float32) -> VideoLlava:
+def with_weights(config: ModelConfig, weights: dict[str, np.ndarray], dtype: Any = jnp.float32) -> VideoLlava:
     graph, state = _abstract(config, dtype)
     return nnx.merge(graph, with_parameters(state, {n: jnp.asarray(w, dtype) for n, w in weights.items()}))
 
@@ -132,7 +132,7 @@ ROWS = 40
 """Rows of the authors' vocabulary; media and padding have the ids behind them."""
 
 
-def small_config(variant: str = "hf", **changes: Any) -> VideoLlavaConfig:
+def small_config(variant: str = "hf", **changes: Any) -> ModelConfig:
     """A model of a few thousand parameters, with heads of 64 in the towers as LanguageBind's have."""
     vision = dict(hidden_size=64, intermediate_size=24, num_hidden_layers=2, num_attention_heads=1, image_size=28)
     text = dict(
@@ -146,7 +146,7 @@ def small_config(variant: str = "hf", **changes: Any) -> VideoLlavaConfig:
         pad_token_id=ROWS + 2,
     )
     act = "gelu" if variant == "original" else "quick_gelu"
-    return VideoLlavaConfig(
+    return ModelConfig(
         vision_config=VisionConfig(**(vision | {"hidden_act": act} | changes.pop("vision", {}))),
         text_config=TextConfig(**(text | changes.pop("text", {}))),
         variant=variant,
@@ -156,7 +156,7 @@ def small_config(variant: str = "hf", **changes: Any) -> VideoLlavaConfig:
     )
 
 
-def random_parameters(config: VideoLlavaConfig, seed: int, dtype: str = "float32") -> dict[str, np.ndarray]:
+def random_parameters(config: ModelConfig, seed: int, dtype: str = "float32") -> dict[str, np.ndarray]:
     """Arrays by our names."""
     rng = np.random.default_rng(seed)
     return {name: rng.standard_normal(shape).astype(DTYPES[dtype]) for name, shape in parameter_shapes(config).items()}
@@ -164,7 +164,7 @@ def random_parameters(config: VideoLlavaConfig, seed: int, dtype: str = "float32
 
 # ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-SMALL = VideoLlavaConfig(
+SMALL = ModelConfig(
     vision_config=VisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, image_size=28
     ),
@@ -198,7 +198,7 @@ def random_model(tiny, *, heads=8, kv_heads=8, mesh=None, **changes):
 
 
 @lru_cache
-def _sharp_parameters(config: VideoLlavaConfig) -> dict[str, Any]:
+def _sharp_parameters(config: ModelConfig) -> dict[str, Any]:
     parameters = named_parameters(nnx.state(VideoLlava(config, rngs=nnx.Rngs(3))))
     for name in ("lm_head.weight", "language_model.embed_tokens.weight"):
         if name in parameters:

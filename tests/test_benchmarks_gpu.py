@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.training.rows import UNCHANGED
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import CHIPS
 
 ROOT = Path(__file__).parents[1]
@@ -115,7 +115,7 @@ def test_all_of_fine_tuning_is_measured(tmp_path):
 
 
 def test_layers_that_fit_a_device(programs):
-    finetune, config = programs("finetune_work"), VideoLlavaConfig()
+    finetune, config = programs("finetune_work"), ModelConfig()
     work = finetune.Work()
 
     def layers(kind: str, chip: str) -> int:
@@ -135,13 +135,13 @@ def test_the_limit_of_full_fine_tuning(programs):
     """790 TFLOP/s over the 42.5 GFLOP of a token: six for each of 6.6 G parameters, attention, the towers."""
     finetune = programs("finetune_work")
     work = finetune.Work(chip="h200", layers=32)
-    measured = finetune.Sized.of("full", VideoLlavaConfig(), work, "cpu").measured("ours", [2.0, 4.0, 1.0], work)
+    measured = finetune.Sized.of("full", ModelConfig(), work, "cpu").measured("ours", [2.0, 4.0, 1.0], work)
     assert measured.work == "full, tokens/s"
     assert measured.limit == pytest.approx(790e12 / 42.5e9, rel=0.01)
     assert measured.rates == (work.tokens / 2, work.tokens / 4, work.tokens)
     assert measured.note == f"MFU {measured.median / measured.limit * 790 / 989:.1%}"
     fewer = finetune.Work(chip="h100")
-    assert finetune.Sized.of("full", VideoLlavaConfig(), fewer, "cpu").layers == ", 13 of 32 layers"
+    assert finetune.Sized.of("full", ModelConfig(), fewer, "cpu").layers == ", 13 of 32 layers"
 
 
 def test_adapters_are_counted_as_the_model_has_them(programs):
@@ -149,7 +149,7 @@ def test_adapters_are_counted_as_the_model_has_them(programs):
     from videollava_jax.training.update.model import TrainingModel
     from videollava_jax.training.update.options import Lora, is_lora
 
-    config = VideoLlavaConfig.from_hf(TINY)
+    config = ModelConfig.from_hf(TINY)
     model = TrainingModel(config, preprocess=UNCHANGED, lora=Lora(rank=3))
     expected = sum(math.prod(shape) for name, shape in model.shapes.items() if is_lora(name))
     assert programs("finetune_work").adapter_parameters(config, 3) == expected

@@ -8,7 +8,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from videollava_jax import config_json
-from videollava_jax.config import ACTIVATION_NAMES, TextConfig, VideoLlavaConfig, VisionConfig, _read_by_transformers
+from videollava_jax.config import ACTIVATION_NAMES, ModelConfig, TextConfig, VisionConfig, _read_by_transformers
 from videollava_jax.config_json import read_usual
 
 activations = st.sampled_from(ACTIVATION_NAMES)
@@ -62,7 +62,7 @@ def configs(draw, variants=("hf", "original")):
     vision, variant = draw(vision_configs()), draw(st.sampled_from(variants))
     layer = st.integers(-vision.num_hidden_layers - 1, vision.num_hidden_layers)
     image, video = draw(st.lists(token_ids, min_size=2, max_size=2, unique=True))
-    return VideoLlavaConfig(
+    return ModelConfig(
         vision_config=vision,
         text_config=draw(text_configs()),
         variant=variant,
@@ -84,7 +84,7 @@ drawn = settings(max_examples=100, deadline=None, derandomize=True)
 @drawn
 @given(configs())
 def test_round_trip_through_json(config):
-    assert VideoLlavaConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
 
 
 @drawn
@@ -95,7 +95,7 @@ def test_transformers_reads_what_we_write(config):
 
     raw = config.to_hf()
     theirs = HFVideoLlavaConfig.from_dict(json.loads(json.dumps(raw)))
-    assert VideoLlavaConfig.from_hf(theirs) == config
+    assert ModelConfig.from_hf(theirs) == config
     written = theirs.to_dict()
     for part in ("vision_config", "text_config"):
         assert {key: written[part].get(key) for key in raw[part]} == raw[part]
@@ -123,10 +123,10 @@ def test_what_the_towers_and_the_decoder_agree_on(config):
 
 def test_the_published_model():
     """The defaults are LanguageBind/Video-LLaVA-7B-hf's shape: 256 tokens an image, 8 × 257 a video."""
-    raw = VideoLlavaConfig().to_hf()
+    raw = ModelConfig().to_hf()
     assert (raw["image_seq_length"], raw["video_seq_length"]) == (256, 2056)
     assert (raw["image_token_index"], raw["video_token_index"]) == (32000, 32001)
-    assert VideoLlavaConfig().feature_layers == (23,)
+    assert ModelConfig().feature_layers == (23,)
     assert VisionConfig().head_dim == 64
 
 
@@ -134,11 +134,11 @@ def test_what_the_json_leaves_out_takes_transformers_defaults():
     from transformers import VideoLlavaConfig as HFVideoLlavaConfig
 
     bare = {"model_type": "video_llava"}
-    assert VideoLlavaConfig.from_hf(bare) == VideoLlavaConfig.from_hf(HFVideoLlavaConfig())
-    raw = VideoLlavaConfig().to_hf()
+    assert ModelConfig.from_hf(bare) == ModelConfig.from_hf(HFVideoLlavaConfig())
+    raw = ModelConfig().to_hf()
     for key in ("head_dim", "num_key_value_heads"):
         del raw["text_config"][key]
-    assert VideoLlavaConfig.from_hf(raw) == VideoLlavaConfig()
+    assert ModelConfig.from_hf(raw) == ModelConfig()
 
 
 def test_the_published_models_json_is_read_without_transformers():
@@ -181,7 +181,7 @@ def test_the_published_models_json_is_read_without_transformers():
     usual = read_usual(raw, ())
     assert usual is not None
     assert usual == _read_by_transformers(raw)
-    assert VideoLlavaConfig.from_hf(raw) == VideoLlavaConfig(text_config=TextConfig(pad_token_id=0))
+    assert ModelConfig.from_hf(raw) == ModelConfig(text_config=TextConfig(pad_token_id=0))
 
 
 ODD = [None, True, -1, 0, 3, 2.5, "", "gelu", [], [1, 2], {}, {"rope_type": "default", "rope_theta": 5e5}]
@@ -208,7 +208,7 @@ def test_what_we_read_ourselves_is_what_transformers_reads(config, data):
             theirs = _read_by_transformers(raw)
         except ValueError:  # such as an odd head_dim, which no decoder can have
             with pytest.raises(ValueError, match=r".+: .+"):
-                VideoLlavaConfig.from_hf(raw)
+                ModelConfig.from_hf(raw)
         else:
             assert usual == theirs
 
@@ -227,13 +227,13 @@ def test_what_we_read_ourselves_is_what_transformers_reads(config, data):
     ],
 )
 def test_another_configuration_is_left_to_transformers(part, key, value):
-    raw = VideoLlavaConfig().to_hf()
+    raw = ModelConfig().to_hf()
     raw[part][key] = value
     assert read_usual(raw, ()) is None
 
 
 def test_keys_without_effect_are_skipped_if_they_have_their_types():
-    raw = VideoLlavaConfig().to_hf()
+    raw = ModelConfig().to_hf()
     assert read_usual(raw | {"dtype": "float16", "use_cache": False}, ()) == read_usual(raw, ())
     assert read_usual(raw | {"use_cache": "yes"}, ()) is None
     assert read_usual(raw | {"quantization_config": {}}, ()) is None
@@ -241,37 +241,37 @@ def test_keys_without_effect_are_skipped_if_they_have_their_types():
 
 @pytest.mark.parametrize("key", ["rope_theta", "rope_parameters"])
 def test_the_rotary_base_is_read_where_old_and_new_files_have_it(key):
-    raw = VideoLlavaConfig().to_hf()
+    raw = ModelConfig().to_hf()
     del raw["text_config"]["rope_parameters"]
     raw["text_config"][key] = 77.0 if key == "rope_theta" else {"rope_type": "default", "rope_theta": 77.0}
-    assert VideoLlavaConfig.from_hf(raw).text_config.rope_theta == 77.0
+    assert ModelConfig.from_hf(raw).text_config.rope_theta == 77.0
 
 
 def test_a_directory_and_a_file_and_a_dict_are_read_alike(tmp_path):
-    config = VideoLlavaConfig(text_config=TextConfig(eos_token_id=(2, 7)), vision_feature_layer=(-2, 0))
+    config = ModelConfig(text_config=TextConfig(eos_token_id=(2, 7)), vision_feature_layer=(-2, 0))
     (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
     for source in (tmp_path, str(tmp_path), tmp_path / "config.json", config.to_hf()):
-        assert VideoLlavaConfig.from_hf(source) == config
+        assert ModelConfig.from_hf(source) == config
 
 
 # ── the original variant ──
 
 
 def test_an_original_model_adds_its_own_keys_and_an_hf_model_none():
-    plain, original = VideoLlavaConfig(), VideoLlavaConfig(variant="original", temporal_frames=16)
+    plain, original = ModelConfig(), ModelConfig(variant="original", temporal_frames=16)
     added = set(original.to_hf()) - set(plain.to_hf())
     assert added == {"variant", "temporal_frames"}
     assert original.to_hf()["variant"] == "original"
     assert original.to_hf()["video_seq_length"] == 16 * 257
-    assert VideoLlavaConfig.from_hf(original.to_hf()) == original
+    assert ModelConfig.from_hf(original.to_hf()) == original
 
 
 def test_transformers_object_keeps_the_variant():
     """Transformers keeps keys that it does not know; without them the temporal weights would be dropped unnoticed."""
     from transformers import VideoLlavaConfig as HFVideoLlavaConfig
 
-    original = VideoLlavaConfig(variant="original", temporal_frames=16)
-    assert VideoLlavaConfig.from_hf(HFVideoLlavaConfig.from_dict(original.to_hf())) == original
+    original = ModelConfig(variant="original", temporal_frames=16)
+    assert ModelConfig.from_hf(HFVideoLlavaConfig.from_dict(original.to_hf())) == original
 
 
 # ── what is refused ──
@@ -293,20 +293,20 @@ def test_transformers_object_keeps_the_variant():
         ),
         (lambda: TextConfig(head_dim=7), "text_config: rotary embedding needs an even head_dim, got 7"),
         (lambda: TextConfig(hidden_act="mish"), "text_config.hidden_act: expected one of .*, got 'mish'"),
-        (lambda: VideoLlavaConfig(variant="pku"), "variant: expected one of hf, original, got 'pku'"),
+        (lambda: ModelConfig(variant="pku"), "variant: expected one of hf, original, got 'pku'"),
         (
-            lambda: VideoLlavaConfig(vision_feature_select_strategy="cls"),
+            lambda: ModelConfig(vision_feature_select_strategy="cls"),
             "vision_feature_select_strategy: expected one of default, full, got 'cls'",
         ),
-        (lambda: VideoLlavaConfig(projector_hidden_act="x"), "projector_hidden_act: expected one of .*, got 'x'"),
+        (lambda: ModelConfig(projector_hidden_act="x"), "projector_hidden_act: expected one of .*, got 'x'"),
         (
-            lambda: VideoLlavaConfig(vision_feature_layer=25),
+            lambda: ModelConfig(vision_feature_layer=25),
             r"vision_feature_layer 25 is not one of the 25 hidden states of a tower of 24 layers: expected -25..24",
         ),
-        (lambda: VideoLlavaConfig(vision_feature_layer=(-2, -26)), "vision_feature_layer -26 is not one of the 25"),
-        (lambda: VideoLlavaConfig(vision_feature_layer=()), "vision_feature_layer"),
-        (lambda: VideoLlavaConfig(variant="original", temporal_frames=0), "temporal_frames"),
-        (lambda: VideoLlavaConfig(image_token_id=7, video_token_id=7), "both 7: they must differ"),
+        (lambda: ModelConfig(vision_feature_layer=(-2, -26)), "vision_feature_layer -26 is not one of the 25"),
+        (lambda: ModelConfig(vision_feature_layer=()), "vision_feature_layer"),
+        (lambda: ModelConfig(variant="original", temporal_frames=0), "temporal_frames"),
+        (lambda: ModelConfig(image_token_id=7, video_token_id=7), "both 7: they must differ"),
     ],
 )
 def test_a_shape_that_cannot_be_is_refused(make, message):
@@ -335,12 +335,12 @@ def test_a_shape_that_cannot_be_is_refused(make, message):
     ],
 )
 def test_a_json_of_something_else_is_refused(changes, message):
-    raw = VideoLlavaConfig().to_hf()
+    raw = ModelConfig().to_hf()
     for key, value in changes.items():
         same = isinstance(value, dict) and value.get("model_type", raw[key]["model_type"]) == raw[key]["model_type"]
         raw[key] = raw[key] | value if same else value
     with pytest.raises(ValueError, match=message):
-        VideoLlavaConfig.from_hf(raw)
+        ModelConfig.from_hf(raw)
 
 
 @pytest.mark.parametrize(
@@ -355,10 +355,10 @@ def test_a_file_that_holds_no_configuration_is_named(tmp_path, text, message):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=f"config.json: {message}"):
-        VideoLlavaConfig.from_hf(tmp_path)
+        ModelConfig.from_hf(tmp_path)
 
 
 def test_a_configuration_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        VideoLlavaConfig().variant = "original"
-    assert len({VideoLlavaConfig(), VideoLlavaConfig()}) == 1  # a key of what is compiled
+        ModelConfig().variant = "original"
+    assert len({ModelConfig(), ModelConfig()}) == 1  # a key of what is compiled

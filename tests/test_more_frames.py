@@ -13,7 +13,7 @@ from tests.tolerances import LAYER, MODEL
 from videollava_jax import VideoLlavaProcessor
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.cli import main
-from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig, poolings
+from videollava_jax.config import ModelConfig, TextConfig, VisionConfig, poolings
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.chat import Chat
 from videollava_jax.media import Fps, FramePreprocessor, Indices, Uniform
@@ -81,7 +81,7 @@ def test_the_models_features_are_its_own_pooled(tiny_model, tiny_processor):
 @pytest.mark.parametrize("pooling", [0, -2, 3, 5, 32, 2.0, "2", None])
 def test_windows_that_do_not_tile_a_frame_are_refused(tiny_model, tiny_processor, pooling):
     with pytest.raises(ValueError, match=r"do not tile the 16 by 16 patches .* expected one of 1, 2, 4, 8, 16"):
-        VideoLlavaConfig().pooled_tokens_per_frame(pooling)
+        ModelConfig().pooled_tokens_per_frame(pooling)
     with pytest.raises(ValueError, match="do not tile"):
         pool_patches(jnp.zeros((1, 257, 2)), pooling)
     inputs = tiny_processor(text=PROMPT, videos=CLIP)
@@ -104,7 +104,7 @@ def test_processor_and_model_count_alike(tiny_processor, case, frames):
     side, pooling = case
     vision = VisionConfig(image_size=2 * side, patch_size=2, hidden_size=4, num_attention_heads=1, num_hidden_layers=2)
     text = TextConfig(hidden_size=8, num_attention_heads=1, num_key_value_heads=1, head_dim=8, num_hidden_layers=1)
-    config = VideoLlavaConfig(vision_config=vision, text_config=text)
+    config = ModelConfig(vision_config=vision, text_config=text)
     square = {"size": {"shortest_edge": 2 * side}, "crop_size": {"height": 2 * side, "width": 2 * side}}
     processor = VideoLlavaProcessor(
         FramePreprocessor.from_json(square), tokenizer=tiny_processor.tokenizer, patch_size=2, video_pooling=pooling
@@ -119,7 +119,7 @@ def test_processor_and_model_count_alike(tiny_processor, case, frames):
 
 
 def test_tokens_of_the_real_shape():
-    config = VideoLlavaConfig()
+    config = ModelConfig()
     assert [config.pooled_tokens_per_frame(pooling) for pooling in (1, 2, 4, 8, 16)] == [257, 65, 17, 5, 2]
     assert config.tokens_per_frame == 257
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tiny_model import Parameters
 
 from videollava_jax.assets.world import CLIP_KINDS, EVAL_SEEDS, IMAGE_KINDS
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
 Report = dict[str, dict[str, list[int]]]
@@ -24,7 +24,7 @@ FIRST_WIDE = 10_000
 def save(
     out: Path,
     parameters: Parameters,
-    config: VideoLlavaConfig,
+    config: ModelConfig,
     processor: VideoLlavaProcessor,
     tokenizer_model: bytes,
 ) -> None:

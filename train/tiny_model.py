@@ -11,16 +11,16 @@ import optax
 from flax import nnx
 from tiny_data import GRID, PREPROCESS, SIDE, answer_start
 
-from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
+from videollava_jax.config import ModelConfig, TextConfig, VisionConfig
 from videollava_jax.model.video_llava import VideoLlava, with_parameters
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
 Parameters = dict[str, Any]
 
 
-def make_config(processor: VideoLlavaProcessor) -> VideoLlavaConfig:
+def make_config(processor: VideoLlavaProcessor) -> ModelConfig:
     """Returns a configuration of 1.1 million parameters in the shape of the 7B model."""
-    return VideoLlavaConfig(
+    return ModelConfig(
         vision_config=VisionConfig(
             hidden_size=64,
             intermediate_size=256,
@@ -63,7 +63,7 @@ def scaled(parameters: Parameters) -> Parameters:
 class Tiny:
     """The model as functions of its named parameters."""
 
-    def __init__(self, config: VideoLlavaConfig, seed: int):
+    def __init__(self, config: ModelConfig, seed: int):
         self.graph, self.state = nnx.split(VideoLlava(config, rngs=nnx.Rngs(seed)))
         self.predict = jax.jit(lambda *args: self.answer_logits(*args).argmax(-1))
 

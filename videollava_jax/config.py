@@ -139,7 +139,7 @@ class TextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoLlavaConfig:
+class ModelConfig:
     """Video-LLaVA: two vision towers of one shape, a projector, a decoder.
 
     `variant` says which video tower the weights hold:
@@ -225,8 +225,8 @@ class VideoLlavaConfig:
         return () if eos is None else (eos,) if isinstance(eos, int) else eos
 
     @classmethod
-    def from_hf(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> VideoLlavaConfig:
-        """Reads a transformers configuration: a directory, a `config.json`, its dict, or a `VideoLlavaConfig`.
+    def from_hf(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> ModelConfig:
+        """Reads a transformers configuration: a directory, a `config.json`, its dict, or a `ModelConfig`.
 
         Keys that the JSON leaves out take transformers' defaults. JSON with keys that `config_json` does not know is
         read by transformers itself.

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from tests.training.rows import UNCHANGED
-from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
+from videollava_jax.config import ModelConfig, TextConfig, VisionConfig
 from videollava_jax.costs.chips import CHIPS, Roofline, roofline, topology
 from videollava_jax.costs.work import (
     Job,
@@ -33,8 +33,8 @@ from videollava_jax.model.video_llava import VideoLlava
 from videollava_jax.training.update.model import Batch, TrainingModel
 from videollava_jax.training.update.options import GROUPS, Lora, Rates, is_lora
 
-MODEL = VideoLlavaConfig()
-ORIGINAL = VideoLlavaConfig(variant="original")
+MODEL = ModelConfig()
+ORIGINAL = ModelConfig(variant="original")
 H200 = CHIPS["h200-measured"]
 INT8 = Storage(int8_weights=True, int8_kv=True)
 MIB, TERA = 2**20, 1e12
@@ -130,7 +130,7 @@ def test_parameters_are_those_of_the_model(variant: str, text: TextConfig, tied:
     vision = VisionConfig(
         hidden_size=12, intermediate_size=20, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
     )
-    config = VideoLlavaConfig(
+    config = ModelConfig(
         vision_config=vision,
         text_config=text,
         variant=variant,  # type: ignore[arg-type]
@@ -215,7 +215,7 @@ def test_operations_are_those_that_xla_counts():
         vocab_size=320, hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=32,
     )  # fmt: skip
-    config = VideoLlavaConfig(vision_config=vision, text_config=text, image_token_id=300, video_token_id=301)
+    config = ModelConfig(vision_config=vision, text_config=text, image_token_id=300, video_token_id=301)
     model = VideoLlava(config, rngs=nnx.Rngs(0))
     graph, state = nnx.split(model)
     pixels = jax.ShapeDtypeStruct((1, 4, 56, 56, 3), np.uint8)
@@ -271,7 +271,7 @@ def test_operations_of_a_micro_batch_are_those_that_xla_counts(rates: Rates):
         vocab_size=320, hidden_size=512, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, head_dim=128,
     )  # fmt: skip
-    config = VideoLlavaConfig(
+    config = ModelConfig(
         vision_config=vision, text_config=text, image_token_id=300, video_token_id=301, vision_feature_layer=-1
     )
     lora = Lora(rank=64, dropout=0) if rates.lora else None

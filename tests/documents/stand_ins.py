@@ -71,9 +71,9 @@ def _authors(target: Path) -> None:
 def _adapter(target: Path) -> None:
     """A random adapter of the tiny model, as PEFT writes it."""
     from tests.weights.adapters_helper import draw, write_adapter
-    from videollava_jax.config import VideoLlavaConfig
+    from videollava_jax.config import ModelConfig
 
-    write_adapter(target, draw(VideoLlavaConfig.from_hf(json.loads((TINY / "config.json").read_text()))), "memory")
+    write_adapter(target, draw(ModelConfig.from_hf(json.loads((TINY / "config.json").read_text()))), "memory")
 
 
 def _authors_adapter(*, lora: bool) -> Made:

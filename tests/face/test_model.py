@@ -11,7 +11,7 @@ from tests.parity.reference import array, assert_close
 from tests.tolerances import MODEL
 from videollava_jax import VideoLlavaConfig, VideoLlavaForConditionalGeneration
 from videollava_jax.assets import TINY
-from videollava_jax.config import VideoLlavaConfig as ModelConfig
+from videollava_jax.config import ModelConfig
 
 
 @pytest.fixture(scope="module")

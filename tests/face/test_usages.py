@@ -24,8 +24,7 @@ from videollava_jax import (
     register,
 )
 from videollava_jax.assets import MEDIA, TINY
-from videollava_jax.config import VideoLlavaConfig as ModelConfig
-from videollava_jax.config import VisionConfig
+from videollava_jax.config import ModelConfig, VisionConfig
 from videollava_jax.face.config import from_model_config, to_model_config
 from videollava_jax.media import read_video
 

@@ -127,12 +127,12 @@ def message_problem(text: str, directory: Path) -> str:
 
 def _contents(directory: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Returns dtype, shape and bytes of every tensor of a checkpoint, by our names."""
-    from videollava_jax.config import VideoLlavaConfig
+    from videollava_jax.config import ModelConfig
     from videollava_jax.weights import WeightsError, open_checkpoint, verify_checkpoint
 
     checkpoint = open_checkpoint(directory)
     # A conversion would write this configuration, and has to find the same again.
-    if VideoLlavaConfig.from_hf(checkpoint.config.to_hf()) != checkpoint.config:
+    if ModelConfig.from_hf(checkpoint.config.to_hf()) != checkpoint.config:
         raise AssertionError("a configuration that is read differently from how it was written")
     arrays = {name: tensor.read() for name, tensor in checkpoint.tensors.items()}
     # Last, so that damage is met by what opens and reads as well.

@@ -26,7 +26,7 @@ from tests.faults.odd_values import Raw, dump
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.batch.forms.openai import NEUTRAL
 from videollava_jax.batch.runner import BatchOptions, run_batch
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.engine import Request, Result
 from videollava_jax.engine.preparation import Preparer
 from videollava_jax.engine.row_arrays import unwritten_answers
@@ -179,7 +179,7 @@ class Validating:
     """A runner that refuses what the engine refuses, by the engine's own code, and answers the rest without a model."""
 
     def __init__(self) -> None:
-        self._config = VideoLlavaConfig.from_hf(TINY)
+        self._config = ModelConfig.from_hf(TINY)
         self._preparer = Preparer(VideoLlavaProcessor.from_pretrained(TINY), self._config, {}, 64)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:

@@ -21,7 +21,7 @@ import videollava_jax.training.run.loop  # noqa: F401  programs import both late
 from tests.small_models import random_parameters, small_config
 from tests.weights.checkpoints import write_checkpoint
 from videollava_jax.assets import TINY
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.weights import open_checkpoint
 
@@ -32,5 +32,5 @@ with tempfile.TemporaryDirectory() as place:
     write_checkpoint(Path(place) / "a", small_config(), random_parameters(small_config(), 0), "hub")
     open_checkpoint(Path(place) / "a")
     # One with a key that we do not know is read by transformers, which imports torch.
-    VideoLlavaConfig.from_hf(small_config().to_hf() | {"one_more_key": 1})
+    ModelConfig.from_hf(small_config().to_hf() | {"one_more_key": 1})
     VideoLlavaProcessor.from_pretrained(TINY)

@@ -14,7 +14,7 @@ from videollava_jax import Request, VideoLlavaForConditionalGeneration
 from videollava_jax.batch.forms.form import Line
 from videollava_jax.batch.identity import job_identity
 from videollava_jax.batch.requests import Defaults, to_request
-from videollava_jax.config import TextConfig, VideoLlavaConfig
+from videollava_jax.config import ModelConfig, TextConfig
 from videollava_jax.engine.preparation import Preparer
 from videollava_jax.generation.chat import Chat
 from videollava_jax.generation.decoding import Decoded, row_keys
@@ -206,7 +206,7 @@ def test_every_face_refuses_what_makes_no_sense(seen, tiny_processor, capsys, fa
 
 
 def test_what_is_said_comes_first_and_then_the_checkpoint_and_then_transformers():
-    config = VideoLlavaConfig(text_config=TextConfig(eos_token_id=(2, 7), pad_token_id=None))
+    config = ModelConfig(text_config=TextConfig(eos_token_id=(2, 7), pad_token_id=None))
     alone = GenerationOptions.resolve({}, {}, config)
     assert alone == GenerationOptions(eos_token_id=(2, 7), pad_token_id=2)
     # transformers' own defaults, as its GenerationConfig has them
@@ -215,7 +215,7 @@ def test_what_is_said_comes_first_and_then_the_checkpoint_and_then_transformers(
     found = GenerationOptions.resolve({"top_p": 0.25, "seed": None}, file, config)
     assert (found.eos_token_id, found.top_p, found.temperature, found.pad_token_id) == ((5,), 0.25, 1.0, 5)
     assert (found.do_sample, found.top_k) == (True, 0)
-    with_padding = VideoLlavaConfig(text_config=TextConfig(eos_token_id=(2,), pad_token_id=9))
+    with_padding = ModelConfig(text_config=TextConfig(eos_token_id=(2,), pad_token_id=9))
     assert GenerationOptions.resolve({}, {}, with_padding).pad_token_id == 9
     assert GenerationOptions.resolve({"pad_token_id": 0}, {}, with_padding).pad_token_id == 0
     assert GenerationOptions.resolve({"eos_token_id": []}, {}, config) == GenerationOptions(pad_token_id=0)
@@ -223,8 +223,8 @@ def test_what_is_said_comes_first_and_then_the_checkpoint_and_then_transformers(
 
 def test_what_is_wrong_in_the_checkpoint_names_its_file_and_is_passed_over_where_it_is_given():
     with pytest.raises(ValueError, match=r"generation_config\.json: temperature: expected 0 or a number"):
-        GenerationOptions.resolve({}, {"temperature": "hot"}, VideoLlavaConfig())
-    assert GenerationOptions.resolve({"temperature": 2}, {"temperature": "hot"}, VideoLlavaConfig()).temperature == 2.0
+        GenerationOptions.resolve({}, {"temperature": "hot"}, ModelConfig())
+    assert GenerationOptions.resolve({"temperature": 2}, {"temperature": "hot"}, ModelConfig()).temperature == 2.0
 
 
 def test_a_temperature_decides_whether_tokens_are_drawn(seen, tiny_processor):

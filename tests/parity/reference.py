@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from tests.small_models import TEXT, array
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.model.video_llava import VideoLlava
 
 
@@ -57,7 +57,7 @@ class Row:
     videos: np.ndarray
 
 
-def drawn_row(config: VideoLlavaConfig, rng: np.random.Generator, media: str, frames: int) -> Row:
+def drawn_row(config: ModelConfig, rng: np.random.Generator, media: str, frames: int) -> Row:
     """A drawn prompt with drawn media; text of drawn lengths stands before, between and behind them.
 
     Args:
@@ -90,7 +90,7 @@ def collate(rows: Sequence[Row], *, pad: int = 0, padding: int = 0) -> Batch:
     )
 
 
-def batch(config: VideoLlavaConfig, rng: np.random.Generator, media: Sequence[str], frames: int = 2) -> Batch:
+def batch(config: ModelConfig, rng: np.random.Generator, media: Sequence[str], frames: int = 2) -> Batch:
     """A batch of drawn prompts, one for each entry of `media`."""
     return collate([drawn_row(config, rng, row, frames) for row in media])
 

@@ -13,7 +13,7 @@ from tests.parity.original_tower import FRAMES, hidden_states, see_through_it
 from tests.parity.reference import assert_close, batch, channels_last, hf_logits, logits
 from tests.small_models import array, hf_config, ours, sharp_hf_model, weights_of, with_weights
 from tests.tolerances import LAYER, MODEL
-from videollava_jax.config import VideoLlavaConfig, VisionConfig
+from videollava_jax.config import ModelConfig, VisionConfig
 from videollava_jax.face.model import VideoLlavaForConditionalGeneration
 from videollava_jax.model.video_llava import abstract_model, named_parameters, with_parameters
 from videollava_jax.model.vision import VisionTower
@@ -85,7 +85,7 @@ def test_temporal_parameters_are_11_a_layer():
 def whole(torch):
     """A transformers model that sees videos through the reference, its plain self, our weights and configuration."""
     plain = sharp_hf_model(torch, hf_config(vision={"hidden_act": CONFIG.hidden_act}, text={"eos_token_id": 2}))
-    config = dataclasses.replace(VideoLlavaConfig.from_hf(plain.config), variant="original")
+    config = dataclasses.replace(ModelConfig.from_hf(plain.config), variant="original")
     assert config.vision_config == CONFIG
     rng, weights = np.random.default_rng(3), weights_of(plain)
     for name, value in named_parameters(nnx.state(abstract_model(config))).items():

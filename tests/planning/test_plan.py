@@ -19,7 +19,7 @@ from tests.planning.plan_programs import GIB, GRIDS, MESHES, planned, required, 
 from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.assets import TINY
 from videollava_jax.cli import main
-from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
+from videollava_jax.config import ModelConfig, TextConfig, VisionConfig
 from videollava_jax.costs.chips import CHIPS, Chip
 from videollava_jax.costs.work import Job, Storage, best_possible
 from videollava_jax.engine.grid import new_grid
@@ -37,14 +37,14 @@ from videollava_jax.planning.engine_programs import (
 )
 from videollava_jax.planning.plan import PROGRAMS, PlanRequest, choose_mesh, make_plan, throughput
 
-CONFIG = VideoLlavaConfig()
+CONFIG = ModelConfig()
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler (extra `tpu`)"
 )
 
 
 def tiny_setting(data: int, tensor: int, **options: Any) -> Setting:
-    config = VideoLlavaConfig.from_hf(TINY)
+    config = ModelConfig.from_hf(TINY)
     shape = GridShape(shards=data, slots=2, rows=3, prefix=192, question=32, answer=32)
     return Setting(config=config, mesh=make_mesh(data, tensor), shape=shape, **options)
 
@@ -361,7 +361,7 @@ def check(record: dict[str, Any]) -> None:
 @pytest.mark.tpu_compiler
 class TestLive:
     def test_four_layers_of_the_7b_model(self, tmp_path: Any):
-        config = VideoLlavaConfig(
+        config = ModelConfig(
             text_config=TextConfig(num_hidden_layers=4), vision_config=VisionConfig(num_hidden_layers=2)
         )
         (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))

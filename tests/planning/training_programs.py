@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from tests.planning.plan_programs import GIB, MIB, table
 from tests.planning.tpu_programs import ENVIRONMENT
 from tests.training.rows import UNCHANGED
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import topology
 from videollava_jax.costs.work import train_flops
 from videollava_jax.model.layers import Quantization
@@ -36,7 +36,7 @@ from videollava_jax.training.update.model import TrainingModel
 from videollava_jax.training.update.options import GROUPS, Lora, Rates, is_lora
 
 PROGRAMS: tuple[StepProgram, ...] = ("accumulate", "update")
-CONFIG = VideoLlavaConfig()
+CONFIG = ModelConfig()
 ROW = RowShape(tokens=3072, images=6, videos=1)
 FRAMES = 8
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.small_models import TEXT
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.media.preprocess import FramePreprocessor
 from videollava_jax.model.sharding import Placement, put
 from videollava_jax.processing.segments import MediaKind
@@ -46,7 +46,7 @@ class Drawn:
         return {name: torch.tensor(value) for name, value in given.items()}
 
 
-def drawn(config: VideoLlavaConfig, rng: np.random.Generator, media: str) -> Drawn:
+def drawn(config: ModelConfig, rng: np.random.Generator, media: str) -> Drawn:
     """A sample with media in this order (`"iv"`: an image, then a video), a question and an answer of drawn lengths."""
     S = config.vision_config.image_size
     places = {
@@ -67,7 +67,7 @@ def drawn(config: VideoLlavaConfig, rng: np.random.Generator, media: str) -> Dra
 
 
 def packed(
-    config: VideoLlavaConfig,
+    config: ModelConfig,
     rows: Sequence[Sequence[Drawn]],
     length: int,
     *,

@@ -18,7 +18,7 @@ from tests.parity.reference import Batch, assert_close, logits
 from tests.small_models import hf_config, sharp_hf_model, weights_of, with_weights
 from tests.tolerances import SELF
 from tests.training.rows import FRAMES, UNCHANGED, Drawn, drawn, packed
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.training.update.lora import initial_lora
@@ -43,18 +43,18 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 EVERYTHING = Rates(projector=1.0, decoder=1.0, image_tower=1.0, video_tower=1.0)
 
 
-def model_of(config: VideoLlavaConfig, **changes: Any) -> TrainingModel:
+def model_of(config: ModelConfig, **changes: Any) -> TrainingModel:
     return TrainingModel(config, preprocess=UNCHANGED, **{"loss_chunk": 24, **changes})
 
 
 @functools.cache
-def trainer_of(config: VideoLlavaConfig, rates: Rates, **changes: Any) -> Trainer:
+def trainer_of(config: ModelConfig, rates: Rates, **changes: Any) -> Trainer:
     """One for each model and what is trained of it: a trainer keeps its compiled functions, and compiling is what takes
     time here."""
     return Trainer(model_of(config, **changes), build_optimizer(Optimizer(), rates, 10))
 
 
-def batch_of(config: VideoLlavaConfig, *rows: list[Drawn]) -> TrainingBatch:
+def batch_of(config: ModelConfig, *rows: list[Drawn]) -> TrainingBatch:
     """A micro-batch with as many rows as there are samples, some of them empty, so that one program serves however few
     rows the samples are packed in."""
     return packed(config, [*rows, *[[]] * (len(MEDIA) - len(rows))], 80)
@@ -74,7 +74,7 @@ def gradients(trainer: Trainer, parameters: Parameters, rates: Rates, *batches: 
 @pytest.fixture(scope="module")
 def whole():
     """A random model's configuration and weights, in which every part matters as in `sharp_hf_model`; and samples."""
-    config = VideoLlavaConfig.from_hf(hf_config())
+    config = ModelConfig.from_hf(hf_config())
     rng = np.random.default_rng(0)
     weights = {}
     for name, shape in parameter_shapes(config).items():
@@ -108,7 +108,7 @@ def torch_gradients(model: Any) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_loss_and_every_gradient_are_transformers(torch, name):
     model = sharp_hf_model(torch, hf_config(**CONFIGURATIONS[name]))
-    config = VideoLlavaConfig.from_hf(model.config)
+    config = ModelConfig.from_hf(model.config)
     rng = np.random.default_rng(1)
     samples = [drawn(config, rng, media) for media in MEDIA]
     expected = torch_loss(torch, model, samples)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from tests.small_models import DTYPES, small_config
 from tests.weights.checkpoints import theirs
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.weights import Checkpoint
 
@@ -52,7 +52,7 @@ class Drawn:
 
 
 def draw(
-    config: VideoLlavaConfig,
+    config: ModelConfig,
     names: Any = (Q_PROJ, UP_PROJ),
     whole: Any = (),
     seed: int = 0,

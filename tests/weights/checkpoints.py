@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tests.small_models import ROWS
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 
 
 def theirs(name: str, layout: str) -> str:
@@ -31,7 +31,7 @@ def theirs(name: str, layout: str) -> str:
 
 
 def write_checkpoint(
-    directory: Path, config: VideoLlavaConfig, parameters: dict[str, np.ndarray], layout: str, shards: int = 1
+    directory: Path, config: ModelConfig, parameters: dict[str, np.ndarray], layout: str, shards: int = 1
 ) -> dict[str, np.ndarray]:
     """Writes a checkpoint as its authors would; the tensors by the layout's names."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,7 @@ def plan(arguments: argparse.Namespace) -> None:
     """Prints the plan of a job."""
     from tqdm import tqdm
 
-    from videollava_jax.config import VideoLlavaConfig, require_whole_windows
+    from videollava_jax.config import ModelConfig, require_whole_windows
     from videollava_jax.costs.work import Job, Storage
     from videollava_jax.hub import Wanted, find_model
     from videollava_jax.planning.plan import PROGRAMS, PlanRequest, make_plan
@@ -67,9 +67,9 @@ def plan(arguments: argparse.Namespace) -> None:
     caption = arguments.job == "caption"
     if caption and arguments.questions is not None:
         raise UsageError("--questions: expected --job qa; captions are asked for once a video")
-    config = VideoLlavaConfig()
+    config = ModelConfig()
     if arguments.model is not None:
-        config = VideoLlavaConfig.from_hf(find_model(arguments.model, Wanted.SIDE_FILES, bundled=True))
+        config = ModelConfig.from_hf(find_model(arguments.model, Wanted.SIDE_FILES, bundled=True))
     if arguments.variant is not None:
         config = dataclasses.replace(config, variant=arguments.variant)
     require_whole_windows("--frames", arguments.frames, config.frame_window)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from videollava_jax.config import VideoLlavaConfig, VisionConfig
+from videollava_jax.config import ModelConfig, VisionConfig
 from videollava_jax.costs.chips import Chip, Roofline, roofline
 
 _BF16, _INT8, _SCALE = 2, 1, 4
@@ -42,7 +42,7 @@ class Parameters:
         return self.image_tower + self.video_tower + self.projector + self.decoder + self.head
 
 
-def parameters(config: VideoLlavaConfig) -> Parameters:
+def parameters(config: ModelConfig) -> Parameters:
     """Counts the parameters of a model with this configuration."""
     text, vision = config.text_config, config.vision_config
     D = text.hidden_size
@@ -76,29 +76,29 @@ def _tower_parameters(vision: VisionConfig, temporal_frames: int) -> int:
     return patches + D + positions + norm + vision.num_hidden_layers * layer + norm
 
 
-def _query_width(config: VideoLlavaConfig) -> int:
+def _query_width(config: ModelConfig) -> int:
     return config.text_config.num_attention_heads * config.text_config.head_dim
 
 
-def _kv_width(config: VideoLlavaConfig) -> int:
+def _kv_width(config: ModelConfig) -> int:
     return config.text_config.num_key_value_heads * config.text_config.head_dim
 
 
-def _decoder_projections(config: VideoLlavaConfig) -> int:
+def _decoder_projections(config: ModelConfig) -> int:
     """Counts the weights of the decoder's projections, with which every token is multiplied, without the head."""
     text = config.text_config
     attention = 2 * text.hidden_size * (_query_width(config) + _kv_width(config))
     return text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
 
 
-def _head(config: VideoLlavaConfig) -> int:
+def _head(config: ModelConfig) -> int:
     return config.text_config.vocab_size * config.text_config.hidden_size
 
 
 # ── operations ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def tower_flops(config: VideoLlavaConfig, frames: int, *, video: bool) -> float:
+def tower_flops(config: ModelConfig, frames: int, *, video: bool) -> float:
     """Counts the operations of a tower on frames or images. Only the layers up to the last selected feature run."""
     vision = config.vision_config
     D, M, positions = vision.hidden_size, vision.intermediate_size, vision.num_patches + 1
@@ -109,21 +109,21 @@ def tower_flops(config: VideoLlavaConfig, frames: int, *, video: bool) -> float:
     return float(frames * (patches + max(config.feature_layers) * layer))
 
 
-def projector_flops(config: VideoLlavaConfig, tokens: int) -> float:
+def projector_flops(config: ModelConfig, tokens: int) -> float:
     """Counts the operations of the projector on `tokens` tokens."""
     D = config.text_config.hidden_size
     width = config.vision_config.hidden_size * len(config.feature_layers)
     return 2.0 * tokens * (width * D + D * D)
 
 
-def encode_flops(config: VideoLlavaConfig, *, frames: int = 0, images: int = 0) -> float:
+def encode_flops(config: ModelConfig, *, frames: int = 0, images: int = 0) -> float:
     """Counts the operations from pixels to decoder features, for `frames` frames of videos and for images."""
     features = frames * config.tokens_per_frame + images * config.tokens_per_image
     towers = tower_flops(config, frames, video=True) + tower_flops(config, images, video=False)
     return towers + projector_flops(config, features)
 
 
-def decoder_flops(config: VideoLlavaConfig, tokens: int, prefix: int = 0, *, logits: int = 1) -> float:
+def decoder_flops(config: ModelConfig, tokens: int, prefix: int = 0, *, logits: int = 1) -> float:
     """Counts the operations of the decoder on `tokens` new tokens of one row, after `prefix` tokens in a cache.
 
     Args:
@@ -139,7 +139,7 @@ def decoder_flops(config: VideoLlavaConfig, tokens: int, prefix: int = 0, *, log
 
 
 def train_flops(
-    config: VideoLlavaConfig,
+    config: ModelConfig,
     trained: Collection[str],
     lengths: Iterable[int],
     *,
@@ -195,20 +195,20 @@ class Storage:
     int8_kv: bool = False
 
 
-def weight_bytes(config: VideoLlavaConfig, storage: Storage = Storage()) -> int:
+def weight_bytes(config: ModelConfig, storage: Storage = Storage()) -> int:
     """Returns the bytes of weights that a step of decoding reads: the decoder without its embedding, and the head."""
     counted = parameters(config)
     rest = counted.decoder - counted.embedding - _decoder_projections(config) + _head(config)
     return _projection_bytes(config, storage) + _BF16 * rest
 
 
-def stored_bytes(config: VideoLlavaConfig, storage: Storage = Storage()) -> int:
+def stored_bytes(config: ModelConfig, storage: Storage = Storage()) -> int:
     """Returns the bytes that all weights take in memory, including towers and embedding."""
     rest = parameters(config).total - _decoder_projections(config)
     return _projection_bytes(config, storage) + _BF16 * rest
 
 
-def _projection_bytes(config: VideoLlavaConfig, storage: Storage) -> int:
+def _projection_bytes(config: ModelConfig, storage: Storage) -> int:
     if not storage.int8_weights:
         return _BF16 * _decoder_projections(config)
     text = config.text_config
@@ -216,7 +216,7 @@ def _projection_bytes(config: VideoLlavaConfig, storage: Storage) -> int:
     return _INT8 * _decoder_projections(config) + _SCALE * text.num_hidden_layers * outputs
 
 
-def kv_bytes(config: VideoLlavaConfig, tokens: int = 1, storage: Storage = Storage()) -> int:
+def kv_bytes(config: ModelConfig, tokens: int = 1, storage: Storage = Storage()) -> int:
     """Returns the bytes of the KV cache of `tokens` tokens; for the 7B model 512 KiB each, 264 KiB in int8."""
     text = config.text_config
     a_head = text.head_dim * _INT8 + _SCALE if storage.int8_kv else text.head_dim * _BF16
@@ -224,7 +224,7 @@ def kv_bytes(config: VideoLlavaConfig, tokens: int = 1, storage: Storage = Stora
 
 
 def decode_step(
-    config: VideoLlavaConfig,
+    config: ModelConfig,
     chip: Chip,
     chips: int = 1,
     *,
@@ -257,7 +257,7 @@ def decode_step(
     )
 
 
-def all_reduced_bytes(config: VideoLlavaConfig, tokens: int, chips: int) -> float:
+def all_reduced_bytes(config: ModelConfig, tokens: int, chips: int) -> float:
     """Returns the bytes that each chip of a split decoder sends for `tokens` tokens: two all-reduces a layer."""
     text = config.text_config
     once = _BF16 * tokens * text.hidden_size * 2 * (chips - 1) / chips
@@ -291,7 +291,7 @@ class Job:
             if getattr(self, name) < 1:
                 raise ValueError(f"Job.{name}: expected at least 1, got {getattr(self, name)}")
 
-    def prefix_tokens(self, config: VideoLlavaConfig) -> int:
+    def prefix_tokens(self, config: ModelConfig) -> int:
         """Returns the number of tokens that all questions about a video share."""
         return self.prompt_tokens + self.frames * config.pooled_tokens_per_frame(self.pooling)
 
@@ -317,7 +317,7 @@ class Limit:
 
 def best_possible(
     job: Job,
-    config: VideoLlavaConfig,
+    config: ModelConfig,
     chip: Chip,
     chips: int = 1,
     *,
@@ -356,13 +356,13 @@ def best_possible(
     return max(limits, key=lambda limit: limit.videos_per_second)
 
 
-def _video_bytes(job: Job, config: VideoLlavaConfig, storage: Storage) -> int:
+def _video_bytes(job: Job, config: ModelConfig, storage: Storage) -> int:
     """Returns the bytes of the KV cache of one video with all its questions and answers."""
     tokens = job.prefix_tokens(config) + job.questions * (job.question_tokens + job.answer_tokens)
     return kv_bytes(config, tokens, storage)
 
 
-def _limit(job: Job, config: VideoLlavaConfig, chip: Chip, chips: int, tensor: int, storage: Storage) -> Limit | None:
+def _limit(job: Job, config: ModelConfig, chip: Chip, chips: int, tensor: int, storage: Storage) -> Limit | None:
     """Returns the limit with each copy of the weights on `tensor` chips; None if not even one video fits."""
     free = chip.hbm_bytes * tensor - stored_bytes(config, storage)
     videos = int(free // _video_bytes(job, config, storage))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.engine.digests import Digests, file_version
 from videollava_jax.engine.request import Request
 from videollava_jax.generation.options import GenerationOptions, require_own
@@ -134,7 +134,7 @@ class Preparer:
     def __init__(
         self,
         processor: VideoLlavaProcessor,
-        config: VideoLlavaConfig,
+        config: ModelConfig,
         defaults: Mapping[str, Any],
         longest: int,
         reader: Reader | None = None,

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import VideoLlavaConfig as TransformersConfig
 
-from videollava_jax.config import VideoLlavaConfig as ModelConfig
+from videollava_jax.config import ModelConfig
 
 _POSITIONAL = (
     "image_token_index",

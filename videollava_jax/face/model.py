@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from videollava_jax.config import VideoLlavaConfig as ModelConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.face import forward_arguments, model_loading
 from videollava_jax.face.module import Module
 from videollava_jax.face.output import MediaFeatures, VideoLlavaOutput

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.generation.fields import ACCEPTED, FACE_ARGUMENTS, KNOWN, SEARCH_KINDS, SearchOptions, require_done
 from videollava_jax.generation.options import KINDS, GenerationOptions
 
@@ -47,7 +47,7 @@ class CallOptions:
         given: Mapping[str, Any],
         generation_config: object | None,
         defaults: Mapping[str, Any],
-        config: VideoLlavaConfig,
+        config: ModelConfig,
         prompt: int,
     ) -> CallOptions:
         """Takes each option from the arguments, else from `generation_config`, else from the checkpoint.
@@ -120,7 +120,7 @@ def fields_of(generation_config: object | None) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None and not name.startswith("_")}
 
 
-def generation_config_of(found: Mapping[str, Any], config: VideoLlavaConfig) -> Any:
+def generation_config_of(found: Mapping[str, Any], config: ModelConfig) -> Any:
     """Returns transformers' `GenerationConfig` with these fields; without any, of the model's special tokens.
 
     transformers is imported here and not with this module: no command needs the object.

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.typing import DTypeLike
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.generation.loaded import LoadedModel
 
 TEXT_TOKENS = 16
@@ -57,7 +57,7 @@ def compare_logits(first: Path, second: Path, *, dtype: DTypeLike | None = None)
     )
 
 
-def fixed_inputs(config: VideoLlavaConfig) -> dict[str, npt.NDArray[np.generic]]:
+def fixed_inputs(config: ModelConfig) -> dict[str, npt.NDArray[np.generic]]:
     """Returns one row of text, an image of noise, text, a clip of noise and text, drawn with a fixed seed."""
     rng = np.random.default_rng(0)
     side, frames = config.vision_config.image_size, config.temporal_frames

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from jax.typing import ArrayLike
 
-from videollava_jax.config import VideoLlavaConfig, checked_pooling, poolings, require_whole_windows
+from videollava_jax.config import ModelConfig, checked_pooling, poolings, require_whole_windows
 from videollava_jax.generation.buckets import PROMPT_BUCKET, bucket
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
 
-def checked_text(config: VideoLlavaConfig, input_ids: ArrayLike, attention_mask: ArrayLike | None) -> tuple[Ids, Mask]:
+def checked_text(config: ModelConfig, input_ids: ArrayLike, attention_mask: ArrayLike | None) -> tuple[Ids, Mask]:
     """Returns token ids int32 [B, T] and their mask bool [B, T], True on tokens; without a mask all are tokens.
 
     Raises:
@@ -59,7 +59,7 @@ def require_tokens_at_the_end(mask: Mask) -> None:
 
 
 def checked_media(
-    config: VideoLlavaConfig,
+    config: ModelConfig,
     ids: Ids,
     images: ArrayLike | None,
     videos: ArrayLike | None,
@@ -94,7 +94,7 @@ def checked_media(
     return given[0], given[1], pooling
 
 
-def _features_of(config: VideoLlavaConfig, kind: str, shape: tuple[int, ...], rank: int, pooling: int) -> int:
+def _features_of(config: ModelConfig, kind: str, shape: tuple[int, ...], rank: int, pooling: int) -> int:
     """The number of feature vectors of pixels of a shape, once the shape is one that the towers take."""
     side, channels = config.vision_config.image_size, config.vision_config.num_channels
     if len(shape) != rank or shape[-3:] != (channels, side, side):
@@ -106,7 +106,7 @@ def _features_of(config: VideoLlavaConfig, kind: str, shape: tuple[int, ...], ra
     return shape[0] * shape[1] * config.pooled_tokens_per_frame(pooling)
 
 
-def _mismatch_remedy(config: VideoLlavaConfig, placeholders: int, frames: int) -> str:
+def _mismatch_remedy(config: ModelConfig, placeholders: int, frames: int) -> str:
     """What to do about placeholders that are more or fewer than the features of `frames` frames."""
     for pooling in poolings(config.vision_config.patches_per_side):
         if frames and frames * config.pooled_tokens_per_frame(pooling) == placeholders:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
 from videollava_jax import compilation_cache
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.generation import decoding
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.asked import NOTHING_ASKED, Asked
@@ -69,7 +69,7 @@ class LoadedModel:
 
     def __init__(
         self,
-        config: VideoLlavaConfig,
+        config: ModelConfig,
         parameters: dict[str, jax.Array],
         generation_config: dict[str, Any] | None = None,
         *,

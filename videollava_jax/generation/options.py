@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.generation.fields import FACE_ARGUMENTS, KNOWN, require_neutral
 from videollava_jax.generation.kinds import TEXT, TEXTS, TRUTH, Kind, number, parsed, several, whole
 
@@ -97,7 +97,7 @@ class GenerationOptions:
 
     @classmethod
     def resolve(
-        cls, given: Mapping[str, Any], generation_config: Mapping[str, Any], config: VideoLlavaConfig
+        cls, given: Mapping[str, Any], generation_config: Mapping[str, Any], config: ModelConfig
     ) -> GenerationOptions:
         """Takes each option from `given`, else from the checkpoint, else transformers' default.
 

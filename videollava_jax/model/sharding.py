@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 
 DATA, TENSOR = "data", "tensor"
 
@@ -82,7 +82,7 @@ class Placement:
     queries of its keys. What does not divide is whole on every device.
     """
 
-    config: VideoLlavaConfig
+    config: ModelConfig
     mesh: Mesh
 
     @property

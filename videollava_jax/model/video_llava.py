@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from videollava_jax.config import VideoLlavaConfig, checked_pooling, require_whole_windows
+from videollava_jax.config import ModelConfig, checked_pooling, require_whole_windows
 from videollava_jax.model.attention import Implementation, KeysValues
 from videollava_jax.model.cache import Cache, PrefixCache, TailCache, as_prefix
 from videollava_jax.model.decoder import Llama
@@ -28,7 +28,7 @@ State: TypeAlias = "nnx.State[Any, Any]"
 class Projector(nnx.Module):
     """Tower features to decoder width (`VideoLlavaMultiModalProjector`); one projector for both media."""
 
-    def __init__(self, config: VideoLlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.vision_config.hidden_size * len(config.feature_layers)
         D, bias = config.text_config.hidden_size, config.multimodal_projector_bias
         self.linear_1 = Linear(width, D, bias=bias, dtype=dtype, rngs=rngs)
@@ -49,7 +49,7 @@ class VideoLlava(nnx.Module):
 
     def __init__(
         self,
-        config: VideoLlavaConfig,
+        config: ModelConfig,
         *,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -292,7 +292,7 @@ def _with_features(x_BTD: jax.Array, is_media_BT: jax.Array, index_BT: jax.Array
 
 
 def abstract_model(
-    config: VideoLlavaConfig, *, dtype: DTypeLike = jnp.float32, quantization: Quantization | None = None
+    config: ModelConfig, *, dtype: DTypeLike = jnp.float32, quantization: Quantization | None = None
 ) -> VideoLlava:
     """Returns the model with shapes and dtypes for parameters: nothing is drawn or allocated.
 
@@ -317,7 +317,7 @@ def named_parameters(state: State) -> dict[str, jax.Array]:
 
 
 @lru_cache(maxsize=16)
-def structure(config: VideoLlavaConfig, quantization: Quantization | None = None) -> tuple[Any, State]:
+def structure(config: ModelConfig, quantization: Quantization | None = None) -> tuple[Any, State]:
     """Returns the module's structure, which compiled functions take, and its state with shapes for parameters.
 
     Both are shared: nobody may change the state (`with_parameters` makes another).
@@ -327,7 +327,7 @@ def structure(config: VideoLlavaConfig, quantization: Quantization | None = None
 
 
 @lru_cache
-def parameter_shapes(config: VideoLlavaConfig) -> Mapping[str, tuple[int, ...]]:
+def parameter_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """Returns the shape of every parameter of a model, by name."""
     parameters = named_parameters(structure(config)[1])
     return MappingProxyType({name: tuple(value.shape) for name, value in parameters.items()})

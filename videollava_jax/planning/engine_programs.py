@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, Sharding
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import Chip, Roofline, roofline
 from videollava_jax.engine import grid
 from videollava_jax.engine.grid import Grid
@@ -63,7 +63,7 @@ class Setting:
       int8_cache: keys and values of prefixes in int8.
     """
 
-    config: VideoLlavaConfig
+    config: ModelConfig
     mesh: Mesh
     shape: GridShape
     frames: int = 8

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import Chip, topology
 from videollava_jax.costs.work import Job, Limit, Storage, best_possible, parameters, stored_bytes
 
@@ -55,7 +55,7 @@ class PlanRequest:
     """
 
     topology: str
-    config: VideoLlavaConfig
+    config: ModelConfig
     job: Job
     storage: Storage = field(default_factory=Storage)
     mesh: tuple[int, int] | None = None

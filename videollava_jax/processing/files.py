@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videollava_jax.config import SelectStrategy, VideoLlavaConfig
+from videollava_jax.config import ModelConfig, SelectStrategy
 from videollava_jax.processing.segments import MediaKind
 from videollava_jax.processing.tokenizer import read_json
 
@@ -37,7 +37,7 @@ class ModelFacts:
 def model_facts(config: dict[str, Any]) -> ModelFacts:
     """Reads a model's config.json, ours or the authors'; {} if there is none."""
     if config.get("model_type") == "video_llava":
-        model = VideoLlavaConfig.from_hf(config)
+        model = ModelConfig.from_hf(config)
         side = model.vision_config.image_size
         return ModelFacts(
             patch_size=model.vision_config.patch_size,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.hub import StrPath, local_path
 from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.weights.errors import WeightsError, cause
@@ -42,7 +42,7 @@ class Checkpoint:
 
     directory: Path
     layout: str
-    config: VideoLlavaConfig
+    config: ModelConfig
     tensors: Mapping[str, StoredTensor]
     source: Source | None = None
 
@@ -100,7 +100,7 @@ def open_checkpoint(directory: StrPath | Source, tower_config: StrPath | None = 
     return Checkpoint(path, layout.name, config, named, source)
 
 
-def checkpoint_of(config: VideoLlavaConfig, parameters: Mapping[str, Any]) -> Checkpoint:
+def checkpoint_of(config: ModelConfig, parameters: Mapping[str, Any]) -> Checkpoint:
     """Returns parameters in memory, by our names, as a checkpoint; int8 weights become floats when they are read."""
     nowhere = Path("<in memory>")
     return Checkpoint(
@@ -116,7 +116,7 @@ def checkpoint_of(config: VideoLlavaConfig, parameters: Mapping[str, Any]) -> Ch
     )
 
 
-def _read_config(directory: Path, tensors: Mapping[str, StoredTensor], tower_config: Path | None) -> VideoLlavaConfig:
+def _read_config(directory: Path, tensors: Mapping[str, StoredTensor], tower_config: Path | None) -> ModelConfig:
     """Reads the configuration of a checkpoint, and makes sure that it can be written and read again.
 
     Raises:
@@ -129,8 +129,8 @@ def _read_config(directory: Path, tensors: Mapping[str, StoredTensor], tower_con
         if is_pku_config(raw):
             config = read_pku_config(directory, raw, tensors, tower_config)
         else:
-            config = VideoLlavaConfig.from_hf(raw)
-        again = VideoLlavaConfig.from_hf(config.to_hf())
+            config = ModelConfig.from_hf(raw)
+        again = ModelConfig.from_hf(config.to_hf())
     if again != config:
         raise WeightsError(f"{path}: a conversion would change it: expected to read {config} again, got {again}")
     return config
@@ -224,7 +224,7 @@ def _untie(directory: Path, tensors: dict[str, StoredTensor]) -> dict[str, Store
 
 
 def _require_fit(
-    directory: Path, config: VideoLlavaConfig, tensors: Mapping[str, StoredTensor], theirs: Mapping[str, str]
+    directory: Path, config: ModelConfig, tensors: Mapping[str, StoredTensor], theirs: Mapping[str, str]
 ) -> None:
     path = directory / "config.json"
     layers = config.text_config.num_hidden_layers + config.vision_config.num_hidden_layers

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.hub import StrPath, local_path
 from videollava_jax.weights.adapters import Adapter, is_adapter, merge_adapter, open_adapter
 from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint
@@ -285,5 +285,5 @@ def _holds(path: Path, content: bytes) -> bool:
     return path.is_file() and path.read_bytes() == content
 
 
-def _without_temporal(config: VideoLlavaConfig) -> VideoLlavaConfig:
+def _without_temporal(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, variant="hf")

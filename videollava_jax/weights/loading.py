@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from tqdm import tqdm
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.hub import StrPath
 from videollava_jax.model.layers import quantize_rows
 from videollava_jax.model.sharding import put
@@ -31,10 +31,10 @@ def load_checkpoint(
     directory: StrPath,
     dtype: DTypeLike | None = None,
     *,
-    placement: Callable[[VideoLlavaConfig], Place] | None = None,
+    placement: Callable[[ModelConfig], Place] | None = None,
     int8: bool = False,
     verify: Verify = "fast",
-) -> tuple[VideoLlavaConfig, Parameters]:
+) -> tuple[ModelConfig, Parameters]:
     """Loads a checkpoint in any known layout; returns its configuration, and its parameters by our names.
 
     Args:

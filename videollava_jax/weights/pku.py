@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from videollava_jax.config import TextConfig, VideoLlavaConfig, VisionConfig
+from videollava_jax.config import ModelConfig, TextConfig, VisionConfig
 from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor
 
@@ -33,7 +33,7 @@ def is_pku_config(raw: Mapping[str, Any]) -> bool:
 
 def read_pku_config(
     directory: Path, raw: Mapping[str, Any], tensors: Mapping[str, StoredTensor], tower_config: Path | None
-) -> VideoLlavaConfig:
+) -> ModelConfig:
     """Reads the configuration of a checkpoint of the authors'.
 
     Args:
@@ -51,7 +51,7 @@ def read_pku_config(
         raise WeightsError(f"{directory}: mm_projector_type {projector!r} is not supported: expected 'mlp2x_gelu'")
     heads = raw["num_attention_heads"]
     first_media_row = raw["vocab_size"]
-    return VideoLlavaConfig(
+    return ModelConfig(
         vision_config=_vision(directory, tensors, tower_config),
         text_config=TextConfig(
             vocab_size=padded_rows(first_media_row),
@@ -79,7 +79,7 @@ def read_pku_config(
     )
 
 
-def write_pku_config(config: VideoLlavaConfig) -> dict[str, Any]:
+def write_pku_config(config: ModelConfig) -> dict[str, Any]:
     """Returns the authors' config.json of a model; `read_pku_config` reads it back equal."""
     text = config.text_config
     return {

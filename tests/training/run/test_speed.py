@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import CHIPS, chip_of
 from videollava_jax.costs.work import tower_flops, train_flops
 from videollava_jax.training.data.loader import HostBatch
@@ -13,7 +13,7 @@ from videollava_jax.training.run.speed import Work, sequence_lengths
 
 
 def test_sequences_and_media_of_packed_rows():
-    config = VideoLlavaConfig()
+    config = ModelConfig()
     segments = np.zeros((2, 3000), np.int32)
     segments[0, :2100], segments[0, 2100:2400], segments[1, :40] = 1, 3, 1  # the second sample of a row was left out
     ids = np.full((2, 3000), 5, np.int32)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.training.run.recipe import Compute, Recipe
@@ -33,7 +33,7 @@ class Loaded:
       trained, frozen: its parameters by name, layers stacked; together they have the names of `model.shapes`.
     """
 
-    config: VideoLlavaConfig
+    config: ModelConfig
     model: TrainingModel
     trained: Parameters
     frozen: Parameters

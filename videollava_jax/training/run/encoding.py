@@ -25,7 +25,7 @@ import numpy.typing as npt
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.processing.segments import Media, MediaKind
 from videollava_jax.training.data.corpus import Corpus
 from videollava_jax.training.data.features import FACTS, FeatureStore
@@ -51,7 +51,7 @@ _CHUNK, _THREADS = 1000, 16
 def open_features(
     root: Path,
     checkpoint: Path,
-    config: VideoLlavaConfig,
+    config: ModelConfig,
     reader: PixelReader,
     dtype: Literal["bfloat16", "float32"],
 ) -> FeatureStore:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import Mesh
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import chip_of
 from videollava_jax.costs.work import tower_flops, train_flops
 from videollava_jax.training.data.loader import HostBatch
@@ -28,14 +28,14 @@ class Work:
       towers: whether the towers run; they do not where features are read from disk.
     """
 
-    config: VideoLlavaConfig
+    config: ModelConfig
     trained: frozenset[Group]
     adapters: int
     peak: float | None
     towers: bool = True
 
     @classmethod
-    def of(cls, config: VideoLlavaConfig, trained: Parameters, mesh: Mesh, *, towers: bool = True) -> Work:
+    def of(cls, config: ModelConfig, trained: Parameters, mesh: Mesh, *, towers: bool = True) -> Work:
         """Returns the counter for a run of a model on a mesh.
 
         Args:

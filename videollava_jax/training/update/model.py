@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from videollava_jax.config import VideoLlavaConfig
+from videollava_jax.config import ModelConfig
 from videollava_jax.media.preprocess import FramePreprocessor
 from videollava_jax.model.layers import Embedding, Quantization, embedded
 from videollava_jax.model.pixels import normalised
@@ -83,7 +83,7 @@ class TrainingModel:
 
     def __init__(
         self,
-        config: VideoLlavaConfig,
+        config: ModelConfig,
         *,
         preprocess: Mapping[MediaKind, FramePreprocessor],
         placement: Placement | None = None,
