@@ -207,7 +207,7 @@ class Ours:
 
     def _asked(self) -> Asked:
         model = self.model
-        preparer = Preparer(self.processor, model.config, model.generation_defaults, longest=512)
+        preparer = Preparer(self.processor, model.model_config, model.generation_defaults, longest=512)
         (request,) = requests_of(self.videos[:1], self.words[:1], self.work.answer_tokens)
         question = preparer.question(request)
         return Asked(preparer.read(question.prefix), question.ids)

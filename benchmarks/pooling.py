@@ -80,10 +80,10 @@ def measured(
     model: VideoLlavaForConditionalGeneration, processor: VideoLlavaProcessor, clips: Sequence[Clip]
 ) -> Iterator[Row]:
     """Yields a row for each number of frames and each pooling that fit into the model's positions."""
-    vision, text = model.config.vision_config, model.config.text_config
+    vision, text = model.model_config.vision_config, model.model_config.text_config
     for frames in FRAMES:
         for pooling in poolings(vision.patches_per_side):
-            each = model.config.pooled_tokens_per_frame(pooling)
+            each = model.model_config.pooled_tokens_per_frame(pooling)
             if frames * each >= text.max_position_embeddings:
                 continue
             given = answers(model, processor, clips, frames, pooling)

@@ -61,7 +61,7 @@ def main() -> None:
 
 def compare(ours: Any, theirs: Any, processor: Any, requests: list[Request], arguments: argparse.Namespace) -> None:
     """Measures both sides on one job and prints their rates."""
-    eos = ours.config.eos_token_ids
+    eos = ours.model_config.eos_token_ids
     engine = Engine(ours, processor, suppress_tokens=eos, on_sizes=lambda line: print(f"  {line}"))
     print(f"\n{len(requests)} questions about {arguments.videos} videos")
     answers = {result.id: result for result in engine.run(requests)}

@@ -187,13 +187,13 @@ def random_model(tiny, *, heads=8, kv_heads=8, mesh=None, **changes):
       changes: of its configuration.
     """
     text = dataclasses.replace(
-        tiny.config.text_config,
+        tiny.model_config.text_config,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=16,
-        vocab_size=-(-tiny.config.text_config.vocab_size // 8) * 8,
+        vocab_size=-(-tiny.model_config.text_config.vocab_size // 8) * 8,
     )
-    config = dataclasses.replace(tiny.config, text_config=text, **changes)
+    config = dataclasses.replace(tiny.model_config, text_config=text, **changes)
     return on_mesh(VideoLlavaForConditionalGeneration(config, dict(_sharp_parameters(config))), mesh)
 
 
@@ -210,23 +210,25 @@ def on_mesh(model, mesh):
     """The same model on a mesh."""
     if mesh is None:
         return model
-    place = Placement(model.config, mesh).parameter
+    place = Placement(model.model_config, mesh).parameter
     parameters = {name: put(np.asarray(x), place(name, x.shape)) for name, x in model.parameters.items()}
-    return VideoLlavaForConditionalGeneration(model.config, parameters, dict(model.generation_defaults), mesh=mesh)
+    return VideoLlavaForConditionalGeneration(
+        model.model_config, parameters, dict(model.generation_defaults), mesh=mesh
+    )
 
 
 def poisoned(model, name):
     """The same model with one NaN in a parameter."""
     parameters = dict(model.parameters)
     parameters[name] = parameters[name].at[0, 0].set(jnp.nan)
-    return VideoLlavaForConditionalGeneration(model.config, parameters, dict(model.generation_defaults))
+    return VideoLlavaForConditionalGeneration(model.model_config, parameters, dict(model.generation_defaults))
 
 
 def tiny_original(tiny):
     """The bundled model as an "original" one: its own weights, and attention over 8 frames that is drawn.
 
     golden.json holds what it says: numpy's `default_rng` draws the same on every version."""
-    config = dataclasses.replace(tiny.config, variant="original")
+    config = dataclasses.replace(tiny.model_config, variant="original")
     rng, weights = np.random.default_rng(0), dict(tiny.parameters)
     for name, shape in parameter_shapes(config).items():
         if ".temporal_" in name:

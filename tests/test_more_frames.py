@@ -240,7 +240,7 @@ def test_the_model_refuses_them_before_computing(tiny_original, tiny_processor, 
 
 
 def test_a_model_without_windows_takes_any_count(tiny_model, tiny_processor):
-    assert tiny_processor.frame_window == tiny_model.config.frame_window == 1
+    assert tiny_processor.frame_window == tiny_model.model_config.frame_window == 1
     assert (
         tiny_model(**tiny_processor(text=PROMPT, videos=CLIP, frame_sampling=Uniform(3))).video_hidden_states.shape[0]
         == 3

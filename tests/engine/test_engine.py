@@ -52,7 +52,7 @@ def test_answers_are_those_of_generate(model, expected, tiny_processor, order, c
         result = results[request.id]
         assert result.error is None
         assert result.token_ids == expected[request.id]
-        at_an_end = result.token_ids[-1] in model.config.eos_token_ids
+        at_an_end = result.token_ids[-1] in model.model_config.eos_token_ids
         assert result.finish_reason == ("stop" if at_an_end else "length")
         assert at_an_end or len(result.token_ids) == request.max_new_tokens
 
@@ -235,7 +235,7 @@ def test_logits_that_are_not_finite_fail_their_row_and_change_no_bit_of_the_othe
     parameters = dict(model.parameters)
     name = "language_model.embed_tokens.weight"
     parameters[name] = parameters[name].at[token].set(jnp.nan)
-    ill = VideoLlavaForConditionalGeneration(model.config, parameters)
+    ill = VideoLlavaForConditionalGeneration(model.model_config, parameters)
     results = run(Engine(ill, tiny_processor, max_rows=3), job)
     for request, tokens in zip(job, ids, strict=True):
         if token in tokens:
@@ -247,7 +247,7 @@ def test_logits_that_are_not_finite_fail_their_row_and_change_no_bit_of_the_othe
 
 def test_a_question_too_long_for_a_prefix_that_is_in_place_fails_alone(tiny_model, tiny_processor):
     """It comes while others about the same clip are answered, from a grid whose rows would take it."""
-    positions = tiny_model.config.text_config.max_position_embeddings
+    positions = tiny_model.model_config.text_config.max_position_embeddings
     room = positions - 160
     video = clip(0)
     job = [question(f"{i}", f"which shape {i}?", videos=[video], max_new_tokens=room) for i in range(4)]

@@ -22,12 +22,12 @@ def as_int8(model, dtype, quantization="int8"):
             parameters[name], parameters[name + "_scale"] = quantize_rows(value)
         else:
             parameters[name] = value.astype(dtype)
-    return VideoLlavaForConditionalGeneration(model.config, parameters, quantization=quantization)
+    return VideoLlavaForConditionalGeneration(model.model_config, parameters, quantization=quantization)
 
 
 def in_dtype(model, dtype):
     return VideoLlavaForConditionalGeneration(
-        model.config, {name: value.astype(dtype) for name, value in model.parameters.items()}
+        model.model_config, {name: value.astype(dtype) for name, value in model.parameters.items()}
     )
 
 

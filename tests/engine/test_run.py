@@ -47,7 +47,7 @@ def answer(tiny_model, tiny_processor):
     """Runs requests on a fake device; gives the results by id, and the device."""
 
     def run(requests, reader=None, readers=4, window=WINDOW):
-        preparer = Preparer(tiny_processor, tiny_model.config, {}, 512, reader)
+        preparer = Preparer(tiny_processor, tiny_model.model_config, {}, 512, reader)
         device = FakeDevice()
         made = schedule(limits(window=window), max_rows=64)
         joined = Run(preparer, made, device, tiny_processor.tokenizer, Readers(preparer, readers))
@@ -153,7 +153,7 @@ def test_decisions_do_not_depend_on_the_threads(answer, pictures, readers):
 
 def test_media_of_other_poolings_are_not_encoded_together(tiny_model, tiny_processor):
     """Their pixels have one shape, and the towers' programs one pooling."""
-    preparer = Preparer(tiny_processor, tiny_model.config, {}, 512)
+    preparer = Preparer(tiny_processor, tiny_model.model_config, {}, 512)
     asked = [question(str(p), "what?", videos=[clip(0)], video_pooling=p) for p in (1, 2)]
     one, other = (preparer.read(preparer.question(request).prefix) for request in asked)
     assert one.pixels[0].shape == other.pixels[0].shape

@@ -124,7 +124,7 @@ def slow(tiny_model, tiny_processor):
     def make(*, max_requests=None, reader=None):
         shape = GridShape(shards=1, slots=2, rows=2, prefix=256, question=64, answer=64)
         device = SlowDevice(shape)
-        preparer = Preparer(tiny_processor, tiny_model.config, {}, 64, reader)
+        preparer = Preparer(tiny_processor, tiny_model.model_config, {}, 64, reader)
         sizes = {"ahead": 8, "positions": 512, "readers": 2, "max_requests": max_requests}
         session = Session(preparer, device, tiny_processor.light_tokenizer, shape, **sizes)
         made.append((session, device))

@@ -87,8 +87,28 @@ HOLDS = [
         "parts = config.vision_config, config.text_config; out = Model(VideoLlavaConfig(*parts, 90, 91))",
         "out.num_parameters() == Model(config).num_parameters()",
     ),
+    # ── the configuration ──
+    ("out = model.config", "out.text_config.hidden_size == 128 and out.model_type == 'video_llava'"),
+    ("out = model.config.to_dict()", "out['text_config']['model_type'] == 'llama'"),
+    ("out = model.config", "out.image_token_id == out.image_token_index == model.model_config.image_token_id"),
+    ("out = model.config._name_or_path", "out == str(TINY) == model.name_or_path"),
+    ("out = model.config.get_text_config().vocab_size", "out == 643"),
+    ("out = model.config.vision_config.image_size, model.config.vision_config.patch_size", "out == (56, 14)"),
+    ("model.config.use_cache = False; out = model.config", "out.use_cache is False and model.config is out"),
+    ("out = model.config.text_config.eos_token_id", "out == model.generation_config.eos_token_id"),
+    ("out = Model(config); out.config.hidden_size_of_mine = 3", "out.config is config and 'of_mine' in repr(config)"),
+    (
+        "old = model(**inputs)[0]; model.config.vision_feature_layer = -1; new = model(**inputs)[0]; "
+        "model.config.vision_feature_layer = -2; out = model(**inputs)[0]",
+        "(out == old).all() and not (new == old).all()",
+    ),
+    ("out = type(model.config).from_dict(model.config.to_dict())", "Model(out).num_parameters() == 1_223_936"),
 ]
 REFUSED = [
+    (
+        "m = Model(config); config.text_config.vocab_size += 1; m(ids)",
+        "config was changed to what the weights do not fit: language_model.embed_tokens.weight is [99, 32]",
+    ),
     (
         "Model.from_pretrained(TINY, quantization_config=quantized)",
         'quantization_config=BitsAndBytesConfig is not supported: expected quantization="int8"',

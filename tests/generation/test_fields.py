@@ -50,7 +50,7 @@ ASKING = {
 
 
 def resolved(model, given, file=None, of_call=None):
-    return CallOptions.resolve(given, of_call, file or {}, model.config, 3)
+    return CallOptions.resolve(given, of_call, file or {}, model.model_config, 3)
 
 
 def test_every_field_of_transformers_has_its_treatment():
@@ -96,7 +96,7 @@ def test_what_is_not_done_is_refused_by_name_wherever_it_stands(tiny_model, name
         assert instead in str(refused.value)
         assert ("generation_config.json" in str(refused.value)) is bool(file)
     with pytest.raises(ValueError, match=name):
-        GenerationOptions.resolve({}, {name: value}, tiny_model.config)
+        GenerationOptions.resolve({}, {name: value}, tiny_model.model_config)
 
 
 def test_what_asks_for_nothing_is_accepted(tiny_model):
@@ -127,7 +127,7 @@ def test_chats_requests_and_jobs_refuse_what_generate_alone_honours(tiny_model, 
     for found in ({"num_beams": 4}, {"min_new_tokens": 3}, {"bad_words_ids": [[5]]}, {"sequence_bias": {(5,): 1.0}}):
         (name,) = found
         with pytest.raises(ValueError, match=f"generation_config.json: {name}=.* is honoured by model.generate alone"):
-            GenerationOptions.resolve({}, found, tiny_model.config)
+            GenerationOptions.resolve({}, found, tiny_model.model_config)
         with pytest.raises(ValueError, match=f"^{name}=.* is honoured by model.generate alone"):
             Chat(tiny_model, tiny_processor).ask("?", **found)
         request = Request(id="a", prompt="USER: ? ASSISTANT:", options=found)
@@ -138,8 +138,8 @@ def test_chats_requests_and_jobs_refuse_what_generate_alone_honours(tiny_model, 
                 from_json(found)
     neutral = {"num_beams": 1, "use_cache": True, "min_new_tokens": 0, "length_penalty": 2.0}
     assert from_json({"top_k": 3, **neutral}) == {"top_k": 3}
-    plain = GenerationOptions.resolve({}, {}, tiny_model.config)
-    assert GenerationOptions.resolve(neutral, {"num_beams": 4, "max_length": 4096}, tiny_model.config) == plain
+    plain = GenerationOptions.resolve({}, {}, tiny_model.model_config)
+    assert GenerationOptions.resolve(neutral, {"num_beams": 4, "max_length": 4096}, tiny_model.model_config) == plain
 
 
 @pytest.mark.parametrize(

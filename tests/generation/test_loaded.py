@@ -39,9 +39,9 @@ def test_chats_and_engines_take_a_model_without_the_face(model, tiny_processor):
 
 def test_the_face_adds_nothing_to_what_is_loaded(model, tiny_model):
     assert type(model) is LoadedModel
-    assert (model.config, model.generation_defaults) == (tiny_model.config, tiny_model.generation_defaults)
+    assert (model.model_config, model.generation_defaults) == (tiny_model.model_config, tiny_model.generation_defaults)
     assert model.parameters.keys() == tiny_model.parameters.keys()
-    inputs = fixed_inputs(model.config)
+    inputs = fixed_inputs(model.model_config)
     logits, features = model.sequence_logits(**inputs)
     expected = tiny_model(**inputs)
     np.testing.assert_array_equal(logits, expected.logits)
@@ -49,7 +49,7 @@ def test_the_face_adds_nothing_to_what_is_loaded(model, tiny_model):
 
 
 def test_prefill_and_extend_end_in_the_logits_of_a_forward_pass(model):
-    inputs = fixed_inputs(model.config)
+    inputs = fixed_inputs(model.model_config)
     ids = inputs.pop("input_ids")
     whole, _ = model.sequence_logits(ids, **inputs)
     logits, cache = model.prefill(ids[:, :-5], **inputs, capacity=1)  # too few: the cache grows
@@ -58,7 +58,7 @@ def test_prefill_and_extend_end_in_the_logits_of_a_forward_pass(model):
     assert_close(logits, whole[:, -1], MODEL)
     assert cache.free >= 3
     with pytest.raises(ValueError, match="tokens for videos"):
-        model.extend(np.full((1, 3), model.config.video_token_id), cache, capacity=1)
+        model.extend(np.full((1, 3), model.model_config.video_token_id), cache, capacity=1)
 
 
 def test_the_checkpoints_options_hold_where_nothing_is_said(tmp_path, tiny_model, tiny_processor):

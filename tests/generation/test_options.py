@@ -66,7 +66,7 @@ WRONG = {
 @pytest.fixture(scope="module")
 def model(tiny_model):
     """A model of its own, whose methods may be replaced."""
-    return VideoLlavaForConditionalGeneration(tiny_model.config, tiny_model.parameters)
+    return VideoLlavaForConditionalGeneration(tiny_model.model_config, tiny_model.parameters)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def by_the_checkpoint(model, found, processor, said):
         "num_beams": None,
         "top_k": said.get("top_k"),
     }
-    return GenerationOptions.resolve({}, written, model.config)
+    return GenerationOptions.resolve({}, written, model.model_config)
 
 
 PYTHON = (by_generate, by_chat, by_request)
@@ -143,7 +143,7 @@ FACES = (by_generate, by_chat, by_request, by_json, by_openai, by_flags, by_a_jo
 
 
 def prepared(model, processor, request, shared):
-    preparer = Preparer(processor, model.config, model.generation_defaults, 64, **shared)
+    preparer = Preparer(processor, model.model_config, model.generation_defaults, 64, **shared)
     return preparer.question(request).options
 
 
@@ -291,7 +291,7 @@ def test_unknown_options_are_named(seen, tiny_processor):
 
 
 def test_suppressed_tokens_are_of_the_vocabulary(seen, tiny_processor):
-    V = seen[0].config.text_config.vocab_size
+    V = seen[0].model_config.text_config.vocab_size
     with pytest.raises(ValueError, match=f"suppress_tokens: expected ids below {V}, .* got {V}"):
         by_generate(*seen, tiny_processor, {"suppress_tokens": [3, V]})
 

@@ -31,7 +31,7 @@ def test_the_engine_decodes_with_the_named_kernel(tiny_model, tiny_processor, mo
 
     monkeypatch.setattr(module, "decode", counted)
     assert answers(tiny_model, tiny_processor, int8_cache=int8, decode_attention=kernel) == expected
-    assert len(calls) >= tiny_model.config.text_config.num_hidden_layers  # once a layer, when the loop is traced
+    assert len(calls) >= tiny_model.model_config.text_config.num_hidden_layers  # once a layer, when the loop is traced
     assert {str(dtype) for dtype in calls} == {"int8" if int8 else "float32"}
 
 

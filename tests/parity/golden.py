@@ -78,7 +78,7 @@ def reference(torch: Any, variant: str, original: Any) -> Any:
 
     model = VideoLlavaForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32).eval()
     if variant == "original":
-        see_through_it(torch, model, original.config.vision_config, original.parameters)
+        see_through_it(torch, model, original.model_config.vision_config, original.parameters)
     return model
 
 

@@ -35,7 +35,7 @@ def pair(torch):
 @pytest.fixture(scope="module")
 def rows(pair):
     rng = np.random.default_rng(1)
-    return [drawn_row(pair[1].config, rng, media, frames=2) for media in MEDIA]
+    return [drawn_row(pair[1].model_config, rng, media, frames=2) for media in MEDIA]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def their_new_tokens(torch, model, given, **options):
 def test_greedy_tokens_of_drawn_models(torch, seed, changes):
     theirs, mine = models(torch, seed, **changes)
     rng = np.random.default_rng(10 + seed)
-    drawn = collate([drawn_row(mine.config, rng, media, frames=2) for media in rng.permutation(MEDIA)], pad=PAD)
+    drawn = collate([drawn_row(mine.model_config, rng, media, frames=2) for media in rng.permutation(MEDIA)], pad=PAD)
     np.testing.assert_array_equal(new_tokens(mine, drawn), their_new_tokens(torch, theirs, drawn))
 
 

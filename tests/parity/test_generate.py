@@ -185,7 +185,7 @@ def test_every_layout_loads(reference, model, inputs, tmp_path, layout):
 def test_an_orbax_directory_loads(reference, model, tmp_path):
     convert_to_orbax(reference[1], tmp_path / "orbax")
     loaded = VideoLlavaForConditionalGeneration.from_pretrained(tmp_path / "orbax")
-    assert loaded.config == model.config
+    assert loaded.model_config == model.model_config
     for name, value in model.parameters.items():
         np.testing.assert_array_equal(loaded.parameters[name], value)
 

@@ -36,7 +36,7 @@ class Pair:
             self.theirs.lm_head.weight.mul_(3)
         self.ours = public(self.theirs)
         rng = np.random.default_rng(3)
-        self.rows = [drawn_row(self.ours.config, rng, media, frames=2) for media in MEDIA]
+        self.rows = [drawn_row(self.ours.model_config, rng, media, frames=2) for media in MEDIA]
         self.batch = collate(self.rows, pad=PAD)
 
 

@@ -80,7 +80,7 @@ def test_the_grid_is_the_one_that_the_engine_makes(mesh: tuple[int, int], int8: 
 @pytest.mark.parametrize("mesh", [(2, 4), (8, 1)])
 def test_the_parameters_are_those_that_are_loaded(mesh: tuple[int, int]):
     loaded = VideoLlavaForConditionalGeneration.from_pretrained(TINY, dtype="bfloat16", mesh=make_mesh(*mesh))
-    graph, state = abstract_parameters(Placement(loaded.config, make_mesh(*mesh)), int8=False)
+    graph, state = abstract_parameters(Placement(loaded.model_config, make_mesh(*mesh)), int8=False)
     assert graph == loaded.graph
     assert described(state) == described(loaded.state)
 

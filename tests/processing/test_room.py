@@ -42,7 +42,7 @@ FACES = (by_call, by_template, by_chat, by_request, by_whole_prompt)
 
 
 def prepare(processor, model, request):
-    return Preparer(processor, model.config, {}, 64).question(request)
+    return Preparer(processor, model.model_config, {}, 64).question(request)
 
 
 @pytest.mark.parametrize("face", FACES)
@@ -63,7 +63,7 @@ def test_text_that_is_not_unicode_is_refused_by_its_place(tiny_processor, tiny_m
 
 def test_the_longest_prompt_that_fits_is_computed(tiny_processor, tiny_model):
     """Every length up to the longest is taken, though longer texts were refused by their characters alone."""
-    positions = tiny_model.config.text_config.max_position_embeddings
+    positions = tiny_model.model_config.text_config.max_position_embeddings
     longest = max(tiny_processor.tokenizer.get_vocab(), key=lambda piece: (piece.isalpha(), len(piece)))
     most = positions - 8
     for text in (longest.lstrip("▁") * 8, "a", "é", " ", "<image>"):

@@ -100,7 +100,7 @@ def test_parameters_and_caches_are_split(tiny_model):
         if layer or name in ("lm_head.weight", "language_model.embed_tokens.weight"):
             assert value.addressable_shards[0].data.size * 4 == value.size, name
     shape = GridShape(shards=2, slots=3, rows=4, prefix=64, question=32, answer=32)
-    text = model.config.text_config
+    text = model.model_config.text_config
     made = grid.new_grid(text, shape, "float32", model.placement, int8=True, sampling=sampling_of([], False, False))
     for cache in (made.prefix.layers[0].keys, made.prefix.layers[0].key_scale, made.tail.layers[0].values):
         assert cache.addressable_shards[0].data.size * 8 == cache.size

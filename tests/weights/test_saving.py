@@ -14,7 +14,7 @@ def load(directory):
 
 
 def assert_same(model, other):
-    assert other.config == model.config
+    assert other.model_config == model.model_config
     assert other.parameters.keys() == model.parameters.keys()
     for name, value in model.parameters.items():
         np.testing.assert_array_equal(other.parameters[name], value, err_msg=name, strict=True)

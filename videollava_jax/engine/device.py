@@ -84,7 +84,7 @@ class Device:
         """
         self._model, self._processor, self._int8, self._advice = model, processor, int8, advice
         self._decode_attention, self._in_pieces = decode_attention, in_pieces
-        self._text = model.config.text_config
+        self._text = model.model_config.text_config
         self._vocabulary = _vocabulary(options, self._text.vocab_size)
         self._held: _Filled | None = None
 
@@ -193,9 +193,9 @@ class Device:
         Args:
           example: any question.
         """
-        shape, side = self._filled().shape, self._model.config.vision_config.image_size
+        shape, side = self._filled().shape, self._model.model_config.vision_config.image_size
         frames = tuple(
-            np.zeros((count, side, side, 3), np.uint8) for count in (1, max(1, self._model.config.frame_window))
+            np.zeros((count, side, side, 3), np.uint8) for count in (1, max(1, self._model.model_config.frame_window))
         )
         read = ReadPrefix(np.ones(1, np.int32), ("image", "video"), frames, self._processor.video_pooling)
         self.prefill(0, [read] * shape.shards)

@@ -132,13 +132,13 @@ class Engine:
 
     @property
     def _positions(self) -> int:
-        return self.model.config.text_config.max_position_embeddings
+        return self.model.model_config.text_config.max_position_embeddings
 
     def _preparer(self, longest_question: int) -> Preparer:
         options = self.options
         return Preparer(
             self.processor,
-            self.model.config,
+            self.model.model_config,
             self.model.generation_defaults,
             longest_question,
             options.reader,
@@ -163,7 +163,7 @@ class Engine:
         )
 
     def _choose_shape(self, demand: Demand) -> GridShape:
-        config, dtype, int8 = self.model.config.text_config, self.model.dtype, self.options.int8_cache
+        config, dtype, int8 = self.model.model_config.text_config, self.model.dtype, self.options.int8_cache
         shards = self._shards
         shape = choose_shape(
             demand,

@@ -53,7 +53,7 @@ def encode_in_pieces(
       Features [W, M, D] as `encode_prefixes` returns them; M is the same for all media, and what follows the features
       of the media is meaningless.
     """
-    config = model.config
+    config = model.model_config
     unit = config.frame_window if config.frame_window > 1 else FRAMES
     longest = max(unit * processor.pooled_tokens_per_frame(1), processor.tokens_per_image)
     shape = (len(reads), positions + longest, config.text_config.hidden_size)

@@ -26,7 +26,9 @@ def score_requests(
     requests: Iterable[Request],
 ) -> Iterator[Scored]:
     """Yields a `Scored` for each request, in order; see `Engine.score`."""
-    preparer = Preparer(processor, model.config, model.generation_defaults, options.longest_question, options.reader)
+    preparer = Preparer(
+        processor, model.model_config, model.generation_defaults, options.longest_question, options.reader
+    )
     scorer = _Scorer(model, processor, preparer, options.int8_cache)
     for request in requests:
         try:
@@ -57,7 +59,7 @@ class _Scorer:
         prefix = self._prefix_of(question)
         rows = [np.concatenate([question.ids, choice]) for choice in question.choices]
         longest = max(len(row) for row in rows)
-        positions = self._model.config.text_config.max_position_embeddings
+        positions = self._model.model_config.text_config.max_position_embeddings
         if self._length + longest > positions:
             raise ValueError(
                 f"a prompt and a choice of {self._length + longest} tokens do not fit the model's {positions} positions"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers import VideoLlavaConfig as TransformersConfig
@@ -62,3 +64,21 @@ def to_model_config(config: Any) -> ModelConfig:
 def from_model_config(config: ModelConfig) -> VideoLlavaConfig:
     """Returns transformers' configuration of the core's; `to_model_config` reads it back equal."""
     return VideoLlavaConfig(**config.to_hf())
+
+
+def of_checkpoint(directory: Path, config: ModelConfig) -> VideoLlavaConfig:
+    """Returns the configuration of a checkpoint, with every key of its config.json where that is transformers'.
+
+    Args:
+        directory: of the checkpoint.
+        config: that it was loaded with.
+    """
+    try:
+        written = json.loads((directory / "config.json").read_bytes())
+        if written.get("model_type") == "video_llava":
+            found: VideoLlavaConfig = VideoLlavaConfig.from_dict(written)
+            if to_model_config(found) == config:
+                return found
+    except (OSError, ValueError):
+        pass  # the authors' layout, or files that are gone: what the model was loaded with says it all
+    return from_model_config(config)

@@ -70,17 +70,19 @@ class VideoLlavaForConditionalGeneration(Module):
             drawn = VideoLlava(model_config, dtype=jnp.float32, rngs=nnx.Rngs(params=seed))
             parameters = named_parameters(nnx.state(drawn))
         super().__init__(model_config, parameters, generation_config, mesh=mesh, quantization=quantization)
+        if not isinstance(config, (ModelConfig, Mapping)):
+            self._config = config
 
     @property
     def generation_config(self) -> Any:
         """The checkpoint's options, transformers' `GenerationConfig`. Its fields can be set, and hold from then on."""
         if self._generation_config is None:
-            self._generation_config = generation_config_of(super().generation_defaults, self.config)
+            self._generation_config = generation_config_of(super().generation_defaults, self.model_config)
         return self._generation_config
 
     @generation_config.setter
     def generation_config(self, value: Any) -> None:
-        self._generation_config = generation_config_of(fields_of(value), self.config)
+        self._generation_config = generation_config_of(fields_of(value), self.model_config)
 
     @property
     def generation_defaults(self) -> Mapping[str, Any]:
@@ -145,11 +147,11 @@ class VideoLlavaForConditionalGeneration(Module):
             raise ValueError("other processes hold shards of the model: load it in one process to save it")
         most = shard_bytes(max_shard_size)
         if layout is None:
-            layout = ORBAX if self.config.variant == "original" else "hub"
+            layout = ORBAX if self.model_config.variant == "original" else "hub"
         generation = self.generation_defaults
         written = (json.dumps(as_json(generation), indent=2) + "\n").encode()
         options = Options(files={GENERATION_CONFIG: written} if generation else {})
-        checkpoint = checkpoint_of(self.config, parameters)
+        checkpoint = checkpoint_of(self.model_config, parameters)
 
         def write(target: Path) -> object:
             if layout == ORBAX:

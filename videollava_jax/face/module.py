@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from videollava_jax.config import ModelConfig
 from videollava_jax.face.model_loading import dtype_of
 from videollava_jax.generation.loaded import LoadedModel
-from videollava_jax.model.video_llava import with_parameters
+from videollava_jax.model.video_llava import parameter_shapes, structure, with_parameters
 
 _EMBEDDING, _HEAD = "language_model.embed_tokens.weight", "lm_head.weight"
 _FINE_TUNE = "this model answers; fine-tune with `videollava finetune` (docs/training.md)"
@@ -37,6 +38,77 @@ class Module(LoadedModel):
     """A loaded model with the methods of torch's modules, for code that was written for these."""
 
     training = False
+    _config: Any = None  # transformers' object, from the first time that it is asked for
+    _model_config: ModelConfig
+    _graph: Any
+
+    # ── its configuration ──
+
+    @property
+    def config(self) -> Any:
+        """Transformers' configuration of the model, a `VideoLlavaConfig`.
+
+        A field that is set holds from the next call on, as far as the weights fit it.
+        """
+        if self._config is None:
+            from videollava_jax.face.config import from_model_config, of_checkpoint  # transformers loads slowly
+
+            if self.directory is None:
+                self._config = from_model_config(self._model_config)
+            else:
+                self._config = of_checkpoint(self.directory, self._model_config)
+            self._config._name_or_path = self.name_or_path
+        return self._config
+
+    @config.setter
+    def config(self, value: Any) -> None:
+        before, self._config = self._config, value
+        try:
+            self._follow_config()
+        except ValueError:
+            self._config = before
+            raise
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The core's frozen configuration of the same.
+
+        Raises:
+          ValueError: a field of `config` was set to what this model does not do, or to what the weights do not fit.
+        """
+        self._follow_config()
+        return self._model_config
+
+    @model_config.setter
+    def model_config(self, value: ModelConfig) -> None:
+        self._model_config, self._config = value, None
+
+    @property
+    def graph(self) -> Any:
+        """The module's structure, which the compiled functions take."""
+        self._follow_config()
+        return self._graph
+
+    @graph.setter
+    def graph(self, value: Any) -> None:
+        self._graph = value
+
+    def _follow_config(self) -> None:
+        """Takes over what was changed in `config` since the last call."""
+        if self._config is None:
+            return
+        wanted = ModelConfig.from_hf(self._config)
+        if wanted == self._model_config:
+            return
+        now, then = parameter_shapes(self._model_config), parameter_shapes(wanted)
+        if wrong := [name for name in {**now, **then} if now.get(name) != then.get(name)]:
+            raise ValueError(
+                f"config was changed to what the weights do not fit: {wrong[0]} is {_shape(now, wrong[0])}, and "
+                f"{_shape(then, wrong[0])} by config; resize_token_embeddings changes the vocabulary, "
+                "VideoLlavaForConditionalGeneration(config) makes a new model"
+            )
+        self._model_config = wanted
+        self._graph = structure(wanted, self.quantization)[0]
 
     # ── where it is, in which dtype ──
 
@@ -140,6 +212,10 @@ class Module(LoadedModel):
         """Returns the head, `.weight` [V, D]: the embedding where the two are tied."""
         parameters = self.parameters
         return Weight(parameters.get(_HEAD, parameters[_EMBEDDING]))
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return str(list(shapes[name])) if name in shapes else "no parameter"
 
 
 def _is_float_dtype(value: Any) -> bool:

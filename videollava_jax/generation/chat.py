@@ -152,7 +152,7 @@ class Chat:
         else:
             try:
                 ids = self._ids(messages, decoding.max_new_tokens)
-                require_room(len(ids), decoding.max_new_tokens, model.config.text_config.max_position_embeddings)
+                require_room(len(ids), decoding.max_new_tokens, model.model_config.text_config.max_position_embeddings)
             except ValueError:
                 self._held = held
                 raise

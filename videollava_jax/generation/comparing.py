@@ -82,5 +82,5 @@ def fixed_inputs(config: ModelConfig) -> dict[str, npt.NDArray[np.generic]]:
 
 def _logits(path: Path, dtype: DTypeLike | None) -> npt.NDArray[np.float32]:
     model = LoadedModel.load(path, dtype=dtype)
-    logits, _ = model.sequence_logits(**fixed_inputs(model.config))
+    logits, _ = model.sequence_logits(**fixed_inputs(model.model_config))
     return np.asarray(logits, np.float32)

@@ -55,18 +55,18 @@ def generate(
     Args:
       given: the fields of transformers' `GenerationConfig` among its arguments.
     """
-    ids, mask = checked_text(model.config, prompts.input_ids, prompts.attention_mask)
+    ids, mask = checked_text(model.model_config, prompts.input_ids, prompts.attention_mask)
     B, T = ids.shape
-    V = model.config.text_config.vocab_size
+    V = model.model_config.text_config.vocab_size
     seeds = [parsed("seed", KINDS["seed"], row) for row in seed] if isinstance(seed, Iterable) else None
     said = given if seed is None or seeds is not None else {**given, "seed": seed}
-    chosen = CallOptions.resolve(said, generation_config, model.generation_defaults, model.config, T)
+    chosen = CallOptions.resolve(said, generation_config, model.generation_defaults, model.model_config, T)
     if prompts.attention_mask is None:
-        ids, mask = checked_text(model.config, ids, inferred_mask(ids, chosen.padding))
+        ids, mask = checked_text(model.model_config, ids, inferred_mask(ids, chosen.padding))
     options, search = chosen.every, chosen.search
     copies = _copies(chosen, streamed=streamer is not None or on_tokens is not None)
     require_tokenizer(options, tokenizer)
-    positions = model.config.text_config.max_position_embeddings
+    positions = model.model_config.text_config.max_position_embeddings
     require_room(int(mask.sum(axis=1).max()), options.max_new_tokens, positions)
     keys = row_keys(options.seed if seeds is None else seeds, B, copies)
     rows = [ids[row][mask[row]] for row in range(B) for _ in range(copies)]

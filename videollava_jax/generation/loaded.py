@@ -60,12 +60,18 @@ class LoadedModel:
     """Video-LLaVA with its weights, ready to run.
 
     Attributes:
-      config: the shape of the model.
+      model_config: the shape of the model.
+      quantization: of the projections; None for floats.
       generation_defaults: what the checkpoint's generation_config.json holds; its options hold where a caller says
         nothing.
       graph, state: the module's structure and its parameters, which the compiled functions take.
       placement: where its parameters are, and inputs go, on a mesh; None for one device.
+      name_or_path: as it was loaded; "" for a model made of parameters.
+      directory: that it was loaded from; None for a model made of parameters.
     """
+
+    name_or_path: str = ""
+    directory: Path | None = None
 
     def __init__(
         self,
@@ -85,11 +91,12 @@ class LoadedModel:
           mesh: that the parameters are on; None for one device.
           quantization: of the projections; None for what the parameters show.
         """
-        self.config = config
+        self.model_config = config
         self._generation_defaults = generation_config or {}
         self.placement = None if mesh is None else Placement(config, mesh)
         if quantization is None and any(name.endswith(SCALE) for name in parameters):
             quantization = "int8"
+        self.quantization = quantization
         self.graph, state = structure(config, quantization)
         self.state = with_parameters(state, parameters)
 
@@ -136,7 +143,9 @@ class LoadedModel:
         config, parameters = load_checkpoint(
             directory, dtype, placement=placement, verify=verify, int8=quantization is not None
         )
-        return cls(config, parameters, generation_config, mesh=mesh, quantization=quantization)
+        model = cls(config, parameters, generation_config, mesh=mesh, quantization=quantization)
+        model.name_or_path, model.directory = os.fspath(path), directory
+        return model
 
     @property
     def parameters(self) -> dict[str, jax.Array]:
@@ -172,7 +181,7 @@ class LoadedModel:
           TypeError: an unknown name.
           ValueError: a value of a wrong type or out of range.
         """
-        return GenerationOptions.resolve(given, self.generation_defaults, self.config)
+        return GenerationOptions.resolve(given, self.generation_defaults, self.model_config)
 
     # ── the phases ──
 
@@ -194,7 +203,7 @@ class LoadedModel:
         Raises:
           ValueError: media that do not fit the ids.
         """
-        images, videos, pooling = checked_media(self.config, ids, images, videos, video_pooling)
+        images, videos, pooling = checked_media(self.model_config, ids, images, videos, video_pooling)
         return Features(
             None if images is None else compiled.encode_images(self.graph, self.state, _on_device(images)),
             None if videos is None else compiled.encode_videos(self.graph, self.state, _on_device(videos), pooling),
@@ -221,7 +230,7 @@ class LoadedModel:
         Raises:
           ValueError: text or media that do not fit together.
         """
-        ids, mask = checked_text(self.config, input_ids, attention_mask)
+        ids, mask = checked_text(self.model_config, input_ids, attention_mask)
         features = self.encode(ids, pixel_values_images, pixel_values_videos, video_pooling)
         return compiled.forward(self.graph, self.state, ids, mask, features.image, features.video), features
 
@@ -244,7 +253,7 @@ class LoadedModel:
         Raises:
           ValueError: text or media that do not fit together, or a prompt that ends in padding.
         """
-        ids, mask = checked_text(self.config, input_ids, attention_mask)
+        ids, mask = checked_text(self.model_config, input_ids, attention_mask)
         require_tokens_at_the_end(mask)
         features = self.encode(ids, pixel_values_images, pixel_values_videos, video_pooling)
         ids, mask = pad_to_bucket(ids, mask)
@@ -264,8 +273,8 @@ class LoadedModel:
         Raises:
           ValueError: ids that are not of the vocabulary, or placeholders of media among them.
         """
-        ids, mask = checked_text(self.config, input_ids, None)
-        checked_media(self.config, ids, None, None, 1)
+        ids, mask = checked_text(self.model_config, input_ids, None)
+        checked_media(self.model_config, ids, None, None, 1)
         ids, mask = pad_to_bucket(ids, mask)
         needed = ids.shape[1] + capacity
         if needed > cache.free:

@@ -49,7 +49,7 @@ def export(*arguments: object) -> None:
 
 def prompt(model, rng):
     """A clip's prompt for models in memory: ids, and pixels as transformers takes them."""
-    config = model.config
+    config = model.model_config
     clip = [config.video_token_id] * config.tokens_per_frame * 8
     ids = np.array([[1, 5, 6, *clip, 20, 21, 22, 23]])
     return ids, rng.standard_normal((1, 8, 3, 56, 56)).astype(np.float32)
