@@ -1,6 +1,7 @@
 """Media read by worker processes: the same pixels, and files that crash, hang or take memory are errors."""
 
 import os
+import resource
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +19,18 @@ from videollava_jax.processing.segments import Media
 
 CLIP, IMAGE = Media("video", str(MEDIA / "rising-triangle.mp4")), Media("image", str(MEDIA / "three-triangles.png"))
 FAULTS = {
-    "crash": "os.kill(os.getpid(), 11)",
+    "crash": "signal.raise_signal(11)",
     "exit": "os._exit(3)",
     "hang": "time.sleep(99)",
     "spin": "while True: pass",
     "swell": "x = bytearray(2**36)",
     "write": "os.write(os.open(source + '.out', os.O_CREAT | os.O_WRONLY), b'x')",
     "print": "print('noise', flush=True)",
+    "network": "refused(lambda: __import__('socket').socket())",
+    "local socket": "refused(lambda: __import__('socket').socket(1))",
+    "program": "refused(lambda: os.execv('/bin/true', ['true']))",
+    "signal": "refused(lambda: os.kill(os.getppid(), 0))",
+    "environment": "raise ValueError(f\"fine: {os.environ.get('HF_TOKEN')}\")",
 }
 
 
@@ -40,9 +46,15 @@ def faulty(tmp_path, monkeypatch):
     """Workers that crash, hang or take memory if a file's name says so, and read all other files."""
     code = "\n".join(
         [
-            "import os, time",
+            "import os, signal, time",
             "import videollava_jax.processing.given_media as inputs",
             "real = inputs.read_image",
+            "def refused(call):",
+            "    try:",
+            "        call()",
+            "    except OSError as error:",
+            "        raise ValueError(f'fine: {type(error).__name__}')",
+            "    raise ValueError('it went')",
             "def faulty(source, **options):",
             "    name = os.path.basename(os.fspath(source))",
             *(f"    if name == {name!r}:\n        {what}" for name, what in FAULTS.items()),
@@ -160,6 +172,81 @@ def test_stop_ends_what_is_being_read(tiny_processor, faulty, mark):
         reader(IMAGE, None)
     reader.close()
     assert await_no_process(mark, 10)
+
+
+LIES = {
+    "a number as the shape": b'{"shape": 5}\n',
+    "a text as the shape": b'{"shape": "abcd"}\n',
+    "numbers that are none": b'{"shape": [1.0, 32, 32, 3]}\n' + bytes(32 * 32 * 3),
+    "truth as a number": b'{"shape": [true, 32, 32, 3]}\n' + bytes(32 * 32 * 3),
+    "no frames": b'{"shape": [0, 32, 32, 3]}\n',
+    "negative frames": b'{"shape": [-1, 32, 32, 3]}\n',
+    "a huge number": b'{"shape": [' + b"9" * 5000 + b", 32, 32, 3]}\n",
+    "too few pixels": b'{"shape": [2, 32, 32, 3]}\n' + bytes(32 * 32 * 3),
+    "deep JSON": b'{"shape": ' + b"[" * 60_000 + b"\n",
+    "no JSON": b"\xff\xfe\n",
+    "a list": b"[]\n",
+    "no line": bytes(70_000),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("lie", [*LIES, "3 GiB to come"])
+def test_what_a_worker_sends_is_not_trusted(tiny_processor, tmp_path, monkeypatch, lie):
+    """A hostile file may have taken the worker over: its answer is checked like a stranger's."""
+    (tmp_path / "answer").write_bytes(LIES.get(lie, b""))
+    length = len(LIES[lie]) if lie in LIES else 3 * 2**30
+    code = f"""
+import os
+import videollava_jax.batch.media.worker as worker
+def lie(file, reply, content=b""):
+    if "confined" in reply:
+        return real(file, reply, content)
+    answer = open({str(tmp_path / "answer")!r}, "rb").read()
+    file.write(worker.LENGTH.pack({length}) + answer)
+    file.flush()
+real, worker._send = worker._send, lie
+worker.main()
+os._exit(0)
+"""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nif sys.argv[:1] == ['-m']:\n    exec({code!r})\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    reader = IsolatedReader(tiny_processor, WorkerLimits(attempts=1))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        with pytest.raises(WorkerError, match="its worker sent garbage") as refused:
+            reader(IMAGE, None)
+        assert refused.value.cause == "worker_crashed"
+    finally:
+        reader.close()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_a_worker_is_confined(tiny_processor, faulty, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hidden")
+    reader = IsolatedReader(tiny_processor, WorkerLimits(attempts=1))
+    try:
+        for name in ("network", "local socket", "program", "signal", "environment"):
+            with pytest.raises(WorkerError, match=r"fine: (PermissionError|None)"):
+                reader(Media("image", str(faulty / name)), None)
+        reader(IMAGE, None)
+        assert reader.confined
+    finally:
+        reader.close()
+
+
+def test_where_a_worker_cannot_be_confined_it_is_said_once(tiny_processor, tmp_path, monkeypatch):
+    code = "import videollava_jax.batch.media.confinement as c\nc.platform.machine = lambda: 'mips'\n"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    reader = IsolatedReader(tiny_processor)
+    try:
+        with pytest.warns(RuntimeWarning, match="does not keep the processes that read media from the network"):
+            reader(IMAGE, None)
+        reader(IMAGE, None)  # warnings are errors
+        assert reader.confined is False
+    finally:
+        reader.close()
 
 
 def test_a_worker_ends_itself_when_its_parent_cannot(tiny_processor, faulty, monkeypatch):

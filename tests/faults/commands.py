@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 MODEL_LINES = 24
 
-MARK = "VIDEOLLAVA_BATCH_TEST"
+MARK = "VIDEOLLAVA_MARK"
 """A variable in the environment of a run and its workers, by which they are found."""
 
 

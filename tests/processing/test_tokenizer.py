@@ -76,3 +76,24 @@ def test_a_merge_that_spells_a_special_token_is_not_followed(directory: Path) ->
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(spec))
     (part,) = SegmentEncoder(tokenizer).encode(["a</s>"]).parts
     assert part.ids[-2:] == (700, 701)
+
+
+@pytest.mark.parametrize("named", ["Theirs", "LlamaTokenizer", None])
+def test_code_of_a_checkpoint_is_never_run(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str | None
+) -> None:
+    """transformers would ask on the terminal whether to run it, and `yes |` answers."""
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w')\n")
+    saved = tmp_path / "tokenizer_config.json"
+    raw = json.loads(saved.read_text()) | {"auto_map": {"AutoTokenizer": ["theirs.Theirs", "theirs.Theirs"]}}
+    saved.write_text(json.dumps(raw | {"tokenizer_class": named}))
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda *text: asked.append(*text) or "yes")
+    if named == "Theirs":
+        with pytest.raises(ValueError, match="its tokenizer is code of its own, which is never run"):
+            load_tokenizer(tmp_path)
+    else:
+        assert load_tokenizer(tmp_path)("USER: hi")["input_ids"] == tokenizer("USER: hi")["input_ids"]
+    assert not asked
+    assert not (tmp_path / "it-ran").exists()

@@ -150,11 +150,12 @@ def _refuse_scripts(source: OpenSource, head: bytes) -> None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"<?xml"):
         text = text[text.find(b"?>") + 2 :].lstrip()
-    if text.startswith(_SCRIPTS):
+    found = next((script for script in _SCRIPTS if text.startswith(script)), None)
+    if found is not None:
         raise MediaError(
             source.name,
             Cause.FORBIDDEN_FORMAT,
-            f"expected a video, got a playlist or script that names other files ({text[:12]!r}); give those files",
+            f"expected a video, got a playlist or script that names other files ({found.decode()}); give those files",
         )
 
 

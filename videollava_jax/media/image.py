@@ -141,8 +141,10 @@ def damaged(name: str, error: Exception) -> MediaError:
 
 
 def describe(source: OpenSource) -> str:
-    """Describes a file that is not what was expected, by its first bytes."""
-    return f"a file that begins with {source.read(0, 12)!r}"
+    """Describes a file that is not what was expected, without a byte of it: it may be somebody's secret."""
+    head = source.read(0, 512)
+    text = not any(byte < 32 and byte not in b"\t\n\r\f\x1b" for byte in head)
+    return f"{'text' if text else 'data'} of no format that is known ({source.size} bytes)"
 
 
 def _upright(image: Image.Image) -> Image.Image:

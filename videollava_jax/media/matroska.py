@@ -98,6 +98,12 @@ def count_blocks(source: OpenSource) -> list[tuple[int, bool]]:
     return [(blocks[number], keyframes.get(number, False)) for number, kind in tracks.items() if kind == _VIDEO]
 
 
+def end_of_segment(source: OpenSource) -> int | None:
+    """Returns the offset where the Segment ends by its own size; None if it has none, or there is no Segment."""
+    found = _segment(source)
+    return None if found is None else found[1]
+
+
 def holds_a_block(packet: bytes) -> bool:
     """Whether a packet ends with a whole SimpleBlock of a video: its size may have been changed to reach over it."""
     at = packet.find(_SIMPLE_BLOCK)

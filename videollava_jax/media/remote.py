@@ -17,35 +17,18 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import BinaryIO
 
-from videollava_jax.media.urls import SourceError
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+from videollava_jax.media.addresses import Address, is_public
+from videollava_jax.media.ending import says_its_end
+from videollava_jax.media.urls import SourceError, shown_url
 
 REDIRECTS = 5
 _CHUNK = 2**16
 _WAIT = 10.0
 """The most seconds without a byte."""
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class _Transient(Exception):
     """A failure that may not occur at the next attempt."""
-
-
-def is_public(address: Address) -> bool:
-    """Returns whether an address is public: not private, loopback, link-local, multicast or reserved.
-
-    An IPv6 address that embeds an IPv4 address is public only if the IPv4 address is.
-    """
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if address in _NAT64:
-            inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if not all(is_public(v4) for v4 in inner if v4 is not None):
-            return False
-        if address.ipv4_mapped is not None:
-            return True
-    return address.is_global and not address.is_multicast and not address.is_reserved
 
 
 class Fetcher:
@@ -91,7 +74,7 @@ class Fetcher:
                 why = str(error) if isinstance(error, _Transient) else type(error).__name__
                 last = attempt + 1 == self._attempts or time.monotonic() > deadline
                 if last or self._stopped.wait(0.5 * 2**attempt):
-                    raise SourceError("fetch_failed", f"{url[:200]}: cannot be fetched ({why})") from None
+                    raise SourceError("fetch_failed", f"{shown_url(url)}: cannot be fetched ({why})") from None
         raise AssertionError
 
     def _follow(self, url: str, file: BinaryIO, max_bytes: int, deadline: float) -> None:
@@ -110,7 +93,7 @@ class Fetcher:
             finally:
                 timer.cancel()
                 connection.close()
-        raise SourceError("fetch_failed", f"{url[:200]}: more than {REDIRECTS} redirects")
+        raise SourceError("fetch_failed", f"{shown_url(url)}: more than {REDIRECTS} redirects")
 
     def _read(
         self, answer: http.client.HTTPResponse, url: str, file: BinaryIO, max_bytes: int, deadline: float
@@ -118,21 +101,26 @@ class Fetcher:
         if answer.status in (408, 425, 429) or answer.status >= 500:
             raise _Transient(f"status {answer.status}")
         if answer.status != 200:
-            raise SourceError("fetch_failed", f"{url[:200]}: status {answer.status}")
+            raise SourceError("fetch_failed", f"{shown_url(url)}: status {answer.status}")
         announced = answer.length
         count = 0
         while True:
             if (announced or 0) > max_bytes or count > max_bytes:
-                raise SourceError("too_large", f"{url[:200]}: over the limit of {max_bytes} bytes")
+                raise SourceError("too_large", f"{shown_url(url)}: over the limit of {max_bytes} bytes")
+            chunk = answer.read1(_CHUNK)
+            # At the deadline the socket is shut down, which looks like the end of the file.
             if time.monotonic() > deadline or self._stopped.is_set():
                 raise _Transient(f"not whole after {self._seconds:g} s")
-            chunk = answer.read1(_CHUNK)
             if not chunk:
                 break
             file.write(chunk)
             count += len(chunk)
         if announced is not None and count != announced:
             raise _Transient(f"{count} of {announced} bytes came")
+        if announced is None and not answer.chunked:
+            file.seek(0)
+            if not says_its_end(file):
+                raise _Transient(f"{count} bytes came, and neither its host nor its format says whether that is all")
 
     def _connect(self, url: str, deadline: float) -> tuple[http.client.HTTPConnection, str]:
         """Connects to a URL's host, at an address that was checked. Returns the connection and the path to request."""
@@ -140,13 +128,16 @@ class Fetcher:
             parts = urllib.parse.urlsplit(url)
             host, port = (parts.hostname or "").rstrip("."), parts.port
         except ValueError:
-            raise SourceError("forbidden_source", f"{url[:200]}: not a URL") from None
-        if parts.scheme not in ("http", "https") or parts.username is not None or any(c in url for c in " \r\n\t"):
-            raise SourceError("forbidden_source", f"{url[:200]}: expected a plain http: or https: URL")
+            raise SourceError("forbidden_source", f"{shown_url(url)}: not a URL") from None
+        odd = any(c in "\\" or c <= " " or c == "\x7f" for c in url)  # which other programs read otherwise
+        if parts.scheme not in ("http", "https") or parts.username is not None or odd:
+            raise SourceError("forbidden_source", f"{shown_url(url)}: expected a plain http: or https: URL")
         default_port = 443 if parts.scheme == "https" else 80
         named = host if port in (None, default_port) else f"{host}:{port}"
         if self._hosts is not None and named not in self._hosts:
-            raise SourceError("forbidden_source", f"{url[:200]}: the host {named!r} is not allowed by --allow-host")
+            raise SourceError(
+                "forbidden_source", f"{shown_url(url)}: the host {named!r} is not allowed by --allow-host"
+            )
         address = self._address(host, port or default_port, url)
         wait = max(0.1, min(_WAIT, deadline - time.monotonic()))
         made = _PinnedConnection(host, port or default_port, timeout=wait)
@@ -154,7 +145,10 @@ class Fetcher:
         made.sock = socket.create_connection((str(address), port or default_port), timeout=wait)
         if parts.scheme == "https":
             try:
-                made.sock = ssl.create_default_context().wrap_socket(made.sock, server_hostname=host)
+                # A connection that is cut looks otherwise like one that was closed.
+                made.sock = ssl.create_default_context().wrap_socket(
+                    made.sock, server_hostname=host, suppress_ragged_eofs=False
+                )
             except OSError:
                 made.close()
                 raise
@@ -169,7 +163,7 @@ class Fetcher:
         for address in addresses:
             if not self._allowed_address(address):
                 raise SourceError(
-                    "forbidden_source", f"{url[:200]}: {host!r} is an address of a private or reserved network"
+                    "forbidden_source", f"{shown_url(url)}: {host!r} is an address of a private or reserved network"
                 )
         return addresses[0]
 

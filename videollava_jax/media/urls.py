@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import urllib.parse
 
 
@@ -58,8 +59,26 @@ def base64_bytes(digits: bytes) -> bytes:
         raise SourceError("bad_data_url", "a data: URL whose base64 is damaged") from None
 
 
-def short_name(name: str) -> str:
-    """Returns a source's name for messages: on one line, and shortened if it is long."""
+def shown_url(url: str) -> str:
+    """Returns a URL for messages, short and without what may be secret: user names, passwords, queries, fragments."""
+    scheme, colon, rest = url.partition("://")
+    if not colon:
+        return short_name(url)
+    address = re.split("[?#]", rest, maxsplit=1)[0]
+    if "/" not in address and "@" in rest[len(address) :]:
+        return f"{scheme[:20]}://…"  # a password may hold a ? or # that is not escaped
+    return f"{scheme[:20]}://{short_name(address.rpartition('@')[2], plain=True)}"
+
+
+def short_name(name: str, *, plain: bool = False) -> str:
+    """Returns a source's name for messages: on one line, and shortened if it is long.
+
+    Args:
+      name: a path or a URL; of the latter only what `shown_url` shows.
+      plain: it is no URL.
+    """
+    if not plain and "://" in name[:40] and not name.startswith("data:"):
+        return shown_url(name)
     most = 40 if name.startswith("data:") else 200
     printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:most])
     return printable if len(name) <= most else f"{printable}… ({len(name)} characters)"

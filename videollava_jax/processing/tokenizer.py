@@ -87,10 +87,20 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def _load_class(path: Path) -> Any:
     from transformers import AutoTokenizer, LlamaTokenizer
 
-    named = (read_json(path / "tokenizer_config.json") or {}).get("tokenizer_class")
+    config = read_json(path / "tokenizer_config.json") or {}
+    named = config.get("tokenizer_class")
     # AutoTokenizer is not used for Llama, as it chooses a generic class if no tokenizer_class is given.
     loader = LlamaTokenizer if named in LLAMA_CLASSES else AutoTokenizer
-    tokenizer = loader.from_pretrained(str(path), local_files_only=True)
+    try:
+        # Without the argument transformers asks on the terminal whether to run a checkpoint's code.
+        tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except ValueError as error:
+        if "auto_map" not in config:
+            raise
+        raise ValueError(
+            f"{path}: its tokenizer is code of its own, which is never run (auto_map in tokenizer_config.json): "
+            "expected a Llama tokenizer, tokenizer.model or tokenizer.json"
+        ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{path}: {named} has no fast tokenizer; expected one of the tokenizers library")
     return tokenizer

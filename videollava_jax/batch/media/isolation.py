@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy.typing as npt
 from videollava_jax.batch.media.worker import LENGTH, Task
 from videollava_jax.config import require_whole_windows
 from videollava_jax.media import Cause, MediaLimits
+from videollava_jax.media.urls import short_name
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.segments import Media
 
@@ -33,6 +35,21 @@ _FINAL_CAUSES = frozenset((Cause.NOT_FOUND, Cause.NOT_A_FILE))
 """Causes that do not depend on a worker's state, so a new worker need not try again."""
 START_SECONDS = 120
 """How long a worker's imports may take on a busy machine."""
+_LONGEST_LINE = 64 * 1024
+_CAUSES = frozenset((*map(str, Cause), "invalid_request"))
+_ENVIRONMENT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+    "PYTHONHOME",
+    "TZ",
+    "VIDEOLLAVA_MARK",
+)
+"""What a worker gets of the environment, which may hold tokens. By the last one a run's processes can be found."""
 
 
 class WorkerError(ValueError):
@@ -78,6 +95,7 @@ class IsolatedReader:
 
     Attributes:
       started: how many workers were started; more than there are threads if some died.
+      confined: whether the kernel keeps workers from the network and from starting programs; None before the first.
     """
 
     def __init__(self, processor: VideoLlavaProcessor, limits: WorkerLimits = WorkerLimits()):
@@ -90,6 +108,7 @@ class IsolatedReader:
         self._lock = threading.Lock()
         self._stopped = False
         self.started = 0
+        self.confined: bool | None = None
 
     def __call__(self, medium: Media, frame_sampling: Any) -> npt.NDArray[np.uint8]:
         """Reads a medium as uint8 [F, S, S, 3], RGB, 0-255.
@@ -120,6 +139,7 @@ class IsolatedReader:
             used, worker.used, new = worker.used, True, True
             try:
                 pixels = worker.read(task)
+                self._note_confinement(worker)
             except WorkerError as error:
                 if error.cause in _FINAL_CAUSES:
                     self._give_back(worker)
@@ -141,6 +161,16 @@ class IsolatedReader:
             else:
                 self._give_back(worker)
                 return pixels
+
+    def _note_confinement(self, worker: _Worker) -> None:
+        if worker.confined is False and self.confined is None:
+            warnings.warn(
+                "this system does not keep the processes that read media from the network and from starting programs: "
+                "expected Linux on x86-64 or arm64 with seccomp; read files of strangers elsewhere",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self.confined = worker.confined
 
     def _take(self, new: bool) -> _Worker:
         with self._lock:
@@ -199,14 +229,18 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             # malloc reserves an arena for each thread, which would use up much of the limited address space.
-            env={"MALLOC_ARENA_MAX": "2", **os.environ, "PYTHONPATH": path},
+            env={
+                **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                "MALLOC_ARENA_MAX": "2",
+                "PYTHONPATH": path,
+            },
             start_new_session=True,  # so that Ctrl-C reaches only the run, which ends its workers itself
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._tasks: IO[bytes] = self._process.stdin
         self._answers = self._process.stdout.fileno()
-        self._ready = False
+        self.confined: bool | None = None
         self.used = False
 
     def read(self, task: Task) -> npt.NDArray[np.uint8]:
@@ -216,9 +250,9 @@ class _Worker:
           WorkerError: the worker could not read it.
           _WorkerLost: the worker has died, was too slow or sent garbage.
         """
-        if not self._ready:
-            self._receive(time.monotonic() + START_SECONDS, f"a worker did not start within {START_SECONDS} s")
-            self._ready = True
+        if self.confined is None:
+            late = f"a worker did not start within {START_SECONDS} s"
+            self.confined = self._receive(time.monotonic() + START_SECONDS, late, 0)[0].get("confined") is True
         raw = pickle.dumps(task)
         try:
             self._tasks.write(LENGTH.pack(len(raw)) + raw)
@@ -226,39 +260,41 @@ class _Worker:
         except OSError:
             raise self._died() from None
         late = f"its worker was still reading after {task.seconds:g} s"
-        reply, pixels = self._receive(time.monotonic() + task.seconds, late)
+        most = task.limits.max_frames_returned * 3 * task.preprocess.crop_size**2
+        reply, pixels = self._receive(time.monotonic() + task.seconds, late, most)
         if "error" in reply:
-            raise WorkerError(str(reply.get("cause")), str(reply["error"]))
+            cause, message = reply.get("cause"), short_name(str(reply["error"]), plain=True)
+            raise WorkerError(cause if cause in _CAUSES else str(Cause.DECODE_FAILED), message)
         return _checked(reply, pixels, task)
 
-    def _receive(self, deadline: float, late: str) -> tuple[dict[str, Any], memoryview]:
+    def _receive(self, deadline: float, late: str, most: int) -> tuple[dict[str, Any], memoryview]:
+        """Receives a line of JSON and at most `most` bytes after it."""
         (length,) = LENGTH.unpack(self._exactly(LENGTH.size, deadline, late))
-        if length > MediaLimits().max_bytes_returned:
-            raise _WorkerLost("worker_crashed", "its worker sent garbage")
+        if length > _LONGEST_LINE + most:
+            raise _garbage()
         content = self._exactly(length, deadline, late)
-        end = content.find(b"\n") + 1
+        end = content.find(b"\n", 0, _LONGEST_LINE) + 1
         try:
             reply = json.loads(content[:end])
-        except ValueError:
+        except (ValueError, RecursionError):
             reply = None
         if not isinstance(reply, dict):
-            raise _WorkerLost("worker_crashed", "its worker sent garbage")
+            raise _garbage()
         return reply, memoryview(content)[end:]
 
     def _exactly(self, count: int, deadline: float, late: str) -> bytearray:
-        """Reads exactly `count` bytes from the worker, before the deadline."""
-        found = bytearray(count)
-        view, have = memoryview(found), 0
+        """Reads exactly `count` bytes from the worker, before the deadline; memory is taken as they come."""
+        found = bytearray()
         poll = select.poll()
         poll.register(self._answers, select.POLLIN | select.POLLHUP)
-        while have < count:
+        while len(found) < count:
             if not poll.poll(max(0, math.ceil(1000 * (deadline - time.monotonic())))):
                 self.kill()
                 raise _WorkerLost("worker_timeout", late)
-            got = os.readv(self._answers, [view[have:]])
+            got = os.read(self._answers, min(count - len(found), 2**20))
             if not got:
                 raise self._died()
-            have += got
+            found += got
         return found
 
     def _died(self) -> _WorkerLost:
@@ -285,8 +321,13 @@ class _Worker:
 
 def _checked(reply: dict[str, Any], pixels: memoryview, task: Task) -> npt.NDArray[np.uint8]:
     """Returns the pixels that a worker sent, if they have the expected shape."""
-    side = task.preprocess.crop_size
-    shape = tuple(reply.get("shape", ()))
-    if len(shape) != 4 or shape[1:] != (side, side, 3) or math.prod(shape) != len(pixels) or not len(pixels):
-        raise _WorkerLost("worker_crashed", "its worker sent garbage")
+    shape, side = reply.get("shape"), task.preprocess.crop_size
+    if not isinstance(shape, list) or len(shape) != 4 or any(type(length) is not int for length in shape):
+        raise _garbage()
+    if shape[1:] != [side, side, 3] or not shape[0] > 0 or math.prod(shape) != len(pixels):
+        raise _garbage()
     return np.frombuffer(pixels, np.uint8).reshape(shape)
+
+
+def _garbage() -> _WorkerLost:
+    return _WorkerLost("worker_crashed", "its worker sent garbage")

@@ -1,7 +1,8 @@
 """The program of a worker process, which reads media within limits, so that a bad file can only crash the worker.
 
 The worker trusts its parent, which sends tasks as pickles. The parent does not trust the worker, as it has decoded
-hostile files: answers are a line of JSON and raw pixels. Each message is preceded by its length in 8 bytes. No JAX.
+hostile files: answers are a line of JSON and raw pixels, and are checked. Each message is preceded by its length in 8
+bytes. No JAX.
 
     python -m videollava_jax.batch.media.worker BYTES-OF-MEMORY
 """
@@ -23,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from videollava_jax.batch.media.confinement import confine
 from videollava_jax.batch.media.spool import FrameFile, read_frames
 from videollava_jax.media import FramePreprocessor, MediaError, MediaLimits
 from videollava_jax.processing.given_media import image_pixels, video_pixels
@@ -70,7 +72,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that a library's prints do not mix with answers
     _limit_memory(int(sys.argv[1]))
-    _send(answers, {"ready": os.getpid()})
+    _send(answers, {"confined": confine()})
     while len(head := tasks.read(LENGTH.size)) == LENGTH.size:
         task = pickle.loads(tasks.read(LENGTH.unpack(head)[0]))
         _limit_time(task.seconds)
