@@ -1,0 +1,1 @@
+"""Scores of answers on published tasks: read, joined by id, marked as the authors' programs mark, reported. No JAX."""

@@ -1,0 +1,1 @@
+"""Rules that mark answers, each as the program that its task's authors publish."""
