@@ -8,7 +8,14 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from videollava_jax import config_json
-from videollava_jax.config import ACTIVATION_NAMES, ModelConfig, TextConfig, VisionConfig, _read_by_transformers
+from videollava_jax.config import (
+    ACTIVATION_NAMES,
+    ModelConfig,
+    RopeScaling,
+    TextConfig,
+    VisionConfig,
+    _read_by_transformers,
+)
 from videollava_jax.config_json import read_usual
 
 activations = st.sampled_from(ACTIVATION_NAMES)
@@ -49,6 +56,9 @@ def text_configs(draw):
         max_position_embeddings=draw(st.integers(16, 8192)),
         rms_norm_eps=draw(eps),
         rope_theta=draw(st.sampled_from([10000.0, 500000.0, 1234.5])),
+        rope_scaling=draw(
+            st.sampled_from([None, None, RopeScaling(kind="linear", factor=4), RopeScaling(kind="dynamic", factor=2.5)])
+        ),
         attention_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
         bos_token_id=draw(st.none() | token_ids),
@@ -221,7 +231,9 @@ def test_what_we_read_ourselves_is_what_transformers_reads(config, data):
         ("text_config", "attention_bias", 0),
         ("text_config", "hidden_size", 17),
         ("text_config", "pad_token_id", True),
-        ("text_config", "rope_parameters", {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}),
+        ("text_config", "rope_parameters", {"rope_theta": 1e4, "rope_type": "yarn", "factor": 2.0}),
+        ("text_config", "rope_parameters", {"rope_theta": 1e4, "rope_type": "linear", "factor": 2}),
+        ("text_config", "rope_scaling", {"type": "linear", "factor": 2.0}),
         ("vision_config", "image_size", [28, 28]),
         ("vision_config", "model_type", "siglip_vision_model"),
     ],
@@ -245,6 +257,22 @@ def test_the_rotary_base_is_read_where_old_and_new_files_have_it(key):
     del raw["text_config"]["rope_parameters"]
     raw["text_config"][key] = 77.0 if key == "rope_theta" else {"rope_type": "default", "rope_theta": 77.0}
     assert ModelConfig.from_hf(raw).text_config.rope_theta == 77.0
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic"])
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("named", ["type", "rope_type"])
+def test_a_scaled_rotary_embedding_is_read_where_old_and_new_files_have_it(kind, key, named):
+    raw = ModelConfig().to_hf()
+    raw["text_config"].pop("rope_parameters")
+    raw["text_config"] |= {key: {named: kind, "factor": 4}, "rope_theta": 77.0}
+    text = ModelConfig.from_hf(raw).text_config
+    assert (text.rope_scaling, text.rope_theta) == (RopeScaling(kind=kind, factor=4.0), 77.0)
+    assert text.max_positions == 4 * text.max_position_embeddings
+    assert text.max_positions_in_parts == text.max_position_embeddings * (1 if kind == "dynamic" else 4)
+    written = ModelConfig(text_config=text).to_hf()
+    assert read_usual(written, ())["text_config"]["rope_scaling"]["factor"] == 4.0  # without transformers
+    assert ModelConfig.from_hf(written).text_config == text
 
 
 def test_a_directory_and_a_file_and_a_dict_are_read_alike(tmp_path):
@@ -324,10 +352,17 @@ def test_a_shape_that_cannot_be_is_refused(make, message):
         ),
         ({"text_config": {"model_type": "mistral"}}, "expected a llama inside the configuration, got mistral"),
         (
-            {"text_config": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}},
-            "rope_type 'linear' is not supported: expected 'default'",
+            {"text_config": {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}},
+            "rope_type 'yarn' is not supported: expected 'default', 'linear' or 'dynamic'",
         ),
-        ({"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0}}}, "rope_type 'linear' is not supported"),
+        ({"text_config": {"rope_scaling": {"type": "llama3", "factor": 2.0}}}, "rope_type 'llama3' is not supported"),
+        ({"text_config": {"rope_scaling": {"type": "linear"}}}, "expected a factor of at least 1, got None"),
+        ({"text_config": {"rope_scaling": {"type": "linear", "factor": "4"}}}, "a factor of at least 1, got '4'"),
+        ({"text_config": {"rope_scaling": {"type": "dynamic", "factor": 0.5}}}, "a factor of at least 1, got 0.5"),
+        (
+            {"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}},
+            "partial_rotary_factor: expected 1, got 0.5",
+        ),
         ({"vision_config": {"image_size": [224, 224]}}, "image_size"),
         ({"vision_feature_select_strategy": "cls"}, "vision_feature_select_strategy"),
         ({"image_token_index": "a"}, "image_token_index"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import operator
 import os
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from videollava_jax.config_json import read_usual
 
 Variant = Literal["hf", "original"]
 SelectStrategy = Literal["default", "full"]
+RopeKind = Literal["linear", "dynamic"]
 
 ACTIVATION_NAMES = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "silu")
 
@@ -111,6 +113,28 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """The way in which the rotary embedding is stretched beyond the positions of the decoder's training.
+
+    Attributes:
+        kind: "linear" divides every position by `factor`; "dynamic" (NTK) raises the base of the frequencies, once a
+            sequence is longer than `max_position_embeddings`.
+        factor: at least 1.
+
+    Source: transformers' `_compute_linear_scaling_rope_parameters` and `_compute_dynamic_ntk_parameters`.
+    """
+
+    kind: RopeKind
+    factor: float
+
+    def __post_init__(self) -> None:
+        _require_choice("rope_scaling", self.kind, get_args(RopeKind))
+        if type(self.factor) not in (int, float) or not 1 <= self.factor < math.inf:
+            raise ValueError(f"rope_scaling: expected a factor of at least 1, got {self.factor!r}")
+        object.__setattr__(self, "factor", float(self.factor))
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """A Llama decoder, as transformers' `LlamaConfig` describes it. Defaults: Vicuna-7B-v1.5."""
 
@@ -125,6 +149,7 @@ class TextConfig:
     max_position_embeddings: int = 4096
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
     bos_token_id: int | None = 1
@@ -135,7 +160,40 @@ class TextConfig:
         _require_divisible("text_config", "num_attention_heads", self.num_attention_heads, self.num_key_value_heads)
         if self.head_dim % 2:
             raise ValueError(f"text_config: rotary embedding needs an even head_dim, got {self.head_dim}")
+        if self.is_dynamic and self.head_dim < 4:
+            raise ValueError(f"text_config: dynamic rope_scaling needs a head_dim of at least 4, got {self.head_dim}")
         _require_choice("text_config.hidden_act", self.hidden_act, ACTIVATION_NAMES)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the rotary embedding of a token depends on how many tokens it is computed together with."""
+        return self.rope_scaling is not None and self.rope_scaling.kind == "dynamic"
+
+    @property
+    def max_positions(self) -> int:
+        """Positions of a prompt and its answer: `max_position_embeddings`, times the factor of `rope_scaling`."""
+        factor = 1.0 if self.rope_scaling is None else self.rope_scaling.factor
+        return int(self.max_position_embeddings * factor)
+
+    @property
+    def max_positions_in_parts(self) -> int:
+        """The same where a prompt is computed in parts, after a prefix or a conversation that is kept.
+
+        Dynamic scaling rotates the keys of each part for the length so far, and keys that are kept are not rotated
+        again (transformers does not, either): beyond `max_position_embeddings` the answer would depend on the parts.
+        """
+        return self.max_position_embeddings if self.is_dynamic else self.max_positions
+
+    @property
+    def why_in_parts(self) -> str:
+        """The end of a message about `max_positions_in_parts`: why there are no more."""
+        if not self.is_dynamic:
+            return ""
+        return (
+            f"; the rope_scaling of this model is dynamic: {self.max_positions} positions are there for prompts that "
+            "are computed whole (`generate`), but beyond max_position_embeddings keys that are kept would need another "
+            "rotation with every token"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +299,13 @@ class ModelConfig:
         vision, text = values.pop("vision_config"), values.pop("text_config")
         return cls(
             vision_config=VisionConfig(**vision),
-            text_config=TextConfig(**text | {"eos_token_id": _hashable(text["eos_token_id"])}),
+            text_config=TextConfig(
+                **text
+                | {
+                    "eos_token_id": _hashable(text["eos_token_id"]),
+                    "rope_scaling": read_rope_scaling(text["rope_scaling"]),
+                }
+            ),
             image_token_id=values.pop("image_token_index"),
             video_token_id=values.pop("video_token_index"),
             vision_feature_layer=_hashable(values.pop("vision_feature_layer")),
@@ -254,8 +318,10 @@ class ModelConfig:
         An `original` model adds its `variant` and `temporal_frames`, which transformers does not know.
         """
         text = dataclasses.asdict(self.text_config)
-        theta = text.pop("rope_theta")
+        theta, scaling = text.pop("rope_theta"), text.pop("rope_scaling")
         text["rope_parameters"] = {"rope_theta": theta, "rope_type": "default"}
+        if scaling is not None:
+            text["rope_parameters"] |= {"rope_type": scaling["kind"], "factor": scaling["factor"]}
         text["eos_token_id"] = _as_json(self.text_config.eos_token_id)
         raw = {
             "architectures": ["VideoLlavaForConditionalGeneration"],
@@ -308,6 +374,9 @@ def _read_by_transformers(source: Mapping[str, Any] | Any) -> dict[str, Any]:
     else:
         raw = dict(source)
         own = {key: raw.pop(key) for key in _OWN_KEYS if key in raw}
+        if isinstance(raw.get("text_config"), Mapping):  # transformers' own errors about it are KeyErrors and warnings
+            for key in ("rope_parameters", "rope_scaling"):
+                read_rope_scaling(raw["text_config"].get(key))
         try:
             hf = HFVideoLlavaConfig.from_dict(raw)
         except StrictDataclassError as error:
@@ -317,14 +386,13 @@ def _read_by_transformers(source: Mapping[str, Any] | Any) -> dict[str, Any]:
         if part.model_type != expected:
             raise ValueError(f"expected a {expected} inside the configuration, got {part.model_type}")
     rope = dict(text.rope_parameters or {})
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"rope_type {rope['rope_type']!r} is not supported: expected 'default'")
-    named = [f.name for f in dataclasses.fields(TextConfig) if f.name != "rope_theta"]
+    named = [f.name for f in dataclasses.fields(TextConfig) if not f.name.startswith("rope_")]
     return {
         "vision_config": {f.name: getattr(vision, f.name) for f in dataclasses.fields(VisionConfig)},
         "text_config": {
             **{name: getattr(text, name) for name in named},
             "rope_theta": float(rope.get("rope_theta", 10000.0)),
+            "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope,
         },
         "image_token_index": hf.image_token_index,
         "video_token_index": hf.video_token_index,
@@ -335,6 +403,24 @@ def _read_by_transformers(source: Mapping[str, Any] | Any) -> dict[str, Any]:
         "tie_word_embeddings": bool(hf.tie_word_embeddings),
         **own,
     }
+
+
+def read_rope_scaling(rope: Mapping[str, Any] | None) -> RopeScaling | None:
+    """Reads `rope_parameters`, or `rope_scaling` of older files; None for the plain rotary embedding.
+
+    Raises:
+        ValueError: a kind of scaling that this model does not have, or no factor.
+    """
+    if rope is not None and not isinstance(rope, Mapping):
+        raise ValueError(f"rope_scaling: expected an object or null, got {rope!r}")
+    kind = "default" if not rope else rope.get("rope_type", rope.get("type", "default"))
+    if not rope or kind == "default":
+        return None
+    if kind not in get_args(RopeKind):
+        raise ValueError(f"rope_type {kind!r} is not supported: expected 'default', 'linear' or 'dynamic'")
+    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise ValueError(f"partial_rotary_factor: expected 1, got {rope['partial_rotary_factor']!r}")
+    return RopeScaling(kind=kind, factor=rope.get("factor"))  # type: ignore[arg-type]  # refused there
 
 
 def _read_json(path: Path) -> dict[str, Any]:

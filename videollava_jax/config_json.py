@@ -83,8 +83,8 @@ def read_usual(raw: Mapping[str, Any], own_keys: tuple[str, ...]) -> dict[str, A
 
     Returns:
         The values by transformers' keys, with dictionaries under `vision_config` and `text_config`; the rotary
-        embedding is `rope_theta` in the latter. None for JSON with another key, or a value of another type: let
-        transformers read it, or say what is wrong with it.
+        embedding is `rope_theta` and `rope_scaling` in the latter. None for JSON with another key, or a value of
+        another type: let transformers read it, or say what is wrong with it.
     """
     model = _part(raw, "video_llava", _MODEL, (*own_keys, "vision_config", "text_config"))
     vision = _part(raw.get("vision_config"), "clip_vision_model", _VISION, ("vocab_size",))
@@ -133,22 +133,27 @@ def _has_type(key: str, value: Any, default: Any) -> bool:
 def _text(raw: Any) -> dict[str, Any] | None:
     rotary = ("rope_theta", "rope_scaling", "rope_parameters")
     text = _part(raw, "llama", _TEXT, rotary)
-    theta = None if text is None else _rope_theta(raw)
-    return None if text is None or theta is None else {**text, "rope_theta": theta}
+    rope = None if text is None else _rope(raw)
+    return None if text is None or rope is None else {**text, **rope}
 
 
-def _rope_theta(text: Mapping[str, Any]) -> float | None:
-    """The base of the plain rotary embedding; None for another kind, or another way to say it."""
+def _rope(text: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The rotary embedding, plain or scaled; None for another kind, or another way to say it."""
     if text.get("rope_scaling") is not None:
         return None
-    parameters = text.get("rope_parameters")
+    parameters, scaling = text.get("rope_parameters"), None
     if parameters is None:
         theta = text.get("rope_theta", _ROPE_THETA)
-    elif "rope_theta" not in text and isinstance(parameters, Mapping) and len(parameters) == 2:
-        theta = parameters.get("rope_theta") if parameters.get("rope_type") == "default" else None
-    else:
+    elif "rope_theta" in text or not isinstance(parameters, Mapping):
         return None
-    return theta if type(theta) is float else None
+    else:
+        theta = parameters.get("rope_theta")
+        kind, factor = parameters.get("rope_type"), parameters.get("factor")
+        if kind in ("linear", "dynamic") and len(parameters) == 3 and type(factor) is float:
+            scaling = dict(parameters)
+        elif kind != "default" or len(parameters) != 2:
+            return None
+    return {"rope_theta": theta, "rope_scaling": scaling} if type(theta) is float else None
 
 
 def _heads_fit(part: Mapping[str, Any]) -> bool:

@@ -132,7 +132,7 @@ class Engine:
 
     @property
     def _positions(self) -> int:
-        return self.model.model_config.text_config.max_position_embeddings
+        return self.model.model_config.text_config.max_positions_in_parts
 
     def _preparer(self, longest_question: int) -> Preparer:
         options = self.options

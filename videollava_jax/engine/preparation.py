@@ -149,7 +149,7 @@ class Preparer:
           decoding: options of all requests, under the names of `generate`.
         """
         self._processor, self._config, self._defaults, self._longest = processor, config, defaults, longest
-        self._positions = config.text_config.max_position_embeddings
+        self._positions, self._why = config.text_config.max_positions_in_parts, config.text_config.why_in_parts
         self._decoding = decoding
         self._read_medium = reader or processor.read_medium
         self._digests = Digests()
@@ -224,7 +224,7 @@ class Preparer:
             else (known_frames(medium.source, frame_sampling) or 0) * frame
             for medium in segments.media
         )
-        require_room(segments.text_length + media, answer, self._positions)
+        require_room(segments.text_length + media, answer, self._positions, self._why)
 
     def _segments(self, request: Request, answer: int) -> Segments:
         if (request.prompt is None) == (request.conversation is None):

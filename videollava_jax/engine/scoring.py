@@ -59,7 +59,7 @@ class _Scorer:
         prefix = self._prefix_of(question)
         rows = [np.concatenate([question.ids, choice]) for choice in question.choices]
         longest = max(len(row) for row in rows)
-        positions = self._model.model_config.text_config.max_position_embeddings
+        positions = self._model.model_config.text_config.max_positions_in_parts
         if self._length + longest > positions:
             raise ValueError(
                 f"a prompt and a choice of {self._length + longest} tokens do not fit the model's {positions} positions"

@@ -152,7 +152,8 @@ class Chat:
         else:
             try:
                 ids = self._ids(messages, decoding.max_new_tokens)
-                require_room(len(ids), decoding.max_new_tokens, model.model_config.text_config.max_position_embeddings)
+                room = model.model_config.text_config
+                require_room(len(ids), decoding.max_new_tokens, room.max_positions_in_parts, room.why_in_parts)
             except ValueError:
                 self._held = held
                 raise

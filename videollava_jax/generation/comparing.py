@@ -67,7 +67,7 @@ def fixed_inputs(config: ModelConfig) -> dict[str, npt.NDArray[np.generic]]:
         return [int(token) for token in rng.integers(min(3, words - 1), words, TEXT_TOKENS)]
 
     image = [config.image_token_id] * config.tokens_per_image
-    left = config.text_config.max_position_embeddings - 3 * TEXT_TOKENS - len(image)
+    left = config.text_config.max_positions - 3 * TEXT_TOKENS - len(image)
     if left < frames * config.tokens_per_frame:
         image = []  # a small model has no positions for both
     clip = [config.video_token_id] * (frames * config.tokens_per_frame)

@@ -66,8 +66,11 @@ def generate(
     options, search = chosen.every, chosen.search
     copies = _copies(chosen, streamed=streamer is not None or on_tokens is not None)
     require_tokenizer(options, tokenizer)
-    positions = model.model_config.text_config.max_position_embeddings
-    require_room(int(mask.sum(axis=1).max()), options.max_new_tokens, positions)
+    text = model.model_config.text_config
+    # Guesses are checked several at a time.
+    guesses = bool(search.prompt_lookup_num_tokens)
+    positions, why = (text.max_positions_in_parts, text.why_in_parts) if guesses else (text.max_positions, "")
+    require_room(int(mask.sum(axis=1).max()), options.max_new_tokens, positions, why)
     keys = row_keys(options.seed if seeds is None else seeds, B, copies)
     rows = [ids[row][mask[row]] for row in range(B) for _ in range(copies)]
     repeated = np.repeat(ids, copies, axis=0).astype(np.int64)

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from videollava_jax.config import TextConfig
 from videollava_jax.model.attention import Implementation, KeysValues, attention, merged, partial_attention
 from videollava_jax.model.cache import Cache, PrefixCache, TailCache, written
-from videollava_jax.model.layers import ACTIVATIONS, Embedding, Linear, Quantization, RMSNorm, rotary
+from videollava_jax.model.layers import ACTIVATIONS, Embedding, Linear, Quantization, RMSNorm, RotaryScaling, rotary
 from videollava_jax.model.sharding import like, spec_of
 from videollava_jax.model.stack import run_layers
 
@@ -64,7 +64,7 @@ class LlamaAttention(nnx.Module):
         self.v_proj = Linear(D, K * H, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
         self.o_proj = Linear(N * H, D, bias=bias, dtype=dtype, rngs=rngs, quantization=quantization)
         self.num_heads, self.num_kv_heads, self.head_dim = N, K, H
-        self.rope_theta = config.rope_theta
+        self.rope_theta, self.rope_scaling = config.rope_theta, _rotary_scaling(config)
 
     def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, context: Context) -> tuple[jax.Array, KeysValues]:
         """Attends, and returns [B, T, D] with the row's own keys and values: past and new ones."""
@@ -72,8 +72,8 @@ class LlamaAttention(nnx.Module):
         q_BTNH = self.q_proj(x_BTD).reshape(B, T, self.num_heads, self.head_dim)
         k_BTKH = self.k_proj(x_BTD).reshape(B, T, self.num_kv_heads, self.head_dim)
         v_BTKH = self.v_proj(x_BTD).reshape(B, T, self.num_kv_heads, self.head_dim)
-        q_BTNH = rotary(q_BTNH, positions_BT, theta=self.rope_theta)
-        k_BTKH = rotary(k_BTKH, positions_BT, theta=self.rope_theta)
+        q_BTNH = rotary(q_BTNH, positions_BT, theta=self.rope_theta, scaling=self.rope_scaling)
+        k_BTKH = rotary(k_BTKH, positions_BT, theta=self.rope_theta, scaling=self.rope_scaling)
         new = KeysValues(k_BTKH, v_BTKH)
         own = new if context.past is None else written(context.past, new, context.write_at)
         offset = context.write_at if context.causal else None
@@ -145,6 +145,7 @@ class Llama(nnx.Module):
             ]
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        self.whole_rows = config.max_position_embeddings if config.is_dynamic else None
 
     def __call__(self, x_BTD: jax.Array, token_mask_BT: jax.Array) -> jax.Array:
         """Returns hidden states [B, T, D] of whole sequences; `token_mask_BT` is False on padding."""
@@ -205,7 +206,17 @@ class Llama(nnx.Module):
         Args:
           positions_BT: int32, of each token in its sequence.
           segments_BT: int32, the sequence of each token; tokens see those of their own.
+
+        Raises:
+          ValueError: rows beyond `max_position_embeddings` with dynamic rope_scaling, whose frequencies would depend
+            on what else is in the row.
         """
+        if self.whole_rows is not None and x_BTD.shape[1] > self.whole_rows:
+            raise ValueError(
+                f"rows of {x_BTD.shape[1]} tokens: a decoder with dynamic rope_scaling is trained on rows of at most "
+                f"max_position_embeddings, {self.whole_rows}: beyond it, the rotation of a sample would depend on the "
+                "others in its row: lower data.row_tokens"
+            )
         context = Context(segments_BT=segments_BT)
 
         def step(layer: LlamaLayer, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -223,6 +234,12 @@ class Llama(nnx.Module):
 
         x_BTD, kept = run_layers(self.layers, step, x_BTD, each=contexts)
         return self.norm(x_BTD), tuple(kept)
+
+
+def _rotary_scaling(config: TextConfig) -> RotaryScaling | None:
+    if config.rope_scaling is None:
+        return None
+    return RotaryScaling(config.rope_scaling.kind, config.rope_scaling.factor, config.max_position_embeddings)
 
 
 def positions_of(token_mask_BT: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ activations and rotary embedding run in float32 inside.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from videollava_jax.config import RopeKind
 from videollava_jax.model.sharding import like, reduced_over, resharded, spec_of
 
 
@@ -176,18 +178,40 @@ def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.rint(x32 / jnp.where(scale > 0, scale, 1)[..., None]).astype(jnp.int8), scale
 
 
-def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, *, theta: float) -> jax.Array:
+@dataclass(frozen=True)
+class RotaryScaling:
+    """The stretching of a rotary embedding (`config.RopeScaling`), with the positions of the decoder's training."""
+
+    kind: RopeKind
+    factor: float
+    trained_positions: int
+
+
+def rotary(
+    x_BTNH: jax.Array, positions_BT: jax.Array, *, theta: float, scaling: RotaryScaling | None = None
+) -> jax.Array:
     """Rotates queries or keys by their positions, halves paired as Llama pairs them (`rotate_half`).
 
     Args:
       x_BTNH: queries or keys, any float dtype; rotated in float32, returned in the input's dtype.
       positions_BT: int32, the position of each token in its sequence.
       theta: the base of the frequencies, 10000 for Vicuna.
+      scaling: "dynamic" takes the length of each row from its largest position here: a row's tokens have the
+        frequencies that transformers gives them in a batch of this row alone, whatever was computed before.
 
-    Source: transformers' `LlamaRotaryEmbedding` and `apply_rotary_pos_emb`; Su et al. 2021, equation 34.
+    Source: transformers' `LlamaRotaryEmbedding`, `dynamic_frequency_update` and `apply_rotary_pos_emb`; Su et al. 2021,
+    equation 34.
     """
     head_dim = x_BTNH.shape[-1]
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    exponents = -jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    frequencies = theta**exponents
+    if scaling is not None and scaling.kind == "linear":
+        frequencies = frequencies / scaling.factor
+    elif scaling is not None:
+        lengths_B = jnp.maximum(positions_BT.max(axis=1) + 1, scaling.trained_positions).astype(jnp.float32)
+        stretched_B = scaling.factor * lengths_B / scaling.trained_positions - (scaling.factor - 1)
+        bases_B = theta * stretched_B ** (head_dim / (head_dim - 2))
+        frequencies = bases_B[:, None, None, None] ** exponents
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)

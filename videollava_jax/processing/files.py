@@ -42,7 +42,7 @@ def model_facts(config: dict[str, Any]) -> ModelFacts:
         return ModelFacts(
             patch_size=model.vision_config.patch_size,
             strategy=model.vision_feature_select_strategy,
-            max_positions=model.text_config.max_position_embeddings,
+            max_positions=model.text_config.max_positions,
             frame_window=model.frame_window,
             template="hf" if model.variant == "hf" else "vicuna_v1",
             preprocessing=_square(side),

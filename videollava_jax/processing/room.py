@@ -21,11 +21,15 @@ def room_for_prompt(positions: int, max_new_tokens: int) -> int:
     return positions - max_new_tokens
 
 
-def require_room(prompt: int, max_new_tokens: int, positions: int) -> None:
-    """Raises a ValueError where a prompt and its answer, both in tokens, do not fit the model's positions."""
+def require_room(prompt: int, max_new_tokens: int, positions: int, why: str = "") -> None:
+    """Raises a ValueError where a prompt and its answer, both in tokens, do not fit the model's positions.
+
+    Args:
+        why: added to the message: the reason for which the model has no more positions here.
+    """
     if prompt > (room := room_for_prompt(positions, max_new_tokens)):
         raise ValueError(
             f"a prompt of {prompt} tokens and an answer of up to {max_new_tokens} do not fit the model's {positions} "
             f"positions: expected a prompt of at most {room} tokens. Shorten it, take fewer frames or pool them "
-            "(video_pooling), or lower max_new_tokens"
+            f"(video_pooling), or lower max_new_tokens{why}"
         )
