@@ -6,15 +6,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.faults.commands import MARK, await_no_process, marked_processes
 from videollava_jax.assets import MEDIA
-from videollava_jax.batch.media import worker
+from videollava_jax.batch.media import isolation, worker
 from videollava_jax.batch.media.isolation import IsolatedReader, WorkerError, WorkerLimits
-from videollava_jax.media import Linspace, Uniform
+from videollava_jax.media import FloatPreprocessor, Linspace, MediaLimits, Uniform, read_image
 from videollava_jax.processing.segments import Media
 
 CLIP, IMAGE = Media("video", str(MEDIA / "rising-triangle.mp4")), Media("image", str(MEDIA / "three-triangles.png"))
@@ -220,6 +221,23 @@ os._exit(0)
     finally:
         reader.close()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_float_pixels_come_as_they_are_and_are_checked():
+    preprocess = FloatPreprocessor(size=4, crop_size=4)
+    reader = IsolatedReader(SimpleNamespace(preprocessors={"image": preprocess}))
+    try:
+        got = reader(IMAGE, None)
+        expected = preprocess(read_image(IMAGE.source)[None])
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == np.float32
+    finally:
+        reader.close()
+    task = worker.Task("image", "i.png", None, preprocess, MediaLimits(), 1.0)
+    for wrong in (np.nan, np.inf, -2000.0):
+        pixels = np.full((1, 4, 4, 3), wrong, np.float32)
+        with pytest.raises(isolation._WorkerLost, match="its worker sent garbage"):
+            isolation._checked({"shape": [1, 4, 4, 3]}, memoryview(pixels.tobytes()), task)
 
 
 def test_a_worker_is_confined(tiny_processor, faulty, monkeypatch):

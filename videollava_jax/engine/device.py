@@ -194,8 +194,10 @@ class Device:
           example: any question.
         """
         shape, side = self._filled().shape, self._model.model_config.vision_config.image_size
-        frames = tuple(
-            np.zeros((count, side, side, 3), np.uint8) for count in (1, max(1, self._model.model_config.frame_window))
+        preprocessors = self._processor.preprocessors
+        frames = (
+            np.zeros((1, side, side, 3), preprocessors["image"].dtype),
+            np.zeros((max(1, self._model.model_config.frame_window), side, side, 3), preprocessors["video"].dtype),
         )
         read = ReadPrefix(np.ones(1, np.int32), ("image", "video"), frames, self._processor.video_pooling)
         self.prefill(0, [read] * shape.shards)

@@ -127,7 +127,7 @@ def encode(
     Args:
       kinds: "image" or "video", for each medium of a prefix in order.
       pooling: `video_pooling` of the videos.
-      pixels: for each medium uint8 [W, F, S, S, 3], RGB, 0-255; F is 1 for an image.
+      pixels: for each medium [W, F, S, S, 3], uint8 or float32, RGB, 0-255; F is 1 for an image.
       mean, std: for each medium float32 [3], on the scale 0-1.
     """
     model: VideoLlava = nnx.merge(graph, state)

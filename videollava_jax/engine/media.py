@@ -1,4 +1,4 @@
-"""The media of prefixes encoded on the device: uint8 pixels in, features out."""
+"""The media of prefixes encoded on the device: pixels in, features out."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ from videollava_jax.processing.room import require_room, room_for_prompt
 from videollava_jax.processing.segments import Media, MediaKind, Segments, TextIds
 
 Ids = npt.NDArray[np.int32]
-Reader = Callable[[Media, Any], npt.NDArray[np.uint8]]
-"""Reads a medium, whose frames are sampled as the second argument says, as uint8 [F, S, S, 3]. Runs in threads."""
+Reader = Callable[[Media, Any], npt.NDArray[Any]]
+"""Reads a medium, whose frames are sampled as the second argument says, as [F, S, S, 3], 0-255. Runs in threads."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ class ReadPrefix:
     Attributes:
       ids: int32 [T], with a medium's token repeated for each of its features.
       kinds: "image" or "video", of each medium.
-      pixels: uint8 [F, S, S, 3] of each medium, RGB, 0-255.
+      pixels: [F, S, S, 3] of each medium, RGB, 0-255; uint8, or float32 of a `FloatPreprocessor`.
       pooling: `video_pooling` of its videos.
     """
 
     ids: Ids
     kinds: tuple[MediaKind, ...]
-    pixels: tuple[npt.NDArray[np.uint8], ...]
+    pixels: tuple[npt.NDArray[Any], ...]
     pooling: int = 1
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,64 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Of frames more than this many times as long as they are short only the part that the crop keeps is resized: the whole
 # of 1 by 10,000 pixels would take 1.5 GB.
 _LONG = 100
+PIL_FILTERS = {"bilinear": 2, "bicubic": 3}
+"""The numbers of PIL's filters, which `preprocessor_config.json` has."""
+_STRIP = 2**22
+"""Pixels that are padded at a time, about."""
+
+
+class Preprocessor(Protocol):
+    """Turns decoded frames into the squares that the towers take: `FramePreprocessor` or `FloatPreprocessor`.
+
+    Attributes:
+      crop_size: the side of the square, pixels.
+      mean, std: of each channel, on the scale 0-1.
+      dtype: of the pixels, which are on the scale 0-255 either way.
+    """
+
+    @property
+    def crop_size(self) -> int: ...  # noqa: D102
+    @property
+    def mean(self) -> tuple[float, float, float]: ...  # noqa: D102
+    @property
+    def std(self) -> tuple[float, float, float]: ...  # noqa: D102
+    @property
+    def dtype(self) -> np.dtype[Any]: ...  # noqa: D102
+
+    def __call__(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """Resizes and crops frames, uint8 [F, H, W, 3], RGB, 0-255, to [F, crop, crop, 3] of `dtype`."""
+
+    def normalize(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Scales to 0-1, subtracts the mean and divides by the standard deviation: float32 [..., 3]."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The `preprocessor_config.json` that transformers reads."""
+
+
+def background(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Returns the mean colour on the scale 0-255, rounded down, with which the authors pad images to a square."""
+    red, green, blue = (int(channel * 255) for channel in mean)
+    return red, green, blue
+
+
+def preprocessor_json(
+    size: int, resample: int, crop_size: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, Any]:
+    """Returns the `preprocessor_config.json` that transformers reads."""
+    return {
+        "image_processor_type": "VideoLlavaImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": resample,
+        "do_center_crop": True,
+        "crop_size": {"height": crop_size, "width": crop_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "do_convert_rgb": True,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +87,21 @@ class FramePreprocessor:
       size: the short edge after resizing, pixels.
       crop_size: the side of the square, pixels.
       resample: a PIL filter; 3 is bicubic.
+      pad_to_square: whether a frame is padded to a square of its long edge first, with the mean colour.
       mean, std: of each channel, on the scale 0-1.
     """
 
     size: int = 224
     crop_size: int = 224
     resample: int = 3
+    pad_to_square: bool = False
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the pixels: uint8."""
+        return np.dtype(np.uint8)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> FramePreprocessor:
@@ -74,26 +139,31 @@ class FramePreprocessor:
 
     def to_json(self) -> dict[str, Any]:
         """The `preprocessor_config.json` that transformers reads; `from_json` reads it back equal."""
-        return {
-            "image_processor_type": "VideoLlavaImageProcessor",
-            "do_resize": True,
-            "size": {"shortest_edge": self.size},
-            "resample": self.resample,
-            "do_center_crop": True,
-            "crop_size": {"height": self.crop_size, "width": self.crop_size},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-            "do_convert_rgb": True,
-        }
+        return preprocessor_json(self.size, self.resample, self.crop_size, self.mean, self.std)
 
     def __call__(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Resizes and crops frames, uint8 [F, H, W, 3], RGB, 0-255, to uint8 [F, crop, crop, 3]."""
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise ValueError(f"expected frames uint8 [F, H, W, 3], got {frames.dtype} {list(frames.shape)}")
-        return np.stack([self._square(frame) for frame in frames])
+        return np.stack([self._padded(frame) if self.pad_to_square else self._square(frame) for frame in frames])
+
+    def _padded(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Crops a frame that is padded to a square of its long edge. A strip of the square is held at a time.
+
+        PIL resizes rows and then columns, with uint8 between: both in two calls is both in one.
+        """
+        height, width = frame.shape[:2]
+        side = max(height, width)
+        colour = np.array(background(self.mean), np.uint8)
+        strips = []
+        for first in range(0, height, max(1, _STRIP // side)):
+            rows = frame[first : first + max(1, _STRIP // side)]
+            wide = np.tile(colour, (len(rows), side, 1))
+            wide[:, (side - width) // 2 :][:, :width] = rows
+            strips.append(np.asarray(Image.fromarray(wide).resize((self.size, len(rows)), self.resample)))
+        tall = np.tile(colour, (side, self.size, 1))
+        tall[(side - height) // 2 :][:height] = np.concatenate(strips)
+        return self._square(np.asarray(Image.fromarray(tall).resize((self.size, self.size), self.resample)))
 
     def _square(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         height, width = frame.shape[:2]

@@ -16,10 +16,10 @@ def normalised(pixels: jax.Array, mean: Statistic, std: Statistic, dtype: DTypeL
     """Scales pixels to 0-1, subtracts the mean and divides by the standard deviation, in float32.
 
     Images and videos may have different statistics: a caller takes those of the medium's own preprocessor. The host
-    does the same in `media.preprocess.FramePreprocessor.normalize`, equal up to float32 rounding.
+    does the same in the `normalize` of a `media.Preprocessor`, equal up to float32 rounding.
 
     Args:
-      pixels: uint8 [..., 3], RGB, 0-255.
+      pixels: [..., 3], RGB, 0-255: uint8, or floats that are not rounded.
       mean, std: three numbers each, on the scale 0-1.
       dtype: of the result.
     """

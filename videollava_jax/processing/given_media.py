@@ -12,10 +12,10 @@ import numpy.typing as npt
 from videollava_jax.media import (
     Cause,
     FrameFiles,
-    FramePreprocessor,
     Indices,
     MediaError,
     MediaLimits,
+    Preprocessor,
     read_image,
     read_video,
 )
@@ -23,6 +23,8 @@ from videollava_jax.media.image import check_pixels, rgb_pixels
 from videollava_jax.processing.segments import MEDIA_TOKENS, Media, MediaKind, Segments
 
 UInt8 = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]
+"""uint8 or float32 on the scale 0-255, as the preprocessor gives them."""
 
 MEDIA_FORMS: dict[MediaKind, str] = {
     "image": "a path, a PIL image or a uint8 array [H, W, 3]",
@@ -187,15 +189,15 @@ def _is_paths(medium: Media) -> bool:
 # ── pixels ──
 
 
-def image_pixels(source: Any, preprocess: FramePreprocessor, limits: MediaLimits) -> UInt8:
-    """Reads an image, resized and cropped: uint8 [S, S, 3], RGB, 0-255."""
+def image_pixels(source: Any, preprocess: Preprocessor, limits: MediaLimits) -> Pixels:
+    """Reads an image, resized and cropped: [S, S, 3] of the preprocessor's dtype, RGB, 0-255."""
     if isinstance(source, (str, os.PathLike)):
         source = read_image(source, limits=limits)
-    pixels: UInt8 = _resized(_frame(source, "image", limits)[None], preprocess, "image")[0]
+    pixels: Pixels = _resized(_frame(source, "image", limits)[None], preprocess, "image")[0]
     return pixels
 
 
-def _resized(frames: UInt8, preprocess: FramePreprocessor, name: str) -> UInt8:
+def _resized(frames: UInt8, preprocess: Preprocessor, name: str) -> Pixels:
     try:
         return preprocess(frames)
     except MemoryError:
@@ -204,8 +206,11 @@ def _resized(frames: UInt8, preprocess: FramePreprocessor, name: str) -> UInt8:
         raise MediaError(name, Cause.TOO_LARGE, message) from None
 
 
-def video_pixels(source: Any, preprocess: FramePreprocessor, frame_sampling: Any, limits: MediaLimits) -> UInt8:
-    """Reads a video, resized and cropped: uint8 [F, S, S, 3], RGB, 0-255. Frames are sampled if it is a file."""
+def video_pixels(source: Any, preprocess: Preprocessor, frame_sampling: Any, limits: MediaLimits) -> Pixels:
+    """Reads a video, resized and cropped: [F, S, S, 3] of the preprocessor's dtype, RGB, 0-255.
+
+    Frames are sampled if it is a file.
+    """
     if is_read_from_files(source):
         source = read_video(source, frame_sampling=frame_sampling, limits=limits)
     source = getattr(source, "frames", source)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.config import SelectStrategy, checked_pooling, require_whole_windows
-from videollava_jax.media import FramePreprocessor, MediaLimits, Uniform
+from videollava_jax.media import FramePreprocessor, MediaLimits, Preprocessor, Uniform
 from videollava_jax.processing.given_media import image_pixels, video_pixels
 from videollava_jax.processing.segments import Media, MediaKind
 
@@ -37,8 +37,8 @@ class MediaProcessor:
 
     def __init__(
         self,
-        image_processor: FramePreprocessor | None,
-        video_processor: FramePreprocessor | None,
+        image_processor: Preprocessor | None,
+        video_processor: Preprocessor | None,
         *,
         patch_size: int,
         vision_feature_select_strategy: SelectStrategy,
@@ -50,8 +50,8 @@ class MediaProcessor:
             raise ValueError(
                 f"vision_feature_select_strategy: expected 'default' or 'full', got {vision_feature_select_strategy!r}"
             )
-        image = FramePreprocessor() if image_processor is None else image_processor
-        self._preprocessors: dict[MediaKind, FramePreprocessor] = {
+        image: Preprocessor = FramePreprocessor() if image_processor is None else image_processor
+        self._preprocessors: dict[MediaKind, Preprocessor] = {
             "image": image,
             "video": image if video_processor is None else video_processor,
         }
@@ -62,7 +62,7 @@ class MediaProcessor:
         self.frame_window = frame_window
 
     @property
-    def preprocessors(self) -> Mapping[MediaKind, FramePreprocessor]:
+    def preprocessors(self) -> Mapping[MediaKind, Preprocessor]:
         """How media of each kind become pixels, "image" and "video"."""
         return self._preprocessors
 
@@ -85,7 +85,7 @@ class MediaProcessor:
         return (side // checked_pooling(video_pooling, side)) ** 2 + self.num_additional_image_tokens
 
     def medium_tokens(
-        self, media: Sequence[Media], pixels: Sequence[npt.NDArray[np.uint8]], video_pooling: int
+        self, media: Sequence[Media], pixels: Sequence[npt.NDArray[Any]], video_pooling: int
     ) -> list[int]:
         """Returns the decoder tokens of each medium.
 
@@ -112,11 +112,11 @@ class MediaProcessor:
 
     def read_medium(
         self, medium: Media, frame_sampling: Any = DEFAULT_FRAME_SAMPLING, limits: MediaLimits = DEFAULT_LIMITS
-    ) -> npt.NDArray[np.uint8]:
+    ) -> npt.NDArray[Any]:
         """Reads one medium, resized and cropped for the towers but not normalised.
 
         Returns:
-            uint8 [F, S, S, 3], RGB, 0-255; F is 1 for an image.
+            [F, S, S, 3], uint8 or the float32 of a `FloatPreprocessor`, RGB, 0-255; F is 1 for an image.
 
         Raises:
             ValueError: the file cannot be read, or the video tower does not take this number of frames.
@@ -134,9 +134,9 @@ class MediaProcessor:
             if count is not None:
                 require_whole_windows(f"video {i}", count, self.frame_window)
 
-    def _pixels(self, media: Sequence[Media], frame_sampling: Any, limits: MediaLimits) -> list[npt.NDArray[np.uint8]]:
+    def _pixels(self, media: Sequence[Media], frame_sampling: Any, limits: MediaLimits) -> list[npt.NDArray[Any]]:
         """Reads all media (see `read_medium`), each source once even if it is given twice."""
-        read: dict[tuple[str, str], npt.NDArray[np.uint8]] = {}
+        read: dict[tuple[str, str], npt.NDArray[Any]] = {}
         pixels = []
         for medium in media:
             is_file = isinstance(medium.source, (str, os.PathLike))
@@ -146,7 +146,7 @@ class MediaProcessor:
             pixels.append(read[key])
         return pixels
 
-    def _normalized(self, kind: MediaKind, pixels: Sequence[npt.NDArray[np.uint8]], *, as_arrays: bool) -> Any:
+    def _normalized(self, kind: MediaKind, pixels: Sequence[npt.NDArray[Any]], *, as_arrays: bool) -> Any:
         """Normalises media of one kind, channels first: float32 [N, 3, S, S] of images, [V, F, 3, S, S] of videos.
 
         Args:

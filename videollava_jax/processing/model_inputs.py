@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex
 
 from videollava_jax.config import poolings
-from videollava_jax.media import FramePreprocessor, MediaLimits
+from videollava_jax.media import MediaLimits, Preprocessor
 from videollava_jax.processing.given_media import known_frames, require_sources
 from videollava_jax.processing.layout import Budget, Padding, lay_out, pad
 from videollava_jax.processing.llama_tokenizer import LlamaTokenizer
@@ -55,8 +55,8 @@ class ModelInputs(MediaProcessor):
 
     def __init__(
         self,
-        image_processor: FramePreprocessor | None,
-        video_processor: FramePreprocessor | None,
+        image_processor: Preprocessor | None,
+        video_processor: Preprocessor | None,
         tokenizer: Any,
         *,
         template: str | PromptTemplate,

@@ -33,6 +33,8 @@ from videollava_jax.processing.segments import Media
 
 _FINAL_CAUSES = frozenset((Cause.NOT_FOUND, Cause.NOT_A_FILE))
 """Causes that do not depend on a worker's state, so a new worker need not try again."""
+_BRIGHTEST = 1024
+"""What no pixel on the scale 0-255 reaches; cubic interpolation goes a little below 0 and above 255."""
 START_SECONDS = 120
 """How long a worker's imports may take on a busy machine."""
 _LONGEST_LINE = 64 * 1024
@@ -110,8 +112,8 @@ class IsolatedReader:
         self.started = 0
         self.confined: bool | None = None
 
-    def __call__(self, medium: Media, frame_sampling: Any) -> npt.NDArray[np.uint8]:
-        """Reads a medium as uint8 [F, S, S, 3], RGB, 0-255.
+    def __call__(self, medium: Media, frame_sampling: Any) -> npt.NDArray[Any]:
+        """Reads a medium as [F, S, S, 3] of the preprocessor's dtype, RGB, 0-255.
 
         Raises:
           WorkerError: it cannot be read, or it crashed or hung its worker at every attempt.
@@ -127,7 +129,7 @@ class IsolatedReader:
             require_whole_windows(os.fspath(medium.source), len(pixels), processor.frame_window)
         return pixels
 
-    def _attempt(self, task: Task) -> npt.NDArray[np.uint8]:
+    def _attempt(self, task: Task) -> npt.NDArray[Any]:
         """Accepts pixels from any worker, but errors only from a new one.
 
         A hostile file may leave a worker with little memory or with stray threads, and must not make the next file
@@ -243,7 +245,7 @@ class _Worker:
         self.confined: bool | None = None
         self.used = False
 
-    def read(self, task: Task) -> npt.NDArray[np.uint8]:
+    def read(self, task: Task) -> npt.NDArray[Any]:
         """Returns the pixels of a task's medium.
 
         Raises:
@@ -260,7 +262,8 @@ class _Worker:
         except OSError:
             raise self._died() from None
         late = f"its worker was still reading after {task.seconds:g} s"
-        most = task.limits.max_frames_returned * 3 * task.preprocess.crop_size**2
+        preprocess = task.preprocess
+        most = task.limits.max_frames_returned * 3 * preprocess.crop_size**2 * preprocess.dtype.itemsize
         reply, pixels = self._receive(time.monotonic() + task.seconds, late, most)
         if "error" in reply:
             cause, message = reply.get("cause"), short_name(str(reply["error"]), plain=True)
@@ -319,14 +322,18 @@ class _Worker:
         self._process.stdout.close()
 
 
-def _checked(reply: dict[str, Any], pixels: memoryview, task: Task) -> npt.NDArray[np.uint8]:
+def _checked(reply: dict[str, Any], pixels: memoryview, task: Task) -> npt.NDArray[Any]:
     """Returns the pixels that a worker sent, if they have the expected shape."""
     shape, side = reply.get("shape"), task.preprocess.crop_size
     if not isinstance(shape, list) or len(shape) != 4 or any(type(length) is not int for length in shape):
         raise _garbage()
-    if shape[1:] != [side, side, 3] or not shape[0] > 0 or math.prod(shape) != len(pixels):
+    dtype = task.preprocess.dtype
+    if shape[1:] != [side, side, 3] or not shape[0] > 0 or math.prod(shape) * dtype.itemsize != len(pixels):
         raise _garbage()
-    return np.frombuffer(pixels, np.uint8).reshape(shape)
+    made = np.frombuffer(pixels, dtype).reshape(shape)
+    if made.dtype != np.uint8 and not (np.abs(made) < _BRIGHTEST).all():  # NaN among them
+        raise _garbage()
+    return made
 
 
 def _garbage() -> _WorkerLost:

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.batch.media.confinement import confine
 from videollava_jax.batch.media.spool import FrameFile, read_frames
-from videollava_jax.media import FramePreprocessor, MediaError, MediaLimits
+from videollava_jax.media import MediaError, MediaLimits, Preprocessor
 from videollava_jax.processing.given_media import image_pixels, video_pixels
 from videollava_jax.processing.segments import MediaKind
 
@@ -51,13 +50,13 @@ class Task:
     kind: MediaKind
     source: Any
     frame_sampling: Any
-    preprocess: FramePreprocessor
+    preprocess: Preprocessor
     limits: MediaLimits
     seconds: float
 
 
-def read_task(task: Task) -> npt.NDArray[np.uint8]:
-    """Reads the medium of a task as uint8 [F, S, S, 3], RGB, 0-255."""
+def read_task(task: Task) -> npt.NDArray[Any]:
+    """Reads the medium of a task as [F, S, S, 3] of the preprocessor's dtype, RGB, 0-255."""
     source = task.source
     if isinstance(source, FrameFile):
         source = read_frames(source.path, task.limits)

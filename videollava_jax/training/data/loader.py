@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.media import FramePreprocessor, MediaLimits
+from videollava_jax.media import MediaLimits, Preprocessor
 from videollava_jax.processing.given_media import image_pixels, video_pixels
 from videollava_jax.processing.media_processor import DEFAULT_LIMITS
 from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -48,9 +48,9 @@ class HostBatch:
             targets: int32 [R, T], the next id of the same sample where it is to be learnt, -100 elsewhere.
             media_index: int32 [R, T], the index of the feature vector at each position, -1 for text. A row's feature
                 vectors are those of image slot 0, of image slot 1, …, then those of video slot 0, ….
-            images: uint8 [R, images, S, S, 3], RGB, 0-255; or features from disk [R, images, tokens, width]. Empty
-                slots are zeros.
-            videos: uint8 [R, videos, F, S, S, 3]; or features [R, videos, tokens, width]. Empty slots are zeros.
+            images: [R, images, S, S, 3], uint8 or float32, RGB, 0-255; or features from disk [R, images, tokens,
+                width]. Empty slots are zeros.
+            videos: [R, videos, F, S, S, 3], likewise; or features [R, videos, tokens, width]. Empty slots are zeros.
             samples: int32 [R, K], the samples' numbers in the corpus, -1 for none.
             skipped: bool [R, K], samples with a medium that could not be read: their tokens are padding.
         bad: these samples with the reasons, in the order of the rows.
@@ -78,7 +78,7 @@ class PixelReader:
         limits: what a media file may cost to open.
     """
 
-    preprocess: Mapping[MediaKind, FramePreprocessor]
+    preprocess: Mapping[MediaKind, Preprocessor]
     tokens: MediaTokens
     limits: MediaLimits
 
@@ -88,12 +88,12 @@ class PixelReader:
         return cls(processor.preprocessors, tokens, limits)
 
     def empty(self, kind: MediaKind, *axes: int) -> npt.NDArray[Any]:
-        """Returns zeros uint8 [*axes, S, S, 3] for images, [*axes, F, S, S, 3] for videos."""
+        """Returns zeros [*axes, S, S, 3] for images, [*axes, F, S, S, 3] for videos, of the preprocessor's dtype."""
         S, frames = self.preprocess[kind].crop_size, () if kind == "image" else (self.tokens.frames,)
-        return np.zeros((*axes, *frames, S, S, 3), np.uint8)
+        return np.zeros((*axes, *frames, S, S, 3), self.preprocess[kind].dtype)
 
     def __call__(self, medium: Media) -> npt.NDArray[Any]:
-        """Returns uint8 [S, S, 3] of an image, [F, S, S, 3] of a video.
+        """Returns [S, S, 3] of an image, [F, S, S, 3] of a video, of the preprocessor's dtype, 0-255.
 
         Raises:
             ValueError: the medium cannot be read (`MediaError`), or has another number of frames.
@@ -153,7 +153,7 @@ class MediaBatches:
     read: PixelReader
 
     def __call__(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-        """Returns pixels uint8 [count, …], and bool [count]: whether each medium could be read."""
+        """Returns pixels [count, …], and bool [count]: whether each medium could be read."""
         pixels, found = self.read.empty(self.kind, self.count), np.zeros(self.count, np.bool_)
         for i, medium in enumerate(self.media[int(number) * self.count : (int(number) + 1) * self.count]):
             with suppress(ValueError, OSError):  # the loader reads it again, and reports what is wrong with it

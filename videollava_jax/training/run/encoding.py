@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from videollava_jax.config import ModelConfig
+from videollava_jax.media import Preprocessor
 from videollava_jax.processing.segments import Media, MediaKind
 from videollava_jax.training.data.corpus import Corpus
 from videollava_jax.training.data.features import FACTS, FeatureStore
@@ -79,7 +80,7 @@ def open_features(
         "variant": [config.variant, config.frame_window],
         "layers": config.feature_layers,
         "select_strategy": config.vision_feature_select_strategy,
-        "preprocessing": {kind: dataclasses.asdict(found) for kind, found in reader.preprocess.items()},
+        "preprocessing": {kind: _settings(found) for kind, found in reader.preprocess.items()},
         "frame_sampling": repr(reader.tokens.frame_sampling),
         "frames": frames,
         "dtype": dtype,
@@ -97,6 +98,11 @@ def open_features(
             f"{store.directory}: made by the first process, not seen by this one; expected one that all hosts share"
         )
     return store
+
+
+def _settings(preprocess: Preprocessor) -> dict[str, Any]:
+    """The fields of a preprocessor; without padding, which is rare, they are those of stores that are there already."""
+    return {name: value for name, value in vars(preprocess).items() if name != "pad_to_square" or value}
 
 
 @dataclass(frozen=True)

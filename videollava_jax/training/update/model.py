@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from videollava_jax.config import ModelConfig
-from videollava_jax.media.preprocess import FramePreprocessor
+from videollava_jax.media import Preprocessor
 from videollava_jax.model.layers import Embedding, Quantization, embedded
 from videollava_jax.model.pixels import normalised
 from videollava_jax.model.sharding import STACKED, Placement, like, resharded, shard_over_mesh, spec_of
@@ -51,9 +51,9 @@ class Batch:
     Attributes:
       input_ids, positions, segments, targets, media_index: int32 [R, T]. `media_index` counts through the feature
         vectors of the row: those of its image slots, one after the other, then those of its video slots.
-      images: uint8 [R, image slots, S, S, 3], RGB; the content of an empty slot is never read. Or precomputed features
-        of the images, `TrainingModel.encoded`: floats [R, image slots, tokens, width].
-      videos: uint8 [R, video slots, F, S, S, 3]; or features, floats [R, video slots, tokens, width].
+      images: [R, image slots, S, S, 3], RGB, 0-255, uint8 or float32; the content of an empty slot is never read. Or
+        precomputed features of the images, `TrainingModel.encoded`: floats [R, image slots, tokens, width].
+      videos: [R, video slots, F, S, S, 3]; or features, [R, video slots, tokens, width].
     """
 
     input_ids: jax.Array
@@ -85,7 +85,7 @@ class TrainingModel:
         self,
         config: ModelConfig,
         *,
-        preprocess: Mapping[MediaKind, FramePreprocessor],
+        preprocess: Mapping[MediaKind, Preprocessor],
         placement: Placement | None = None,
         dtype: DTypeLike = jnp.float32,
         lora: Lora | None = None,
@@ -142,7 +142,7 @@ class TrainingModel:
         """Computes the tower features that a `Batch` accepts instead of pixels: [n, tokens, width], in `dtype`.
 
         Args:
-          pixels: uint8 [n, S, S, 3] of images, [n, F, S, S, 3] of videos.
+          pixels: [n, S, S, 3] of images, [n, F, S, S, 3] of videos.
         """
         return by_row(self._selected(self._merged(parameters), kind, pixels[:, None]), pixels)
 
@@ -160,11 +160,11 @@ class TrainingModel:
     def _selected(self, model: VideoLlava, kind: MediaKind, slots: jax.Array) -> jax.Array:
         """Returns the projector's input for all frames of all slots: [frames, positions, width], over all devices."""
         rows = like(slots, *spec_of(slots)[:1])
-        if slots.dtype != jnp.uint8:
+        if slots.ndim == 4:
             positions = self.config.tokens_per_image if kind == "image" else self.config.tokens_per_frame
             return shard_over_mesh(slots.reshape(-1, positions, slots.shape[-1], out_sharding=rows))
         unit, S = self.config.frame_window if kind == "video" else 1, slots.shape[-2]
-        # Pixels move between devices as uint8, before they are normalised: floats are larger.
+        # Pixels move between devices before they are normalised: as uint8, most are smaller than floats.
         frames = shard_over_mesh(slots.reshape(-1, S, S, 3, out_sharding=rows), unit)
         statistics = self._preprocess[kind]
         return model.selected(kind, normalised(frames, statistics.mean, statistics.std, self.dtype))
