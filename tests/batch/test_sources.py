@@ -4,6 +4,8 @@ import base64
 import http.server
 import io
 import os
+import pickle
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -13,8 +15,10 @@ import pytest
 from PIL import Image
 
 from videollava_jax.batch.media.spool import FrameFile, Resolver, Spool, read_frames
-from videollava_jax.media import MediaError, MediaLimits
+from videollava_jax.engine.digests import content_digest, file_version
+from videollava_jax.media import MediaError, MediaLimits, read_image
 from videollava_jax.media.remote import Fetcher, is_public
+from videollava_jax.media.rooted import RootedFile
 from videollava_jax.media.urls import SourceError
 
 
@@ -56,7 +60,7 @@ def resolver(place, root=True, fetch=None, max_bytes=10_000):
 )  # fmt: skip
 def test_paths_within_the_root(place, name):
     resolve, _ = resolver(place)
-    assert resolve("image", name.format(place=place)) == str(place / "root" / "in" / "a.png")
+    assert os.fspath(resolve("image", name.format(place=place))) == str(place / "root" / "in" / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -73,15 +77,45 @@ def test_paths_that_leave_the_root(place, name):
     assert refused.value.cause == "forbidden_source"
 
 
+@pytest.mark.parametrize("swapped", ["in", "in/deep", "in/deep/a.png"])
+def test_a_path_that_becomes_a_link_is_not_followed(place, swapped):
+    """A directory on the way, or the file, becomes a link after the path was checked."""
+    deep = place / "root" / "in" / "deep"
+    deep.mkdir()
+    (deep / "a.png").write_bytes(png(1))
+    shutil.copytree(place / "root", place / "outside", symlinks=True, ignore=shutil.ignore_patterns("pipe"))
+    resolve, _ = resolver(place)
+    found = resolve("image", "in/deep/a.png")
+    assert read_image(found).max() == 1
+    assert content_digest(found) == content_digest(str(deep / "a.png"))
+    os.rename(place / "root" / swapped, place / "moved")
+    os.symlink(place / "outside" / swapped, place / "root" / swapped)
+    with pytest.raises(MediaError):
+        read_image(found)
+    for look in (content_digest, file_version):
+        with pytest.raises(OSError, match=r"symbolic links|Not a directory"):
+            look(found)
+    assert pickle.loads(pickle.dumps(found)) == found  # workers and replicas get it
+    with pytest.raises(SourceError, match="a link that leads out of --media-root"):
+        resolve("image", "in/deep/a.png")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/../b", "/a", "a//b", "a/"])
+def test_names_below_a_root(tmp_path, name):
+    with pytest.raises(ValueError, match="expected a path below a root"):
+        RootedFile(str(tmp_path), name).open()
+
+
 @pytest.mark.parametrize(
     ("name", "cause"),
-    [("none.mp4", "not_found"), ("in", "not_a_file"), ("pipe", "not_a_file"), ("in/a.png/b", "not_found"),
+    [(".", "not_a_file"), ("{place}/root", "not_a_file"),
+     ("none.mp4", "not_found"), ("in", "not_a_file"), ("pipe", "not_a_file"), ("in/a.png/b", "not_found"),
      ("x" * 5000, "unreadable")],
 )  # fmt: skip
 def test_what_is_no_file(place, name, cause):
     resolve, _ = resolver(place)
     with pytest.raises(MediaError) as refused:
-        resolve("image", name)
+        resolve("image", name.format(place=place))
     assert refused.value.cause == cause
     assert len(str(refused.value)) < 400
 

@@ -43,7 +43,7 @@ MOST_FILES = 100
 WORKER = b"videollava_jax.batch.media.worker"
 QUESTIONS = ("What shape is it?", "What colour is it?", "Where is it?", "How many shapes are there?")
 FAULTY = """
-import os, time
+import os, signal, time
 import videollava_jax.processing.given_media as inputs
 kept = []
 def faulty(read):
@@ -54,7 +54,7 @@ def faulty(read):
         while kind == "spins":
             pass
         if kind == "crashes":
-            os.kill(os.getpid(), 11)
+            signal.raise_signal(11)
         while kind == "eats":
             kept.append(b"x" * 2**23)
         if kind == "leaves":

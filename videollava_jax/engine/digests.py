@@ -14,6 +14,7 @@ from PIL import Image
 
 from videollava_jax.media import FrameFiles
 from videollava_jax.media.image import rgb_pixels
+from videollava_jax.media.rooted import file_status, open_descriptor
 
 
 def file_version(source: Any) -> Hashable:
@@ -26,7 +27,7 @@ def file_version(source: Any) -> Hashable:
         return (source.fps, *map(file_version, source.paths))
     if not isinstance(source, (str, os.PathLike)):
         return None
-    stat = os.stat(source)
+    stat = file_status(source)
     return os.path.realpath(source), stat.st_size, stat.st_mtime_ns
 
 
@@ -37,7 +38,7 @@ def content_digest(source: Any) -> str:
       OSError: a file that cannot be read.
     """
     if isinstance(source, (str, os.PathLike)):
-        with open(source, "rb") as file:
+        with open(open_descriptor(source), "rb") as file:
             return hashlib.file_digest(file, "blake2b").hexdigest()
     digest = hashlib.blake2b()
     if isinstance(source, FrameFiles):

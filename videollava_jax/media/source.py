@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
 from videollava_jax.media.errors import Cause, MediaError
+from videollava_jax.media.rooted import is_regular, open_descriptor
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
 
@@ -110,8 +110,7 @@ def _unreadable(name: str, error: OSError) -> MediaError:
 
 def _opened_path(path: str | os.PathLike[str], name: str) -> BinaryIO:
     try:
-        # O_NONBLOCK: opening a pipe would wait for a writer. The opened file is checked, as the path could change.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = open_descriptor(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the path
         hint = "; only local files are read, fetch it first" if "://" in str(os.fspath(path)) else ""
         raise MediaError(name, Cause.NOT_FOUND, f"no such file{hint}") from None
@@ -120,9 +119,11 @@ def _opened_path(path: str | os.PathLike[str], name: str) -> BinaryIO:
     except OSError as error:
         # A name that is too long for any file; a socket.
         causes = {errno.ENAMETOOLONG: Cause.NOT_FOUND, errno.ENXIO: Cause.NOT_A_FILE}
+        if error.errno == errno.ELOOP:
+            raise MediaError(name, Cause.UNREADABLE, "cannot be opened: a link where a file was expected") from None
         cause = causes.get(error.errno or 0, Cause.UNREADABLE)
         raise MediaError(name, cause, f"cannot be opened ({error.strerror})") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    if not is_regular(descriptor):  # of the file that was opened, as the path could change
         os.close(descriptor)
         raise MediaError(name, Cause.NOT_A_FILE, "expected a file, got a directory, a pipe or a device")
     return open(descriptor, "rb")

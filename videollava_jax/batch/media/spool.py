@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.media import Cause, MediaError, MediaLimits, read_image
+from videollava_jax.media.rooted import RootedFile, file_status
 from videollava_jax.media.urls import SourceError, base64_bytes, base64_digits, file_url_path, short_name
 from videollava_jax.processing.segments import MediaKind
 
@@ -133,25 +134,16 @@ class Resolver:
             )
         return self._file(source)
 
-    def _file(self, name: str) -> str:
+    def _file(self, name: str) -> str | RootedFile:
         try:
             usable = b"\0" not in os.fsencode(name)
         except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
             usable = False
         if not usable:
             raise SourceError("forbidden_source", f"{short_name(name)}: no file can have this name")
-        path = Path(name)
-        if self._root is not None:
-            if ".." in path.parts:
-                raise SourceError(
-                    "forbidden_source", f"{short_name(name)}: expected a path in --media-root, without .."
-                )
-            named, path = path, Path(os.path.realpath(self._root / path))
-            if not path.is_relative_to(self._root):
-                way = "an absolute path" if named.is_absolute() else "a link"
-                raise SourceError("forbidden_source", f"{short_name(name)}: {way} that leads out of --media-root")
+        path: str | RootedFile = name if self._root is None else self._rooted(name)
         try:
-            found = os.stat(path)
+            found = file_status(path)
         except OSError as error:
             missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
             cause = Cause.NOT_FOUND if missing else Cause.UNREADABLE
@@ -160,7 +152,21 @@ class Resolver:
             raise MediaError(short_name(name), Cause.NOT_A_FILE, "expected a file, got a directory, a pipe or a device")
         if found.st_size > self._max_bytes:
             raise self._too_large(short_name(name), found.st_size)
-        return str(path)
+        return path
+
+    def _rooted(self, name: str) -> RootedFile:
+        """Returns a path below the root with its links followed, which must stay below."""
+        assert self._root is not None
+        named = Path(name)
+        if ".." in named.parts:
+            raise SourceError("forbidden_source", f"{short_name(name)}: expected a path in --media-root, without ..")
+        path = Path(os.path.realpath(self._root / named))
+        if not path.is_relative_to(self._root):
+            way = "an absolute path" if named.is_absolute() else "a link"
+            raise SourceError("forbidden_source", f"{short_name(name)}: {way} that leads out of --media-root")
+        if path == self._root:
+            raise MediaError(short_name(name), Cause.NOT_A_FILE, "expected a file, got the directory --media-root")
+        return RootedFile(str(self._root), str(path.relative_to(self._root)))
 
     def _data(self, kind: MediaKind, url: str) -> str | FrameFile:
         head, comma, content = url[5:].partition(",")

@@ -14,6 +14,7 @@ from typing import Any
 from videollava_jax.batch.media.spool import FrameFile
 from videollava_jax.batch.requests import with_sources
 from videollava_jax.engine import Request, Result
+from videollava_jax.media.rooted import RootedFile
 
 MOST_BYTES = 64 * 2**20
 """The bytes of files after which a block ends; the last request's files may exceed it."""
@@ -106,6 +107,8 @@ def unpacked(block: Block) -> Iterator[Unpacked]:
         def local(_: Any, source: Any) -> Any:
             path = os.fspath(source)
             here = local_paths.setdefault(path, os.path.join(block.directory, path))
+            if isinstance(source, RootedFile):
+                return source  # the same file on every machine, below the same root
             return FrameFile(here) if isinstance(source, FrameFile) else here
 
         yield Unpacked([with_sources(request, local) for request in block.requests], local_paths)
