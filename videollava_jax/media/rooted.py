@@ -26,6 +26,9 @@ class RootedFile(os.PathLike[str]):
     def __fspath__(self) -> str:
         return os.path.join(self.root, self.name)
 
+    def __str__(self) -> str:
+        return self.__fspath__()  # as a path is written in messages
+
     def open(self) -> int:
         """Opens the file for reading and returns its descriptor; does not wait for pipes.
 
