@@ -8,6 +8,7 @@ from videollava_jax.version import __version__
 if TYPE_CHECKING:
     from videollava_jax.engine import Engine, Request, Result
     from videollava_jax.face.auto import register
+    from videollava_jax.face.cache import DynamicCache
     from videollava_jax.face.config import VideoLlavaConfig
     from videollava_jax.face.image_processor import VideoLlavaImageProcessor
     from videollava_jax.face.model import VideoLlavaForConditionalGeneration
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from videollava_jax.face.video_processor import VideoLlavaVideoProcessor
 
 __all__ = [
+    "DynamicCache",
     "Engine",
     "Request",
     "Result",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DynamicCache": "videollava_jax.face.cache",
     "Engine": "videollava_jax.engine",
     "Request": "videollava_jax.engine",
     "Result": "videollava_jax.engine",

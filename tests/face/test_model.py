@@ -9,7 +9,7 @@ import pytest
 from tests import small_models
 from tests.parity.reference import array, assert_close
 from tests.tolerances import MODEL
-from videollava_jax import VideoLlavaConfig, VideoLlavaForConditionalGeneration
+from videollava_jax import DynamicCache, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 from videollava_jax.assets import TINY
 from videollava_jax.config import ModelConfig
 
@@ -30,6 +30,7 @@ def namespace(model, tiny_processor):
     return {
         "Model": VideoLlavaForConditionalGeneration,
         "VideoLlavaConfig": VideoLlavaConfig,
+        "DynamicCache": DynamicCache,
         "CLIPVisionConfig": CLIPVisionConfig,
         "LlamaConfig": LlamaConfig,
         "quantized": BitsAndBytesConfig.__new__(BitsAndBytesConfig),  # whose __init__ needs torch
@@ -81,6 +82,42 @@ HOLDS = [
     ),
     ("out = model.get_image_features(inputs['pixel_values_videos'][0])[0]", "out.shape[0] == 8"),
     ("out = model.generate(**inputs, max_new_tokens=2, use_cache=True)", "out.shape[1] <= ids.shape[1] + 2"),
+    ("out = model(**inputs, output_hidden_states=True).hidden_states", "len(out) == 5 and out[-1].shape[-1] == 128"),
+    ("out = model(**inputs, output_attentions=True)['attentions'][-1]", "out.shape[-1] == ids.shape[1]"),
+    ("out = model(**inputs, use_cache=False)", "'past_key_values' not in out and out.cache is None"),
+    ("out = dict(model(**inputs).items())", "list(out) == ['logits', 'past_key_values', 'video_hidden_states']"),
+    ("out = model(**inputs).to_tuple()", "len(out) == 3 and len(model(**inputs)) == 3"),
+    ("out = model(**inputs).video_outputs.pooler_output", "out.shape == (8, 17, 128)"),
+    (
+        "loss, logits, past = model(**inputs, labels=ids, return_dict=False)[:3]; out = past",
+        "out.get_seq_length() == ids.shape[1] and len(out) == 4",
+    ),
+    (
+        "past = model(**inputs).past_key_values; step = model(input_ids=np.array([[5]]), past_key_values=past, "
+        "use_cache=True); out = step.logits[:, -1].argmax(-1)",
+        "out.shape == (1,) and step.past_key_values.get_seq_length() == ids.shape[1] + 1",
+    ),
+    (
+        "text = {'input_ids': np.array([[1, 5, 6, 7]])}\nfor _ in range(3):\n    out = model(**text)\n"
+        "    ids = out.logits[:, -1:].argmax(-1)\n    text = {'input_ids': ids, 'past_key_values': out.past_key_values}",
+        "out.past_key_values.get_seq_length() == 6",
+    ),
+    (
+        "out = model(inputs_embeds=model.get_input_embeddings()(ids), pixel_values_videos=inputs['pixel_values_videos'])",
+        "np.allclose(out.logits, model(**inputs).logits, atol=1e-5)",
+    ),
+    ("out = model(**inputs, position_ids=np.arange(ids.shape[1])[None])", "out.logits.shape[1] == ids.shape[1]"),
+    ("out = model(**inputs, cache_position=np.arange(ids.shape[1]))", "out.logits.shape[1] == ids.shape[1]"),
+    ("out = model(**inputs, vision_feature_layer=-1)", "np.isfinite(out.logits).all()"),
+    (
+        "out = model.get_image_features(pixel_values_images=inputs['pixel_values_videos'][0], "
+        "vision_feature_layer=-2, vision_feature_select_strategy='full').pooler_output",
+        "out.shape == (8, 17, 128)",
+    ),
+    (
+        "cache = DynamicCache(config=model.config); model(**inputs, past_key_values=cache); out = cache[0][0]",
+        "out.shape == (1, 2, ids.shape[1], 64)",
+    ),
     # ── making ──
     ("out = Model(config)", "out.config.text_config.hidden_size == 32"),
     (
@@ -120,9 +157,7 @@ REFUSED = [
     ("Model.from_pretrained(TINY, devicemap='auto')", "did you mean 'device_map'"),
     ("model.train()", "videollava finetune"),
     ("model.requires_grad_()", "videollava finetune"),
-    ("model(**inputs, output_hidden_states=True)", "use transformers on torch"),
-    ("model(**inputs, inputs_embeds=ids)", "give input_ids"),
-    ("model(**inputs, past_key_values=[])", "videollava_jax.chat.Chat"),
+    ("model(**inputs, mm_encoder_outputs={'image': 1})", "give the pixels of media"),
     ("model(**inputs, labls=ids)", "unknown argument 'labls'"),
 ]
 

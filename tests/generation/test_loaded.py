@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.parity.reference import assert_close
-from tests.tolerances import MODEL
+from tests.tolerances import MODEL, SELF
 from videollava_jax import Engine, Request
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.generation.chat import Chat
@@ -44,7 +44,7 @@ def test_the_face_adds_nothing_to_what_is_loaded(model, tiny_model):
     inputs = fixed_inputs(model.model_config)
     logits, features = model.sequence_logits(**inputs)
     expected = tiny_model(**inputs)
-    np.testing.assert_array_equal(logits, expected.logits)
+    assert_close(logits, expected.logits, SELF)  # the face pads lengths, so that few are compiled
     np.testing.assert_array_equal(features.image, expected.image_hidden_states)
 
 

@@ -18,11 +18,11 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from videollava_jax.config import ModelConfig
-from videollava_jax.face import forward_arguments, model_loading
-from videollava_jax.face.module import Module
-from videollava_jax.face.output import MediaFeatures, VideoLlavaOutput
+from videollava_jax.face import forward_arguments
+from videollava_jax.face.cache import DynamicCache
+from videollava_jax.face.output import VideoLlavaOutput
+from videollava_jax.face.pretrained import PreTrained, one_of
 from videollava_jax.face.saving import save_into, shard_bytes
-from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.asked import Criterion
 from videollava_jax.generation.call_options import as_json, fields_of, generation_config_of
 from videollava_jax.generation.generate import Prompts, generate
@@ -37,7 +37,7 @@ from videollava_jax.weights import Options, checkpoint_of, convert_to_orbax, exp
 from videollava_jax.weights.checkpoint import ORBAX
 
 
-class VideoLlavaForConditionalGeneration(Module):
+class VideoLlavaForConditionalGeneration(PreTrained):
     """Video-LLaVA with its weights, under the names that transformers' users know."""
 
     _generation_config: Any = None  # transformers' object, from the first time that it is asked for
@@ -90,27 +90,6 @@ class VideoLlavaForConditionalGeneration(Module):
         if self._generation_config is None:
             return super().generation_defaults
         return fields_of(self._generation_config)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
-    ) -> VideoLlavaForConditionalGeneration:
-        """Loads a checkpoint, as `LoadedModel.load` does.
-
-        Args:
-          pretrained_model_name_or_path: a directory or a model's name on the hub.
-          kwargs: `dtype` (or `torch_dtype`) of parameters and compute, such as "bfloat16" or `torch.bfloat16`; None or
-            "auto" keeps the checkpoint's. `mesh` of devices to spread the model over (`make_mesh`). `quantization`,
-            "int8" or "w8a8". `verify`, "full", "fast" or "off": how a directory with a manifest is checked against it.
-            `revision`, `token`, `cache_dir`, `local_files_only` and `force_download` for the hub. Further arguments of
-            transformers that say where and how torch loads (`device_map`, `low_cpu_mem_usage`, …) are accepted.
-
-        Raises:
-          TypeError: an unknown argument.
-          ValueError: no such checkpoint, tensors that do not fit its configuration (all are listed), or an argument
-            that asks for what is not done.
-        """
-        return cls.load(pretrained_model_name_or_path, **model_loading.sort(kwargs))
 
     def save_pretrained(
         self,
@@ -189,71 +168,75 @@ class VideoLlavaForConditionalGeneration(Module):
 
     def __call__(
         self,
-        input_ids: ArrayLike,
+        input_ids: ArrayLike | None = None,
         attention_mask: ArrayLike | None = None,
         pixel_values_images: ArrayLike | None = None,
         pixel_values_videos: ArrayLike | None = None,
         labels: ArrayLike | None = None,
         *,
         pixel_values: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        past_key_values: DynamicCache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | ArrayLike = 0,
         video_pooling: SupportsIndex = 1,
-        logits_to_keep: int = 0,
         return_dict: bool | None = None,
         **others: Any,
-    ) -> VideoLlavaOutput | tuple[Any, ...]:
-        """Computes the logits of whole sequences, and their loss where labels are given.
+    ) -> Any:
+        """Computes the logits of whole sequences or of what follows a cache, and their loss where labels are given.
 
         Args:
           input_ids: int [B, T], a placeholder token for each feature vector of the media.
-          attention_mask: int or bool [B, T], 0 on padding; None for no padding.
+          attention_mask: int or bool [B, S + T], 0 on padding, of the S tokens in the cache and the new ones; None for
+            no padding among the new ones.
           pixel_values_images: float32 [N, 3, S, S].
           pixel_values_videos: float32 [V, F, 3, S, S].
           labels: int [B, T], -100 where nothing is learnt.
           pixel_values: the newer name of `pixel_values_images`.
+          inputs_embeds: float [B, T, D], in place of input_ids. Media go where an embedding is that of a placeholder.
+          position_ids: int [B, T] or [1, T], rotary positions; None for S, S + 1, …, padding counted.
+          past_key_values: of an earlier call, continued in place by this one; `cache` is its newer name.
+          use_cache: whether the result has `past_key_values`; None for what `config.use_cache` says, mostly True.
+          output_hidden_states, output_attentions: whether those of every layer are wanted; None for what `config` says.
+          logits_to_keep: how many last positions have logits in the result, or int [n] which; 0 for all.
           video_pooling: side of the windows of patches whose features are averaged, 1 for none. The processor's output
             carries it. Checkpoints were trained with 1 (docs/more_frames.md).
-          logits_to_keep: how many last positions have logits in the result; 0 for all.
           return_dict: False for a tuple of what is not None.
-          others: transformers' further arguments, as far as they ask for nothing.
+          others: `vision_feature_layer` and `vision_feature_select_strategy` in place of those of `config`, and
+            transformers' further arguments, as far as they ask for nothing.
+
+        Returns:
+          A `VideoLlavaOutput`.
 
         Raises:
           TypeError: an unknown argument.
-          ValueError: text or media that do not fit together, or an argument that asks for what is not done.
+          ValueError: text, media or a cache that do not fit together, or an argument that asks for what is not done.
         """
-        forward_arguments.require_done(others)
-        logits, features = self.sequence_logits(
-            input_ids,
-            attention_mask,
-            one_of(pixel_values_images=pixel_values_images, pixel_values=pixel_values),
-            pixel_values_videos,
-            video_pooling=video_pooling,
+        named: dict[str, Any] = {
+            "pixel_values": pixel_values,
+            "inputs_embeds": inputs_embeds,
+            "position_ids": position_ids,
+        }
+        named |= {"past_key_values": past_key_values, "use_cache": use_cache, "video_pooling": video_pooling}
+        named |= {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        found = self._pass(
+            *(input_ids, attention_mask, pixel_values_images, pixel_values_videos),
+            logits_to_keep if labels is None else 0,  # the loss is that of all tokens
+            {**named, **others},
         )
-        loss = None
+        logits, loss = found.out, None
         if labels is not None:
-            targets = jnp.asarray(labels)[:, 1:]
-            log_probabilities = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32), axis=-1)
-            picked = jnp.take_along_axis(log_probabilities, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-            learnt = targets != -100
-            loss = -jnp.where(learnt, picked, 0).sum() / learnt.sum()
-        video = features.video
-        if video is not None:
-            video = _by_frame(video, pixel_values_videos)
-        if logits_to_keep:
-            logits = logits[:, -logits_to_keep:]
-        output = VideoLlavaOutput(loss, logits, features.image, video)
+            loss = _loss(logits, labels)
+            logits = logits[:, np.asarray(forward_arguments.kept(logits_to_keep, logits.shape[1]))]
+        output = VideoLlavaOutput(
+            loss, logits, found.past, found.hidden_states, found.attentions, found.image, found.video
+        )
         return output.to_tuple() if return_dict is False else output
 
     forward = __call__
-
-    def get_image_features(self, pixel_values: ArrayLike) -> MediaFeatures:
-        """Computes the features of images, float32 [N, 3, S, S], without any text."""
-        return MediaFeatures(compiled.encode_images(self.graph, self.state, jnp.asarray(pixel_values)))
-
-    def get_video_features(self, pixel_values_videos: ArrayLike, *, video_pooling: int = 1) -> MediaFeatures:
-        """Computes the features of videos, float32 [V, F, 3, S, S], without any text."""
-        pixels = jnp.asarray(pixel_values_videos)
-        features = compiled.encode_videos(self.graph, self.state, pixels, video_pooling)
-        return MediaFeatures(_by_frame(features, pixels))
 
     def generate(
         self,
@@ -333,18 +316,16 @@ class VideoLlavaForConditionalGeneration(Module):
         )
 
 
-def _by_frame(features: jax.Array, pixels: Any) -> jax.Array:
-    """Splits the features of videos [V, F × tokens, D] into those of frames [V × F, tokens, D]."""
-    return features.reshape(-1, features.shape[1] // np.shape(pixels)[1], features.shape[-1])
-
-
-def one_of(**names: ArrayLike | None) -> ArrayLike | None:
-    """Returns the one argument that was given, of several names of one thing; None for none.
-
-    Raises:
-      ValueError: more than one was given.
-    """
-    given = {name: value for name, value in names.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} are names of one thing: give one of them")
-    return next(iter(given.values()), None)
+def _loss(logits: jax.Array, labels: ArrayLike) -> jax.Array:
+    """The mean cross-entropy of the next token over labels that are not -100."""
+    targets, (B, T, V) = np.asarray(labels), logits.shape
+    if targets.shape != (B, T) or not np.issubdtype(targets.dtype, np.integer):
+        raise ValueError(f"labels: expected integers [{B}, {T}], got {targets.dtype} {list(targets.shape)}")
+    learnt = targets[:, 1:] != -100
+    if ((targets < 0) & (targets != -100)).any() or targets.max() >= V:
+        raise ValueError(f"labels: expected ids in 0..{V - 1}, or -100, got {targets.min()}..{targets.max()}")
+    log_probabilities = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32), axis=-1)
+    wanted = np.maximum(targets[:, 1:], 0)[..., None]
+    picked = jnp.take_along_axis(log_probabilities, jnp.asarray(wanted), axis=-1)[..., 0]
+    loss: jax.Array = -jnp.where(learnt, picked, 0).sum() / learnt.sum()
+    return loss

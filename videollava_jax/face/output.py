@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+
+from videollava_jax.face.cache import DynamicCache
 
 
 class _Items:
@@ -17,20 +19,42 @@ class _Items:
         """Returns the fields that are not None."""
         return tuple(self._present().values())
 
-    def keys(self) -> Iterator[str]:
+    def keys(self) -> KeysView[str]:
         """Returns the names of the fields that are not None."""
-        return iter(self._present())
+        return self._present().keys()
+
+    def values(self) -> ValuesView[Any]:
+        """Returns the fields that are not None."""
+        return self._present().values()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Returns the names and values of the fields that are not None."""
+        return self._present().items()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns a field by its name; `default` where it is None."""
+        return self._present().get(_ALIASES.get(name, name), default)
 
     def __getitem__(self, item: str | int | slice) -> Any:
         """Returns a field by its name, or by its index among those that are not None."""
-        return self._present()[item] if isinstance(item, str) else self.to_tuple()[item]
+        return self._present()[_ALIASES.get(item, item)] if isinstance(item, str) else self.to_tuple()[item]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._present()
+        return _ALIASES.get(name, name) in self._present()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._present())
+
+    def __len__(self) -> int:
+        return len(self._present())
 
     def _present(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
         return {name: value for name, value in values.items() if value is not None}
+
+
+_ALIASES = {"cache": "past_key_values"}
+"""transformers 5.24 renames a field, and knows both names."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +68,72 @@ class MediaFeatures(_Items):
 
     pooler_output: jax.Array
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"the features of media have pooler_output alone, not {name!r}: model.image_tower(pixels) and "
+            "model.video_tower(pixels) give the hidden states of towers"
+        )
+
+
+class _Result(_Items):
+    """What the results of both classes have, under the names of transformers 5.24 too."""
+
+    past_key_values: DynamicCache | None
+    image_hidden_states: jax.Array | None
+    video_hidden_states: jax.Array | None
+
+    @property
+    def cache(self) -> DynamicCache | None:
+        """`past_key_values`."""
+        return self.past_key_values
+
+    @property
+    def image_outputs(self) -> MediaFeatures | None:
+        """`image_hidden_states`, as `pooler_output`."""
+        return None if self.image_hidden_states is None else MediaFeatures(self.image_hidden_states)
+
+    @property
+    def video_outputs(self) -> MediaFeatures | None:
+        """`video_hidden_states`, as `pooler_output`."""
+        return None if self.video_hidden_states is None else MediaFeatures(self.video_hidden_states)
+
 
 @dataclass(frozen=True)
-class VideoLlavaOutput(_Items):
-    """The result of a forward pass, under transformers' names.
+class VideoLlavaModelOutput(_Result):
+    """The result of `VideoLlavaModel`, under transformers' names.
+
+    Attributes:
+      last_hidden_state: [B, T, D], behind the final norm.
+      past_key_values, hidden_states, attentions, image_hidden_states, video_hidden_states: as in `VideoLlavaOutput`.
+    """
+
+    last_hidden_state: jax.Array
+    past_key_values: DynamicCache | None = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+    image_hidden_states: jax.Array | None = None
+    video_hidden_states: jax.Array | None = None
+
+
+@dataclass(frozen=True)
+class VideoLlavaOutput(_Result):
+    """The result of `VideoLlavaForConditionalGeneration`, under transformers' names.
 
     Attributes:
       loss: float32 scalar, the mean cross-entropy of the next token over labels that are not -100; None without labels.
-      logits: [B, T, V].
+      logits: [B, T, V], or those that `logits_to_keep` names.
+      past_key_values: the cache, with the tokens of this call in it; None with `use_cache=False`.
+      hidden_states: L + 1 × [B, T, D]: the embeddings with the features of media in them, the output of each layer, the
+        last one behind the final norm; None unless asked for.
+      attentions: L × [B, N, T, S], weights of the decoder's attention to past and new tokens; None unless asked for.
       image_hidden_states: [N, tokens_per_image, D], None without images.
       video_hidden_states: [V × F, tokens_per_frame, D], fewer tokens with pooling; None without videos.
     """
 
     loss: jax.Array | None
     logits: jax.Array
+    past_key_values: DynamicCache | None = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
     image_hidden_states: jax.Array | None = None
     video_hidden_states: jax.Array | None = None

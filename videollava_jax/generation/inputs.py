@@ -21,18 +21,43 @@ def checked_text(config: ModelConfig, input_ids: ArrayLike, attention_mask: Arra
     Raises:
       ValueError: ids that are not of the vocabulary, a mask of another shape, or a row without tokens.
     """
+    ids = checked_ids(config, input_ids)
+    if attention_mask is None:
+        return ids, np.ones(ids.shape, bool)
+    return ids, checked_mask(attention_mask, ids.shape, "input_ids")
+
+
+def checked_ids(config: ModelConfig, input_ids: ArrayLike | None) -> Ids:
+    """Returns token ids int32 [B, T].
+
+    Raises:
+      ValueError: ids that are not of the vocabulary, or of another shape.
+    """
     ids = np.asarray(input_ids)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
         raise ValueError(f"input_ids: expected integers [batch, tokens], got {ids.dtype} {list(ids.shape)}")
     V = config.text_config.vocab_size
     if ids.min() < 0 or ids.max() >= V:
         raise ValueError(f"input_ids: expected ids in 0..{V - 1}, got {ids.min()}..{ids.max()}")
-    mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
-    if mask.shape != ids.shape:
-        raise ValueError(f"attention_mask: expected the shape of input_ids {list(ids.shape)}, got {list(mask.shape)}")
+    return ids.astype(np.int32)
+
+
+def checked_mask(attention_mask: ArrayLike, shape: tuple[int, ...], whose: str) -> Mask:
+    """Returns a mask as bool [B, S], True on tokens.
+
+    Args:
+      shape: that it is to have.
+      whose: shape that is, for the message.
+
+    Raises:
+      ValueError: another shape, or a row without tokens.
+    """
+    mask = np.asarray(attention_mask).astype(bool)
+    if mask.shape != shape:
+        raise ValueError(f"attention_mask: expected the shape of {whose} {list(shape)}, got {list(mask.shape)}")
     if not mask.any(axis=1).all():
         raise ValueError(f"attention_mask: row {int(np.argmin(mask.any(axis=1)))} holds no tokens")
-    return ids.astype(np.int32), mask
+    return mask
 
 
 def inferred_mask(input_ids: ArrayLike, padding: int | None) -> Mask | None:
@@ -81,7 +106,7 @@ def checked_media(
         ("videos", videos, config.video_token_id, 5),
     ):
         placeholders = int((ids == token).sum())
-        features = 0 if pixels is None else _features_of(config, kind, np.shape(pixels), rank, pooling)
+        features = 0 if pixels is None else features_of(config, kind, np.shape(pixels), rank, pooling)
         if placeholders != features:
             shape = () if pixels is None else np.shape(pixels)
             frames = shape[0] * shape[1] if len(shape) == 5 else 0
@@ -94,8 +119,16 @@ def checked_media(
     return given[0], given[1], pooling
 
 
-def _features_of(config: ModelConfig, kind: str, shape: tuple[int, ...], rank: int, pooling: int) -> int:
-    """The number of feature vectors of pixels of a shape, once the shape is one that the towers take."""
+def features_of(config: ModelConfig, kind: str, shape: tuple[int, ...], rank: int, pooling: int) -> int:
+    """Returns the number of feature vectors of pixels of a shape.
+
+    Args:
+      kind: "images" or "videos".
+      rank: of their pixels, 4 or 5.
+
+    Raises:
+      ValueError: a shape that the towers do not take.
+    """
     side, channels = config.vision_config.image_size, config.vision_config.num_channels
     if len(shape) != rank or shape[-3:] != (channels, side, side):
         form = f"[{'N' if rank == 4 else 'V, F'}, {channels}, {side}, {side}]"

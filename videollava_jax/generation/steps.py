@@ -7,6 +7,8 @@ traced.
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,8 +21,9 @@ from videollava_jax.generation.beams import BeamRules, Beams, Candidates, advanc
 from videollava_jax.generation.lookup import Lookup, guess, with_guessed_tokens, without_wrong_guesses
 from videollava_jax.generation.next_token import Sampling
 from videollava_jax.generation.processors import Processors
-from videollava_jax.model.attention import Implementation
+from videollava_jax.model.attention import Implementation, KeysValues
 from videollava_jax.model.cache import Cache, PrefixCache, TailCache, empty_tail
+from videollava_jax.model.decoder import Context
 from videollava_jax.model.video_llava import VideoLlava
 
 Graph = Any  # nnx.GraphDef[VideoLlava]
@@ -52,6 +55,101 @@ def forward(
     """Computes the logits [B, T, V] of whole sequences."""
     model: VideoLlava = nnx.merge(graph, state)
     return model(ids_BT, mask_BT, image_features, video_features)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sequences:
+    """New tokens of a batch, and where they stand.
+
+    Attributes:
+      ids_BT: int32; with embeddings, only those of media count.
+      x_BTD: embeddings of the tokens; None looks the ids up.
+      image_features, video_features: [media, tokens, D], or None where the batch has none.
+      positions_BT: int32, rotary positions.
+      mask_BS: bool, which keys hold a token: those of the past and the new ones, and False behind them.
+      write_at: int32 scalar, the number of past keys.
+      keep_K: int32, the tokens whose logits are wanted; None for hidden states instead of logits.
+    """
+
+    ids_BT: jax.Array
+    x_BTD: jax.Array | None
+    image_features: jax.Array | None
+    video_features: jax.Array | None
+    positions_BT: jax.Array
+    mask_BS: jax.Array
+    write_at: jax.Array
+    keep_K: jax.Array | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a forward pass gives, apart from logits: compiled for each choice.
+
+    Attributes:
+      capacity: positions of the keys and values that are kept, at least those of the tokens; 0 to keep none. Past
+        ones have their own.
+      hidden_states, attentions: whether those of every layer are given.
+    """
+
+    capacity: int = 0
+    hidden_states: bool = False
+    attentions: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ForwardPass:
+    """What a forward pass gives.
+
+    Attributes:
+      out: logits [B, K, V], or the last hidden states [B, T, D].
+      keys_values: of each layer, in order "SGKH"; None where none are kept.
+      hidden_states: L + 1 × [B, T, D] as in `Trace`, or None.
+      attentions: L × [B, N, T, S], or None.
+    """
+
+    out: jax.Array
+    keys_values: tuple[KeysValues, ...] | None
+    hidden_states: tuple[jax.Array, ...] | None
+    attentions: tuple[jax.Array, ...] | None
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("wanted",), donate_argnames=("past",))
+def forward_pass(
+    graph: Graph, state: Any, new: Sequences, past: tuple[KeysValues, ...] | None, *, wanted: Wanted
+) -> ForwardPass:
+    """Runs new tokens after past ones, if there are any, with whatever is wanted of every layer.
+
+    Args:
+      past: of each layer, in order "SGKH", with free positions for the new tokens; donated. None for no past.
+    """
+    model: VideoLlava = nnx.merge(graph, state)
+    x_BTD = model.embed(new.ids_BT, new.image_features, new.video_features, new.x_BTD)
+    layers = len(model.language_model.layers)
+    if past is None:
+        contexts = [Context(new.mask_BS)] * layers
+    else:
+        contexts = [Context(new.mask_BS, kv, new.write_at) for kv in past]
+    trace = model.language_model.trace(x_BTD, new.positions_BT, contexts, attentions=wanted.attentions)
+    out = trace.hidden_states[-1]
+    if new.keep_K is not None:
+        out = model.logits(jnp.take(out, new.keep_K, axis=1))
+    kept = trace.keys_values
+    if past is None and wanted.capacity:
+        kept = tuple(_with_room(kv.reordered("SGKH"), wanted.capacity) for kv in kept)
+    return ForwardPass(
+        out,
+        kept if past is not None or wanted.capacity else None,
+        trace.hidden_states if wanted.hidden_states else None,
+        trace.attentions,
+    )
+
+
+def _with_room(kv: KeysValues, capacity: int) -> KeysValues:
+    """Pads keys and values in order "SGKH" to `capacity` positions."""
+    room = ((0, capacity - kv.capacity), (0, 0), (0, 0), (0, 0))
+    return dataclasses.replace(kv, keys=jnp.pad(kv.keys, room), values=jnp.pad(kv.values, room))
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("capacity",))

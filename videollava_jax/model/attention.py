@@ -185,6 +185,32 @@ def _by(
     return kernels.run(implementation, operands, lse=lse)
 
 
+def attention_weights(
+    q_BTNH: jax.Array, kv: KeysValues, *, key_mask_BS: jax.Array | None, causal_offset: int | jax.Array | None
+) -> jax.Array:
+    """Computes the weights that `attention` gives to keys, for callers who look at them: [B, N, T, S].
+
+    Args:
+      q_BTNH, kv, causal_offset: as in `attention`, with keys of its own for every row.
+      key_mask_BS: bool, which keys hold a token; None for all.
+
+    Returns:
+      The softmax in float32, in the dtype of the queries, as transformers' `eager_attention_forward` rounds it.
+    """
+    B, T, N, H = q_BTNH.shape
+    S, K = kv.capacity, kv.keys.shape[kv.order.index("K")]
+    batch, _, heads, _ = spec_of(q_BTNH)
+    q_BTKnH = q_BTNH.reshape(B, T, K, N // K, H, out_sharding=like(q_BTNH, batch, None, heads, None, None))
+    keys = jnp.einsum(f"{kv.order}->GSKH", kv.keys)
+    scores = jnp.einsum("BTKnH,BSKH->BKnTS", q_BTKnH.astype(jnp.float32), keys.astype(jnp.float32)) * H**-0.5
+    if key_mask_BS is not None:
+        scores = jnp.where(key_mask_BS[:, None, None, None, :], scores, MASKED)
+    if causal_offset is not None:
+        scores = jnp.where(jnp.arange(S)[None, :] <= causal_offset + jnp.arange(T)[:, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q_BTNH.dtype)
+    return weights.reshape(B, N, T, S, out_sharding=like(q_BTNH, batch, heads, None, None))
+
+
 def merged(first: Part, second: Part) -> jax.Array:
     """Merges attention over two parts of the keys: float32 [B, T, N, H].
 

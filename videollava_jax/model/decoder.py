@@ -15,7 +15,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from videollava_jax.config import TextConfig
-from videollava_jax.model.attention import Implementation, KeysValues, attention, merged, partial_attention
+from videollava_jax.model.attention import (
+    Implementation,
+    KeysValues,
+    attention,
+    attention_weights,
+    merged,
+    partial_attention,
+)
 from videollava_jax.model.cache import Cache, PrefixCache, TailCache, written
 from videollava_jax.model.layers import ACTIVATIONS, Embedding, Linear, Quantization, RMSNorm, RotaryScaling, rotary
 from videollava_jax.model.sharding import like, spec_of
@@ -45,6 +52,22 @@ class Context:
     prefix_mask_GS: jax.Array | None = None
     prefix_attention: Implementation | None = None
     segments_BT: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Trace:
+    """Everything that the layers have computed.
+
+    Attributes:
+      hidden_states: L + 1 × [B, T, D]: the embeddings and the output of each layer, the last one behind the final norm.
+      keys_values: L, each row's own: past and new ones.
+      attentions: L × [B, N, T, S], the weights of attention; None where nobody asked for them.
+    """
+
+    hidden_states: tuple[jax.Array, ...]
+    keys_values: tuple[KeysValues, ...]
+    attentions: tuple[jax.Array, ...] | None
 
 
 ALONE = Context()
@@ -92,6 +115,12 @@ class LlamaAttention(nnx.Module):
                 partial_attention(q_BTNH, own, key_mask_GS=context.mask_BS, causal_offset=offset),
             ).astype(q_BTNH.dtype)
         return self.o_proj(out_BTNH.reshape(B, T, -1)), own
+
+    def weights(self, x_BTD: jax.Array, positions_BT: jax.Array, own: KeysValues, context: Context) -> jax.Array:
+        """Returns the weights [B, N, T, S] with which a call of the same arguments has attended to its `own` keys."""
+        q_BTNH = self.q_proj(x_BTD).reshape(*x_BTD.shape[:2], self.num_heads, self.head_dim)
+        q_BTNH = rotary(q_BTNH, positions_BT, theta=self.rope_theta, scaling=self.rope_scaling)
+        return attention_weights(q_BTNH, own, key_mask_BS=context.mask_BS, causal_offset=context.write_at)
 
 
 class LlamaMLP(nnx.Module):
@@ -223,6 +252,27 @@ class Llama(nnx.Module):
             return layer(x_BTD, positions_BT, context)[0], None
 
         return self.norm(run_layers(self.layers, step, x_BTD)[0])
+
+    def trace(
+        self, x_BTD: jax.Array, positions_BT: jax.Array, contexts: Sequence[Context], *, attentions: bool = False
+    ) -> Trace:
+        """Runs the layers as the other methods do, and returns what each of them has computed.
+
+        Args:
+          contexts: of each layer, without a prefix.
+          attentions: whether weights of attention are wanted, which are computed again for that.
+        """
+        hidden, kept, weights = [x_BTD], [], []
+        for layer, context in zip(self.layers, contexts, strict=True):
+            before_BTD = hidden[-1]
+            after_BTD, own = layer(before_BTD, positions_BT, context)
+            hidden.append(after_BTD)
+            kept.append(own)
+            if attentions:
+                normed_BTD = layer.input_layernorm(before_BTD)
+                weights.append(layer.self_attn.weights(normed_BTD, positions_BT, own, context))
+        hidden[-1] = self.norm(hidden[-1])
+        return Trace(tuple(hidden), tuple(kept), tuple(weights) if attentions else None)
 
     def _run(
         self, x_BTD: jax.Array, positions_BT: jax.Array, contexts: Sequence[Context]

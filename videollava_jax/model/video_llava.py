@@ -115,6 +115,7 @@ class VideoLlava(nnx.Module):
         ids_BT: jax.Array,
         image_features: jax.Array | None = None,
         video_features: jax.Array | None = None,
+        x_BTD: jax.Array | None = None,
     ) -> jax.Array:
         """Embeds tokens, and replaces those of media by features, in order.
 
@@ -122,8 +123,13 @@ class VideoLlava(nnx.Module):
           ids_BT: int32. The caller has checked that there are as many image (video) tokens as image (video) feature
             vectors.
           image_features, video_features: [media, tokens, D], or None where a batch has none.
+          x_BTD: embeddings of the tokens; None looks the ids up.
         """
-        x_BTD = self.language_model.embed_tokens(ids_BT)
+        if x_BTD is None:
+            x_BTD = self.language_model.embed_tokens(ids_BT)
+        else:
+            weight_VD = self.language_model.embed_tokens.weight[...]
+            x_BTD = resharded(x_BTD.astype(weight_VD.dtype), like(weight_VD, *spec_of(ids_BT), None))
         for token_id, features in (
             (self.config.image_token_id, image_features),
             (self.config.video_token_id, video_features),
