@@ -169,7 +169,7 @@ NOT_MEDIA = {
     "a gzip file": b"\x1f\x8b\x08\0" + bytes(8) + JPEG,
     "a 7z archive": b"7z\xbc\xaf\x27\x1c" + bytes(30) + JPEG,
     "a program": b"\x7fELF" + bytes(60) + JPEG,
-    "begins with": b"any bytes at all, " + JPEG,
+    "of no format that is known": b"any bytes at all, " + JPEG,
 }
 
 

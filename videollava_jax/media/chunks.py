@@ -12,21 +12,22 @@ _WEBP = {b"VP8X", b"ANIM", b"ANMF", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"EXIF",
 _MAX_CHUNKS = 5_000_000
 
 
-def count_webp_frames(source: OpenSource) -> int:
-    """Counts the frames of an animated WebP; 0 of a still one.
+def webp_durations(source: OpenSource) -> list[float]:
+    """Returns the seconds that each frame of an animated WebP is shown; none of a still one.
 
     Raises:
       MediaError: between its chunks is something else.
     """
     end = min(source.size, 8 + int.from_bytes(source.read(4, 4), "little"))
-    offset, frames = 12, 0
+    offset, durations = 12, []
     while offset + 8 <= end:
         name, size = struct.unpack("<4sI", source.read(offset, 8))
         if name not in _WEBP or offset + 8 + size > end:
             raise _damaged(source, offset)
-        frames += name == b"ANMF"
+        if name == b"ANMF":
+            durations.append(int.from_bytes(source.read(offset + 20, 3), "little") / 1000)
         offset += 8 + size + (size & 1)
-    return frames
+    return durations
 
 
 def count_png_frames(source: OpenSource) -> int | None:

@@ -56,6 +56,12 @@ class MediaLimits:
       max_pixels: pixels of one frame or image; the default allows 8K video.
       max_bytes: bytes of a video file. Bytes and file objects are held in memory as a whole.
       max_image_bytes: bytes of an image file, which is held in memory as a whole.
+      max_animation_pixels: pixels of all frames of an animated WebP together, as all are decoded; the default takes
+        about half a minute.
+      max_scans: passes over the pixels of a progressive JPEG; encoders write about ten.
+      max_metadata_bytes: bytes of titles, chapters and other text of a Matroska file, for which FFmpeg takes up to
+        thirty times the memory.
+      max_attachments: files within a Matroska file.
       max_frames: packets of a video; the default is over nine hours at 30 frames a second.
       max_frames_returned: frames that one call may return.
       max_bytes_returned: bytes of the frames that one call may return, all in memory at once.
@@ -64,6 +70,10 @@ class MediaLimits:
     max_pixels: int = 7680 * 4320
     max_bytes: int = 16 * 2**30
     max_image_bytes: int = 256 * 2**20
+    max_animation_pixels: int = 2**30
+    max_scans: int = 100
+    max_metadata_bytes: int = 4 * 2**20
+    max_attachments: int = 1000
     max_frames: int = 1_000_000
     max_frames_returned: int = 1024
     max_bytes_returned: int = 4 * 2**30

@@ -18,6 +18,7 @@ from videollava_jax.media.structure import check_whole
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 # WebP and AVIF, recognised by bytes 8 to 12. PIL reads these files completely when it opens them.
 _HELD_WHOLE = (b"WEBP", b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis")
+_JPEG_CHUNK = 2**20
 _GREY_16, _FLOAT = ("I;16", "I;16L", "I;16B", "I;16N", "I"), "F"
 # Colours multiplied with their transparency: PIL divides them again on the way to these.
 _PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
@@ -100,7 +101,21 @@ def open_image(source: OpenSource, limits: MediaLimits) -> Image.Image:
             f"expected an image ({', '.join(FORMATS)}), got {describe(source)}; a video is read by read_video",
         ) from None
     check_pixels(source.name, "an image", image.width, image.height, limits)
+    if image.format in ("JPEG", "MPO"):
+        _check_scans(source, limits)
     return image
+
+
+def _check_scans(source: OpenSource, limits: MediaLimits) -> None:
+    """Refuses a JPEG that goes over its pixels again and again. A scan's marker cannot be part of its coded pixels."""
+    scans, offset = 0, 0
+    while offset < source.size:
+        chunk = source.read(offset, _JPEG_CHUNK + 1)  # a marker may lie across two chunks
+        scans += chunk.count(b"\xff\xda")
+        offset += _JPEG_CHUNK
+    if scans > limits.max_scans:
+        message = f"a JPEG of {scans} scans, over the limit of {limits.max_scans}; save it again, or raise "
+        raise MediaError(source.name, Cause.TOO_LARGE, message + "MediaLimits.max_scans if it is meant")
 
 
 def check_pixels(name: str, what: str, width: int, height: int, limits: MediaLimits) -> None:

@@ -6,12 +6,14 @@ FFmpeg skips whatever it cannot read or does not know, and does not report the f
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
-from videollava_jax.media.errors import Cause, MediaError, cut_short
+from videollava_jax.media.errors import Cause, MediaError, MediaLimits, cut_short
 from videollava_jax.media.source import OpenSource
 
 MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT, _CLUSTER, _TRACKS = 0x18538067, 0x1F43B675, 0x1654AE6B
+_ATTACHMENTS, _ATTACHED_FILE = 0x1941A469, 0x61A7
 _VOID, _CHECKSUM = 0xEC, 0xBF
 # The elements that RFC 9559 knows in a Segment: seek head, info, tracks, cues, attachments, chapters, tags.
 _IN_SEGMENT = {
@@ -22,7 +24,7 @@ _IN_SEGMENT = {
     0x114D9B74,
     0x1549A966,
     0x1C53BB6B,
-    0x1941A469,
+    _ATTACHMENTS,
     0x1043A770,
     0x1254C367,
 }
@@ -31,12 +33,13 @@ _BLOCK, _SIMPLE_BLOCK, _BLOCK_GROUP = 0xA1, 0xA3, 0xA0
 _NUMBERS, _SILENT = {0xE7, 0xA7, 0xAB, _CHECKSUM}, 0x5854
 _IN_CLUSTER = {_SIMPLE_BLOCK, _BLOCK_GROUP, _VOID, _SILENT, *_NUMBERS}
 _TRACK_ENTRY, _TRACK_NUMBER, _TRACK_TYPE, _VIDEO = 0xAE, 0xD7, 0x83, 1
+_MAX_TRACKS = 1000  # FFmpeg's own limit of streams, which it applies after it has read them all
 _LACING, _KEYFRAME = 0x06, 0x80
 # Ten hours of video and sound have about three million. In a hostile file of empty elements the check stops here.
 _MAX_ELEMENTS = 5_000_000
 
 
-def count_blocks(source: OpenSource) -> list[tuple[int, bool]]:
+def count_blocks(source: OpenSource, limits: MediaLimits) -> list[tuple[int, bool]]:
     """Walks over the Segment's elements and those of its Clusters, reading only their heads.
 
     Live recordings leave the sizes of both open; the Segment then ends with the file.
@@ -59,7 +62,7 @@ def count_blocks(source: OpenSource) -> list[tuple[int, bool]]:
     segment_end = source.size if end is None else end
     if segment_end > source.size:
         raise cut_short(source.name, source.size, segment_end)
-    cluster_end, in_open = None, False
+    cluster_end, in_open, metadata = None, False, 0
     for _ in range(_MAX_ELEMENTS):
         if cluster_end is not None and offset >= cluster_end:
             if offset > cluster_end:
@@ -94,6 +97,11 @@ def count_blocks(source: OpenSource) -> list[tuple[int, bool]]:
             keyframes.setdefault(number, element == _SIMPLE_BLOCK and bool(flags & _KEYFRAME))
         elif (within or in_open) and _was_a_block(source, element, content, stop):
             raise _damaged(source, offset)
+        elif element != _CLUSTER and element in _IN_SEGMENT:
+            metadata += _metadata_bytes(source, element, content, stop, limits)
+            if metadata > limits.max_metadata_bytes:
+                message = f"over the limit of {limits.max_metadata_bytes} bytes of titles, chapters and other metadata"
+                raise MediaError(source.name, Cause.TOO_LARGE, message)
         offset = stop
     return [(blocks[number], keyframes.get(number, False)) for number, kind in tracks.items() if kind == _VIDEO]
 
@@ -118,6 +126,25 @@ def holds_a_block(packet: bytes) -> bool:
     return False
 
 
+def _metadata_bytes(source: OpenSource, element: int, start: int, end: int, limits: MediaLimits) -> int:
+    """Returns how much of an element FFmpeg keeps piece by piece. Padding is skipped, a file's content kept as one."""
+    if element in (_VOID, _CHECKSUM):
+        return 0
+    if element != _ATTACHMENTS:
+        return end - start
+    files = kept = 0
+    for child, _, to in _children(source, start, end):
+        files += child == _ATTACHED_FILE
+        kept += 0 if child == _ATTACHED_FILE else to - start
+        start = to
+        if files > limits.max_attachments:
+            message = f"over the limit of {limits.max_attachments} files attached to it"
+            raise MediaError(source.name, Cause.TOO_LARGE, message)
+        if kept > limits.max_metadata_bytes:
+            break
+    return kept
+
+
 def _was_a_block(source: OpenSource, element: int, start: int, end: int) -> bool:
     """Whether a number in a cluster is too long for one, or padding holds something."""
     if element in _NUMBERS:
@@ -127,8 +154,10 @@ def _was_a_block(source: OpenSource, element: int, start: int, end: int) -> bool
 
 def _read_tracks(source: OpenSource, start: int, end: int) -> dict[int, int]:
     """Returns the type of each track by its number, in the order of the tracks."""
-    tracks = {}
-    for element, content, stop in _children(source, start, end):
+    tracks: dict[int, int] = {}
+    for count, (element, content, stop) in enumerate(_children(source, start, end)):
+        if count == _MAX_TRACKS:
+            raise MediaError(source.name, Cause.TOO_LARGE, f"over the limit of {_MAX_TRACKS} tracks")
         if element == _TRACK_ENTRY:
             fields = {
                 child: source.read(at, to - at) for child, at, to in _children(source, content, stop) if to - at < 9
@@ -138,16 +167,14 @@ def _read_tracks(source: OpenSource, start: int, end: int) -> dict[int, int]:
     return tracks
 
 
-def _children(source: OpenSource, start: int, end: int) -> list[tuple[int, int, int]]:
-    """Returns the identifier of each element from `start` to `end`, and the offsets of its content and its end."""
-    found = []
+def _children(source: OpenSource, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yields the identifier of each element from `start` to `end`, and the offsets of its content and its end."""
     while start < end:
         head = _head(source, start)
         if head is None or head[2] is None or head[2] > end:
             raise _damaged(source, start)
-        found.append((head[0], head[1], head[2]))
+        yield head[0], head[1], head[2]
         start = head[2]
-    return found
 
 
 def _block_in_group(source: OpenSource, start: int, end: int) -> int:

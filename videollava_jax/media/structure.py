@@ -98,7 +98,7 @@ def read_structure(source: OpenSource, limits: MediaLimits) -> Structure:
     if head[4:8] in _MP4_FIRST:
         return Structure(source.name, tracks=read_statements(source))
     if head.startswith(matroska.MAGIC):
-        counts = matroska.count_blocks(source)
+        counts = matroska.count_blocks(source, limits)
         return Structure(source.name, [StatedFrames(source.name, *count, matroska.holds_a_block) for count in counts])
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         frames_of = avi.count_chunks(source)

@@ -181,12 +181,12 @@ class _Reader:
     def read_webp(self) -> Video:
         if animation.frame_count(self.source, self.limits) < 2:
             raise still_image(self.source)
-        times = np.array([time for _, time in animation.play(self.source, self.limits)])
+        times = animation.times(self.source, self.limits)
         total, fps = len(times), _rate(None, times)
         wanted = self._wanted(total, fps, times, 0.001)
         picked = _Picked(self.source.name, self.limits, wanted)
-        for pixels, time in animation.play(self.source, self.limits):
-            picked.add(picked.decoded, pixels, time)
+        for pixels, time in zip(animation.play(self.source, self.limits), times, strict=True):
+            picked.add(picked.decoded, pixels, float(time))
         return picked.video(fps, total)
 
     def _wanted(
