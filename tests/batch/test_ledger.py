@@ -6,6 +6,8 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +121,77 @@ def test_two_runs_do_not_meet(tmp_path):
     assert not paths.directory.exists()  # because nothing was begun
     with pytest.raises(LedgerError, match="no such directory for the output"), locked(Paths(tmp_path / "no" / "out")):
         pass
+
+
+@pytest.mark.parametrize("kind", ["files", "a link", "a link to nothing", "a file", "a lock that is a link"])
+def test_what_no_job_made_is_left_alone(tmp_path, kind):
+    """An existing OUT.partial of somebody else is neither emptied nor written to, nor what a link leads to."""
+    paths, other = Paths(tmp_path / "out"), tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years")
+    if kind == "files":
+        other.rename(paths.directory)
+        other = paths.directory
+    elif kind == "a file":
+        paths.directory.write_text("years")
+    elif kind == "a lock that is a link":
+        paths.directory.mkdir()
+        paths.lock.symlink_to(other / "thesis.txt")
+    else:
+        paths.directory.symlink_to(other if kind == "a link" else tmp_path / "none")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(LedgerError, match="is there already and was not made by a job"), locked(paths):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+    if kind != "a file":
+        assert (other / "thesis.txt").read_text() == "years"
+
+
+def test_files_of_others_in_a_jobs_directory_stay(tmp_path):
+    paths = Paths(tmp_path / "out")
+    with locked(paths):
+        ledger = Ledger(paths, IDENTITY)
+        (paths.directory / "notes.txt").write_text("mine")
+        paths.media.symlink_to(tmp_path)
+        ledger.add(0, "record", None)
+        ledger.write_output(1, IDENTITY)
+        ledger.close()
+        remove(paths)
+    assert sorted(path.name for path in paths.directory.iterdir()) == ["media", "notes.txt"]
+    assert (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["CREATE TABLE songs (name TEXT)"],
+        ["CREATE TABLE job (name TEXT, value TEXT)", "INSERT INTO job VALUES ('title', 'x')"],
+        ["CREATE TABLE job (name TEXT, value TEXT)", "INSERT INTO job VALUES ('fingerprint', 'x'), ('created', '1')"],
+        ["CREATE TABLE job (name TEXT, value TEXT)", "INSERT INTO job VALUES ('fingerprint', '[]'), ('created', '1')"],
+        ["CREATE TABLE job (name TEXT, value TEXT)", "INSERT INTO job VALUES ('fingerprint', '{}'), ('created', 'x')"],
+    ],
+)
+def test_a_ledger_of_another_program(tmp_path, statements):
+    paths = Paths(tmp_path / "out")
+    with locked(paths):
+        database = sqlite3.connect(paths.ledger)
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+        database.close()
+        before = paths.ledger.read_bytes()
+        with pytest.raises((LedgerError, JobMismatch), match=r"another program|of another job"):
+            Ledger(paths, IDENTITY)
+        if len(statements) == 1:
+            assert paths.ledger.read_bytes() == before
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="there is no /proc here")
+def test_a_directory_in_which_nothing_can_be_made():
+    started = time.monotonic()
+    with pytest.raises(LedgerError, match="cannot be made"), locked(Paths(Path("/proc/answers"))):
+        pass
+    assert time.monotonic() - started < 10
 
 
 def test_a_run_that_was_killed_holds_no_lock(tmp_path):

@@ -12,6 +12,7 @@ In both files the identity is stored as "fingerprint".
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -23,13 +24,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 Identity = Mapping[str, str]
 T = TypeVar("T")
 
+_ATTEMPTS = 100
+_INDEX = "sqlite_autoindex_job_1"
 _AT_ONCE = 1000
 """The most records in one commit."""
 
@@ -58,17 +61,37 @@ class Paths:
 def locked(paths: Paths) -> Iterator[None]:
     """Makes the job's directory and locks it against other runs.
 
+    A directory that is there must be one that a job made: it has a lock, or it is empty.
+
     Raises:
-      LedgerError: another run holds the lock, or the directory cannot be made.
+      LedgerError: another run holds the lock, the directory is somebody else's, or it cannot be made.
     """
-    while True:
+    descriptor = _take_lock(paths)
+    try:
+        yield
+    finally:
+        if not paths.ledger.exists():  # nothing was begun, or everything is done
+            remove(paths)
+        os.close(descriptor)
+
+
+def _take_lock(paths: Paths) -> int:
+    """Locks the job's directory, which is made if it is not there; returns the lock's descriptor."""
+    for _ in range(_ATTEMPTS):
         try:
             paths.directory.mkdir(exist_ok=True)
-            descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = _open_lock(paths)
         except FileNotFoundError:
             if not paths.output.parent.is_dir():
                 raise LedgerError(f"{paths.output.parent}: no such directory for the output") from None
-            continue  # the previous run is just removing its directory
+            time.sleep(0.01)  # the previous run is just removing its directory
+            continue
+        except FileExistsError:
+            raise _not_ours(paths) from None
+        except OSError as error:
+            if isinstance(error, LedgerError):
+                raise
+            raise LedgerError(f"{paths.directory}: cannot be made ({os.strerror(error.errno or 0).lower()})") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -81,17 +104,38 @@ def locked(paths: Paths) -> Iterator[None]:
                 "write to a local disk and copy the output"
             ) from None
         try:
-            if os.stat(paths.lock).st_ino == os.fstat(descriptor).st_ino:
-                break
+            if os.stat(paths.lock, follow_symlinks=False).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
         except FileNotFoundError:
             pass
         os.close(descriptor)  # the previous run removed the file before we locked it
+    raise LedgerError(f"{paths.directory}: cannot be made: choose another directory for the output")
+
+
+def _open_lock(paths: Paths) -> int:
+    """Opens the lock of a directory that is ours: neither it nor its lock is a link, and it holds a lock or nothing."""
     try:
-        yield
+        directory = os.open(paths.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotADirectoryError:
+        raise _not_ours(paths) from None
+    try:
+        if paths.lock.name not in (names := os.listdir(directory)) and names:
+            raise _not_ours(paths)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(paths.lock.name, flags, 0o666, dir_fd=directory)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _not_ours(paths) from None
+        raise
     finally:
-        if not paths.ledger.exists():  # nothing was begun, or everything is done
-            remove(paths)
-        os.close(descriptor)
+        os.close(directory)
+
+
+def _not_ours(paths: Paths) -> LedgerError:
+    return LedgerError(
+        f"{paths.directory} is there already and was not made by a job, which keeps its answers there: choose another "
+        "output, or move it away"
+    )
 
 
 class Ledger:
@@ -123,9 +167,15 @@ class Ledger:
         self._thread.start()
 
     def _open(self) -> sqlite3.Connection:
+        if self.paths.ledger.is_symlink():
+            raise self._of_another_program()
         database = sqlite3.connect(self.paths.ledger, check_same_thread=False, isolation_level=None)
         # With an exclusive lock the log needs no shared memory, which network file systems lack.
-        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+        database.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
+        if {name for (name,) in database.execute("SELECT name FROM sqlite_master")} - {"job", "answers", _INDEX}:
+            database.close()
+            raise self._of_another_program()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
             database.execute(f"PRAGMA {pragma}").fetchall()
         database.execute("BEGIN IMMEDIATE")
         database.execute("CREATE TABLE IF NOT EXISTS job (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
@@ -141,8 +191,20 @@ class Ledger:
             found = {"fingerprint": json.dumps(dict(identity)), "created": str(_now())}
             with self._transaction():
                 self._database.executemany("INSERT INTO job VALUES (?, ?)", found.items())
-        require_same_job(self.paths.directory, json.loads(found["fingerprint"]), identity)
-        return int(found["created"])
+        try:
+            then, created = json.loads(found["fingerprint"]), int(found["created"])
+            require_same_job(self.paths.directory, then, identity)
+        except JobMismatch:
+            raise
+        except (KeyError, ValueError, TypeError, AttributeError):
+            raise self._of_another_program() from None
+        return created
+
+    def _of_another_program(self) -> LedgerError:
+        return LedgerError(
+            f"{self.paths.ledger}: expected the ledger of a job, got a file of another program: choose another output, "
+            f"or move {self.paths.directory} away"
+        )
 
     # ── reading ──
 
@@ -334,12 +396,15 @@ def read_receipt(paths: Paths, identity: Identity) -> Mapping[str, Any] | None:
 
 
 def remove(paths: Paths) -> None:
-    """Removes the job's directory, the lock last. Does nothing if it is gone."""
+    """Removes what a job keeps, the lock last, and its directory unless it holds files of others."""
     paths.ledger.unlink(missing_ok=True)  # first, because a ledger without its log has lost records
-    for path in paths.directory.glob("*"):
-        if path != paths.lock:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    shutil.rmtree(paths.directory, ignore_errors=True)
+    if not paths.media.is_symlink():
+        shutil.rmtree(paths.media, ignore_errors=True)
+    kept = (f"{paths.ledger.name}-wal", f"{paths.ledger.name}-shm", f"{paths.ledger.name}-journal", "output.new")
+    for name in (*kept, f"{paths.receipt.name}.new", paths.lock.name):
+        (paths.directory / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        paths.directory.rmdir()
 
 
 def _file_digest(path: Path) -> str:
