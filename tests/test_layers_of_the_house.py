@@ -35,6 +35,7 @@ ORDER = (
     "chat",
     "engine",
     "batch",
+    "serving",
     "evaluation",
     "training",
     "planning",

@@ -12,7 +12,7 @@ from tests.faults.batch import committed
 from tests.faults.commands import await_no_process, start_command, write_model_job
 from videollava_jax.assets import MEDIA
 from videollava_jax.cli import main
-from videollava_jax.cli.batch import _size
+from videollava_jax.cli.common import size as parsed_size
 
 
 def read(path):
@@ -77,9 +77,9 @@ def test_what_went_wrong_is_one_line(tmp_path, monkeypatch, capsys):
 def test_sizes(text, size):
     if size is None:
         with pytest.raises(argparse.ArgumentTypeError):
-            _size(text)
+            parsed_size(text)
     else:
-        assert _size(text) == size
+        assert parsed_size(text) == size
 
 
 @pytest.mark.parametrize("size", ["0", "x", "-1", "1XB", "1e400"])

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from videollava_jax.cli.common import (
     FRAMES,
-    add_int8_arguments,
+    add_device_arguments,
+    add_media_arguments,
     add_model_arguments,
     argument_type,
     begin_command,
     frame_sampling_of,
     open_processor,
-    pair,
     print_json,
+    worker_limits,
 )
 from videollava_jax.cli.errors import UsageError, print_error
 from videollava_jax.generation.kinds import number, whole
 from videollava_jax.generation.options import SHARED, from_arguments
-from videollava_jax.hub import local_path
 
 if TYPE_CHECKING:
-    from videollava_jax.batch.media.isolation import IsolatedReader, WorkerLimits
+    from videollava_jax.batch.media.isolation import IsolatedReader
     from videollava_jax.batch.ray.cluster import RayRunner
     from videollava_jax.batch.runner import Runner
     from videollava_jax.engine import Engine
@@ -86,62 +86,8 @@ def add_batch(made: argparse.ArgumentParser) -> None:
     )
     job.add_argument("--retry-errors", action="store_true", help="answer the lines again whose record is an error")
     job.add_argument("--keep-ledger", action="store_true", help="keep OUTPUT.partial after OUTPUT is written")
-    media = made.add_argument_group("media")
-    media.add_argument(
-        "--media-root",
-        type=local_path,
-        metavar="DIRECTORY",
-        help="directory of the media; lines name paths in it and none outside",
-    )
-    media.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="host that media may be fetched from, unless its address is private; can be given several times; "
-        "default: none",
-    )
-    media.add_argument(
-        "--workers",
-        type=argument_type(whole(1)),
-        default=4,
-        metavar="N",
-        help="processes that decode media; default: %(default)s",
-    )
-    media.add_argument(
-        "--limit-seconds",
-        type=argument_type(number(0, 86400, above=True)),
-        default=60.0,
-        metavar="S",
-        help="time that reading one medium may take; default: %(default)g",
-    )
-    media.add_argument(
-        "--limit-memory",
-        type=_size,
-        default=4 * 2**30,
-        metavar="SIZE",
-        help="memory that reading one medium may take; default: 4GiB",
-    )
-    media.add_argument(
-        "--limit-bytes", type=_size, default=2**30, metavar="SIZE", help="size of one medium; default: 1GiB"
-    )
-    media.add_argument(
-        "--retries",
-        type=argument_type(whole(0)),
-        default=1,
-        metavar="N",
-        help="times that a medium is tried again after it crashed or hung its process, or its host failed; "
-        "default: %(default)s",
-    )
-    device = made.add_argument_group("the device")
-    device.add_argument(
-        "--max-rows", type=argument_type(whole(1)), metavar="N", help="questions answered at a time; default: what fits"
-    )
-    device.add_argument("--memory", type=_size, metavar="SIZE", help="memory for the KV cache; default: what is free")
-    add_int8_arguments(device)
-    device.add_argument(
-        "--mesh", type=pair, metavar="DATAxTENSOR", help="devices to spread over, such as 1x8; default: one"
-    )
+    add_media_arguments(made)
+    add_device_arguments(made)
     machines = made.add_argument_group("several machines")
     machines.add_argument(
         "--ray",
@@ -192,7 +138,7 @@ def batch(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "--replicas, --replica-resources and --ray-block say how a Ray cluster is used: expected --ray"
         )
-    limits = _worker_limits(arguments)
+    limits = worker_limits(arguments)
     fetch = Fetcher(arguments.allow_host, seconds=arguments.limit_seconds, attempts=1 + arguments.retries)
     answering: list[IsolatedReader | RayRunner] = []
 
@@ -270,17 +216,6 @@ def _named_files(name: Path) -> list[Path]:
     return found
 
 
-def _worker_limits(arguments: argparse.Namespace) -> WorkerLimits:
-    from videollava_jax.batch.media.isolation import WorkerLimits
-
-    return WorkerLimits(
-        seconds=arguments.limit_seconds,
-        memory=arguments.limit_memory,
-        max_bytes=arguments.limit_bytes,
-        attempts=1 + arguments.retries,
-    )
-
-
 def _facts(arguments: argparse.Namespace, path: str | Path, template: str) -> dict[str, str]:
     """The part of the job's identity that is about the model: its content or revision, and how it computes."""
     from videollava_jax.hub import Wanted, find_model
@@ -354,20 +289,7 @@ def _replica_engine(arguments: argparse.Namespace) -> Engine:
     from videollava_jax.batch.media.isolation import IsolatedReader
 
     path, processor = open_processor(arguments)
-    return _engine(arguments, path, processor, IsolatedReader(processor, _worker_limits(arguments)))
-
-
-def _size(text: str) -> int:
-    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    number = text.rstrip("bBiIkKmMgG ")
-    unit = units.get(text[len(number) :].strip().lower())
-    try:
-        size = int(float(number) * unit) if unit else 0
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"expected a size such as 8GiB, 500MB or 1000000, got {text!r}")
-    return size
+    return _engine(arguments, path, processor, IsolatedReader(processor, worker_limits(arguments)))
 
 
 def _resources(text: str) -> dict[str, float]:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from videollava_jax.generation.kinds import Kind, number, whole
 from videollava_jax.generation.options import add_option_flags
+from videollava_jax.hub import local_path
 from videollava_jax.processing.prompt import TEMPLATES
 
 if TYPE_CHECKING:
+    from videollava_jax.batch.media.isolation import WorkerLimits
     from videollava_jax.media import FrameSampling
     from videollava_jax.processing.processor import VideoLlavaProcessor
 
@@ -53,6 +55,12 @@ def print_json(record: dict[str, Any]) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of every command that answers questions: the model, the frames of videos, the answers."""
+    add_reading_arguments(parser)
+    add_option_flags(parser.add_argument_group("answers"))
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say which model there is and how it reads videos."""
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="tiny", help=MODEL_HELP)
     model.add_argument(
@@ -86,7 +94,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="take this number per second, at most N in all",
     )
     rule.add_argument("--indices", type=_indices, metavar="I,I,...", help="take exactly these, counted from 0")
-    add_option_flags(parser.add_argument_group("answers"))
 
 
 def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlavaProcessor]:
@@ -126,13 +133,110 @@ def _indices(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"expected frame numbers such as 0,5,9, got {text!r}") from None
 
 
+# ── media ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_media_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say where media may come from, and what reading one may take."""
+    media = parser.add_argument_group("media")
+    media.add_argument(
+        "--media-root",
+        type=local_path,
+        metavar="DIRECTORY",
+        help="directory of the media; questions name paths in it and none outside",
+    )
+    media.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="host that media may be fetched from, unless its address is private; can be given several times; "
+        "default: none",
+    )
+    media.add_argument(
+        "--workers",
+        type=argument_type(whole(1)),
+        default=4,
+        metavar="N",
+        help="processes that decode media; default: %(default)s",
+    )
+    media.add_argument(
+        "--limit-seconds",
+        type=argument_type(number(0, 86400, above=True)),
+        default=60.0,
+        metavar="S",
+        help="time that reading one medium may take; default: %(default)g",
+    )
+    media.add_argument(
+        "--limit-memory",
+        type=size,
+        default=4 * 2**30,
+        metavar="SIZE",
+        help="memory that reading one medium may take; default: 4GiB",
+    )
+    media.add_argument(
+        "--limit-bytes", type=size, default=2**30, metavar="SIZE", help="size of one medium; default: 1GiB"
+    )
+    media.add_argument(
+        "--retries",
+        type=argument_type(whole(0)),
+        default=1,
+        metavar="N",
+        help="times that a medium is tried again after it crashed or hung its process, or its host failed; "
+        "default: %(default)s",
+    )
+
+
+def worker_limits(arguments: argparse.Namespace) -> WorkerLimits:
+    """Returns the limits that `add_media_arguments` has asked for."""
+    from videollava_jax.batch.media.isolation import WorkerLimits
+
+    return WorkerLimits(
+        seconds=arguments.limit_seconds,
+        memory=arguments.limit_memory,
+        max_bytes=arguments.limit_bytes,
+        attempts=1 + arguments.retries,
+    )
+
+
 # ── the device, values of arguments ────────────────────────────────────────────────────────────────────────────
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the engine that are about the device."""
+    device = parser.add_argument_group("the device")
+    device.add_argument(
+        "--max-rows", type=argument_type(whole(1)), metavar="N", help="questions answered at a time; default: what fits"
+    )
+    device.add_argument("--memory", type=size, metavar="SIZE", help="memory for the KV cache; default: what is free")
+    add_int8_arguments(device)
+    device.add_argument(
+        "--mesh", type=pair, metavar="DATAxTENSOR", help="devices to spread over, such as 1x8; default: one"
+    )
 
 
 def add_int8_arguments(parser: argparse._ActionsContainer) -> None:
     """Adds flags for what the engine keeps in int8."""
     parser.add_argument("--int8-weights", action="store_true", help="keep the decoder's projections in int8")
     parser.add_argument("--int8-cache", action="store_true", help="keep the keys and values of prefixes in int8")
+
+
+def size(text: str) -> int:
+    """Parses a number of bytes such as `8GiB`.
+
+    Raises:
+      ArgumentTypeError: any other text.
+    """
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    digits = text.rstrip("bBiIkKmMgG ")
+    unit = units.get(text[len(digits) :].strip().lower())
+    try:
+        found = int(float(digits) * unit) if unit else 0
+    except (ValueError, OverflowError):
+        found = 0
+    if found < 1:
+        raise argparse.ArgumentTypeError(f"expected a size such as 8GiB, 500MB or 1000000, got {text!r}")
+    return found
 
 
 def argument_type(kind: Kind) -> Callable[[str], Any]:

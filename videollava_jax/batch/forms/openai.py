@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from videollava_jax.batch.forms.fields import described, messages, short
@@ -71,23 +71,42 @@ def _ask(fields: Mapping[str, Any]) -> RequestParts:
     body = fields.get("body")
     if not isinstance(body, Mapping):
         raise ValueError(f"expected an object under 'body', got {described(body)}")
-    for key, value in body.items():
-        if value is not None and key not in _UNUSED and key not in OPENAI_NAMES:
-            _require_neutral(key, value)
-    conversation = [
+    refuse_unsupported(body, OPENAI_NAMES, "body.")
+    return RequestParts({"conversation": conversation_of(body.get("messages"), "body.messages")}, from_openai(body))
+
+
+def conversation_of(given: Any, where: str) -> list[Mapping[str, Any]]:
+    """Returns the messages of a body; "developer" is OpenAI's newer name for "system".
+
+    Raises:
+      ValueError: they are not a list of objects; the message says that they were expected under `where`.
+    """
+    return [
         {**message, "role": "system"} if message.get("role") == "developer" else message
-        for message in messages(body.get("messages"), "body.messages")
+        for message in messages(given, where)
     ]
-    return RequestParts({"conversation": conversation}, from_openai(body))
 
 
-def _require_neutral(key: str, value: Any) -> None:
+def refuse_unsupported(body: Mapping[str, Any], known: Collection[str], where: str = "") -> None:
+    """Raises a ValueError if a body asks for what is not supported.
+
+    Args:
+      body: of a chat completion.
+      known: the fields that the caller reads.
+      where: precedes a field's name in messages.
+    """
+    for key, value in body.items():
+        if value is not None and key not in _UNUSED and key not in known:
+            _require_neutral(key, value, where)
+
+
+def _require_neutral(key: str, value: Any, where: str) -> None:
     """Raises a ValueError for a value of a field that asks for something."""
     neutral = NEUTRAL.get(key, ())
     # In Python True is 1, while true and 1 are two values in JSON.
     if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral):
         allowed = either([*map(json.dumps, neutral), "no such key"])
-        raise ValueError(f"body.{short(key)} is not supported: expected {allowed}, got {described(value)}")
+        raise ValueError(f"{where}{short(key)} is not supported: expected {allowed}, got {described(value)}")
 
 
 def _record(tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> Mapping[str, Any]:

@@ -81,6 +81,14 @@ class Spool:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
 
+    def hold(self, path: str) -> bool:
+        """Counts one user more of a file; False if it has been deleted. Thread-safe."""
+        with self._lock:
+            if not self._users[path]:
+                return False
+            self._users[path] += 1
+            return True
+
     def release(self, source: Any) -> None:
         """Counts one user of a file less, and deletes it after the last. Files from elsewhere are left alone."""
         if not isinstance(source, (str, os.PathLike)):

@@ -1,0 +1,1 @@
+"""A server with OpenAI's protocol around a session of the engine."""

@@ -1,0 +1,95 @@
+"""What state a server is in, and how many requests it has: who may come in, and when it ends. No JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+
+from videollava_jax.serving.errors import TOO_MANY, UNAVAILABLE, ApiError
+from videollava_jax.serving.settings import Settings
+
+
+class State(Enum):
+    """The states of a server, in their order."""
+
+    STARTING = "starting"  # programs are compiled
+    READY = "ready"
+    DRAINING = "draining"  # no more requests are taken; those that are there have some seconds
+    FAILED = "failed"  # the engine has stopped
+
+
+class Lifecycle:
+    """The state of a server, and its open requests. For the thread of the event loop.
+
+    Attributes:
+      state: what the server does now.
+      open: answers that were asked for and not given.
+      refused: requests that were turned away, by the reason.
+    """
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self.state = State.STARTING
+        self.open = 0
+        self._body_bytes = 0
+        self.refused: dict[str, int] = {"starting": 0, "draining": 0, "failed": 0, "queue_full": 0, "bodies_full": 0}
+
+    def require_ready(self) -> None:
+        """Raises an ApiError, 503, unless requests are taken, and one, 429, where no answer more may be asked for."""
+        if self.state is not State.READY:
+            self.refused[self.state.value] += 1
+            said = {
+                State.STARTING: "the server is starting: its programs are being compiled",
+                State.DRAINING: "the server is going down",
+                State.FAILED: "the engine has stopped, and the server with it",
+            }[self.state]
+            raise ApiError(UNAVAILABLE, said, code=self.state.value, retry_after=5)
+        if self.open >= self._settings.max_queue:
+            raise self._full(1)
+
+    @contextmanager
+    def place_for(self, answers: int) -> Iterator[None]:
+        """Counts answers as asked for, before their media are looked at.
+
+        Raises:
+          ApiError: 429, there are too many.
+        """
+        if self.open + answers > self._settings.max_queue:
+            raise self._full(answers)
+        self.open += answers
+        try:
+            yield
+        finally:
+            self.open -= answers
+
+    def _full(self, answers: int) -> ApiError:
+        self.refused["queue_full"] += 1
+        return ApiError(
+            TOO_MANY,
+            f"{self.open} of {self._settings.max_queue} answers are being waited for, and there is no place for "
+            f"{answers} more: come again later",
+            code="queue_full",
+            retry_after=self._settings.retry_seconds,
+        )
+
+    @contextmanager
+    def body_of(self, size: int) -> Iterator[None]:
+        """Counts the bytes of a body while its request is open.
+
+        Raises:
+          ApiError: 429, the bodies of all requests are too large together.
+        """
+        if self._body_bytes and self._body_bytes + size > self._settings.max_bodies_bytes:
+            self.refused["bodies_full"] += 1
+            raise ApiError(
+                TOO_MANY,
+                "the bodies of the requests that are open are too large together: come again later, or upload files",
+                code="bodies_full",
+                retry_after=self._settings.retry_seconds,
+            )
+        self._body_bytes += size
+        try:
+            yield
+        finally:
+            self._body_bytes -= size

@@ -1,0 +1,197 @@
+"""Runs a server on a socket: compiles, answers, and ends by a signal or with its engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import threading
+import time
+import webbrowser
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from videollava_jax.engine.session import Session
+from videollava_jax.processing.processor import VideoLlavaProcessor
+from videollava_jax.serving.app import App, create_app
+from videollava_jax.serving.lifecycle import State
+from videollava_jax.serving.settings import Settings
+
+_HEADERS = 2**16
+"""The most bytes of a request's headers."""
+_LAST_WORDS = 2.0
+"""Seconds that clients have to read their errors after the engine has stopped."""
+_KEEP_ALIVE = 75
+"""Seconds that a connection stays open without a request: longer than most balancers keep theirs."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a socket on an address, on which nobody is answered yet.
+
+    Raises:
+      OSError: the address is taken, or is none of this machine.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        made = socket.socket(found[0], found[1])
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(found[4])
+        except BaseException:
+            made.close()
+            raise
+        return made
+    except socket.gaierror:
+        raise ValueError(f"--host {host}: expected an address of this machine, such as 127.0.0.1 or 0.0.0.0") from None
+    except OSError as error:
+        why = {
+            errno.EADDRINUSE: f"port {port} is in use: choose another with --port, or end what uses it",
+            errno.EACCES: f"port {port} is not for ordinary users: choose one from 1024 on with --port",
+            errno.EADDRNOTAVAIL: f"--host {host}: expected an address of this machine, such as 127.0.0.1 or 0.0.0.0",
+        }.get(error.errno or 0, f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0).lower()})")
+        raise ValueError(why) from None
+
+
+def run(
+    session: Session,
+    processor: VideoLlavaProcessor,
+    settings: Settings,
+    bound: socket.socket,
+    *,
+    reader: Callable[..., Any],
+    said: Callable[[dict[str, Any]], None],
+    page: bool = False,
+) -> str | None:
+    """Serves until SIGTERM, SIGINT or the end of the engine.
+
+    Args:
+      session: not warm yet; closed at the end.
+      bound: the socket; `listen` makes it.
+      reader: reads media, in other processes.
+      said: called with a record of each new state.
+      page: whether to open the page in the browser.
+
+    Returns:
+      None after a signal; a line that says why the engine has stopped otherwise.
+    """
+    app = create_app(session, processor, settings, reader=reader)
+    running = Running(app, session, settings, said)
+    host, port = bound.getsockname()[:2]
+    shown = "127.0.0.1" if host == "0.0.0.0" else "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{port}"
+    said({"state": "starting", "url": url, "model": settings.model})
+    running.when_ready = lambda: webbrowser.open(url) if page else None
+    running.run(sockets=[bound])
+    said({"state": "ended"})
+    return running.failed
+
+
+class Running(uvicorn.Server):
+    """A server whose state follows its session and its signals.
+
+    Attributes:
+      failed: why the engine has stopped; None while it has not.
+      when_ready: called when requests are taken.
+    """
+
+    def __init__(self, app: App, session: Session, settings: Settings, said: Callable[[dict[str, Any]], None]):
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="on",
+                ws="none",
+                http="h11",
+                loop="asyncio",
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE,
+                timeout_graceful_shutdown=5,
+                h11_max_incomplete_event_size=_HEADERS,
+            )
+        )
+        self._lifecycle, self._session, self._settings, self._said = app.server.lifecycle, session, settings, said
+        self._began = time.monotonic()
+        self.failed: str | None = None
+        self.when_ready: Callable[[], Any] = lambda: None
+        self._signals = 0
+        self._draining: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves on sockets, and watches the engine meanwhile."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            await super().serve(sockets)
+        finally:
+            watching.cancel()
+            await asyncio.to_thread(self._session.close, 0)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handles SIGTERM and SIGINT while it serves, in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, self.drain)
+        try:
+            yield
+        finally:
+            for each in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(each)
+
+    def drain(self) -> None:
+        """Takes no more requests, and ends when those that are open have ended; called again, ends at once."""
+        self._signals += 1
+        if self._signals > 1:
+            self.should_exit = self.force_exit = True
+        elif self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        if self._lifecycle.state is not State.FAILED:
+            self._lifecycle.state = State.DRAINING
+        seconds = self._settings.drain_seconds
+        self._said({"state": "draining", "open": self._lifecycle.open, "seconds": seconds})
+        ends = time.monotonic() + seconds
+        while self._lifecycle.open and time.monotonic() < ends:
+            await asyncio.sleep(0.05)
+        # What is left is cancelled, and its clients get an error.
+        await asyncio.to_thread(self._session.close, 0)
+        await self._empty(_LAST_WORDS)
+        self.should_exit = True
+
+    async def _empty(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while self._lifecycle.open and time.monotonic() < ends:
+            await asyncio.sleep(0.02)
+
+    async def _watch(self) -> None:
+        """Compiles, takes requests, and ends the server when the engine has stopped."""
+        try:
+            await asyncio.to_thread(self._session.warm_up)
+        except Exception as error:
+            self._fail(error)
+            return
+        if self._lifecycle.state is State.STARTING:
+            self._lifecycle.state = State.READY
+            self._said({"state": "ready", "seconds": time.monotonic() - self._began})
+            threading.Thread(target=self.when_ready, name="browser", daemon=True).start()
+        while getattr(self._session, "error", None) is None:
+            await asyncio.sleep(0.2)
+        if self._lifecycle.state is not State.DRAINING:
+            self._lifecycle.state = State.FAILED
+            await self._empty(_LAST_WORDS)
+            self._fail(getattr(self._session, "error"))  # noqa: B009
+
+    def _fail(self, error: BaseException) -> None:
+        self._lifecycle.state = State.FAILED
+        self.failed = " ".join(str(error).split())[:500] or type(error).__name__
+        self.should_exit = True
