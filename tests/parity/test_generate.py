@@ -76,6 +76,13 @@ def test_greedy_tokens_equal_transformers(torch, reference, model, inputs):
     np.testing.assert_array_equal(model.generate(**inputs, max_new_tokens=24, pad_token_id=0), expected.numpy())
 
 
+def test_a_max_length_within_the_prompt_is_refused_as_transformers_refuses_it(torch, reference, model, inputs):
+    """As on transformers' page, whose `max_length=50` is shorter than the tokens of a video."""
+    for generate, given in ((reference[0].generate, for_torch(torch, inputs)), (model.generate, inputs)):
+        with pytest.raises(ValueError, match="max_length"):
+            generate(**given, max_length=9, do_sample=False, pad_token_id=0)
+
+
 def test_repetition_penalty_equals_transformers(torch, reference, model):
     ids = np.random.default_rng(2).integers(3, 80, (1, 7))
     arguments = dict(max_new_tokens=20, do_sample=False, repetition_penalty=1.7, pad_token_id=0)
