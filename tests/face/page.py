@@ -3,7 +3,6 @@
 What users change is done in test_page.py.
 """
 
-
 _READER = """
 def read_video_pyav(container, indices):
     '''

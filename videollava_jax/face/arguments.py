@@ -19,21 +19,17 @@ _RENAMED = {"video_fps": "fps"}
 _OF_TORCH = frozenset({"device", "disable_grouping"})  # where and how torchvision works: nothing of it is used here
 ACCEPTED = frozenset({"video_load_backend", "load_audio_from_video", "audio_kwargs", "verbose"})
 """Arguments that ask for nothing: videos are decoded with PyAV whatever is named."""
+FURTHER_TEXTS = frozenset({"text_pair", "text_target", "text_pair_target"})
+_WITHOUT_EFFECT = frozenset({"image_seq_length", "do_pad", "pad_size"})
+"""Settings of pixels without effect in transformers' processors of this model too: pictures are cropped, not padded."""
 
 REFUSED: Mapping[str, str] = {
     "is_split_into_words": "join the words into one string",
-    "text_pair": "write both texts into one prompt",
-    "text_target": "write the answer into the conversation, and take return_assistant_tokens_mask for its labels",
-    "text_pair_target": "write both texts into one prompt",
-    "return_overflowing_tokens": "a medium cannot be cut; shorten the text, or take fewer frames",
-    "do_pad": "pictures are cropped to a square, never padded",
-    "pad_size": "pictures are cropped to a square, never padded",
-    "image_seq_length": "it follows from the size of the picture; patch_size of the processor changes it",
     "audio": "Video-LLaVA takes no sound",
     "audios": "Video-LLaVA takes no sound",
     "sampling_rate": "Video-LLaVA takes no sound",
 }
-"""Arguments of transformers that ask for what Video-LLaVA does not do, with what to do instead."""
+"""Arguments of transformers that ask for what Video-LLaVA does not do there either, with what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,7 @@ def _unusual(settings: Mapping[str, Any], sub_processor: Any) -> dict[str, Any]:
     for name, value in settings.items():
         known = usual.get(name, getattr(sub_processor, name, None))
         plain = getattr(value, "value", value)
-        if value is None or name in _OF_TORCH or plain == known or plain == _json(known):
+        if value is None or name in _OF_TORCH | _WITHOUT_EFFECT or plain == known or plain == _json(known):
             continue
         kept[name] = value
     return kept

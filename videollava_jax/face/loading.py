@@ -24,7 +24,9 @@ _OWN = (
     "video_pooling",
     "frame_window",
 )
-_TOKENIZER = ("padding_side", "truncation_side", "model_max_length")
+_TOKENIZER = ("padding_side", "truncation_side", "model_max_length", "add_eos_token", "split_special_tokens")
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_PARTS = ("image_processor", "video_processor", "tokenizer")
 _HINTS = (
     "use_fast",
     "backend",
@@ -45,13 +47,23 @@ _HINTS = (
 
 @dataclass(frozen=True)
 class Loading:
-    """Sorted arguments: of the hub, the processor, its image and video processors, its tokenizer."""
+    """Sorted arguments.
+
+    Attributes:
+        hub: of the hub.
+        own: of the processor.
+        images, videos, tokenizer: settings of its parts.
+        special_tokens: by their role; the tokenizer gets those that it has not.
+        parts: an image processor, a video processor or a tokenizer that takes the place of the saved one.
+    """
 
     hub: dict[str, Any]
     own: dict[str, Any]
     images: dict[str, Any]
     videos: dict[str, Any]
     tokenizer: dict[str, Any]
+    special_tokens: dict[str, Any]
+    parts: dict[str, Any]
 
 
 def sort(kwargs: Mapping[str, Any]) -> Loading:
@@ -61,7 +73,9 @@ def sort(kwargs: Mapping[str, Any]) -> Loading:
         TypeError: an unknown one.
         ValueError: a subfolder, or proxies.
     """
-    known = (*_HUB, *_OWN, *_TOKENIZER, *_HINTS, *IMAGES, *VIDEOS)
+    parts = {"hub": _HUB, "own": _OWN, "tokenizer": _TOKENIZER, "special_tokens": _SPECIAL_TOKENS, "parts": _PARTS}
+    parts |= {"images": tuple(IMAGES), "videos": tuple(VIDEOS - IMAGES)}
+    known = {*_HINTS, *(name for names in parts.values() for name in names)}
     for name, value in kwargs.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -72,12 +86,8 @@ def sort(kwargs: Mapping[str, Any]) -> Loading:
             raise ValueError("subfolder: give the directory itself, as the model's name or path")
         if name == "proxies" and value:
             raise ValueError("proxies: set HTTPS_PROXY in the environment, which the hub's client reads")
-    parts = {"hub": _HUB, "own": _OWN, "tokenizer": _TOKENIZER, "images": IMAGES, "videos": VIDEOS - IMAGES}
-    given = {k: v for k, v in kwargs.items() if v is not None}
-    sorted_ = {part: {k: v for k, v in given.items() if k in names} for part, names in parts.items()}
-    for name in ("device",):
-        sorted_["images"].pop(name, None)
-    return Loading(**sorted_)
+    given = {k: v for k, v in kwargs.items() if v is not None and k != "device"}
+    return Loading(**{part: {k: v for k, v in given.items() if k in names} for part, names in parts.items()})
 
 
 def directory(name: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path:

@@ -7,7 +7,9 @@ anything else ──────────▶ transformers' own, with its imag
 
 from __future__ import annotations
 
+import inspect
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, SupportsIndex
 
@@ -15,7 +17,16 @@ from transformers.models.video_llava.processing_video_llava import VideoLlavaPro
 
 from videollava_jax.config import SelectStrategy, require_whole_windows
 from videollava_jax.face import loading
-from videollava_jax.face.arguments import ACCEPTED, REFUSED, in_order, joined, require_known, sort, template_variables
+from videollava_jax.face.arguments import (
+    ACCEPTED,
+    FURTHER_TEXTS,
+    REFUSED,
+    in_order,
+    joined,
+    require_known,
+    sort,
+    template_variables,
+)
 from videollava_jax.face.call import OWN, Call, is_plain, media, rows
 from videollava_jax.face.faults import named_faults
 from videollava_jax.face.features import features
@@ -31,6 +42,12 @@ from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, load_t
 
 KEPT = ("video_metadata", "text_replacement_offsets", "video_pooling")
 """What a call returns that is no array."""
+
+
+def _signature_of_call() -> inspect.Signature:
+    """Transformers' signature without `audio`: libraries look for `images`, `text` and `videos` in it."""
+    signature = inspect.signature(TransformersProcessor.__call__)
+    return signature.replace(parameters=[p for name, p in signature.parameters.items() if name != "audio"])
 
 
 class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore[misc]
@@ -87,7 +104,7 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
             tokenizer=tokenizer,
             patch_size=patch_size,
             vision_feature_select_strategy=vision_feature_select_strategy,
-            chat_template=chat_template,  # type: ignore[arg-type]
+            chat_template=chat_template,
             num_additional_image_tokens=num_additional_image_tokens,
             template=template,
             max_positions=max_positions,
@@ -112,7 +129,8 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
             template: the prompt template; None for that of the directory, with its own `chat_template`.
             kwargs: of the hub (`revision`, `token`, `cache_dir`, `local_files_only`, `force_download`); of this class,
                 the sub-processors and the tokenizer, in the place of what the files say (`do_resize`, `padding_side`,
-                …); hints that ask for nothing (`use_fast`, `trust_remote_code`).
+                `pad_token`, …); `image_processor`, `video_processor` and `tokenizer` in the place of those that are
+                saved; hints that ask for nothing (`use_fast`, `trust_remote_code`).
 
         Raises:
             TypeError: an unknown argument.
@@ -123,30 +141,42 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
         settings = {**read_settings(path), **asked.own}
         image = settings.pop("image_processor")
         video = settings.pop("video_processor") or image
-        tokenizer = load_tokenizer(path)
+        tokenizer = asked.parts.get("tokenizer") or load_tokenizer(path)
         for name, value in asked.tokenizer.items():
             setattr(tokenizer, name, value)
+        if asked.special_tokens:
+            tokenizer.add_special_tokens(asked.special_tokens)
         if template is not None:
             settings |= {"template": template, "chat_template": asked.own.get("chat_template")}
+        pictures = {**image, **asked.images}, {**video, **asked.images, **asked.videos}
         return cls(
-            VideoLlavaImageProcessor(**loading.settings({**image, **asked.images})),
-            VideoLlavaVideoProcessor(**loading.settings({**video, **asked.images, **asked.videos})),
+            asked.parts.get("image_processor") or VideoLlavaImageProcessor(**loading.settings(pictures[0])),
+            asked.parts.get("video_processor") or VideoLlavaVideoProcessor(**loading.settings(pictures[1])),
             tokenizer,
             **settings,
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
         """Writes the files that `from_pretrained` reads, here and in transformers; the model's may be there already.
 
         Args:
             save_directory: made where it is missing.
             push_to_hub: whether to upload them too; `push_to_hub()` is the same.
             kwargs: of `push_to_hub`: `repo_id`, `commit_message`, `token`, `private`, ….
+
+        Returns:
+            The path of `processor_config.json`, in a list, as transformers does.
+
+        Raises:
+            ValueError: a chat template with a name that is no file's name.
         """
         pictures = {"image": self.image_processor, "video": self.video_processor}
         self._write(save_directory, {kind: loading.plain_json(maker.to_dict()) for kind, maker in pictures.items()})  # type: ignore[misc]
         if push_to_hub:
             self.push_to_hub(**{"repo_id": os.path.basename(os.path.abspath(save_directory)), **kwargs})
+        return [os.path.join(save_directory, "processor_config.json")]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON has them, those of the image and the video processor among them."""
@@ -218,6 +248,8 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
             made["video_metadata"] = metadata
         return features(made, call.kind, keep=KEPT)
 
+    __call__.__signature__ = _signature_of_call()  # type: ignore[attr-defined]
+
     def _call(self, kwargs: dict[str, Any]) -> Call:
         """Checks the arguments of a call, and sorts them."""
         require_known(kwargs, OWN)
@@ -244,7 +276,7 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
                 text=texts,
                 images=call.read_images(rows(images, "image", texts, asked)) or None,
                 videos=call.read_videos(rows(videos, "video", texts, asked)) or None,
-                text_kwargs={**of_text, **asked.text, **kind},
+                text_kwargs={**of_text, **_as_rows(asked.text, text), **kind},
                 images_kwargs={**asked.images, **kind},
                 videos_kwargs={**asked.videos, **kind},
                 **asked.flags,
@@ -308,9 +340,9 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
         }
         foreign = None if template is not None else self._foreign_template(chat_template)
         if foreign is None:
-            if tools or documents:
-                raise ValueError("tools, documents: this chat template does not show them; expected chat_template=…")
             turns["template"] = template
+            if tools or documents:
+                warnings.warn("tools, documents: this package's chat template does not show them", stacklevel=2)
             if not tokenize:
                 self._call(joined({**kwargs, "processor_kwargs": processor_kwargs}))
                 return self.conversation_text(conversation, **turns)
@@ -349,6 +381,13 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
         """The Jinja that a call asks for; None where it is this package's own."""
         jinja: str = self._resolve_chat_template(chat_template)
         return None if jinja == self.template.to_jinja() else jinja
+
+
+def _as_rows(of_text: Mapping[str, Any], text: Any) -> dict[str, Any]:
+    """Arguments of the tokenizer, with further texts (`text_pair`, …) in a list where the text is no list either."""
+    if not isinstance(text, str):
+        return dict(of_text)
+    return {k: [v] if k in FURTHER_TEXTS and isinstance(v, str) else v for k, v in of_text.items()}
 
 
 def _sub_processor(form: type[Any], given: Any) -> Any:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from transformers.image_transforms import to_channel_dimension_format
+from transformers.image_utils import ChannelDimension
 from transformers.models.video_llava.video_processing_video_llava import (
     VideoLlavaVideoProcessor as TransformersVideoProcessor,
 )
-from transformers.video_utils import VideoMetadata, make_batched_videos
+from transformers.video_utils import VideoMetadata, convert_to_rgb, make_batched_videos
 
 from videollava_jax.face.faults import named_faults
 from videollava_jax.face.features import Features, features
@@ -76,8 +78,11 @@ class VideoLlavaVideoProcessor(TransformersVideoProcessor):  # type: ignore[misc
         if self.do_sample_frames if do_sample_frames is None else do_sample_frames:
             either = num_frames is not None or fps is not None
             rule = sampling(True, num_frames, fps) if either else sampling(True, self.num_frames, self.fps) or rule
-        opening = Opening(frame_sampling=rule, input_data_format=kwargs.pop("input_data_format", None))
-        clips, metadata = sampled(as_list(opening.video(videos)), rule, rule, video_metadata)
+        layout = kwargs.pop("input_data_format", None)
+        opened = Opening(frame_sampling=rule, input_data_format=layout).video(videos)
+        if self.do_convert_rgb if kwargs.get("do_convert_rgb") is None else kwargs["do_convert_rgb"]:
+            opened = _in_colour(opened)
+        clips, metadata = sampled(as_list(opened), rule, rule, video_metadata)
         settings = {name: getattr(self, name, None) for name in PIXELS}
         with named_faults("videos"):
             frames = VideoLlavaImageProcessor(**_plain(settings))
@@ -100,6 +105,22 @@ def as_list(videos: Any) -> list[Any]:
         return list(videos)
     with named_faults("videos"):
         return list(make_batched_videos(videos))
+
+
+def _in_colour(videos: Any) -> Any:
+    """Videos, or frames, of nested lists with three channels, as transformers does: grey repeated, alpha on white."""
+    if isinstance(videos, (list, tuple)):
+        return [_in_colour(item) for item in videos]
+    if hasattr(videos, "convert"):
+        return videos.convert("RGB")
+    if not isinstance(videos, np.ndarray) or videos.ndim < 3:
+        return videos
+    first = videos.shape[-3] in (1, 4) and videos.shape[-1] not in (1, 3, 4)
+    if not first and videos.shape[-1] not in (1, 4):
+        return videos
+    layout = ChannelDimension.FIRST if first else ChannelDimension.LAST
+    colours = to_channel_dimension_format(convert_to_rgb(videos, layout), layout, ChannelDimension.FIRST)
+    return np.rint(colours).astype(videos.dtype) if np.issubdtype(videos.dtype, np.integer) else colours
 
 
 def _is_file(video: Any) -> bool:

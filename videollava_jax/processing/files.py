@@ -12,6 +12,9 @@ from videollava_jax.config import ModelConfig, SelectStrategy
 from videollava_jax.processing.segments import MediaKind
 from videollava_jax.processing.tokenizer import read_json
 
+CHAT_TEMPLATE, CHAT_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+"""The file of the default chat template, and the directory of further ones, each `NAME.jinja`."""
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -85,12 +88,17 @@ def read_settings(path: Path) -> dict[str, Any]:
     }
 
 
-def _saved_chat_template(path: Path, saved: Mapping[str, Any]) -> str | None:
-    raw = path / "chat_template.jinja"
-    if raw.is_file():
-        return raw.read_text(encoding="utf-8")
-    legacy = (read_json(path / "chat_template.json") or saved).get("chat_template")
-    return legacy if isinstance(legacy, str) else None
+def _saved_chat_template(path: Path, saved: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """The chat template; where there are several, all of them by name."""
+    raw = path / CHAT_TEMPLATE
+    further = {file.stem: file.read_text(encoding="utf-8") for file in sorted((path / CHAT_TEMPLATES).glob("*.jinja"))}
+    default = raw.read_text(encoding="utf-8") if raw.is_file() else None
+    if default is None:
+        legacy = (read_json(path / "chat_template.json") or saved).get("chat_template")
+        default = legacy if isinstance(legacy, str) else None
+    if not further:
+        return default
+    return further if default is None else {"default": default, **further}
 
 
 def write_settings(
@@ -99,7 +107,7 @@ def write_settings(
     preprocessing: Mapping[MediaKind, Mapping[str, Any]],
     *,
     settings: Mapping[str, Any],
-    chat_template: str,
+    chat_template: str | Mapping[str, str],
 ) -> None:
     """Writes the files that `read_settings` and transformers read.
 
@@ -108,8 +116,15 @@ def write_settings(
         processor_class: the class's name, which transformers looks up.
         preprocessing: how images and frames become pixels, as in `preprocessor_config.json`.
         settings: the content of `processor_config.json`.
-        chat_template: Jinja.
+        chat_template: Jinja, or several by name.
+
+    Raises:
+        ValueError: a template's name is no file's name.
     """
+    templates = {"default": chat_template} if isinstance(chat_template, str) else dict(chat_template)
+    for given in templates:
+        if not given or given != Path(given).name or "\\" in given:
+            raise ValueError(f"chat_template: expected names that files can have, got {given!r}")
     name = {"processor_class": processor_class}
     _write_json(
         path / "preprocessor_config.json",
@@ -120,7 +135,11 @@ def write_settings(
         {**preprocessing["video"], **name, "video_processor_type": "VideoLlavaVideoProcessor"},
     )
     _write_json(path / "processor_config.json", {**name, **settings})
-    (path / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    if "default" in templates:
+        (path / CHAT_TEMPLATE).write_text(templates.pop("default"), encoding="utf-8")
+    for given, jinja in templates.items():
+        (path / CHAT_TEMPLATES).mkdir(exist_ok=True)
+        (path / CHAT_TEMPLATES / f"{given}.jinja").write_text(jinja, encoding="utf-8")
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -37,7 +37,8 @@ class VideoLlavaProcessor(ModelInputs):
         patch_size: patch size of the vision towers.
         vision_feature_select_strategy: "default" drops the class token of an image, "full" keeps it. The frames of a
             video keep theirs either way.
-        chat_template: the Jinja template that is saved with the tokenizer, for transformers. It is never run here.
+        chat_template: the Jinja template that is saved with the tokenizer, for transformers; or several, by name. They
+            are never run here.
         num_additional_image_tokens: tokens of a tower that are not patches: the class token.
         template: how conversations are written as prompts: a name in `prompt.TEMPLATES`, or a template of your own.
         max_positions: positions of the decoder; None for no check.
@@ -54,7 +55,7 @@ class VideoLlavaProcessor(ModelInputs):
         tokenizer: Any = None,
         patch_size: int = 14,
         vision_feature_select_strategy: SelectStrategy = "default",
-        chat_template: str | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
         num_additional_image_tokens: int = 1,
         *,
         template: str | PromptTemplate = "hf",

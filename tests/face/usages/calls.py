@@ -1,0 +1,77 @@
+"""Usages of the processor's call: in which forms media and text are given."""
+
+CALLS = [
+    (
+        "out = p(text=PROMPT, videos=frames, return_tensors='np')",
+        "out.input_ids.shape[0] == 1 and out.pixel_values_videos.shape[1] == 8",
+    ),
+    ("out = p(None, PROMPT, frames)", "same(out, p(text=PROMPT, videos=frames))"),
+    ("out = p(PROMPT, None, frames)", "same(out, p(text=PROMPT, videos=frames))"),
+    ("out = p(picture, ASK)", "same(out, p(text=ASK, images=picture))"),
+    ("out = p(ASK, picture)", "same(out, p(text=ASK, images=picture))"),
+    ("out = p(photo, ASK)", "same(out, p(text=ASK, images=photo))"),
+    ("out = p(ASK, photo)", "same(out, p(text=ASK, images=photo))"),
+    ("out = p('Hello')", "'pixel_values_images' not in out"),
+    ("out = p(text=['Hello', 'Hello there'], padding=True)", "out.attention_mask.sum() < out.attention_mask.size"),
+    ("out = p(images=picture)", "list(out) == ['pixel_values_images']"),
+    ("out = p(images=[picture, pil, photo])", "out.pixel_values_images.shape[0] == 3"),
+    ("out = p(videos=frames)", "list(out) == ['pixel_values_videos']"),
+    ("out = p(text=PROMPT, videos=[frames])", "same(out, p(text=PROMPT, videos=frames))"),
+    ("out = p(text=PROMPT, videos=[[frames]])", "same(out, p(text=PROMPT, videos=frames))"),
+    ("out = p(text=PROMPT, videos=list(frames))", "same(out, p(text=PROMPT, videos=frames))"),
+    ("out = p(text=PROMPT, videos=[Image.fromarray(f) for f in frames])", "same(out, p(text=PROMPT, videos=frames))"),
+    ("out = p(text=PROMPT, videos=frames.transpose(0, 3, 1, 2))", "same(out, p(text=PROMPT, videos=frames))"),
+    (
+        "out = p(text=PROMPT, videos=frames.transpose(0, 3, 1, 2), input_data_format='channels_first')",
+        "same(out, p(text=PROMPT, videos=frames))",
+    ),
+    ("out = p(text=PROMPT, videos=Tensor(frames))", "same(out, p(text=PROMPT, videos=frames))"),
+    ("out = p(text=PROMPT, videos=jnp.asarray(frames))", "same(out, p(text=PROMPT, videos=frames))"),
+    ("out = p(text=ASK, images=Tensor(picture.transpose(2, 0, 1)))", "same(out, p(text=ASK, images=picture))"),
+    (
+        "out = p(text=ASK, images=(picture / 255).astype(np.float32), do_rescale=False)",
+        "np.abs(out.pixel_values_images - p(text=ASK, images=picture).pixel_values_images).max() < 0.05",
+    ),
+    (
+        "out = p(text=ASK, images=picture.astype(np.float32))",
+        "np.abs(out.pixel_values_images - p(text=ASK, images=picture).pixel_values_images).max() < 0.05",
+    ),
+    ("out = p(text=ASK, images='file://' + photo)", "same(out, p(text=ASK, images=photo))"),
+    ("out = p(text=ASK, images=data_url)", "same(out, p(text=ASK, images=photo))"),
+    ("out = p(text=ASK, images=data_url.partition(',')[2])", "same(out, p(text=ASK, images=photo))"),
+    ("out = p(text=ASK, images=pathlib.Path(photo).read_bytes())", "same(out, p(text=ASK, images=photo))"),
+    ("out = p(text=PROMPT, videos=frame_files)", "out.pixel_values_videos.shape[1] == 3"),
+    ("out = p(text=PROMPT, videos=[frame_files])", "out.pixel_values_videos.shape[1] == 3"),
+    ("out = p(text=PROMPT, videos=clip)", "out.pixel_values_videos.shape[1] == 8"),
+    ("out = p(text=PROMPT, videos='file://' + clip)", "same(out, p(text=PROMPT, videos=clip))"),
+    ("out = p(text=PROMPT, videos=video_url)", "same(out, p(text=PROMPT, videos=clip))"),
+    ("out = p(text=PROMPT, videos=pathlib.Path(clip))", "same(out, p(text=PROMPT, videos=clip))"),
+    ("out = p(text=PROMPT, videos=clip, num_frames=4)", "out.pixel_values_videos.shape[1] == 4"),
+    (
+        "out = p(text=PROMPT, videos=clip, do_sample_frames=True, num_frames=8)",
+        "same(out, p(text=PROMPT, videos=clip))",
+    ),
+    ("out = p(text=PROMPT, videos=clip, do_sample_frames=True, fps=2)", "0 < out.pixel_values_videos.shape[1] < 20"),
+    (
+        "out = p(text=PROMPT, videos=clip, do_sample_frames=False, max_new_tokens=0)",
+        "out.pixel_values_videos.shape[1] == total",
+    ),
+    (
+        "out = p(text=PROMPT, videos=frames, do_sample_frames=True, num_frames=4)",
+        "same(out, p(text=PROMPT, videos=frames[::2]))",
+    ),
+    (
+        "out = p(text=PROMPT, videos=frames, num_frames=8, do_sample_frames=False)",
+        "same(out, p(text=PROMPT, videos=frames))",
+    ),
+    (
+        "out = p(text=PROMPT, videos=frames, do_sample_frames=True, fps=1, video_metadata=[{'fps': 4, 'total_num_frames': 8}])",
+        "out.pixel_values_videos.shape[1] == 2",
+    ),
+    ("out = p(text=PROMPT, videos=clip, return_metadata=True)", "len(out['video_metadata'][0].frames_indices) == 8"),
+    (
+        "out = p(text=['<image> a', '<video> b'], images=picture, videos=frames, padding=True)",
+        "out.input_ids.shape[0] == 2",
+    ),
+    ("out = p(text=['<image> a', 'b'], images=[[picture], []], padding=True)", "out.pixel_values_images.shape[0] == 1"),
+]
