@@ -33,8 +33,8 @@ from videollava_jax.engine import grid as on_device
 from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.media import encode_prefixes
 from videollava_jax.engine.preparation import Preparer, ReadPrefix
-from videollava_jax.engine.row_arrays import sampling_of
-from videollava_jax.engine.sizes import HOST_MEMORY, Demand, GridShape, choose_shape
+from videollava_jax.engine.row_arrays import idle_answers
+from videollava_jax.engine.sizes import HOST_MEMORY, PLAIN, Demand, GridShape, choose_shape
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.answers import Answers, Vocabulary
 from videollava_jax.generation.buckets import bucket
@@ -227,7 +227,7 @@ class Ours:
         ids_device, mask_device = model.on_devices(ids), model.on_devices(mask)
         features = encode_prefixes(model, self.processor, [read])
         text, int8 = self.config.text_config, self.storage.int8_kv
-        grid = on_device.new_grid(text, shape, model.dtype, None, int8=int8, sampling=sampling_of([], False, False))
+        grid = on_device.new_grid(text, shape, model.dtype, None, int8=int8, branches=PLAIN)
         prefix = grid.prefix
 
         def fill(slots: int) -> None:
@@ -249,9 +249,7 @@ class Ours:
         T = bucket(len(question), 32)
         ids, mask = np.zeros((1, T), np.int32), np.arange(T)[None] >= T - len(question)
         ids[0, T - len(question) :] = question
-        nobody = on_device.idle_answers(
-            1, shape.answer, self.config.text_config.vocab_size, sampling_of([], False, False)
-        )
+        nobody = idle_answers(1, shape.answer, self.config.text_config.vocab_size, PLAIN)
         fresh = dataclasses.replace(nobody, limit_B=np.full(1, FOR_EVER, np.int32), done_B=np.zeros(1, bool))
         tail, answers = grid.tail, grid.answers
         for slot in range(shape.slots):

@@ -69,6 +69,8 @@ WITHOUT_JAX = (
     "engine.events",
     "engine.arrivals",
     "engine.groups",
+    "engine.rows",
+    "engine.usage",
     "engine.schedule",
     "batch.media",
     "batch.forms",

@@ -15,7 +15,15 @@ from tests.faults.commands import MARK, await_no_process, marked_processes
 from videollava_jax.assets import MEDIA
 from videollava_jax.batch.media import isolation, worker
 from videollava_jax.batch.media.isolation import IsolatedReader, WorkerError, WorkerLimits
-from videollava_jax.media import FloatPreprocessor, Linspace, MediaLimits, Uniform, read_image
+from videollava_jax.media import (
+    FloatPreprocessor,
+    FramePreprocessor,
+    Frames,
+    Linspace,
+    MediaLimits,
+    Uniform,
+    read_image,
+)
 from videollava_jax.processing.segments import Media
 
 CLIP, IMAGE = Media("video", str(MEDIA / "rising-triangle.mp4")), Media("image", str(MEDIA / "three-triangles.png"))
@@ -75,10 +83,10 @@ def test_pixels_are_those_of_the_processor(tiny_processor, mark):
     try:
         for medium, frame_sampling in ((CLIP, Uniform(8)), (CLIP, Linspace(4)), (IMAGE, Uniform(8))):
             np.testing.assert_array_equal(
-                reader(medium, frame_sampling), tiny_processor.read_medium(medium, frame_sampling)
+                reader(medium, frame_sampling).pixels, tiny_processor.read_medium(medium, frame_sampling)
             )
         frames = np.zeros((2, 60, 70, 3), np.uint8)
-        assert reader(Media("video", frames), Uniform(8)).shape[0] == 2
+        assert reader(Media("video", frames), Uniform(8)).pixels.shape[0] == 2
         assert reader.started == 1
     finally:
         reader.close()
@@ -97,7 +105,7 @@ def test_bad_files_are_told_with_their_causes(tiny_processor, tmp_path):
             with pytest.raises(WorkerError) as refused:
                 reader(medium, Uniform(8))
             assert refused.value.cause == cause
-        assert reader(IMAGE, None).shape[0] == 1
+        assert reader(IMAGE, None).pixels.shape[0] == 1
         assert reader.started == 2  # a worker that failed at a file is not used again
     finally:
         reader.close()
@@ -122,7 +130,7 @@ def test_what_a_file_does_to_its_worker_is_its_error(tiny_processor, faulty, mar
         assert refused.value.cause == cause
         assert message in str(refused.value)
         assert reader.started == workers
-        np.testing.assert_array_equal(reader(IMAGE, None), tiny_processor.read_medium(IMAGE))
+        np.testing.assert_array_equal(reader(IMAGE, None).pixels, tiny_processor.read_medium(IMAGE))
     finally:
         reader.close()
     assert not marked_processes(mark)
@@ -132,7 +140,7 @@ def test_what_a_library_prints_spoils_no_answer(tiny_processor, faulty):
     reader = IsolatedReader(tiny_processor)
     try:
         medium = Media("image", str(faulty / "print"))
-        np.testing.assert_array_equal(reader(medium, None), tiny_processor.read_medium(medium))
+        np.testing.assert_array_equal(reader(medium, None).pixels, tiny_processor.read_medium(medium))
     finally:
         reader.close()
 
@@ -144,7 +152,7 @@ def test_good_files_among_bad_ones_in_threads(tiny_processor, faulty, mark):
     def outcome(i):
         name = ("good", "crash", "hang", "exit")[i % 4]
         try:
-            return name, reader(IMAGE if name == "good" else Media("image", str(faulty / name)), None)
+            return name, reader(IMAGE if name == "good" else Media("image", str(faulty / name)), None).pixels
         except WorkerError as error:
             return name, error.cause
 
@@ -162,7 +170,7 @@ def test_good_files_among_bad_ones_in_threads(tiny_processor, faulty, mark):
 
 def test_stop_ends_what_is_being_read(tiny_processor, faulty, mark):
     reader = IsolatedReader(tiny_processor, WorkerLimits(seconds=60))
-    assert reader(IMAGE, None).shape[0] == 1
+    assert reader(IMAGE, None).pixels.shape[0] == 1
     started = time.monotonic()
     threading.Timer(0.5, reader.stop).start()
     with pytest.raises(WorkerError) as refused:
@@ -227,7 +235,7 @@ def test_float_pixels_come_as_they_are_and_are_checked():
     preprocess = FloatPreprocessor(size=4, crop_size=4)
     reader = IsolatedReader(SimpleNamespace(preprocessors={"image": preprocess}))
     try:
-        got = reader(IMAGE, None)
+        got = reader(IMAGE, None).pixels
         expected = preprocess(read_image(IMAGE.source)[None])
         np.testing.assert_array_equal(got, expected)
         assert got.dtype == np.float32
@@ -238,6 +246,29 @@ def test_float_pixels_come_as_they_are_and_are_checked():
         pixels = np.full((1, 4, 4, 3), wrong, np.float32)
         with pytest.raises(isolation._WorkerLost, match="its worker sent garbage"):
             isolation._checked({"shape": [1, 4, 4, 3]}, memoryview(pixels.tobytes()), task)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"indices": [0], "seconds": None, "total": 9},
+        {"indices": [0, True], "seconds": None, "total": 9},
+        {"indices": [0, 1], "seconds": [0.0], "total": 9},
+        {"indices": [0, 1], "seconds": [0.0, np.nan], "total": 9},
+        {"indices": [0, 1], "seconds": ["0", "1"], "total": 9},
+        {"indices": [0, 1], "seconds": None},
+        {"indices": 7, "seconds": None, "total": 9},
+        "frames",
+    ],
+)
+def test_frames_that_a_worker_made_up_are_checked(wrong):
+    task = worker.Task("video", "v.mp4", None, FramePreprocessor(size=4, crop_size=4), MediaLimits(), 1.0)
+    pixels = memoryview(bytes(2 * 4 * 4 * 3))
+    with pytest.raises(isolation._WorkerLost, match="its worker sent garbage"):
+        isolation._checked({"shape": [2, 4, 4, 3], "frames": wrong}, pixels, task)
+    right = {"indices": [0, 3], "seconds": [0.0, 0.5], "total": 9}
+    found = isolation._checked({"shape": [2, 4, 4, 3], "frames": right}, pixels, task)
+    assert found.frames == Frames((0, 3), (0.0, 0.5), 9)
 
 
 def test_a_worker_is_confined(tiny_processor, faulty, monkeypatch):

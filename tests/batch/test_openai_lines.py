@@ -78,7 +78,7 @@ def test_openai_lines_that_are_refused(changes, message):
         ("stream", True, "expected false or no such key, got True"),
         ("tools", [{}], r"expected \[\] or no such key, got a list"),
         ("tool_choice", "required", 'expected "none", "auto" or no such key, got \'required\''),
-        ("min_p", 0.1, "expected 0 or no such key, got 0.1"),
+        ("top_logprobs", 2, "expected 0 or no such key, got 2"),
         ("ignore_eos", True, "expected false or no such key, got True"),
         ("modalities", ["text", "audio"], r'expected \["text"\] or no such key, got a list'),
         ("guided_json", {}, "expected no such key, got a dict"),
@@ -101,12 +101,10 @@ def test_values_that_ask_for_nothing_are_accepted():
         "tool_choice": "none",
         "parallel_tool_calls": True,
         "modalities": ["text"],
-        "min_p": 0,
+        "logprobs": False,
         "ignore_eos": False,
     }
-    assert (
-        request("openai", **openai_line("?", **unused, metadata={"a": "b"}, user="me", frequency_penalty=0.0)) == plain
-    )
+    assert request("openai", **openai_line("?", **unused, metadata={"a": "b"}, user="me")) == plain
 
 
 def test_of_two_limits_the_newer_name_counts():

@@ -32,6 +32,8 @@ class Question:
     answer_tokens: int = 8
     draws: bool = False
     penalises: bool = False
+    wants_logprobs: bool = False
+    task: str = "answer"
     length: int = 4
     stop: int | None = None
     finite: bool = True
@@ -49,6 +51,7 @@ class Media:
     clip: str
     tokens: int = 40
     signature: str = "video"
+    frames: tuple = ()
 
 
 def limits(**changes):
@@ -171,9 +174,9 @@ class Simulation:
 
     def _MakeGrid(self, action):
         assert not self.rows, "rows are being answered"
-        self.trace.append(("grid", action.shape, action.draw, action.penalise))
+        self.trace.append(("grid", action.shape, action.branches))
         self.shape, self.slots = action.shape, {}
-        self.draw, self.penalise = action.draw, action.penalise
+        self.branches = action.branches
 
     def _rows_of(self, slot):
         P, R = self.shape.slots, self.shape.rows
@@ -203,8 +206,9 @@ class Simulation:
             assert prefix.clip == question.clip, "the prefix is another's"
             assert question.tokens <= self.shape.question
             assert question.answer_tokens <= self.shape.answer
-            assert self.draw or not question.draws
-            assert self.penalise or not question.penalises
+            assert self.branches.draw or not question.draws
+            assert self.branches.penalise or not question.penalises
+            assert self.branches.logprobs or not question.wants_logprobs
             assert prefix.tokens + question.tokens + question.answer_tokens <= self.limits.positions
             self.begun.add(question)
             self.rows[row], self.written[row] = question, 1
@@ -216,7 +220,7 @@ class Simulation:
     def _Answer(self, action):
         question = action.question
         assert question in self.begun
-        assert action.prefix == self.media[question.clip].tokens
+        assert action.prefix.tokens == self.media[question.clip].tokens
         expected = question.length if question.stop is None else min(question.stop, question.length)
         assert len(action.tokens) == expected
         self._result(question.id, "answer")

@@ -60,9 +60,9 @@ def test_answers_are_those_of_generate(model, expected, tiny_processor, order, c
 def test_each_medium_is_read_encoded_and_prefilled_once(tiny_model, tiny_processor, monkeypatch, tmp_path):
     """25 questions about each of 3 files, one of them there under two names, in an order that is worst for that."""
     read, encoded, filled = [], [], []
-    processor_read, encode, fill = tiny_processor.read_medium, grid.encode, grid.prefill_slots
+    processor_read, encode, fill = tiny_processor.read, grid.encode, grid.prefill_slots
     monkeypatch.setattr(
-        tiny_processor, "read_medium", lambda medium, *a: read.append(medium.source) or processor_read(medium, *a)
+        tiny_processor, "read", lambda medium, *a: read.append(medium.source) or processor_read(medium, *a)
     )
     monkeypatch.setattr(grid, "encode", lambda *a: encoded.append(a[4]) or encode(*a))
     monkeypatch.setattr(grid, "prefill_slots", lambda *a: filled.append(a[2]) or fill(*a))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.engine.simulated import Media, Question, Simulation, limits
 from videollava_jax.engine import events
 from videollava_jax.engine.schedule import LIVE_STEPS, Schedule
-from videollava_jax.engine.sizes import GridShape
+from videollava_jax.engine.sizes import Branches, GridShape
 
 CLIPS = "abcdef"
 GRID = GridShape(shards=1, slots=2, rows=3, prefix=320, question=64, answer=64)
@@ -21,7 +21,7 @@ class Live(Simulation):
     def __init__(self, requests, media, limits, *, cancelled=(), order=None):
         super().__init__(requests, media, limits, order=order or random.Random(0))
         self.schedule = Schedule(limits)
-        self.shape, self.draw, self.penalise = limits.grid, True, True
+        self.shape, self.branches = limits.grid, Branches()
         self.waiting, self.cancelled, self.gone = list(requests), set(cancelled), []
         self.come, self.by_host = [], set()
 

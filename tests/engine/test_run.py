@@ -25,7 +25,7 @@ class FakeDevice:
     def __init__(self):
         self.grids, self.prefilled = [], []
 
-    def make_grid(self, shape, draw, penalise):
+    def make_grid(self, shape, branches):
         self.grids.append(shape)
 
     def prefill(self, slot, prefixes):

@@ -12,7 +12,7 @@ from videollava_jax.engine.compilations import compilations
 from videollava_jax.engine.device import Report
 from videollava_jax.engine.preparation import Preparer
 from videollava_jax.engine.session import QueueFull, Session, SessionClosed
-from videollava_jax.engine.sizes import GridShape
+from videollava_jax.engine.sizes import Branches, GridShape
 
 SECONDS = 120
 
@@ -91,8 +91,8 @@ class SlowDevice:
         self.counts, self.limits = np.zeros(shape.batch, np.int32), np.zeros(shape.batch, np.int32)
         self.broken = None
 
-    def make_grid(self, shape, draw, penalise):
-        assert (shape, draw, penalise) == (self.shape, True, True)
+    def make_grid(self, shape, branches):
+        assert (shape, branches) == (self.shape, Branches())
 
     def prefill(self, slot, prefixes):
         pass

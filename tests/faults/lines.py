@@ -30,6 +30,7 @@ from videollava_jax.config import ModelConfig
 from videollava_jax.engine import Request, Result
 from videollava_jax.engine.preparation import Preparer
 from videollava_jax.engine.row_arrays import unwritten_answers
+from videollava_jax.engine.sizes import Branches
 from videollava_jax.generation.options import KINDS, OPENAI_NAMES
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
@@ -116,7 +117,11 @@ OPTIONS: dict[str, Any] = {
     "temperature": st.floats(1e-6, 1e6),
     "top_k": st.integers(-1, 2**31 - 1),
     "top_p": st.floats(0, 1, exclude_min=True),
+    "min_p": st.floats(0, 1),
     "repetition_penalty": st.floats(1e-6, 1e6),
+    "frequency_penalty": st.floats(-2, 2),
+    "presence_penalty": st.floats(-2, 2),
+    "logit_bias": st.dictionaries(st.integers(0, 642).map(str), st.floats(-100, 100), max_size=3),
     "seed": st.integers(-(2**63), 2**63 - 1),
     "stop_strings": st.lists(st.text(st.characters(exclude_categories=()), min_size=1), max_size=3),
 }
@@ -193,7 +198,7 @@ class Validating:
                 yield Result(id=request.id, finish_reason="error", error=" ".join(str(error).split()))
         rows = [*answered, *[None] * (ODD + 2 - len(answered))]  # always the same number, which compiles once
         V = self._config.text_config.vocab_size
-        unwritten_answers(rows, [q.ids if q else None for q in rows], 8, V, True, True)
+        unwritten_answers(rows, [q.ids if q else None for q in rows], 8, V, Branches())
 
 
 def write_job(path: Path, form: str, odd: Sequence[Any]) -> set[str]:

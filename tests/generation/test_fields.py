@@ -14,7 +14,7 @@ from videollava_jax.generation.chat import Chat
 from videollava_jax.generation.fields import ACCEPTED, FACE_ARGUMENTS, REFUSED, SEARCH_KINDS, SearchOptions
 from videollava_jax.generation.options import GenerationOptions, from_json
 
-NO_FIELDS = {"seed"}
+NO_FIELDS = {"seed", "frequency_penalty", "presence_penalty", "logit_bias"}
 """Options of ours that transformers has no field for."""
 ASKING = {
     "use_mtp": True,

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from videollava_jax.generation.filters import likeliest
 from videollava_jax.generation.next_token import Sampling, next_tokens
+from videollava_jax.generation.options import GenerationOptions
+from videollava_jax.generation.penalties import penalties_of
 
 ROWS, V = 6, 64  # one shape for all draws of the filters, so that they share what is compiled
 
 
-def sampling(rows, *, seeds=None, temperature=1.0, top_k=0, top_p=1.0, penalty=1.0, draw=True):
+def sampling(rows, *, seeds=None, temperature=1.0, top_k=0, top_p=1.0, draw=True):
     seeds = range(rows) if seeds is None else seeds
     return Sampling(
         keys_B=jnp.stack([jax.random.key(s) for s in seeds]),
@@ -23,9 +25,8 @@ def sampling(rows, *, seeds=None, temperature=1.0, top_k=0, top_p=1.0, penalty=1
         temperature_B=jnp.full((rows,), temperature, jnp.float32),
         top_k_B=jnp.full((rows,), top_k, jnp.int32),
         top_p_B=jnp.full((rows,), top_p, jnp.float32),
-        repetition_penalty_B=jnp.full((rows,), penalty, jnp.float32),
+        min_p_B=jnp.zeros((rows,), jnp.float32),
         draw=draw,
-        penalise=penalty != 1.0,
     )
 
 
@@ -91,10 +92,9 @@ def test_repetition_penalty_equals_transformers(torch, seed, penalty):
 
     scores = logits(seed)
     ids = np.random.default_rng(seed).integers(0, V, (ROWS, 12))
-    seen = np.zeros((ROWS, V), bool)
-    np.put_along_axis(seen, ids, True, axis=1)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(ids), torch.tensor(scores)).argmax(dim=-1)
-    got = next_tokens(jnp.asarray(scores), jnp.asarray(seen), sampling(ROWS, penalty=penalty, draw=False), zeros(ROWS))
+    own = [GenerationOptions(repetition_penalty=penalty)] * ROWS
+    got = next_tokens(jnp.asarray(scores), penalties_of(list(ids), own, V), sampling(ROWS, draw=False), zeros(ROWS))
     np.testing.assert_array_equal(got, expected.numpy())
     assert got.dtype == jnp.int32
 

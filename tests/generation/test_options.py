@@ -38,7 +38,11 @@ SAID = {
     "temperature": (0.7, DRAWN),
     "top_k": (9, DRAWN),
     "top_p": (0.25, DRAWN),
+    "min_p": (0.125, DRAWN),
     "repetition_penalty": (1.5, DRAWN),
+    "frequency_penalty": (-0.5, GREEDY),
+    "presence_penalty": (1.25, GREEDY),
+    "logit_bias": ({"9": -100.0, "4": 2.5}, GREEDY),
     "seed": (2**40 + 5, DRAWN),
     "eos_token_id": ([5, 7], GREEDY),
     "pad_token_id": (3, GREEDY),
@@ -54,7 +58,11 @@ WRONG = {
     "temperature": [1e-40, *NO_NUMBER],
     "top_k": [-2, *NO_WHOLE],
     "top_p": [0, 1.5, *NO_NUMBER],
+    "min_p": [1.5, *NO_NUMBER],
     "repetition_penalty": [0, 1e-40, *NO_NUMBER],
+    "frequency_penalty": [2.5, -2.5, *(value for value in NO_NUMBER if value != -1)],
+    "presence_penalty": [2.5, -2.5, *(value for value in NO_NUMBER if value != -1)],
+    "logit_bias": [3, "5", {"5": 101}, {"-5": 1}, {"a": 1}, {"5": "1"}, {"5": math.nan}, [5], [[5, 1, 2]], b"5"],
     "seed": [-HUGE, *NO_WHOLE],
     "eos_token_id": ["2", 2.0, True, [2, "3"], [HUGE], {"2": 3}],
     "pad_token_id": NO_WHOLE,
@@ -156,6 +164,7 @@ def parsed_flags(said):
         elif name == "stop_strings":
             arguments += [f"--{flag}={text}" for text in value]
         else:
+            value = [f"{token}:{bias}" for token, bias in value.items()] if isinstance(value, dict) else value
             arguments.append(f"--{flag}={','.join(map(str, value)) if isinstance(value, list) else value}")
     parser = argparse.ArgumentParser()
     add_option_flags(parser)
@@ -178,6 +187,8 @@ def test_every_face_gives_the_same_options(seen, tiny_processor, face, name):
     value, others = SAID[name]
     said = {**others, name: value}
     expected = tuple(value) if isinstance(value, list) else value
+    if isinstance(value, dict):
+        expected = tuple(sorted((int(token), bias) for token, bias in value.items()))
     options = face(*seen, tiny_processor, said)
     assert options == seen[0].resolve_options(said)
     assert getattr(options, name) == expected
@@ -294,6 +305,8 @@ def test_suppressed_tokens_are_of_the_vocabulary(seen, tiny_processor):
     V = seen[0].model_config.text_config.vocab_size
     with pytest.raises(ValueError, match=f"suppress_tokens: expected ids below {V}, .* got {V}"):
         by_generate(*seen, tiny_processor, {"suppress_tokens": [3, V]})
+    with pytest.raises(ValueError, match=f"logit_bias: expected ids below {V}, .* got {V}"):
+        by_generate(*seen, tiny_processor, {"logit_bias": {3: 1, V: 1}})
 
 
 def test_the_types_of_arrays_are_taken(seen, tiny_processor):

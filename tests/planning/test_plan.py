@@ -23,7 +23,7 @@ from videollava_jax.config import ModelConfig, TextConfig, VisionConfig
 from videollava_jax.costs.chips import CHIPS, Chip
 from videollava_jax.costs.work import Job, Storage, best_possible
 from videollava_jax.engine.grid import new_grid
-from videollava_jax.engine.sizes import GridShape
+from videollava_jax.engine.sizes import PLAIN, GridShape
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.planning import engine_programs as programs
 from videollava_jax.planning import plan
@@ -70,7 +70,7 @@ def test_the_grid_is_the_one_that_the_engine_makes(mesh: tuple[int, int], int8: 
         jnp.bfloat16,
         setting.placement,
         int8=int8,
-        sampling=programs.greedy_sampling(),
+        branches=PLAIN,
     )
     abstract = abstract_grid(setting.placement, setting.shape, int8=int8)
     assert jax.tree.structure(abstract) == jax.tree.structure(made)

@@ -91,8 +91,7 @@ def test_scores_on_a_mesh(model, tiny_processor):
 def test_parameters_and_caches_are_split(tiny_model):
     """Heads, MLP and vocabulary over the tensor axis: nothing of these is held whole by every device."""
     from videollava_jax.engine import grid
-    from videollava_jax.engine.row_arrays import sampling_of
-    from videollava_jax.engine.sizes import GridShape
+    from videollava_jax.engine.sizes import PLAIN, GridShape
 
     model = on_mesh(random_model(tiny_model), make_mesh(2, 4))
     for name, value in model.parameters.items():
@@ -101,7 +100,7 @@ def test_parameters_and_caches_are_split(tiny_model):
             assert value.addressable_shards[0].data.size * 4 == value.size, name
     shape = GridShape(shards=2, slots=3, rows=4, prefix=64, question=32, answer=32)
     text = model.model_config.text_config
-    made = grid.new_grid(text, shape, "float32", model.placement, int8=True, sampling=sampling_of([], False, False))
+    made = grid.new_grid(text, shape, "float32", model.placement, int8=True, branches=PLAIN)
     for cache in (made.prefix.layers[0].keys, made.prefix.layers[0].key_scale, made.tail.layers[0].values):
         assert cache.addressable_shards[0].data.size * 8 == cache.size
 

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from videollava_jax.engine.engine import Engine
-    from videollava_jax.engine.request import Request, Result, Scored
+    from videollava_jax.engine.request import Request, Result, Scored, TokenLogprob
 
-__all__ = ["Engine", "Request", "Result", "Scored"]
+__all__ = ["Engine", "Request", "Result", "Scored", "TokenLogprob"]
 
-_HOMES = {"Engine": "engine", "Request": "request", "Result": "request", "Scored": "request"}
+_HOMES = {
+    "Engine": "engine",
+    "Request": "request",
+    "Result": "request",
+    "Scored": "request",
+    "TokenLogprob": "request",
+}
 
 
 def __getattr__(name: str) -> Any:

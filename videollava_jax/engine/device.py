@@ -16,8 +16,8 @@ from videollava_jax.engine import grid as on_device
 from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.media import encode_in_pieces, encode_prefixes
 from videollava_jax.engine.preparation import Ids, Question, ReadPrefix
-from videollava_jax.engine.row_arrays import sampling_of, unwritten_answers
-from videollava_jax.engine.sizes import HOST_MEMORY, MEMORY_SHARE, TEXT_BUCKET, GridShape
+from videollava_jax.engine.row_arrays import unwritten_answers
+from videollava_jax.engine.sizes import HOST_MEMORY, MEMORY_SHARE, TEXT_BUCKET, Branches, GridShape
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.answers import Vocabulary
 from videollava_jax.generation.buckets import bucket
@@ -44,6 +44,20 @@ class Report:
     finite_B: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class LastLogprobs:
+    """The log-probabilities of the last W tokens in all rows of a grid, on the host: those of token i at i modulo W.
+
+    Attributes:
+      chosen_BW: float32, of the tokens.
+      ids_BWK, top_BWK: int32 and float32, the likeliest tokens and their log-probabilities, the likeliest first.
+    """
+
+    chosen_BW: npt.NDArray[np.float32]
+    ids_BWK: npt.NDArray[np.int32]
+    top_BWK: npt.NDArray[np.float32]
+
+
 @dataclass
 class _Filled:
     """A grid and what is known of it on the host.
@@ -53,8 +67,7 @@ class _Filled:
     """
 
     shape: GridShape
-    draw: bool
-    penalise: bool
+    branches: Branches
     grid: Grid
     prefixes: dict[int, list[Ids]]
 
@@ -88,7 +101,7 @@ class Device:
         self._vocabulary = _vocabulary(options, self._text.vocab_size)
         self._held: _Filled | None = None
 
-    def make_grid(self, shape: GridShape, draw: bool, penalise: bool) -> None:
+    def make_grid(self, shape: GridShape, branches: Branches) -> None:
         """Makes an empty grid; the memory of the one before is freed first."""
         self._held = None
         model = self._model
@@ -99,13 +112,13 @@ class Device:
                 model.dtype,
                 model.placement,
                 int8=self._int8,
-                sampling=sampling_of([], draw, penalise),
+                branches=branches,
             )
             if model.placement is None:
                 # What programs return is bound to the device of the parameters. A grid that is not would be another
                 # kind of argument to JAX, and every program would be compiled twice.
                 grid = jax.device_put(grid, model.device)
-        self._held = _Filled(shape, draw, penalise, grid, {})
+        self._held = _Filled(shape, branches, grid, {})
 
     def prefill(self, slot: int, prefixes: Sequence[ReadPrefix]) -> None:
         """Encodes media of one signature and computes their prefixes, in the slots of one index.
@@ -143,9 +156,7 @@ class Device:
         T = bucket(max(question.tokens for question in questions if question is not None), TEXT_BUCKET)
         ids, mask = padded_left([_NO_IDS if question is None else question.ids for question in questions], T)
         prefixes = [prefix for prefix in held.prefixes[slot] for _ in range(held.shape.rows)]
-        fresh = unwritten_answers(
-            questions, prefixes, held.shape.answer, self._text.vocab_size, held.draw, held.penalise
-        )
+        fresh = unwritten_answers(questions, prefixes, held.shape.answer, self._text.vocab_size, held.branches)
         with self._memory_errors():
             tail, answers = on_device.begin(
                 model.graph,
@@ -179,6 +190,39 @@ class Device:
             held.grid = Grid(held.grid.prefix, tail, answers)
             return Report(*(np.asarray(x) for x in on_device.report(answers)))
 
+    def logprobs(self) -> LastLogprobs:
+        """Returns the log-probabilities of the last tokens of all rows, which were decoded or begun last."""
+        logprobs = self._filled().grid.answers.logprobs
+        assert logprobs is not None, "the grid's programs compute none"
+        return LastLogprobs(*(np.asarray(x) for x in on_device.last_logprobs(logprobs)))
+
+    def score(self, slot: int, shard: int, question: Question) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Computes how likely a question's choices are after the prefix in a slot.
+
+        Returns:
+          float32 [N], for each choice the sum of the log-probabilities of its tokens; bool [N], whether each of these
+          was the likeliest.
+        """
+        held, model = self._filled(), self._model
+        R, T = held.shape.rows, bucket(question.tokens, TEXT_BUCKET)
+        totals, greedy = [], []
+        for first in range(0, len(question.choices), R):
+            choices = question.choices[first : first + R]
+            ids, mask, scored = scored_rows(question.ids, choices, held.shape.shards * R, T, first=shard * R)
+            with self._memory_errors():
+                found = on_device.score_in_slot(
+                    model.graph,
+                    model.state,
+                    *(model.on_devices(x) for x in (ids, mask, scored)),
+                    held.grid.prefix,
+                    held.shape.shards,
+                    np.int32(slot),
+                )
+            here = slice(shard * R, shard * R + len(choices))
+            totals.append(np.asarray(found[0])[here])
+            greedy.append(np.asarray(found[1])[here])
+        return np.concatenate(totals), np.concatenate(greedy)
+
     def end_rows(self, rows: Sequence[int]) -> None:
         """Ends rows in which the host has found a stop string."""
         held = self._filled()
@@ -204,7 +248,10 @@ class Device:
         for length in range(TEXT_BUCKET, bucket(shape.question, TEXT_BUCKET) + 1, TEXT_BUCKET):
             question = dataclasses.replace(example, ids=np.ones(length, np.int32))
             self.begin(0, [question] * (shape.shards * shape.rows))
+            scored = dataclasses.replace(question, ids=question.ids[1:], choices=(np.ones(1, np.int32),), task="score")
+            self.score(0, 0, scored)
         self.decode(1, 1)
+        self.logprobs()
         self.end_rows(range(shape.batch))
 
     def _filled(self) -> _Filled:
@@ -231,6 +278,28 @@ def padded_left(rows: Sequence[Ids], length: int) -> tuple[npt.NDArray[np.int32]
     for i, row in enumerate(rows):
         ids[i, length - len(row) :], mask[i, length - len(row) :] = row, True
     return ids, mask
+
+
+def scored_rows(
+    ids: Ids, choices: Sequence[Ids], rows: int, T: int, *, first: int = 0
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Returns rows of a question, each with a choice behind it, as `grid.score` takes them.
+
+    Args:
+      ids, choices: of the question.
+      rows: in all; those without a choice are padding.
+      T: tokens of a row.
+      first: the row of the first choice.
+
+    Returns:
+      ids int32 [rows, T], their mask bool [rows, T], and the tokens of the choices, bool [rows, T].
+    """
+    found = [_NO_IDS] * first + [np.concatenate([ids, choice]) for choice in choices]
+    array, mask = padded_left([*found, *[_NO_IDS] * (rows - len(found))], T)
+    scored = np.zeros((rows, T), bool)
+    for row, choice in enumerate(choices, first):
+        scored[row, T - len(choice) :] = True
+    return array, mask, scored
 
 
 def free_memory(placement: Placement | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -66,9 +66,8 @@ class Engine:
         limits = Limits(shards=self._shards, window=self.options.window, ahead=self._ahead, positions=self._positions)
         schedule = Schedule(limits, self._choose_shape)
         readers = Readers(preparer, self.options.readers)
-        return Run(preparer, schedule, self._device(preparer), self.processor.light_tokenizer, readers).results(
-            requests
-        )
+        run = Run(preparer, schedule, self._device(preparer), self.processor.light_tokenizer, readers)
+        return cast(Iterator[Result], run.results(requests))
 
     def session(
         self,

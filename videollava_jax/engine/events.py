@@ -5,19 +5,25 @@
     ReadMedia      ◀── MediaRead
 
 Each action on the left is followed by one of the events on its right. No other action has an event. A live schedule
-takes no requests: `Arrived`, `Refused`, `Exhausted` and `Cancelled` come by themselves.
+takes no requests: `Arrived`, `Refused`, `Exhausted`, `Cancelled` and `Released` come by themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.engine.sizes import GridShape
+from videollava_jax.engine.sizes import Branches, GridShape
+
+if TYPE_CHECKING:
+    from videollava_jax.media import Frames
+
+Task = Literal["answer", "score", "pin"]
+"""What is wanted of a question: its answer, the likelihoods of its choices, or that its prefix stays."""
 
 
 class Question(Protocol):
@@ -28,12 +34,16 @@ class Question(Protocol):
         """The id of its request."""
 
     @property
+    def task(self) -> Task:
+        """What is wanted of it."""
+
+    @property
     def tokens(self) -> int:
-        """Its tokens after the prefix."""
+        """Its tokens after the prefix; where its choices are scored, with the longest of these."""
 
     @property
     def answer_tokens(self) -> int:
-        """The most tokens of its answer."""
+        """The most tokens of its answer; 0 where nothing is written."""
 
     @property
     def draws(self) -> bool:
@@ -41,11 +51,15 @@ class Question(Protocol):
 
     @property
     def penalises(self) -> bool:
-        """Whether it has a repetition penalty."""
+        """Whether it has a penalty or a bias."""
 
     @property
     def stops(self) -> bool:
         """Whether it has stop strings, which the host looks for."""
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the log-probabilities of its answer are wanted."""
 
 
 class PrefixMedia(Protocol):
@@ -58,6 +72,25 @@ class PrefixMedia(Protocol):
     @property
     def signature(self) -> Hashable:
         """Equal for prefixes whose media can be encoded together."""
+
+    @property
+    def frames(self) -> tuple[Frames | None, ...]:
+        """Which frames of each video were read."""
+
+
+@dataclass(frozen=True)
+class HeldPrefix:
+    """A prefix in a slot, to a question about it.
+
+    Attributes:
+      tokens: its length.
+      cached: whether the device held it already when the question came.
+      frames: of its videos, those that were read.
+    """
+
+    tokens: int
+    cached: bool
+    frames: tuple[Frames | None, ...]
 
 
 # ── events ──
@@ -135,7 +168,14 @@ class Cancelled:
     cause: str
 
 
-Event = Arrived | Refused | Exhausted | Identified | MediaRead | RowsEnded | Cancelled
+@dataclass(frozen=True)
+class Released:
+    """A prefix need not stay any more for a question with the task "pin", whose prefix may not be there yet."""
+
+    question: Question
+
+
+Event = Arrived | Refused | Exhausted | Identified | MediaRead | RowsEnded | Cancelled | Released
 
 # ── actions ──
 
@@ -170,12 +210,11 @@ class MakeGrid:
     """Replace the present grid, which nobody uses any more, by an empty one.
 
     Attributes:
-      draw, penalise: whether rows may draw their tokens, and may have a repetition penalty.
+      branches: what its programs can do.
     """
 
     shape: GridShape
-    draw: bool
-    penalise: bool
+    branches: Branches
 
 
 @dataclass(frozen=True)
@@ -226,12 +265,35 @@ class Answer:
 
     Attributes:
       tokens: int32.
-      prefix: tokens of the prefix.
+      prefix: of the question.
     """
 
     question: Question
     tokens: npt.NDArray[np.int32]
-    prefix: int
+    prefix: HeldPrefix
+
+
+@dataclass(frozen=True)
+class Score:
+    """Compute the likelihoods of a question's choices after the prefix in a slot, and give them.
+
+    Attributes:
+      slot, shard: of the slot.
+      prefix: in it.
+    """
+
+    slot: int
+    shard: int
+    question: Question
+    prefix: HeldPrefix
+
+
+@dataclass(frozen=True)
+class KeepPrefix:
+    """Say that a prefix is on the device, and stays there until the question is cancelled."""
+
+    question: Question
+    prefix: HeldPrefix
 
 
 @dataclass(frozen=True)
@@ -256,5 +318,18 @@ class Finish:
 
 
 Action = (
-    TakeRequest | Identify | ReadMedia | Wait | MakeGrid | Prefill | Begin | Decode | EndRows | Answer | Fail | Finish
+    TakeRequest
+    | Identify
+    | ReadMedia
+    | Wait
+    | MakeGrid
+    | Prefill
+    | Begin
+    | Decode
+    | EndRows
+    | Answer
+    | Score
+    | KeepPrefix
+    | Fail
+    | Finish
 )

@@ -25,9 +25,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from videollava_jax.config import TextConfig
-from videollava_jax.engine.sizes import GridShape
+from videollava_jax.engine.row_arrays import idle_answers
+from videollava_jax.engine.sizes import Branches, GridShape
 from videollava_jax.generation.answers import Answers, Vocabulary, with_next_token
-from videollava_jax.generation.next_token import Sampling
+from videollava_jax.generation.logprobs import Logprobs
 from videollava_jax.generation.steps import Graph
 from videollava_jax.model.attention import KeysValues
 from videollava_jax.model.cache import PrefixCache, TailCache, empty_tail
@@ -58,14 +59,14 @@ def new_grid(
     placement: Placement | None,
     *,
     int8: bool,
-    sampling: Sampling,
+    branches: Branches,
 ) -> Grid:
     """Makes an empty grid, sharded as the mesh needs it.
 
     Args:
       dtype: of compute, and of keys and values.
       int8: keep the keys and values of prefixes in int8, with a scale for each vector.
-      sampling: a one-row template; its static flags `draw` and `penalise` decide which branches are compiled.
+      branches: what its programs can do.
     """
     G, K, H = shape.prefixes, text.num_key_value_heads, text.head_dim
     key_shape = (G, K, shape.prefix, H)
@@ -89,27 +90,13 @@ def new_grid(
     )
     rows = None if placement is None else placement.batch(shape.batch)
     tail = _new_tail(prefix, shape.batch, shape.question + shape.answer, jnp.dtype(dtype), shape.question)
-    idle = idle_answers(shape.batch, shape.answer, text.vocab_size, sampling)
+    idle = idle_answers(shape.batch, shape.answer, text.vocab_size, branches)
     return Grid(prefix, tail, idle if rows is None else jax.tree.map(lambda x: put(x, rows), idle))
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _new_tail(prefix: PrefixCache, rows: int, capacity: int, dtype: np.dtype[Any], question: int) -> TailCache:
     return empty_tail(prefix, rows, capacity, dtype, question=question)
-
-
-def idle_answers(rows: int, width: int, V: int, sampling: Sampling) -> Answers:
-    """Returns the answers of idle rows: all have ended. `sampling` is one row, which is repeated."""
-    return Answers(
-        token_B=np.zeros((rows,), np.int32),  # type: ignore[arg-type]
-        tokens_BN=np.zeros((rows, width), np.int32),  # type: ignore[arg-type]
-        count_B=np.zeros((rows,), np.int32),  # type: ignore[arg-type]
-        limit_B=np.zeros((rows,), np.int32),  # type: ignore[arg-type]
-        done_B=np.ones((rows,), bool),  # type: ignore[arg-type]
-        finite_B=np.ones((rows,), bool),  # type: ignore[arg-type]
-        seen_BV=np.zeros((rows, V), bool) if sampling.penalise else None,  # type: ignore[arg-type]
-        sampling=jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), sampling),
-    )
 
 
 @partial(jax.jit, static_argnums=(0, 2, 3))
@@ -203,11 +190,7 @@ def begin(
     E, T = ids_ET.shape
     W = prefix.prefixes // (answers.done_B.shape[0] // E)
     R = E // W
-    own = PrefixCache(
-        layers=tuple(jax.tree.map(lambda x: _take(x, W, slot), kv) for kv in prefix.layers),
-        valid_GS=_take(prefix.valid_GS, W, slot),
-        length_G=_take(prefix.length_G, W, slot),
-    )
+    own = _of_slot(prefix, W, slot)
     x_ETD, layers = model.begin(ids_ET, mask_ET, own)
     first = with_next_token(model.next_logits(x_ETD), fresh, vocabulary)
 
@@ -245,6 +228,29 @@ def report(answers: Answers) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array
     return whole(answers.tokens_BN), whole(answers.count_B), whole(answers.done_B), whole(answers.finite_B)
 
 
+@jax.jit
+def last_logprobs(logprobs: Logprobs) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns (chosen_BW, ids_BWK, top_BWK), whole on every device, so that every host can read them."""
+    return whole(logprobs.chosen_BW), whole(logprobs.ids_BWK), whole(logprobs.top_BWK)
+
+
+@partial(jax.jit, static_argnums=(0, 6))
+def score_in_slot(
+    graph: Graph,
+    state: Any,
+    ids_ET: jax.Array,
+    mask_ET: jax.Array,
+    scored_ET: jax.Array,
+    prefix: PrefixCache,
+    shards: int,
+    slot: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Computes what `score` does after the prefixes in the slots of one index, E / W rows for each."""
+    own = _of_slot(prefix, shards, slot)
+    found: tuple[jax.Array, jax.Array] = score(graph, state, ids_ET, mask_ET, scored_ET, own)
+    return found
+
+
 @partial(jax.jit, static_argnums=0)
 def score(
     graph: Graph, state: Any, ids_ET: jax.Array, mask_ET: jax.Array, scored_ET: jax.Array, prefix: PrefixCache
@@ -275,6 +281,15 @@ def _by_slot(x: jax.Array, shards: int, axis: int = 0, *within: int) -> jax.Arra
     slots = x.shape[axis] // (shards * math.prod(within))
     shape = (*x.shape[:axis], shards, slots, *within, *x.shape[axis + 1 :])
     return x.reshape(shape, out_sharding=like(x, *before, split, None, *(None for _ in within), *after))
+
+
+def _of_slot(prefix: PrefixCache, shards: int, slot: jax.Array) -> PrefixCache:
+    """Returns the prefixes in the slots of one index."""
+    return PrefixCache(
+        layers=tuple(jax.tree.map(lambda x: _take(x, shards, slot), kv) for kv in prefix.layers),
+        valid_GS=_take(prefix.valid_GS, shards, slot),
+        length_G=_take(prefix.length_G, shards, slot),
+    )
 
 
 def _take(x: jax.Array, shards: int, slot: jax.Array) -> jax.Array:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from videollava_jax.engine.events import PrefixMedia, Question
-from videollava_jax.engine.sizes import PREFIX_BUCKET, GridShape
+from videollava_jax.engine.events import HeldPrefix, PrefixMedia, Question
+from videollava_jax.engine.sizes import PREFIX_BUCKET, Branches, GridShape
 from videollava_jax.generation.buckets import bucket
+from videollava_jax.processing.room import TooLong
+
+if TYPE_CHECKING:
+    from videollava_jax.media import Frames
 
 
 @dataclass(eq=False)
@@ -87,12 +92,16 @@ class Slot:
       group: whose questions it answers; None when all are answered.
       holds: the key of the prefix in it, which stays until another is prefilled.
       length: tokens of that prefix.
+      frames: of its videos, those that were read.
+      pins: questions for which the prefix has to stay.
       used: when it last had a group, as a number that grows.
     """
 
     group: Group | None = None
     holds: Hashable = None
     length: int = 0
+    frames: tuple[Frames | None, ...] = ()
+    pins: list[Question] = field(default_factory=list)
     used: int = 0
 
 
@@ -101,14 +110,18 @@ class Slots:
 
     Attributes:
       shape: of the grid.
-      draw, penalise: whether its programs draw tokens, and know a repetition penalty.
+      branches: what its programs can do.
       fixed: whether it stays whatever the requests are, so that a shorter prefix may take a slot too.
       slots: of all shards: those of the first shard, then those of the second.
       rows: the question that each row answers; the rows of a slot are neighbours.
+      cached: questions that wait or are answered, and whose prefix was there when they came.
+      prompt_tokens: of the questions so far.
     """
 
-    def __init__(self, shape: GridShape, draw: bool, penalise: bool, *, fixed: bool = False):
-        self.shape, self.draw, self.penalise, self.fixed = shape, draw, penalise, fixed
+    def __init__(self, shape: GridShape, branches: Branches, *, fixed: bool = False):
+        self.shape, self.branches, self.fixed = shape, branches, fixed
+        self.cached: set[Question] = set()
+        self.prompt_tokens = 0
         self._uses = 0
         self.slots = [Slot() for _ in range(shape.prefixes)]
         self.rows: list[Question | None] = [None] * shape.batch
@@ -138,8 +151,8 @@ class Slots:
         return range(first, first + self.shape.rows)
 
     def is_free(self, index: int) -> bool:
-        """Returns whether all questions about the prefixes in the slots of one index are answered."""
-        return all(slot.group is None for slot in self.of_index(index))
+        """Returns whether nobody needs the prefixes in the slots of one index any more."""
+        return all(slot.group is None and not slot.pins for slot in self.of_index(index))
 
     def free_index(self, keys: list[Hashable]) -> int | None:
         """Returns a free slot index for the prefixes of these keys.
@@ -179,21 +192,22 @@ class Slots:
         return (
             question.tokens <= self.shape.question
             and question.answer_tokens <= self.shape.answer
-            and (self.draw or not question.draws)
-            and (self.penalise or not question.penalises)
+            and (self.branches.draw or not question.draws)
+            and (self.branches.penalise or not question.penalises)
+            and (self.branches.logprobs or not question.wants_logprobs)
         )
 
-    def too_long(self, question: Question) -> ValueError:
+    def too_long(self, question: Question) -> TooLong:
         """Returns the error about a question that the rows of a fixed grid do not take."""
-        return ValueError(
+        return TooLong(
             f"a question of {question.tokens} tokens and an answer of up to {question.answer_tokens}: expected at most "
             f"{self.shape.question} and {self.shape.answer}, for which the engine was started"
         )
 
     def require_room(self, tokens: int) -> None:
-        """Raises a ValueError for a prefix that is longer than a slot of a fixed grid."""
+        """Raises `TooLong` for a prefix that is longer than a slot of a fixed grid."""
         if tokens > self.shape.prefix:
-            raise ValueError(
+            raise TooLong(
                 f"media and the text before them of {tokens} tokens: expected at most {self.shape.prefix}, for which "
                 "the engine was started; take fewer frames or pool them (video_pooling)"
             )
@@ -204,23 +218,62 @@ class Slots:
         fits = positions <= room and (self.fixed or positions > room // 2)
         return fits and all(self.takes(question) for question in group.waiting)
 
-    def free_row(self, row: int) -> Slot:
-        """Frees a row, and its slot if no question about the prefix is left. Returns the slot."""
+    def take_row(self, row: int, question: Question) -> None:
+        """Gives a row to a question that waits for one."""
+        slot = self._slot_of_row(row)
+        assert slot.group is not None
+        slot.group.waiting.remove(question)
+        self.rows[row] = question
+        self.prompt_tokens += slot.length + question.tokens
+
+    def take_prefix(self, slot: Slot, question: Question) -> HeldPrefix:
+        """Removes a question that waits for a prefix and needs no row; returns what it gets."""
+        assert slot.group is not None
+        slot.group.waiting.remove(question)
+        self.prompt_tokens += slot.length + question.tokens
+        return self._held(slot, question)
+
+    def free_row(self, row: int) -> tuple[Question, HeldPrefix]:
+        """Frees a row, and its slot if no question about the prefix is left. Returns the row's question and prefix."""
+        slot, question = self._slot_of_row(row), self.rows[row]
+        assert question is not None
+        held = self._held(slot, question)
         self.rows[row] = None
-        slot = self.slots[row // self.shape.rows]
-        self._release(slot)
-        return slot
+        self.release(slot)
+        return question, held
+
+    def _slot_of_row(self, row: int) -> Slot:
+        return self.slots[row // self.shape.rows]
+
+    def _held(self, slot: Slot, question: Question) -> HeldPrefix:
+        held = HeldPrefix(slot.length, question in self.cached, slot.frames)
+        self.cached.discard(question)
+        return held
 
     def withdraw(self, question: Question) -> bool:
         """Removes a question that no row has taken yet from its slot; returns whether it was there."""
         for slot in self.slots:
             if slot.group is not None and question in slot.group.waiting:
                 slot.group.waiting.remove(question)
-                self._release(slot)
+                self.cached.discard(question)
+                self.release(slot)
                 return True
         return False
 
-    def _release(self, slot: Slot) -> None:
+    @property
+    def pinned(self) -> set[Hashable]:
+        """The keys of the prefixes that have to stay."""
+        return {slot.holds for slot in self.slots if slot.pins}
+
+    def unpin(self, question: Question) -> bool:
+        """Lets the prefix go that had to stay for a question; returns whether there was one."""
+        for slot in self.slots:
+            if question in slot.pins:
+                slot.pins.remove(question)
+                return True
+        return False
+
+    def release(self, slot: Slot) -> None:
         """Frees a slot if no question about its prefix is left."""
         if slot.group is not None and not slot.group.waiting and not self._taken(slot):
             self.give(slot, None)

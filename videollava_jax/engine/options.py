@@ -22,7 +22,7 @@ class EngineOptions:
       window: requests that are taken ahead, to group those about the same media.
       readers: threads that decode and resize media ahead of the device; the same number of others hashes them.
       reader: called by these threads with a medium and its frame sampling, to decode it elsewhere; None for the
-        processor's `read_medium`.
+        processor's `read`. `batch.media.isolation.IsolatedReader` reads in worker processes, within limits.
       longest_question: the most tokens after the media that a row takes; the start of a longer text is prefilled.
       pad_token_id, eos_token_id, suppress_tokens: as in `generate`, for all requests; None for the checkpoint's.
       on_sizes: called with a line that describes each new grid.

@@ -12,19 +12,23 @@ import numpy.typing as npt
 
 from videollava_jax.config import ModelConfig
 from videollava_jax.engine.digests import Digests, file_version
-from videollava_jax.engine.request import Request
+from videollava_jax.engine.events import Task
+from videollava_jax.engine.request import MOST_LOGPROBS, Request
+from videollava_jax.generation.kinds import parsed, whole
 from videollava_jax.generation.options import GenerationOptions, require_own
 from videollava_jax.generation.text import ends_by_text
-from videollava_jax.media import Uniform
+from videollava_jax.media import Frames, MediumPixels, Uniform
 from videollava_jax.processing.given_media import known_frames, require_sources, with_media
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import parse_conversation, render
-from videollava_jax.processing.room import require_room, room_for_prompt
+from videollava_jax.processing.room import TooLong, require_room, room_for_prompt
 from videollava_jax.processing.segments import Media, MediaKind, Segments, TextIds
 
 Ids = npt.NDArray[np.int32]
-Reader = Callable[[Media, Any], npt.NDArray[Any]]
-"""Reads a medium, whose frames are sampled as the second argument says, as [F, S, S, 3], 0-255. Runs in threads."""
+Reader = Callable[[Media, Any], MediumPixels | npt.NDArray[Any]]
+"""Reads a medium, whose frames are sampled as the second argument says. Runs in threads. One that returns pixels alone,
+[F, S, S, 3], 0-255, leaves it unknown which frames these are."""
+_LOGPROBS = whole(0, MOST_LOGPROBS)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Question:
 
     Attributes:
       ids: int32 [T], what follows the prefix.
-      choices: for scoring, each choice's tokens; they follow `ids`.
+      choices: where they are scored, each choice's tokens; they follow `ids`.
+      task: what is wanted.
     """
 
     request: Request
@@ -65,6 +70,7 @@ class Question:
     prefix: Prefix
     ids: Ids
     choices: tuple[Ids, ...] = ()
+    task: Task = "answer"
 
     @property
     def id(self) -> str:
@@ -73,13 +79,13 @@ class Question:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens after the prefix."""
-        return len(self.ids)
+        """The number of tokens after the prefix; of the longest choice too, where they are scored."""
+        return len(self.ids) + max(map(len, self.choices), default=0)
 
     @property
     def answer_tokens(self) -> int:
         """The most tokens of the answer."""
-        return self.options.max_new_tokens
+        return self.options.max_new_tokens if self.task == "answer" else 0
 
     @property
     def draws(self) -> bool:
@@ -88,13 +94,18 @@ class Question:
 
     @property
     def penalises(self) -> bool:
-        """Whether there is a repetition penalty."""
-        return self.options.repetition_penalty != 1.0
+        """Whether there is a penalty or a bias."""
+        return self.options.penalises
 
     @property
     def stops(self) -> bool:
         """Whether the text may end the answer (`ends_by_text`)."""
         return ends_by_text(self.options)
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the log-probabilities of its answer are wanted."""
+        return self.request.logprobs is not None
 
 
 @dataclass(frozen=True)
@@ -106,12 +117,14 @@ class ReadPrefix:
       kinds: "image" or "video", of each medium.
       pixels: [F, S, S, 3] of each medium, RGB, 0-255; uint8, or float32 of a `FloatPreprocessor`.
       pooling: `video_pooling` of its videos.
+      frames: for each video which frames these are; None for one that was given as pixels.
     """
 
     ids: Ids
     kinds: tuple[MediaKind, ...]
     pixels: tuple[npt.NDArray[Any], ...]
     pooling: int = 1
+    frames: tuple[Frames | None, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -122,6 +135,10 @@ class ReadPrefix:
     def signature(self) -> Hashable:
         """The kinds, shapes and pooling of the media: prefixes of one signature are encoded together."""
         return self.kinds, tuple(array.shape for array in self.pixels), self.pooling
+
+
+def _with_frames(read: MediumPixels | npt.NDArray[Any]) -> MediumPixels:
+    return read if isinstance(read, MediumPixels) else MediumPixels(read)
 
 
 class Preparer:
@@ -145,28 +162,35 @@ class Preparer:
         Args:
           defaults: the checkpoint's generation_config.json.
           longest: tokens after a prefix, at most.
-          reader: reads media instead of the processor's `read_medium`.
+          reader: reads media instead of the processor's `read`.
           decoding: options of all requests, under the names of `generate`.
         """
         self._processor, self._config, self._defaults, self._longest = processor, config, defaults, longest
         self._positions, self._why = config.text_config.max_positions_in_parts, config.text_config.why_in_parts
         self._decoding = decoding
-        self._read_medium = reader or processor.read_medium
+        self._read_medium = reader or processor.read
         self._digests = Digests()
         self.decoding = GenerationOptions.resolve(decoding, defaults, config)
 
-    def question(self, request: Request) -> Question:
+    def question(self, request: Request, task: Task = "answer") -> Question:
         """Returns a request as a prefix and the tokens after it. Media are not opened yet.
+
+        Args:
+          task: what is wanted of it.
 
         Raises:
           ValueError: a request that cannot be carried out.
           OSError: there is no such file.
         """
         require_own(request.options)
+        if request.logprobs is not None:
+            parsed("logprobs", _LOGPROBS, request.logprobs)
         own = {"max_new_tokens": request.max_new_tokens, "seed": request.seed, **request.options}
         options = GenerationOptions.resolve({**self._decoding, **own}, self._defaults, self._config)
-        choices = tuple(self._choice(text) for text in request.choices)
-        answer = max(map(len, choices)) if choices else options.max_new_tokens
+        choices = tuple(self._choice(text) for text in request.choices) if task == "score" else ()
+        if task == "score" and not choices:
+            raise ValueError("choices: expected at least one answer to score, got none")
+        answer = options.max_new_tokens if task == "answer" else max(map(len, choices), default=0)
         segments = self._segments(request, answer)
         pooling = self._processor.video_pooling if request.video_pooling is None else request.video_pooling
         frame_sampling = Uniform(8) if request.frame_sampling is None else request.frame_sampling
@@ -175,15 +199,15 @@ class Preparer:
         ids = [i for part in after.parts if isinstance(part, TextIds) for i in part.ids]
         if not ids:
             raise ValueError("the prompt ends in a medium: expected a question after it")
-        room = self._longest - max((len(choice) for choice in choices), default=0)
+        room = self._longest - max(map(len, choices), default=0)
         if room < 1:
-            raise ValueError(f"choices: expected at most {self._longest - 1} tokens each")
+            raise TooLong(f"choices: expected at most {self._longest - 1} tokens each")
         if len(ids) > room:  # the start of a long text belongs to the prefix, which then has one question
             head, ids = ids[:-room], ids[-room:]
             before = Segments((*before.parts, TextIds(tuple(head), (False,) * len(head))))
         versions = tuple(file_version(medium.source) for medium in before.media)
         prefix = Prefix(before, versions, frame_sampling, pooling)
-        return Question(request, options, prefix, np.array(ids, np.int32), choices)
+        return Question(request, options, prefix, np.array(ids, np.int32), choices, task)
 
     def key(self, prefix: Prefix) -> Hashable:
         """Returns what is equal for prefixes of equal tokens and of media of equal content. Reads the media's files.
@@ -209,11 +233,13 @@ class Preparer:
           ValueError: a medium that cannot be read (`MediaError`), or frames that the model does not take.
         """
         media = prefix.segments.media
-        pixels = tuple(self._read_medium(medium, prefix.frame_sampling) for medium in media)
+        read = [_with_frames(self._read_medium(medium, prefix.frame_sampling)) for medium in media]
+        pixels = tuple(each.pixels for each in read)
         each = self._processor.medium_tokens(media, pixels, prefix.pooling)
         expanded = prefix.segments.expand(each, self._processor.encoder.media_ids)
         kinds = tuple(medium.kind for medium in media)
-        return ReadPrefix(expanded.input_ids.astype(np.int32), kinds, pixels, prefix.pooling)
+        frames = tuple(each.frames for each, kind in zip(read, kinds, strict=True) if kind == "video")
+        return ReadPrefix(expanded.input_ids.astype(np.int32), kinds, pixels, prefix.pooling, frames)
 
     def _require_room(self, segments: Segments, frame_sampling: Any, pooling: int, answer: int) -> None:
         """Refuses a prompt that is too long as far as its length is known before media are opened."""

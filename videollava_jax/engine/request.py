@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from videollava_jax.media import Frames
 
 FinishReason = Literal["stop", "length", "error"]
+MOST_LOGPROBS = 20
+"""The most alternatives whose log-probabilities a request may ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,9 @@ class Request:
       choices: for `Engine.score`, the answers whose likelihoods are wanted.
       frame_sampling: which frames of a video file to take; None for 8, evenly.
       video_pooling: how far the tokens of videos are pooled; None for the processor's setting.
-      options: `do_sample`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `stop_strings` of `generate`.
+      options: of `GenerationOptions`, those that requests do not share.
+      logprobs: the number of likeliest tokens, at most 20, whose log-probabilities are wanted at each place, with that
+        of the token that was chosen; 0 for the chosen one alone, None for none.
     """
 
     id: str
@@ -37,6 +44,25 @@ class Request:
     frame_sampling: Any = None
     video_pooling: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """How likely the token at one place of an answer was.
+
+    Natural logarithms of the model's own probabilities: the softmax of its logits, before penalties, biases, the
+    temperature and whatever else changes what is chosen.
+
+    Attributes:
+      token_id: the chosen token.
+      logprob: its log-probability.
+      top: the likeliest tokens with their log-probabilities, the likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +75,14 @@ class Result:
       token_ids: its tokens, the end of the answer included where it was reached.
       finish_reason: "stop" at an end token or a stop string, "length" at `max_new_tokens`, or "error".
       error: a line that says what went wrong; None for answers.
-      cause: a word for the kind of error, so that programs can count errors by it: a `media.Cause`, "not_finite", or
-        what the exception of a custom `reader` has as `cause`. None where the kind is not known.
+      cause: a word for the kind of error, so that programs can count errors by it: a `media.Cause`, "not_finite",
+        "too_long" (it does not fit the model or the session), "cancelled", "deadline", or what the exception of a
+        custom `reader` has as `cause`. None where the kind is not known.
       prompt_tokens: length of the whole prompt, media included.
       shared_tokens: tokens of the prefix, which was computed once for all questions about its media.
+      cached_tokens: those of them that the device held already when the request came; all or none.
+      frames: for each video which frames the model saw; None for one that was given as pixels.
+      logprobs: for each of `token_ids`, where the request asks for them.
     """
 
     id: str
@@ -63,6 +93,9 @@ class Result:
     cause: str | None = None
     prompt_tokens: int = 0
     shared_tokens: int = 0
+    cached_tokens: int = 0
+    frames: tuple[Frames | None, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +107,8 @@ class Scored:
       log_likelihoods: for each choice the sum of its tokens' log-probabilities, natural.
       tokens: tokens of each choice, for means.
       greedy: for each choice, whether every token was the likeliest.
-      error: a line that says what went wrong; None otherwise.
+      error, cause: as in `Result`.
+      prompt_tokens, cached_tokens, frames: as in `Result`.
     """
 
     id: str
@@ -82,8 +116,34 @@ class Scored:
     tokens: tuple[int, ...] = ()
     greedy: tuple[bool, ...] = ()
     error: str | None = None
+    cause: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    frames: tuple[Frames | None, ...] = ()
 
     @property
     def best(self) -> int:
         """The index of the likeliest choice."""
         return max(range(len(self.log_likelihoods)), key=self.log_likelihoods.__getitem__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pinned:
+    """A prefix that stays on the device, or the error that came instead.
+
+    Attributes:
+      id: the request's.
+      tokens: of the prefix.
+      cached_tokens, frames: as in `Result`.
+      error, cause: as in `Result`.
+    """
+
+    id: str
+    tokens: int = 0
+    cached_tokens: int = 0
+    frames: tuple[Frames | None, ...] = ()
+    error: str | None = None
+    cause: str | None = None
+
+
+Outcome = Result | Scored | Pinned

@@ -8,12 +8,13 @@ requests ──▶ Preparer ──▶ ┌──────────┐ ─�
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.engine.device import Report
+from videollava_jax.engine.device import LastLogprobs, Report
 from videollava_jax.engine.events import (
     Action,
     Answer,
@@ -27,29 +28,32 @@ from videollava_jax.engine.events import (
     Fail,
     Finish,
     Identify,
+    KeepPrefix,
     MakeGrid,
     Prefill,
     ReadMedia,
     Refused,
     RowsEnded,
+    Score,
     TakeRequest,
     Wait,
 )
-from videollava_jax.engine.preparation import Preparer, Question, ReadPrefix, with_own_paths
+from videollava_jax.engine.preparation import Preparer, Question, ReadPrefix
 from videollava_jax.engine.readers import Readers
-from videollava_jax.engine.request import Request, Result
-from videollava_jax.engine.results import Ends, result_of
+from videollava_jax.engine.request import Outcome, Pinned, Request, TokenLogprob
+from videollava_jax.engine.results import Ends, Logprobs, failed, result_of, scored_of
 from videollava_jax.engine.schedule import Schedule
-from videollava_jax.engine.sizes import GridShape
+from videollava_jax.engine.sizes import Branches, GridShape
+from videollava_jax.engine.usage import Usage
 
-Written = Callable[[Question, npt.NDArray[np.int32]], None]
-"""Called with a question and all tokens of its answer so far."""
+Written = Callable[[Question, npt.NDArray[np.int32], Sequence[TokenLogprob]], None]
+"""Called with a question, all tokens of its answer so far, and their log-probabilities if it wants them."""
 
 
 class GridDevice(Protocol):
     """What carries out actions on a grid: `device.Device`, which documents the methods, or a fake one."""
 
-    def make_grid(self, shape: GridShape, draw: bool, penalise: bool) -> None:
+    def make_grid(self, shape: GridShape, branches: Branches) -> None:
         """Makes an empty grid."""
 
     def prefill(self, slot: int, prefixes: Sequence[ReadPrefix]) -> None:
@@ -61,12 +65,22 @@ class GridDevice(Protocol):
     def decode(self, steps: int, enough: int) -> Report:
         """Decodes all rows, and returns their answers so far."""
 
+    def logprobs(self) -> LastLogprobs:
+        """Returns the log-probabilities of the last tokens of all rows."""
+
+    def score(self, slot: int, shard: int, question: Question) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Computes how likely a question's choices are after the prefix in a slot."""
+
     def end_rows(self, rows: Sequence[int]) -> None:
         """Ends rows."""
 
 
 class Run:
-    """Answers requests: carries out the schedule's actions, and gives it the events that follow."""
+    """Answers requests: carries out the schedule's actions, and gives it the events that follow.
+
+    Attributes:
+      usage: of a live schedule, as it was when the device was last called or nothing was left to do.
+    """
 
     def __init__(self, preparer: Preparer, schedule: Schedule, device: GridDevice, tokenizer: Any, readers: Readers):
         """Takes what works together.
@@ -78,8 +92,12 @@ class Run:
         self._tokenizer, self._ends = tokenizer, Ends(tokenizer)
         self._readers = readers
         self._ids: set[str] = set()
+        self._logprobs = Logprobs()
+        self._counts: dict[Question, int] = {}
+        self._generated = 0
+        self.usage = Usage()
 
-    def results(self, requests: Iterable[Request] = (), written: Written | None = None) -> Iterator[Result]:
+    def results(self, requests: Iterable[Request] = (), written: Written | None = None) -> Iterator[Outcome]:
         """Yields each request's result when it is known; see `Engine.run`.
 
         Args:
@@ -91,22 +109,47 @@ class Run:
             while not isinstance(action := self._next_action(), Finish):
                 match action:
                     case Answer(question, tokens, prefix):
-                        yield result_of(cast(Question, question), tokens, prefix, self._tokenizer)
+                        own = cast(Question, question)
+                        yield result_of(own, tokens, prefix, self._tokenizer, self._logprobs.of(own, len(tokens)))
+                    case Score(slot, shard, question, prefix):
+                        own = cast(Question, question)
+                        yield scored_of(own, *self._device.score(slot, shard, own), prefix)
+                    case KeepPrefix(question, prefix):
+                        cached = prefix.tokens if prefix.cached else 0
+                        yield Pinned(id=question.id, tokens=prefix.tokens, cached_tokens=cached, frames=prefix.frames)
                     case Fail():
-                        yield _failed(action)
+                        yield failed(action)
                     case TakeRequest():
                         schedule.take(self._next_request(incoming))
-                    case Decode(steps, enough, rows):
-                        questions = cast(Mapping[int, Question], rows)
-                        report = self._device.decode(steps, enough)
-                        ended = self._ends.of(report, questions)
-                        if written is not None:
-                            _pass_on(report, questions, ended, written)
-                        schedule.take(RowsEnded(ended))
+                    case Decode():
+                        schedule.take(RowsEnded(self._decode(action, written)))
+                        self._publish()
                     case _:
                         self._carry_out(action)
         finally:
             self._readers.close()
+
+    def _decode(self, action: Decode, written: Written | None) -> tuple[EndedRow, ...]:
+        """Decodes, passes on what was written, and returns the rows that have ended."""
+        rows = cast(Mapping[int, Question], action.rows)
+        report = self._device.decode(action.steps, action.enough)
+        if any(question.wants_logprobs for question in rows.values()):
+            self._logprobs.take(self._device.logprobs(), report, rows)
+        ended = self._ends.of(report, rows)
+        ends = {each.row: each.tokens for each in ended}
+        counts = {}
+        for row, question in rows.items():
+            tokens = ends.get(row, report.tokens_BN[row, : report.count_B[row]])
+            counts[question] = len(tokens)
+            self._generated += len(tokens) - self._counts.get(question, 0)
+            if written is not None:
+                written(question, tokens, self._logprobs.of(question, len(tokens)))
+        self._counts = counts
+        return ended
+
+    def _publish(self) -> None:
+        if self._schedule.live:
+            self.usage = replace(self._schedule.usage, generated_tokens=self._generated)
 
     def _next_action(self) -> Action:
         for event in self._readers.finished():
@@ -120,9 +163,10 @@ class Run:
             case ReadMedia(key, question):
                 self._readers.read(key, cast(Question, question))
             case Wait():
+                self._publish()
                 self._schedule.take(cast(Event, self._readers.wait()))
-            case MakeGrid(shape, draw, penalise):
-                self._device.make_grid(shape, draw, penalise)
+            case MakeGrid(shape, branches):
+                self._device.make_grid(shape, branches)
             case Prefill(slot, prefixes):
                 self._device.prefill(slot, cast(Sequence[ReadPrefix], prefixes))
             case Begin(slot, questions):
@@ -141,18 +185,3 @@ class Run:
             return Arrived(self._preparer.question(request))
         except (ValueError, TypeError, OSError) as error:
             return Refused(request.id, error)
-
-
-def _pass_on(report: Report, rows: Mapping[int, Question], ended: Sequence[EndedRow], written: Written) -> None:
-    """Passes on the tokens of each row, which end where its answer has ended."""
-    ends = {each.row: each.tokens for each in ended}
-    for row, question in rows.items():
-        written(question, ends.get(row, report.tokens_BN[row, : report.count_B[row]]))
-
-
-def _failed(action: Fail) -> Result:
-    error = action.error
-    if action.question is not None and action.read_for is not None:
-        own, read = cast(Question, action.question), cast(Question, action.read_for)
-        error = with_own_paths(error, own.prefix, read.prefix)
-    return Result(id=action.id, finish_reason="error", error=" ".join(error.split()), cause=action.cause)

@@ -25,15 +25,13 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
+from videollava_jax.engine import rows
 from videollava_jax.engine.arrivals import Arrivals
 from videollava_jax.engine.events import (
     Action,
-    Answer,
     Arrived,
-    Begin,
     Cancelled,
     Decode,
-    EndedRow,
     EndRows,
     Event,
     Exhausted,
@@ -48,21 +46,22 @@ from videollava_jax.engine.events import (
     Question,
     ReadMedia,
     Refused,
+    Released,
     RowsEnded,
     TakeRequest,
     Wait,
 )
 from videollava_jax.engine.groups import Group, Groups, Slots
-from videollava_jax.engine.sizes import Demand, GridShape
+from videollava_jax.engine.sizes import Branches, Demand, GridShape
+from videollava_jax.engine.usage import Usage
 from videollava_jax.processing.room import require_room
 
-STOP_STRING_STEPS = 8
-"""Steps of decoding at a time where stop strings may end an answer, which the device does not see."""
+WATCHED_STEPS = 8
+"""Steps of decoding at a time where the host looks at the answers: for stop strings and log-probabilities."""
 STEPS = 64
 LIVE_STEPS = 8
 """Steps of decoding at a time in a live schedule: the most that a request waits for a free row."""
-_LIVE_EVENTS = (Arrived, Refused, Exhausted, Cancelled)
-NOT_FINITE = "logits are not finite: the weights or pixels hold NaN or infinity, or overflow in this dtype"
+_LIVE_EVENTS = (Arrived, Refused, Exhausted, Cancelled, Released)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,8 @@ class Schedule:
             A live schedule needs none.
         """
         self._limits, self._choose_shape = limits, choose_shape
-        self.slots = None if limits.grid is None else Slots(limits.grid, draw=True, penalise=True, fixed=True)
+        self.slots = None if limits.grid is None else Slots(limits.grid, Branches(), fixed=True)
+        self._queries = self._hits = self._prefills = 0
         self._arrivals = Arrivals()
         self._groups = Groups()
         self._exhausted = False
@@ -120,7 +120,7 @@ class Schedule:
                 if (group := self._groups.get(key)) is not None:
                     group.media = media
                 return
-        if not (self._live and isinstance(event, _LIVE_EVENTS)):
+        if not (self.live and isinstance(event, _LIVE_EVENTS)):
             assert isinstance(event, self._owed), f"{event} does not answer the last action"
             self._owed = ()
         match event:
@@ -131,13 +131,17 @@ class Schedule:
                 self._decided.append(_failure(id, error))
             case Exhausted():
                 self._exhausted = True
-            case RowsEnded(rows):
-                self._end_rows(rows)
+            case RowsEnded(ended):
+                self._decided += rows.end(cast(Slots, self.slots), ended)
             case Cancelled():
                 self._cancel(event)
+            case Released(question):
+                if not cast(Slots, self.slots).unpin(question):
+                    self._cancel(Cancelled(question, "the pin was released", "cancelled"))
 
     @property
-    def _live(self) -> bool:
+    def live(self) -> bool:
+        """Whether requests come while others are answered."""
         return self._limits.grid is not None
 
     def next(self) -> Action:
@@ -176,7 +180,7 @@ class Schedule:
 
         To a live schedule they come by themselves.
         """
-        if self._live:
+        if self.live:
             self._phase = self._give_slots
             return None
         waiting = len(self._arrivals) + self._groups.questions + (0 if self.slots is None else self.slots.waiting)
@@ -192,7 +196,7 @@ class Schedule:
 
         In a live schedule no question waits for another one to be identified.
         """
-        for question, key in self._arrivals.identified(in_order=not self._live):
+        for question, key in self._arrivals.identified(in_order=not self.live):
             if isinstance(key, Exception):
                 self._decided.append(_failure(question.id, key, question))
             else:
@@ -204,13 +208,29 @@ class Schedule:
         if slots is not None and slots.fixed and not slots.takes(question):
             self._decided.append(_failure(question.id, slots.too_long(question), question))
             return
+        if question.task == "pin" and not self._may_pin(key):
+            most = cast(Slots, slots).shape.slots - 1
+            error = f"expected at most {most} pinned prefixes, one less than the session has slots: release one first"
+            self._decided.append(Fail(question.id, error, "too_many_pins", question))
+            return
+        self._queries += 1
         slot = None if slots is None else slots.holding(key) if slots.fixed else slots.slot_of(key, question)
         if slot is None:
+            self._hits += self._groups.get(key) is not None
             self._groups.add(key, question)
         elif not self._too_long(slot.length, question):
+            self._hits += 1
             group = slot.group or Group(key, question)
             group.waiting.append(question)
+            cast(Slots, slots).cached.add(question)
             cast(Slots, slots).give(slot, group)
+
+    def _may_pin(self, key: Hashable) -> bool:
+        """Returns whether a slot stays for other prefixes, if that of a key is pinned too."""
+        slots = cast(Slots, self.slots)
+        groups = [*self._groups, *(slot.group for slot in slots.slots if slot.group is not None)]
+        to_come = {group.key for group in groups if any(question.task == "pin" for question in group.waiting)}
+        return len({key} | to_come | slots.pinned) < slots.shape.slots
 
     def _too_long(self, prefix: int, question: Question) -> bool:
         """Returns whether prompt and answer do not fit the model; the question has failed then."""
@@ -254,7 +274,7 @@ class Schedule:
         seen = 0
         for group in self._groups:
             media = group.media
-            if media is None and self._live:
+            if media is None and self.live:
                 continue
             if media is None:
                 yield None
@@ -306,9 +326,13 @@ class Schedule:
                 answer=max(question.answer_tokens for question in questions),
             )
         )
-        draw, penalise = any(q.draws for q in questions), any(q.penalises for q in questions)
-        self.slots = Slots(shape, draw, penalise)
-        return MakeGrid(shape, draw, penalise)
+        branches = Branches(
+            draw=any(question.draws for question in questions),
+            penalise=any(question.penalises for question in questions),
+            logprobs=any(question.wants_logprobs for question in questions),
+        )
+        self.slots = Slots(shape, branches)
+        return MakeGrid(shape, branches)
 
     def _fill(self, slots: Slots, groups: list[Group]) -> Action | None:
         """Gives the slots of one index to groups; their prefixes are computed unless the slots hold them already."""
@@ -325,74 +349,51 @@ class Schedule:
         there = [slot.holds for slot in chosen] == keys
         media = tuple(cast(PrefixMedia, group.media) for group in padded)
         for slot, group, read in zip(chosen, padded, media, strict=True):
-            slot.holds, slot.length = group.key, read.tokens
+            slot.holds, slot.length, slot.frames = group.key, read.tokens, read.frames
         for slot, group in zip(chosen, groups, strict=False):
             slots.give(slot, group)
         for group in groups:
             group.media = None
-        return None if there else Prefill(index, media)
+        if there:
+            slots.cached.update(question for group in groups for question in group.waiting)
+            return None
+        if self.live and slots.live:
+            self._phase = self._begin_questions  # rows that are being answered wait for one prefill at a time
+        self._prefills += len(groups)
+        return Prefill(index, media)
 
     # ── third phase: rows ──
 
-    def _begin_questions(self) -> Action | None:
+    def _begin_questions(self, scores: bool = True) -> Action | None:
         """Puts waiting questions into free rows: of idle slots, and of others when half of their rows can be filled.
 
-        A live schedule fills every free row at once.
+        A live schedule fills every free row at once, and does what questions want that need no row.
         """
         self._phase = self._decode
         if self.slots is not None:
             for index in range(self.slots.shape.slots):
-                self._begin(self.slots, index)
+                if self.live:
+                    self._decided += rows.begin_without_rows(self.slots, index, scores=scores)
+                if (action := rows.begin(self.slots, index, at_once=self.live)) is not None:
+                    self._decided.append(action)
         return None
-
-    def _begin(self, slots: Slots, index: int) -> None:
-        rows = [slots.rows_of(index, shard) for shard in range(self._limits.shards)]
-        live = any(slots.rows[row] is not None for each in rows for row in each)
-        chosen: dict[int, Question] = {}
-        for slot, each in zip(slots.of_index(index), rows, strict=True):
-            if slot.group is not None:
-                chosen |= dict(zip((row for row in each if slots.rows[row] is None), slot.group.waiting, strict=False))
-        few = live and 2 * len(chosen) < slots.shape.rows * self._limits.shards
-        if not chosen or (few and not self._live):
-            return
-        for slot, each in zip(slots.of_index(index), rows, strict=True):
-            for row in each:
-                if row in chosen and slot.group is not None:
-                    slots.rows[row] = slot.group.waiting.popleft()
-        self._decided.append(Begin(index, tuple(chosen.get(row) for each in rows for row in each)))
 
     # ── fourth phase: decoding ──
 
     def _decode(self) -> Action | None:
         """Lets the device decode, if any row is taken."""
-        if self._live:
-            self._begin_questions()  # that have come, or whose row was freed, since the third phase
+        if self.live:
+            self._begin_questions(scores=False)  # that have come, or whose row was freed, since the third phase
             if self._decided:
                 return None
         self._phase = self._finish
         live = {} if self.slots is None else self.slots.live
         if self.slots is None or not live:
             return None
-        if self._live:
+        if self.live:
             return Decode(LIVE_STEPS, 1, live)
-        steps = STOP_STRING_STEPS if any(question.stops for question in live.values()) else STEPS
+        steps = WATCHED_STEPS if any(each.stops or each.wants_logprobs for each in live.values()) else STEPS
         return Decode(steps, max(1, self.slots.shape.batch // 8), live)
-
-    def _end_rows(self, ended: tuple[EndedRow, ...]) -> None:
-        """Frees rows, and gives their answers."""
-        assert self.slots is not None
-        by_host = tuple(each.row for each in ended if each.by_host)
-        if by_host:
-            self._decided.append(EndRows(by_host))
-        for each in ended:
-            question = self.slots.rows[each.row]
-            assert question is not None
-            slot = self.slots.free_row(each.row)
-            self._decided.append(
-                Answer(question, each.tokens, slot.length)
-                if each.finite
-                else Fail(question.id, NOT_FINITE, "not_finite", question)
-            )
 
     def _finish(self) -> Action | None:
         """Ends the run when every request has its result; otherwise the phases begin again."""
@@ -401,7 +402,7 @@ class Schedule:
             return Finish()
         self._phase = self._take_requests
         idle = not busy and all(group.media is None for group in self._groups)
-        return Wait() if self._live and idle else None
+        return Wait() if self.live and idle else None
 
     # ── at any time: nobody wants an answer any more ──
 
@@ -418,6 +419,26 @@ class Schedule:
         elif not self._arrivals.remove(question) and not slots.withdraw(question):
             return
         self._decided.append(Fail(question.id, event.error, event.cause, question))
+
+    # ── for metrics ──
+
+    @property
+    def usage(self) -> Usage:
+        """What a live schedule has decided so far, and what it has at hand."""
+        slots = cast(Slots, self.slots)
+        return Usage(
+            reading=sum(len(group.waiting) for group in self._groups if group.media is None),
+            running=len(slots.live),
+            rows=slots.shape.batch,
+            slots=slots.shape.prefixes,
+            slots_in_use=sum(slot.group is not None or bool(slot.pins) for slot in slots.slots),
+            held=sum(slot.holds is not None for slot in slots.slots),
+            pinned=len(slots.pinned),
+            prefix_queries=self._queries,
+            prefix_hits=self._hits,
+            prefills=self._prefills,
+            prompt_tokens=slots.prompt_tokens,
+        )
 
 
 def _failure(id: str, error: Exception, question: Question | None = None, read_for: Question | None = None) -> Fail:

@@ -7,16 +7,20 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from videollava_jax.engine import grid as on_device
-from videollava_jax.engine.device import padded_left
+from videollava_jax.engine.device import padded_left, scored_rows
+from videollava_jax.engine.events import HeldPrefix
 from videollava_jax.engine.media import encode_prefixes
 from videollava_jax.engine.options import EngineOptions
 from videollava_jax.engine.preparation import Preparer, Question
 from videollava_jax.engine.request import Request, Scored
+from videollava_jax.engine.results import scored_of
 from videollava_jax.engine.sizes import PREFIX_BUCKET, TEXT_BUCKET
 from videollava_jax.generation.buckets import bucket
 from videollava_jax.generation.loaded import LoadedModel
+from videollava_jax.media import Frames
 from videollava_jax.model.cache import PrefixCache
 from videollava_jax.processing.processor import VideoLlavaProcessor
+from videollava_jax.processing.room import TooLong
 
 
 def score_requests(
@@ -32,11 +36,10 @@ def score_requests(
     scorer = _Scorer(model, processor, preparer, options.int8_cache)
     for request in requests:
         try:
-            if not request.choices:
-                raise ValueError("choices: expected at least one answer to score, got none")
-            yield scorer.score(preparer.question(request))
+            yield scorer.score(preparer.question(request, "score"))
         except (ValueError, TypeError, OSError) as error:
-            yield Scored(id=request.id, error=" ".join(str(error).split()))
+            cause = getattr(error, "cause", None)
+            yield Scored(id=request.id, error=" ".join(str(error).split()), cause=cause)
 
 
 class _Scorer:
@@ -53,40 +56,30 @@ class _Scorer:
         self._key: object = None
         self._prefix: PrefixCache | None = None
         self._length = 0
+        self._frames: tuple[Frames | None, ...] = ()
 
     def score(self, question: Question) -> Scored:
         """Returns the likelihoods of a question's choices."""
-        prefix = self._prefix_of(question)
-        rows = [np.concatenate([question.ids, choice]) for choice in question.choices]
-        longest = max(len(row) for row in rows)
+        prefix, cached = self._prefix_of(question)
+        longest = question.tokens
         positions = self._model.model_config.text_config.max_positions_in_parts
         if self._length + longest > positions:
-            raise ValueError(
+            raise TooLong(
                 f"a prompt and a choice of {self._length + longest} tokens do not fit the model's {positions} positions"
             )
-        T, count = bucket(longest, TEXT_BUCKET), len(rows)
+        T, count = bucket(longest, TEXT_BUCKET), len(question.choices)
         padded_rows = 1 << (count - 1).bit_length()  # few shapes are compiled
-        ids, mask, scored = (np.zeros((padded_rows, T), kind) for kind in (np.int32, bool, bool))
-        for i, (row, choice) in enumerate(zip(rows, question.choices, strict=True)):
-            ids[i, T - len(row) :], mask[i, T - len(row) :], scored[i, T - len(choice) :] = row, True, True
+        rows = scored_rows(question.ids, question.choices, padded_rows, T)
         model = self._model
-        totals, greedy = on_device.score(
-            model.graph, model.state, *(model.on_devices(x) for x in (ids, mask, scored)), prefix
-        )
-        likelihoods = np.asarray(totals)[:count]
-        if not np.isfinite(likelihoods).all():
-            raise ValueError("log-likelihoods are not finite: the weights or pixels hold NaN or infinity")
-        return Scored(
-            id=question.request.id,
-            log_likelihoods=tuple(likelihoods.tolist()),
-            tokens=tuple(len(choice) for choice in question.choices),
-            greedy=tuple(np.asarray(greedy)[:count].tolist()),
-        )
+        totals, greedy = on_device.score(model.graph, model.state, *(model.on_devices(x) for x in rows), prefix)
+        held = HeldPrefix(self._length, cached, self._frames)
+        return scored_of(question, np.asarray(totals)[:count], np.asarray(greedy)[:count], held)
 
-    def _prefix_of(self, question: Question) -> PrefixCache:
-        """Computes a question's prefix, unless it is the one at hand."""
+    def _prefix_of(self, question: Question) -> tuple[PrefixCache, bool]:
+        """Computes a question's prefix, unless it is the one at hand; returns whether it was that."""
         key = self._preparer.key(question.prefix)
-        if self._prefix is None or self._key != key:
+        cached = self._prefix is not None and self._key == key
+        if self._prefix is None or not cached:
             self._prefix = None  # its memory is freed before the next one takes some
             read, model = self._preparer.read(question.prefix), self._model
             ids, mask = padded_left([read.ids], bucket(max(1, read.tokens), PREFIX_BUCKET))
@@ -98,5 +91,5 @@ class _Scorer:
                 encode_prefixes(model, self._processor, [read]),
                 self._int8,
             )
-            self._key, self._length = key, read.tokens
-        return self._prefix
+            self._key, self._length, self._frames = key, read.tokens, read.frames
+        return self._prefix, cached

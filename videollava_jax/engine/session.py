@@ -12,8 +12,7 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -22,16 +21,16 @@ import numpy.typing as npt
 from videollava_jax.engine.compilations import compilations
 from videollava_jax.engine.deadlines import Deadlines
 from videollava_jax.engine.device import Device
-from videollava_jax.engine.events import Arrived, Cancelled, Exhausted
+from videollava_jax.engine.events import Arrived, Cancelled, Exhausted, Released, Task
 from videollava_jax.engine.preparation import Preparer, Question
 from videollava_jax.engine.readers import Readers
-from videollava_jax.engine.request import Request, Result
+from videollava_jax.engine.request import Outcome, Pinned, Request, Result, Scored, TokenLogprob
+from videollava_jax.engine.results import refused
 from videollava_jax.engine.run import Run
 from videollava_jax.engine.schedule import Limits, Schedule
-from videollava_jax.engine.sizes import GridShape
-from videollava_jax.generation.text import TextStream
-
-OnText = Callable[[str], None]
+from videollava_jax.engine.sizes import Branches, GridShape
+from videollava_jax.engine.tickets import OnText, OnTokens, Pin, Ticket
+from videollava_jax.engine.usage import Usage
 
 
 class SessionClosed(RuntimeError):
@@ -40,71 +39,6 @@ class SessionClosed(RuntimeError):
 
 class QueueFull(RuntimeError):
     """As many requests as `max_requests` have no result yet."""
-
-
-class Ticket:
-    """A submitted request, whose result comes later. Any thread may use it."""
-
-    def __init__(self, request: Request, on_text: OnText | None, cancel: Callable[[Ticket, str, str], None]):
-        self.request = request
-        self._on_text, self._cancel = on_text, cancel
-        self._stream: TextStream | None = None
-        self._seen = 0
-        self._sent = ""
-        self._future: Future[Result] = Future()
-        self._question: Question | None = None
-
-    def result(self, timeout: float | None = None) -> Result:
-        """Waits for the result; that of a cancelled request has the cause "cancelled" or "deadline".
-
-        Raises:
-          TimeoutError: it has not come within `timeout` seconds. The request goes on.
-          SessionClosed: the session has ended by an error.
-          Exception: what `on_text` raised, which has cancelled the request.
-        """
-        return self._future.result(timeout)
-
-    @property
-    def done(self) -> bool:
-        """Whether the result is there."""
-        return self._future.done()
-
-    def add_done_callback(self, call: Callable[[Ticket], None]) -> None:
-        """Calls a function with this ticket when the result is there, in the thread that gives it."""
-        self._future.add_done_callback(lambda _: call(self))
-
-    def cancel(self) -> None:
-        """Says that nobody wants the answer: what the request holds is freed within a few steps of decoding."""
-        self._cancel(self, "the request was cancelled", "cancelled")
-
-    # ── for the session ──
-
-    def _take(self, tokens: npt.NDArray[np.int32], tokenizer: Any) -> None:
-        """Passes on the text of new tokens."""
-        if self._on_text is None or self.done:
-            return
-        if self._stream is None:
-            self._stream = TextStream(tokenizer, self._send)
-        if len(tokens) > self._seen:
-            self._stream(tokens[None, self._seen :].astype(np.int64))
-            self._seen = len(tokens)
-
-    def _send(self, piece: str) -> None:
-        if piece and self._on_text is not None:
-            self._on_text(piece)
-            self._sent += piece
-
-    def _finish(self, result: Result) -> None:
-        """Gives the result, after the rest of its text: a character may have been held back."""
-        if self.done:
-            return
-        try:
-            if result.error is None:
-                self._send(result.text.removeprefix(self._sent))
-        except Exception as error:
-            self._future.set_exception(error)
-        else:
-            self._future.set_result(dataclasses.replace(result, id=self.request.id))
 
 
 class Session:
@@ -140,12 +74,14 @@ class Session:
         limits = Limits(shards=shape.shards, window=1, ahead=ahead, positions=positions, grid=shape)
         self._run = Run(preparer, Schedule(limits), device, tokenizer, self._readers)
         self._max_requests, self._numbers = max_requests, itertools.count()
-        self._tickets: dict[str, Ticket] = {}
+        self._tickets: dict[str, Ticket[Any]] = {}
         self._lock = threading.Lock()
         self._deadlines = Deadlines()
         self._thread: threading.Thread | None = None
-        self._closed: BaseException | bool = False
-        device.make_grid(shape, draw=True, penalise=True)
+        self._closed: SessionClosed | bool = False
+        self._error: BaseException | None = None
+        self._compiled = compilations()
+        device.make_grid(shape, Branches())
 
     # ── what callers do ──
 
@@ -162,15 +98,25 @@ class Session:
         before = compilations()
         example = self._preparer.question(Request(id="warm-up", prompt="USER: ? ASSISTANT:"))
         self._device.warm_up(example)
-        return compilations() - before
+        self._compiled = compilations()
+        return self._compiled - before
 
-    def submit(self, request: Request, *, on_text: OnText | None = None, timeout: float | None = None) -> Ticket:
+    def submit(
+        self,
+        request: Request,
+        *,
+        on_text: OnText | None = None,
+        on_tokens: OnTokens | None = None,
+        timeout: float | None = None,
+    ) -> Ticket[Result]:
         """Takes a request, and returns at once.
 
         Args:
           request: its id is only repeated in its result, and may be that of another.
           on_text: called by the session's thread with each new piece of the answer's text; the pieces joined are the
             result's text. It must return quickly: no other request goes on meanwhile.
+          on_tokens: where the request asks for `logprobs`, called likewise with those of the tokens of a piece, just
+            before `on_text` is; and at the end with those of tokens without text. All joined are the result's.
           timeout: seconds after which the request is cancelled.
 
         Returns:
@@ -180,7 +126,37 @@ class Session:
           QueueFull: too many requests have no result yet.
           SessionClosed: the session takes no more requests.
         """
-        ticket = Ticket(request, on_text, self._cancel)
+        ticket = Ticket[Result](request, self._cancel, on_text, on_tokens)
+        self._enter(ticket, "answer", timeout)
+        return ticket
+
+    def score(self, request: Request, *, timeout: float | None = None) -> Ticket[Scored]:
+        """Takes a request with `choices`, whose result says how likely each is as the answer. It needs no row.
+
+        Arguments, results and errors are as in `submit`.
+        """
+        ticket = Ticket[Scored](request, self._cancel)
+        self._enter(ticket, "score", timeout)
+        return ticket
+
+    def pin(self, request: Request, *, timeout: float | None = None) -> Pin:
+        """Computes a request's prefix, and keeps it on the device until `Pin.release`, whoever else asks about it.
+
+        At most one prefix less than the session has slots can be pinned at a time.
+
+        Args:
+          request: with the media; what follows the last of them is of no account.
+          timeout: seconds after which the request is cancelled, if the prefix is not there.
+
+        Raises:
+          QueueFull: too many requests have no result yet.
+          SessionClosed: the session takes no more requests.
+        """
+        ticket = Ticket[Pinned](request, self._cancel)
+        self._enter(ticket, "pin", timeout)
+        return Pin(ticket, self._release)
+
+    def _enter(self, ticket: Ticket[Any], task: Task, timeout: float | None) -> None:
         with self._lock:
             self._require_open()
             if self._max_requests is not None and len(self._tickets) >= self._max_requests:
@@ -191,21 +167,31 @@ class Session:
                 self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
                 self._thread.start()
         try:
-            ticket._question = self._preparer.question(dataclasses.replace(request, id=name))
+            ticket._question = self._preparer.question(dataclasses.replace(ticket.request, id=name), task)
         except (ValueError, TypeError, OSError) as error:
-            cause = getattr(error, "cause", None)
-            self._deliver(Result(id=name, finish_reason="error", error=" ".join(str(error).split()), cause=cause))
-            return ticket
+            self._deliver(refused(name, error, task))
+            return
         self._readers.put(Arrived(ticket._question))
         if timeout is not None:
             error_text = f"there was no answer within {timeout:g} s"
             self._deadlines.after(timeout, lambda: self._cancel(ticket, error_text, "deadline"))
-        return ticket
 
     @property
     def unanswered(self) -> int:
         """The number of requests that have no result yet."""
         return len(self._tickets)
+
+    @property
+    def usage(self) -> Usage:
+        """Counts for metrics, as they were a few steps of decoding ago at most."""
+        now, unanswered = self._run.usage, self.unanswered
+        waiting = max(0, unanswered - now.reading - now.running)
+        return dataclasses.replace(now, waiting=waiting, compiled=compilations() - self._compiled)
+
+    @property
+    def error(self) -> BaseException | None:
+        """The exception that has ended the session's thread, and every request with it; None while all is well."""
+        return self._error
 
     def close(self, drain_seconds: float | None = None) -> None:
         """Takes no more requests, waits for the results of those that are there, and ends the thread.
@@ -238,13 +224,13 @@ class Session:
     # ── the thread ──
 
     def _serve(self) -> None:
-        ended: BaseException = SessionClosed("the session was closed")
+        ended = SessionClosed("the session was closed")
         try:
-            for result in self._run.results(written=self._written):
-                self._deliver(result)
+            for outcome in self._run.results(written=self._written):
+                self._deliver(outcome)
         except BaseException as error:
             ended = SessionClosed(f"the engine has stopped: {error}")
-            ended.__cause__ = error
+            ended.__cause__ = self._error = error
         with self._lock:
             self._closed = ended
             left = list(self._tickets.values())
@@ -252,27 +238,31 @@ class Session:
         for ticket in left:
             ticket._future.set_exception(ended)
 
-    def _written(self, question: Question, tokens: npt.NDArray[np.int32]) -> None:
+    def _written(self, question: Question, tokens: npt.NDArray[np.int32], logprobs: Sequence[TokenLogprob]) -> None:
         ticket = self._tickets.get(question.id)
         if ticket is None:
             return
         try:
-            ticket._take(tokens, self._tokenizer)
+            ticket._take(tokens, logprobs, self._tokenizer)
         except Exception as error:
             ticket._future.set_exception(error)
             self._cancel(ticket, str(error), "on_text")
 
-    def _deliver(self, result: Result) -> None:
+    def _deliver(self, outcome: Outcome) -> None:
         with self._lock:
-            ticket = self._tickets.pop(result.id)
-        ticket._finish(result)
+            ticket = self._tickets.pop(outcome.id)
+        ticket._finish(outcome)
 
-    def _cancel(self, ticket: Ticket, error: str, cause: str) -> None:
+    def _cancel(self, ticket: Ticket[Any], error: str, cause: str) -> None:
         if ticket._question is not None:
             self._readers.put(Cancelled(ticket._question, error, cause))
 
+    def _release(self, ticket: Ticket[Pinned]) -> None:
+        if ticket._question is not None:
+            self._readers.put(Released(ticket._question))
+
     def _require_open(self) -> None:
-        if isinstance(self._closed, BaseException):
+        if isinstance(self._closed, SessionClosed):
             raise self._closed
         if self._closed:
             raise SessionClosed("the session was closed")

@@ -53,6 +53,25 @@ class GridShape:
 
 
 @dataclass(frozen=True)
+class Branches:
+    """What the programs of a grid can do: without any of these less is compiled.
+
+    Attributes:
+      draw: rows may draw their tokens.
+      penalise: rows may have penalties and biases.
+      logprobs: rows may want log-probabilities.
+    """
+
+    draw: bool = True
+    penalise: bool = True
+    logprobs: bool = True
+
+
+PLAIN = Branches(draw=False, penalise=False, logprobs=False)
+"""Programs that take the likeliest token, and do nothing else."""
+
+
+@dataclass(frozen=True)
 class Demand:
     """The sizes of the questions that a grid is chosen for.
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from videollava_jax.generation.logprobs import Logprobs
 from videollava_jax.generation.next_token import Sampling, drawn, drawn_from, next_tokens
+from videollava_jax.generation.penalties import Penalties
 from videollava_jax.generation.processors import Place, Processors, processed, renormalized
 
 
@@ -56,9 +58,10 @@ class Answers:
       limit_B: int32, the number of tokens, at most N, that ends an answer.
       done_B: bool, rows that have ended; nothing more is written to them.
       finite_B: bool, rows whose logits have all been finite; a row ends at the first that are not.
-      seen_BV: bool, tokens that the repetition penalty applies to; None where no row has a penalty.
+      penalties: of the rows; None where no row has one.
       sampling: how each row's tokens are chosen.
       records: what the caller wants to know of each step; None for nothing.
+      logprobs: those of the last tokens of rows that want them; None where no row may.
     """
 
     token_B: jax.Array
@@ -67,9 +70,10 @@ class Answers:
     limit_B: jax.Array
     done_B: jax.Array
     finite_B: jax.Array
-    seen_BV: jax.Array | None
+    penalties: Penalties | None
     sampling: Sampling
     records: Records | None = None
+    logprobs: Logprobs | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -94,8 +98,8 @@ def with_next_token(
     """Returns the answers with the next token of every row that has not ended.
 
     Args:
-      processors: what changes scores besides the repetition penalty, suppressed tokens, top-k and top-p; None for
-        nothing, which computes nothing.
+      processors: what changes scores besides penalties, suppressed tokens, top-k, top-p and min-p; None for nothing,
+        which computes nothing.
     """
     live_B = ~answers.done_B
     records = answers.records
@@ -103,7 +107,7 @@ def with_next_token(
         assert records is None, "scores are recorded on the processors' path alone"
         scores_BV = jnp.where(vocabulary.suppressed_V, -jnp.inf, logits_BV.astype(jnp.float32))
         finite_B = _finite(logits_BV, answers)
-        token_B = next_tokens(scores_BV, answers.seen_BV, answers.sampling, answers.count_B)
+        token_B = next_tokens(scores_BV, answers.penalties, answers.sampling, answers.count_B)
     else:
         finite_B = _finite(logits_BV, answers) | processors.make_finite
         scores_BV, token_B = _chosen(logits_BV, answers, vocabulary, processors)
@@ -113,10 +117,10 @@ def with_next_token(
     token_B = jnp.where(live_B & finite_B, token_B, vocabulary.pad)
     write_BN = (jnp.arange(answers.tokens_BN.shape[1]) == answers.count_B[:, None]) & (live_B & finite_B)[:, None]
     count_B = answers.count_B + (live_B & finite_B)
-    seen_BV = answers.seen_BV
-    if seen_BV is not None:
-        chosen_BV = jnp.arange(seen_BV.shape[1]) == token_B[:, None]
-        seen_BV = seen_BV | (chosen_BV & live_B[:, None])
+    penalties = None if answers.penalties is None else answers.penalties.with_tokens(token_B, live_B)
+    logprobs = answers.logprobs
+    if logprobs is not None:
+        logprobs = logprobs.with_tokens(logits_BV, token_B, answers.count_B, live_B)
     ended_B = (token_B[:, None] == vocabulary.eos_E).any(axis=-1) | (count_B >= answers.limit_B) | ~finite_B
     return Answers(
         token_B=token_B,
@@ -125,9 +129,10 @@ def with_next_token(
         limit_B=answers.limit_B,
         done_B=answers.done_B | ended_B,
         finite_B=finite_B,
-        seen_BV=seen_BV,
+        penalties=penalties,
         sampling=answers.sampling,
         records=records,
+        logprobs=logprobs,
     )
 
 
@@ -145,8 +150,7 @@ def _chosen(
         tokens_BN=answers.tokens_BN,
         count_B=answers.count_B,
         limit_B=answers.limit_B,
-        penalised_BV=answers.seen_BV,
-        repetition_penalty_B=sampling.repetition_penalty_B,
+        penalties=answers.penalties,
         eos_E=vocabulary.eos_E,
         suppressed_V=vocabulary.suppressed_V,
         pad=vocabulary.pad,

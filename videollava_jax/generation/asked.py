@@ -28,7 +28,7 @@ _LOOK_BACK = (
     "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size",
 )
-_FILTERS = ("top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_FILTERS = ("top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _OTHERS = (
     "forced_bos_token_id",
     "forced_eos_token_id",
@@ -177,7 +177,6 @@ def _past(search: SearchOptions, ends: Sequence[int], rows: Sequence[npt.NDArray
 def _filters(search: SearchOptions, ends: int) -> Filters:
     return Filters(
         top_h=_float(2.0 if search.top_h is None else search.top_h),
-        min_p=_float(search.min_p),
         typical_p=_float(search.typical_p),
         epsilon_cutoff=_float(search.epsilon_cutoff if search.epsilon_cutoff < 1 else 0),
         eta_cutoff=_float(search.eta_cutoff if search.eta_cutoff < 1 else 0),

@@ -20,12 +20,12 @@ from videollava_jax.generation.buckets import answer_capacity
 from videollava_jax.generation.call_options import CallOptions
 from videollava_jax.generation.decoding import (
     ended_by_criteria,
-    marks,
     require_finite,
     sampling_of_rows,
     vocabulary_of,
 )
 from videollava_jax.generation.loaded import LoadedModel
+from videollava_jax.generation.penalties import penalties_of
 from videollava_jax.generation.text import ended, ends_by_text
 from videollava_jax.model.cache import Cache
 
@@ -86,7 +86,7 @@ def search(
         N,
         rules,
         jnp.asarray(fill, jnp.int32),
-        jnp.asarray(marks(prompts, V)) if sampling.penalise else None,
+        jax.device_put(penalties_of(prompts, [options] * R, V)) if options.penalises else None,
         Records.empty((N, R, V), scores=asked.scores, logits=asked.logits),
     )
     if ends_by_text(options) or asked.looked_at:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from videollava_jax.generation.answers import Records, Vocabulary
 from videollava_jax.generation.next_token import Sampling, drawn_from
+from videollava_jax.generation.penalties import Penalties
 from videollava_jax.generation.processors import Place, Processors, processed, renormalized
 
 _NEVER = -1.0e9
@@ -61,7 +62,7 @@ class Beams:
       hopeful_B: bool, prompts that a running beam may still improve.
       over: bool scalar, whether the search has ended.
       finite_B: bool, prompts whose logits have all been finite.
-      seen_RV: bool [B × n, V], tokens that the repetition penalty applies to; None for no penalty.
+      penalties: of the B × n beams; None for none.
       records: what the caller wants to know of each step.
     """
 
@@ -76,7 +77,7 @@ class Beams:
     hopeful_B: jax.Array
     over: jax.Array
     finite_B: jax.Array
-    seen_RV: jax.Array | None
+    penalties: Penalties | None
     records: Records | None
 
 
@@ -100,7 +101,7 @@ class Candidates:
 
 
 def new_beams(
-    B: int, N: int, rules: BeamRules, fill: jax.Array, seen_RV: jax.Array | None, records: Records | None
+    B: int, N: int, rules: BeamRules, fill: jax.Array, penalties: Penalties | None, records: Records | None
 ) -> Beams:
     """Returns a search that has not begun: only the first beam of each prompt counts in the first step.
 
@@ -109,8 +110,7 @@ def new_beams(
       N: the most tokens of an answer.
       rules: how the search goes.
       fill: int32 scalar, stands behind answers.
-      seen_RV: as in `Beams`.
-      records: as in `Beams`.
+      penalties, records: as in `Beams`.
     """
     n = rules.beams
     blank = jnp.full((B, n, N), fill, jnp.int32)
@@ -127,7 +127,7 @@ def new_beams(
         hopeful_B=jnp.ones((B,), bool),
         over=jnp.asarray(False),
         finite_B=jnp.ones((B,), bool),
-        seen_RV=seen_RV,
+        penalties=penalties,
         records=records,
     )
 
@@ -154,8 +154,7 @@ def candidates(
         tokens_BN=beams.tokens_BnN.reshape(R, N),
         count_B=count_R,
         limit_B=jnp.full((R,), rules.limit),
-        penalised_BV=beams.seen_RV,
-        repetition_penalty_B=sampling.repetition_penalty_B,
+        penalties=beams.penalties,
         eos_E=vocabulary.eos_E,
         suppressed_V=vocabulary.suppressed_V,
         pad=vocabulary.pad,
@@ -217,11 +216,11 @@ def advanced(found: Candidates, beams: Beams, rules: BeamRules) -> tuple[Beams, 
     hopeful_B = beams.hopeful_B & (sums_Bn[:, :1] / rules.divisor_N[length] > worst_Bn).any(axis=1)
     over = ~hopeful_B.any() | (ended_Bn.all() & rules.full_ends) | found.ends_BK.all()
     row_R = (jnp.take_along_axis(found.beam_BK, next_Bn, axis=1) + jnp.arange(B)[:, None] * n).reshape(-1)
-    seen_RV = beams.seen_RV
+    penalties = beams.penalties
     tokens_BnN = _of_beams(found.tokens_BKN, next_Bn)
-    if seen_RV is not None:
-        token_R1 = jax.lax.dynamic_index_in_dim(tokens_BnN, beams.step, 2).reshape(-1, 1)
-        seen_RV = seen_RV[row_R] | (jnp.arange(seen_RV.shape[1]) == token_R1)
+    if penalties is not None:
+        token_R = jax.lax.dynamic_index_in_dim(tokens_BnN, beams.step, 2).reshape(-1)
+        penalties = penalties.of_rows(row_R).with_tokens(token_R)
     moved = dataclasses.replace(
         beams,
         step=step,
@@ -234,7 +233,7 @@ def advanced(found: Candidates, beams: Beams, rules: BeamRules) -> tuple[Beams, 
         ended_Bn=ended_Bn,
         hopeful_B=hopeful_B,
         over=over | ~beams.finite_B.all(),
-        seen_RV=seen_RV,
+        penalties=penalties,
     )
     return moved, row_R
 

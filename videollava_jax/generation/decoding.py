@@ -19,6 +19,7 @@ from videollava_jax.generation.asked import NOTHING_ASKED, Asked, Criterion
 from videollava_jax.generation.buckets import answer_capacity
 from videollava_jax.generation.next_token import Sampling
 from videollava_jax.generation.options import GenerationOptions
+from videollava_jax.generation.penalties import penalties_of
 from videollava_jax.generation.steps import Graph
 from videollava_jax.generation.text import OnTokens, ended, ends_by_text
 from videollava_jax.model.cache import Cache
@@ -201,11 +202,9 @@ def sampling_of_rows(rows: int, keys_B: jax.Array, options: GenerationOptions) -
         "temperature_B": np.full(rows, options.temperature, np.float32),
         "top_k_B": np.full(rows, options.top_k, np.int32),
         "top_p_B": np.full(rows, options.top_p, np.float32),
-        "repetition_penalty_B": np.full(rows, options.repetition_penalty, np.float32),
+        "min_p_B": np.full(rows, options.min_p, np.float32),
     }
-    sampling: Sampling = jax.device_put(
-        Sampling(keys_B=keys_B, **values, draw=options.do_sample, penalise=options.repetition_penalty != 1.0)
-    )
+    sampling: Sampling = jax.device_put(Sampling(keys_B=keys_B, **values, draw=options.do_sample))
     return sampling
 
 
@@ -227,7 +226,7 @@ def _unwritten(
         "limit_B": np.full(rows, options.max_new_tokens, np.int32),
         "done_B": np.zeros(rows, bool),
         "finite_B": np.ones(rows, bool),
-        "seen_BV": marks(seen, V) if sampling.penalise else None,
+        "penalties": penalties_of(seen, [options] * rows, V) if options.penalises else None,
     }
     records = Records.empty((capacity, rows, V), scores=asked.scores, logits=asked.logits)
     answers: Answers = jax.device_put(Answers(**arrays, sampling=sampling, records=records))

@@ -86,7 +86,6 @@ class SearchOptions:
         (False), or when there can be none ("never").
       length_penalty: exponent of the length that the score of a beam is divided by.
       num_return_sequences: answers for each prompt: draws, or the best beams.
-      min_p: draws only tokens with this share of the likeliest one's probability.
       top_h: draws from the likeliest tokens with this share of the distribution's entropy; 1 keeps all but the rarest.
       typical_p: draws from the most typical tokens with this probability mass.
       epsilon_cutoff: draws only tokens of this probability.
@@ -116,7 +115,6 @@ class SearchOptions:
     early_stopping: bool | str = _option(False, _EARLY, alone="nothing")
     length_penalty: float = _option(1.0, number(-_LARGEST, _LARGEST), alone="nothing")
     num_return_sequences: int = _option(1, whole(1))
-    min_p: float = _option(0.0, _FRACTION)
     top_h: float | None = _option(None, number(0, 1, above=True))
     typical_p: float = _option(1.0, number(0, 1, above=True))
     epsilon_cutoff: float = _option(0.0, _FRACTION)

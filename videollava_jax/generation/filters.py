@@ -15,14 +15,12 @@ class Filters:
 
     Attributes:
       top_h: float32 scalar, the share of the entropy of the 100 likeliest tokens; above 1 for none.
-      min_p: float32 scalar, the share of the likeliest token's probability; 0 for none.
       typical_p: float32 scalar, the probability mass of the most typical tokens; 1 for none.
       epsilon_cutoff, eta_cutoff: float32 scalars, probabilities; 0 for none.
       keep: the number of tokens that every filter keeps: one, and in a beam search one that ends no answer.
     """
 
     top_h: jax.Array
-    min_p: jax.Array
     typical_p: jax.Array
     epsilon_cutoff: jax.Array
     eta_cutoff: jax.Array
@@ -62,21 +60,30 @@ def likeliest(scores_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array, keep
     return jnp.where(scores_BV >= threshold_B1, scores_BV, -jnp.inf)
 
 
-def rare_ones_removed(scores_BV: jax.Array, filters: Filters) -> jax.Array:
-    """Applies `min_p`, `typical_p`, `epsilon_cutoff` and `eta_cutoff` in transformers' order."""
-    kth_B1 = jax.lax.top_k(scores_BV, min(filters.keep, scores_BV.shape[-1]))[0][:, -1:]
+def of_share(scores_BV: jax.Array, min_p_B: jax.Array, keep: int = 1) -> jax.Array:
+    """Keeps tokens with a share of the likeliest one's probability (`MinPLogitsWarper`); 0 keeps all.
 
-    def kept(scores_BV: jax.Array, keep_BV: jax.Array) -> jax.Array:
-        return jnp.where(keep_BV | (scores_BV >= kth_B1), scores_BV, -jnp.inf)
-
+    Args:
+      keep: tokens that stay in any case.
+    """
     p_BV = jax.nn.softmax(scores_BV, axis=-1)
-    scores_BV = kept(scores_BV, p_BV >= filters.min_p * p_BV.max(axis=-1, keepdims=True))
+    return _kept(scores_BV, p_BV >= min_p_B[:, None] * p_BV.max(axis=-1, keepdims=True), keep)
+
+
+def rare_ones_removed(scores_BV: jax.Array, filters: Filters) -> jax.Array:
+    """Applies `typical_p`, `epsilon_cutoff` and `eta_cutoff` in transformers' order."""
     scores_BV = jnp.where(filters.typical_p < 1, _typical(scores_BV, filters.typical_p, filters.keep), scores_BV)
-    scores_BV = kept(scores_BV, jax.nn.softmax(scores_BV, axis=-1) >= filters.epsilon_cutoff)
+    scores_BV = _kept(scores_BV, jax.nn.softmax(scores_BV, axis=-1) >= filters.epsilon_cutoff, filters.keep)
     p_BV = jax.nn.softmax(scores_BV, axis=-1)
     entropy_B1 = -jnp.where(p_BV > 0, p_BV * jnp.log(p_BV), 0).sum(axis=-1, keepdims=True)
     eta_B1 = jnp.minimum(filters.eta_cutoff, jnp.sqrt(filters.eta_cutoff) * jnp.exp(-entropy_B1))
-    return kept(scores_BV, p_BV >= eta_B1)
+    return _kept(scores_BV, p_BV >= eta_B1, filters.keep)
+
+
+def _kept(scores_BV: jax.Array, keep_BV: jax.Array, least: int) -> jax.Array:
+    """Keeps the tokens of a mask, and in any case the `least` likeliest of those that are left."""
+    kth_B1 = jax.lax.top_k(scores_BV, min(least, scores_BV.shape[-1]))[0][:, -1:]
+    return jnp.where(keep_BV | (scores_BV >= kth_B1), scores_BV, -jnp.inf)
 
 
 def _typical(scores_BV: jax.Array, mass: jax.Array, keep: int) -> jax.Array:

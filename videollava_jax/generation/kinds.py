@@ -92,6 +92,24 @@ def several(each: Kind) -> Kind:
     return Kind(f"{each.expected}, or a list of such", parse, read, each.hint)
 
 
+def biases(low: float, high: float) -> Kind:
+    """Numbers by token id: a mapping, whose keys may be strings as in JSON, or pairs; a tuple of pairs, by id."""
+    token, value = whole(0), number(low, high)
+
+    def parse(given: Any) -> tuple[tuple[int, float], ...]:
+        if isinstance(given, (str, bytes)):
+            raise TypeError
+        pairs = [tuple(pair) for pair in (given.items() if isinstance(given, Mapping) else given)]
+        found = {token.parse(int(i) if isinstance(i, str) else i): value.parse(bias) for i, bias in pairs}
+        return tuple(sorted(found.items()))
+
+    def read(text: str) -> dict[int, float]:
+        parts = [part.split(":") for part in text.split(",")]
+        return {int(i): float(bias) for i, bias in parts}
+
+    return Kind(f'numbers from {low:g} to {high:g} by token id, such as {{"5": {low:g}}}', parse, read, value.hint)
+
+
 def _truth(value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from videollava_jax.generation.filters import Filters, likeliest, of_entropy, rare_ones_removed
-from videollava_jax.generation.processors import penalised
+from videollava_jax.generation.filters import Filters, likeliest, of_entropy, of_share, rare_ones_removed
+from videollava_jax.generation.penalties import Penalties
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampling:
-    """How the tokens of each row are chosen. All but `draw` and `penalise` are traced: other values compile nothing.
+    """How the tokens of each row are chosen. All but `draw` are traced: other values compile nothing.
 
     Attributes:
       keys_B: a key for each row. Token `i` is drawn with `fold_in(key, i)`, so the draws of a row depend neither on
@@ -23,9 +23,8 @@ class Sampling:
       temperature_B: float32; above 0.
       top_k_B: int32, the number of likeliest tokens to draw from; 0 for all.
       top_p_B: float32, the probability mass to draw from; 1 for all.
-      repetition_penalty_B: float32, 1 for none (Keskar et al. 2019, as transformers applies it).
+      min_p_B: float32, the least share of the likeliest token's probability; 0 for any.
       draw: whether any row may be drawn; without it drawing is not compiled.
-      penalise: whether any row may have a repetition penalty, likewise.
     """
 
     keys_B: jax.Array
@@ -33,27 +32,24 @@ class Sampling:
     temperature_B: jax.Array
     top_k_B: jax.Array
     top_p_B: jax.Array
-    repetition_penalty_B: jax.Array
+    min_p_B: jax.Array
     draw: bool = field(metadata={"static": True})
-    penalise: bool = field(metadata={"static": True})
 
 
-def next_tokens(logits_BV: jax.Array, seen_BV: jax.Array | None, sampling: Sampling, count_B: jax.Array) -> jax.Array:
+def next_tokens(logits_BV: jax.Array, penalties: Penalties | None, sampling: Sampling, count_B: jax.Array) -> jax.Array:
     """Returns the next token of each row, int32 [B].
 
-    The filters come in transformers' order: repetition penalty, temperature, top-k, top-p.
+    Penalties come first, then the temperature and the filters in transformers' order: top-k, top-p, min-p.
 
     Args:
       logits_BV: of any float dtype.
-      seen_BV: bool, tokens that the repetition penalty applies to; None where no row has a penalty.
+      penalties: of the rows; None where no row has one.
       sampling: how each row is sampled.
       count_B: int32, the number of tokens that each row has so far.
     """
     scores_BV = logits_BV.astype(jnp.float32)
-    if sampling.penalise:
-        assert seen_BV is not None
-        changed_BV = penalised(scores_BV, sampling.repetition_penalty_B[:, None])
-        scores_BV = jnp.where(seen_BV, changed_BV, scores_BV)
+    if penalties is not None:
+        scores_BV = penalties.applied(scores_BV)
     likeliest_B = jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
     if not sampling.draw:
         return likeliest_B
@@ -67,11 +63,12 @@ def drawn_from(scores_BV: jax.Array, sampling: Sampling, filters: Filters | None
     The filters come in transformers' order.
     """
     scores_BV = scores_BV / sampling.temperature_B[:, None]
-    if filters is None:
-        return likeliest(scores_BV, sampling.top_k_B, sampling.top_p_B)
-    scores_BV = of_entropy(scores_BV, filters.top_h)
-    scores_BV = likeliest(scores_BV, sampling.top_k_B, sampling.top_p_B, filters.keep)
-    return rare_ones_removed(scores_BV, filters)
+    if filters is not None:
+        scores_BV = of_entropy(scores_BV, filters.top_h)
+    keep = 1 if filters is None else filters.keep
+    scores_BV = likeliest(scores_BV, sampling.top_k_B, sampling.top_p_B, keep)
+    scores_BV = of_share(scores_BV, sampling.min_p_B, keep)
+    return scores_BV if filters is None else rare_ones_removed(scores_BV, filters)
 
 
 def drawn(scores_BV: jax.Array, sampling: Sampling, count_B: jax.Array) -> jax.Array:

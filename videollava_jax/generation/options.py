@@ -15,7 +15,7 @@ from typing import Any
 
 from videollava_jax.config import ModelConfig
 from videollava_jax.generation.fields import FACE_ARGUMENTS, KNOWN, require_neutral
-from videollava_jax.generation.kinds import TEXT, TEXTS, TRUTH, Kind, number, parsed, several, whole
+from videollava_jax.generation.kinds import TEXT, TEXTS, TRUTH, Kind, biases, number, parsed, several, whole
 
 ANSWER_TOKENS = 128
 """Default `max_new_tokens` of chats, requests, jobs and commands; `generate` has transformers' default, 20."""
@@ -51,7 +51,11 @@ class GenerationOptions:
       temperature: divides the logits; 0 only where no tokens are drawn.
       top_k: number of likeliest tokens to draw from; 0 for all; -1 is taken for 0, as in vLLM.
       top_p: probability mass of the likeliest tokens to draw from.
+      min_p: draws only tokens with this share of the likeliest one's probability; 0 for all.
       repetition_penalty: above 1 makes tokens of the prompt and the answer so far less likely; 1 changes nothing.
+      frequency_penalty: OpenAI's: subtracted from a token's score for each time that it is in the answer so far.
+      presence_penalty: OpenAI's: subtracted once from the score of each token that is in the answer so far.
+      logit_bias: OpenAI's: added to the scores of tokens, before any penalty; from -100 to 100 by token id.
       seed: of the draws. Seeds that are equal modulo 2**32 draw the same tokens.
       eos_token_id: tokens that end an answer.
       pad_token_id: written behind the end of an answer.
@@ -71,8 +75,20 @@ class GenerationOptions:
     top_p: float = _option(
         1.0, number(0, 1, above=True), "draw from the likeliest tokens with this probability mass", metavar="P"
     )
+    min_p: float = _option(
+        0.0, number(0, 1), "draw only tokens with this share of the likeliest one's probability", metavar="SHARE"
+    )
     repetition_penalty: float = _option(
         1.0, number(_SMALLEST, _LARGEST), "above 1: make tokens that occurred before less likely", metavar="FACTOR"
+    )
+    frequency_penalty: float = _option(
+        0.0, number(-2, 2), "above 0: make tokens less likely each time they are in the answer", metavar="X"
+    )
+    presence_penalty: float = _option(
+        0.0, number(-2, 2), "above 0: make tokens less likely that are in the answer", metavar="X"
+    )
+    logit_bias: tuple[tuple[int, float], ...] = _option(
+        (), biases(-100, 100), "add to the scores of tokens", metavar="ID:X,ID:X,..."
     )
     seed: int = _option(0, whole(-(2**63), 2**63 - 1), "seed of the draws", metavar="N")
     eos_token_id: tuple[int, ...] = _option(
@@ -94,6 +110,12 @@ class GenerationOptions:
                 f"temperature: expected at least {_SMALLEST:g} with do_sample=True, got 0 (for the likeliest tokens, "
                 "do_sample=False)"
             )
+
+    @property
+    def penalises(self) -> bool:
+        """Whether scores change by a penalty or a bias."""
+        other = self.frequency_penalty or self.presence_penalty or self.logit_bias
+        return self.repetition_penalty != 1.0 or bool(other)
 
     @classmethod
     def resolve(
@@ -126,10 +148,10 @@ class GenerationOptions:
             values["pad_token_id"] = next(iter([*([] if own is None else [own]), *values["eos_token_id"], 0]))
         options = cls(**values)
         vocabulary = config.text_config.vocab_size
-        if beyond := [token for token in options.suppress_tokens if token >= vocabulary]:
-            raise ValueError(
-                f"suppress_tokens: expected ids below {vocabulary}, the vocabulary's size, got {beyond[0]}"
-            )
+        biased = [token for token, _ in options.logit_bias]
+        for name, tokens in (("suppress_tokens", options.suppress_tokens), ("logit_bias", biased)):
+            if beyond := [token for token in tokens if token >= vocabulary]:
+                raise ValueError(f"{name}: expected ids below {vocabulary}, the vocabulary's size, got {beyond[0]}")
         return options
 
 
@@ -183,6 +205,10 @@ OPENAI_NAMES: Mapping[str, str] = {
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
+    "min_p": "min_p",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+    "logit_bias": "logit_bias",
     "repetition_penalty": "repetition_penalty",
     "seed": "seed",
     "stop": "stop_strings",

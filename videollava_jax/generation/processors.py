@@ -15,6 +15,7 @@ import numpy as np
 
 from videollava_jax.generation.filters import Filters
 from videollava_jax.generation.history import NOTHING, Sequences, history, repeated
+from videollava_jax.generation.penalties import Penalties, penalised
 
 ScoreFunction = Callable[[jax.Array, jax.Array], jax.Array]
 """Takes ids int32 [B, S], a row's tokens so far on the right and padding before them, and scores float32 [B, V];
@@ -83,8 +84,7 @@ class Place:
     Attributes:
       tokens_BN: int32, the answers so far.
       count_B, limit_B: int32, tokens of each answer, and the number that ends it.
-      penalised_BV: bool, tokens that the repetition penalty applies to; None for no penalty.
-      repetition_penalty_B: float32.
+      penalties: of the rows; None for none.
       eos_E: int32, tokens that end an answer.
       suppressed_V: bool, tokens that are never chosen.
       pad: int32 scalar, the token of padding.
@@ -93,8 +93,7 @@ class Place:
     tokens_BN: jax.Array
     count_B: jax.Array
     limit_B: jax.Array
-    penalised_BV: jax.Array | None
-    repetition_penalty_B: jax.Array
+    penalties: Penalties | None
     eos_E: jax.Array
     suppressed_V: jax.Array
     pad: jax.Array
@@ -115,9 +114,8 @@ def processed(scores_BV: jax.Array, place: Place, processors: Processors) -> jax
         scores_BV = past.biases.biased(scores_BV, so_far_BS)
         of_prompt_BV = _marks(past.prompt_BT, V)
         scores_BV = jnp.where(of_prompt_BV, penalised(scores_BV, 1 / past.prompt_penalty), scores_BV)
-    if place.penalised_BV is not None:
-        penalty_B1 = place.repetition_penalty_B[:, None]
-        scores_BV = jnp.where(place.penalised_BV, penalised(scores_BV, penalty_B1), scores_BV)
+    if place.penalties is not None:
+        scores_BV = place.penalties.applied(scores_BV)
     if past is not None and so_far_BS is not None:
         N = place.tokens_BN.shape[1]
         prompt_BS = jnp.pad(past.prompt_BT, ((0, 0), (N, 0)), constant_values=NOTHING)
@@ -142,11 +140,6 @@ def processed(scores_BV: jax.Array, place: Place, processors: Processors) -> jax
         assert so_far_BS is not None
         scores_BV = function(jnp.where(so_far_BS == NOTHING, place.pad, so_far_BS), scores_BV).astype(jnp.float32)
     return scores_BV
-
-
-def penalised(scores_BV: jax.Array, penalty: jax.Array) -> jax.Array:
-    """Returns scores that a penalty makes so far less likely (Keskar et al. 2019, as transformers applies it)."""
-    return jnp.where(scores_BV < 0, scores_BV * penalty, scores_BV / penalty)
 
 
 def renormalized(scores_BV: jax.Array, processors: Processors) -> jax.Array:

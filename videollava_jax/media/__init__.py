@@ -4,6 +4,7 @@ from videollava_jax.media.errors import Cause, MediaError, MediaLimits
 from videollava_jax.media.float_preprocess import FloatPreprocessor
 from videollava_jax.media.frame_files import FrameFiles
 from videollava_jax.media.frame_sampling import Fps, FrameSampling, Indices, Linspace, Uniform
+from videollava_jax.media.frames import Frames, MediumPixels
 from videollava_jax.media.image import read_image
 from videollava_jax.media.kind import is_video, media_kind
 from videollava_jax.media.medium import Medium, open_medium
@@ -19,11 +20,13 @@ __all__ = [
     "FrameFiles",
     "FramePreprocessor",
     "FrameSampling",
+    "Frames",
     "Indices",
     "Linspace",
     "MediaError",
     "MediaLimits",
     "Medium",
+    "MediumPixels",
     "Preprocessor",
     "Sampling",
     "Uniform",

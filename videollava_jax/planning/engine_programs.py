@@ -29,12 +29,10 @@ from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import Chip, Roofline, roofline
 from videollava_jax.engine import grid
 from videollava_jax.engine.grid import Grid
-from videollava_jax.engine.sizes import GridShape
+from videollava_jax.engine.sizes import PLAIN, GridShape
 from videollava_jax.extras import installs
 from videollava_jax.generation import steps as generate
 from videollava_jax.generation.answers import Answers, Vocabulary
-from videollava_jax.generation.decoding import row_keys
-from videollava_jax.generation.next_token import Sampling
 from videollava_jax.model.cache import TailCache, empty_tail
 from videollava_jax.model.sharding import Placement
 from videollava_jax.model.video_llava import State, abstract_model, named_parameters, with_parameters
@@ -271,7 +269,7 @@ def abstract_parameters(placement: Placement, *, int8: bool) -> tuple[Any, State
 def abstract_grid(placement: Placement, shape: GridShape, *, int8: bool) -> Grid:
     """Returns the grid that `new_grid` makes, as shapes with shardings."""
     G, text = shape.prefixes, placement.config.text_config
-    plain = jax.eval_shape(lambda: grid.new_grid(text, shape, COMPUTE, None, int8=int8, sampling=greedy_sampling()))
+    plain = jax.eval_shape(lambda: grid.new_grid(text, shape, COMPUTE, None, int8=int8, branches=PLAIN))
     by_rank = {4: placement.cache(G), 3: placement.cache_scale(G), 2: placement.batch(G), 1: placement.batch(G)}
     prefix = jax.tree.map(lambda x: _placed(x, by_rank[len(x.shape)]), plain.prefix)
     # The tails' shardings follow from those of the prefixes, on the mesh of their types.
@@ -282,20 +280,6 @@ def abstract_grid(placement: Placement, shape: GridShape, *, int8: bool) -> Grid
     tail = jax.tree.map(lambda x: _placed(x, _on(placement.mesh, x)), tail)
     answers = jax.tree.map(lambda x: _placed(x, placement.batch(shape.batch)), plain.answers)
     return Grid(prefix, tail, answers)
-
-
-def greedy_sampling() -> Sampling:
-    """Returns the sampling options of one row that decodes greedily."""
-    return Sampling(
-        keys_B=row_keys(0, 1),
-        draw_B=jnp.zeros(1, bool),
-        temperature_B=jnp.ones(1, jnp.float32),
-        top_k_B=jnp.zeros(1, jnp.int32),
-        top_p_B=jnp.ones(1, jnp.float32),
-        repetition_penalty_B=jnp.ones(1, jnp.float32),
-        draw=False,
-        penalise=False,
-    )
 
 
 def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tuple[Any, ...]]:

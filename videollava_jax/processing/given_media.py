@@ -12,10 +12,13 @@ import numpy.typing as npt
 from videollava_jax.media import (
     Cause,
     FrameFiles,
+    Frames,
     Indices,
     MediaError,
     MediaLimits,
+    MediumPixels,
     Preprocessor,
+    Video,
     read_image,
     read_video,
 )
@@ -211,9 +214,18 @@ def video_pixels(source: Any, preprocess: Preprocessor, frame_sampling: Any, lim
 
     Frames are sampled if it is a file.
     """
+    return read_frames_of(source, preprocess, frame_sampling, limits).pixels
+
+
+def read_frames_of(source: Any, preprocess: Preprocessor, frame_sampling: Any, limits: MediaLimits) -> MediumPixels:
+    """Reads a video as `video_pixels` does, and says which of its frames these are, where they come from a file."""
     if is_read_from_files(source):
         source = read_video(source, frame_sampling=frame_sampling, limits=limits)
-    source = getattr(source, "frames", source)
+    frames = Frames.of(source) if isinstance(source, Video) else None
+    return MediumPixels(_squares(getattr(source, "frames", source), preprocess, limits), frames)
+
+
+def _squares(source: Any, preprocess: Preprocessor, limits: MediaLimits) -> Pixels:
     if isinstance(source, np.ndarray):
         if not len(source):
             raise ValueError("video: expected at least one frame, got an array of none")

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.config import SelectStrategy, checked_pooling, require_whole_windows
-from videollava_jax.media import FramePreprocessor, MediaLimits, Preprocessor, Uniform
-from videollava_jax.processing.given_media import image_pixels, video_pixels
+from videollava_jax.media import FramePreprocessor, MediaLimits, MediumPixels, Preprocessor, Uniform
+from videollava_jax.processing.given_media import image_pixels, read_frames_of
 from videollava_jax.processing.segments import Media, MediaKind
 
 DEFAULT_LIMITS = MediaLimits()
@@ -121,11 +121,17 @@ class MediaProcessor:
         Raises:
             ValueError: the file cannot be read, or the video tower does not take this number of frames.
         """
+        return self.read(medium, frame_sampling, limits).pixels
+
+    def read(
+        self, medium: Media, frame_sampling: Any = DEFAULT_FRAME_SAMPLING, limits: MediaLimits = DEFAULT_LIMITS
+    ) -> MediumPixels:
+        """Reads one medium as `read_medium` does, and says which frames of a video file were taken."""
         if medium.kind == "image":
-            return image_pixels(medium.source, self.preprocessors["image"], limits)[None]
-        pixels = video_pixels(medium.source, self.preprocessors["video"], frame_sampling, limits)
-        self._require_whole_windows([medium], [len(pixels)])
-        return pixels
+            return MediumPixels(image_pixels(medium.source, self.preprocessors["image"], limits)[None])
+        read = read_frames_of(medium.source, self.preprocessors["video"], frame_sampling, limits)
+        self._require_whole_windows([medium], [len(read.pixels)])
+        return read
 
     def _require_whole_windows(self, media: Sequence[Media], frames: Sequence[int | None]) -> None:
         """Raises a ValueError for a video whose number of frames the video tower does not take; None is unknown."""

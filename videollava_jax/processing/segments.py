@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from videollava_jax.processing.room import TooLong
 from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, PlainEncoder, affixes, require_unicode
 
 MediaKind = Literal["image", "video"]
@@ -203,7 +204,7 @@ class SegmentEncoder:
     def _require_short(self, characters: int, most: int | None) -> None:
         longest = self._plain.longest_piece
         if most is not None and longest is not None and characters > most * longest:
-            raise ValueError(
+            raise TooLong(
                 f"a text of {characters} characters is too long: it has at least {-(-characters // longest)} tokens, "
                 f"and a prompt may have {most}. Shorten it"
             )

@@ -13,7 +13,8 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from videollava_jax.engine.request import Request
-from videollava_jax.engine.session import QueueFull, Session, SessionClosed, Ticket
+from videollava_jax.engine.session import QueueFull, Session, SessionClosed
+from videollava_jax.engine.tickets import Ticket
 from videollava_jax.serving.errors import TOO_MANY, UNAVAILABLE, ApiError, of_cause
 from videollava_jax.serving.media import HeldMedia, MediaStore
 from videollava_jax.serving.settings import Settings
@@ -62,7 +63,7 @@ class Asking:
         self._inbox: asyncio.Queue[Written] = asyncio.Queue()
         self._held: HeldMedia = desk.media.hold()
         self._lock = Lock()
-        self._tickets: list[Ticket] = []
+        self._tickets: list[Ticket[Any]] = []
         self._closed = False
         self._ends = time.monotonic() + desk.settings.request_timeout
 
@@ -126,7 +127,7 @@ class Asking:
         calls: dict[str, Any] = {"on_text": self._passer(index, "text")} if pieces else {}
         self._add(index, functools.partial(self._desk.session.submit, whole, **calls))
 
-    def _add(self, index: int, submit: Callable[..., Ticket]) -> None:
+    def _add(self, index: int, submit: Callable[..., Ticket[Any]]) -> None:
         """Submits a request, unless the client has gone."""
         if self._closed:
             return
@@ -155,7 +156,7 @@ class Asking:
 
         return hand_on
 
-    def _ended(self, index: int, ticket: Ticket) -> None:
+    def _ended(self, index: int, ticket: Ticket[Any]) -> None:
         try:
             result: Any = ticket.result(0)
         except Exception as error:

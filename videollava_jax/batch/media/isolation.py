@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from videollava_jax.batch.media.worker import LENGTH, Task
 from videollava_jax.config import require_whole_windows
-from videollava_jax.media import Cause, MediaLimits
+from videollava_jax.media import Cause, Frames, MediaLimits, MediumPixels
 from videollava_jax.media.urls import short_name
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.segments import Media
@@ -89,7 +88,7 @@ class WorkerLimits:
 
 
 class IsolatedReader:
-    """An engine's `reader` that does the work of the processor's `read_medium` in worker processes. Thread-safe.
+    """An engine's `reader` that does the work of the processor's `read` in worker processes. Thread-safe.
 
     Args:
       processor: how media become pixels.
@@ -112,24 +111,24 @@ class IsolatedReader:
         self.started = 0
         self.confined: bool | None = None
 
-    def __call__(self, medium: Media, frame_sampling: Any) -> npt.NDArray[Any]:
-        """Reads a medium as [F, S, S, 3] of the preprocessor's dtype, RGB, 0-255.
+    def __call__(self, medium: Media, frame_sampling: Any) -> MediumPixels:
+        """Reads a medium, as the processor's `read` does.
 
         Raises:
           WorkerError: it cannot be read, or it crashed or hung its worker at every attempt.
           ValueError: the model does not take this number of frames.
         """
         if not isinstance(medium.source, (str, os.PathLike)):
-            return self._processor.read_medium(medium, frame_sampling)  # given as pixels
+            return self._processor.read(medium, frame_sampling)  # given as pixels
         processor = self._processor
         preprocess = processor.preprocessors[medium.kind]
         task = Task(medium.kind, medium.source, frame_sampling, preprocess, self._media_limits, self._limits.seconds)
-        pixels = self._attempt(task)
+        read = self._attempt(task)
         if medium.kind == "video":
-            require_whole_windows(os.fspath(medium.source), len(pixels), processor.frame_window)
-        return pixels
+            require_whole_windows(os.fspath(medium.source), len(read.pixels), processor.frame_window)
+        return read
 
-    def _attempt(self, task: Task) -> npt.NDArray[Any]:
+    def _attempt(self, task: Task) -> MediumPixels:
         """Accepts pixels from any worker, but errors only from a new one.
 
         A hostile file may leave a worker with little memory or with stray threads, and must not make the next file
@@ -140,7 +139,7 @@ class IsolatedReader:
             worker = self._take(new)
             used, worker.used, new = worker.used, True, True
             try:
-                pixels = worker.read(task)
+                read = worker.read(task)
                 self._note_confinement(worker)
             except WorkerError as error:
                 if error.cause in _FINAL_CAUSES:
@@ -162,7 +161,7 @@ class IsolatedReader:
                 raise
             else:
                 self._give_back(worker)
-                return pixels
+                return read
 
     def _note_confinement(self, worker: _Worker) -> None:
         if worker.confined is False and self.confined is None:
@@ -245,7 +244,7 @@ class _Worker:
         self.confined: bool | None = None
         self.used = False
 
-    def read(self, task: Task) -> npt.NDArray[Any]:
+    def read(self, task: Task) -> MediumPixels:
         """Returns the pixels of a task's medium.
 
         Raises:
@@ -322,8 +321,8 @@ class _Worker:
         self._process.stdout.close()
 
 
-def _checked(reply: dict[str, Any], pixels: memoryview, task: Task) -> npt.NDArray[Any]:
-    """Returns the pixels that a worker sent, if they have the expected shape."""
+def _checked(reply: dict[str, Any], pixels: memoryview, task: Task) -> MediumPixels:
+    """Returns what a worker sent, if the pixels have the expected shape and the frames are as many numbers."""
     shape, side = reply.get("shape"), task.preprocess.crop_size
     if not isinstance(shape, list) or len(shape) != 4 or any(type(length) is not int for length in shape):
         raise _garbage()
@@ -333,7 +332,23 @@ def _checked(reply: dict[str, Any], pixels: memoryview, task: Task) -> npt.NDArr
     made = np.frombuffer(pixels, dtype).reshape(shape)
     if made.dtype != np.uint8 and not (np.abs(made) < _BRIGHTEST).all():  # NaN among them
         raise _garbage()
-    return made
+    try:
+        return MediumPixels(made, _frames(reply.get("frames"), shape[0]))
+    except (KeyError, TypeError, ValueError):
+        raise _garbage() from None
+
+
+def _frames(given: Any, count: int) -> Frames | None:
+    """Returns the frames that a worker sent, if they are `count` numbers, and as many finite times or none."""
+    if given is None:
+        return None
+    indices, seconds, total = given["indices"], given["seconds"], given["total"]
+    times = [0.0] * count if seconds is None else seconds
+    if not len(indices) == len(times) == count or not all(type(number) is int for number in (*indices, total)):
+        raise ValueError
+    if not all(isinstance(time, float) and math.isfinite(time) for time in times):
+        raise ValueError
+    return Frames(tuple(indices), None if seconds is None else tuple(times), total)
 
 
 def _garbage() -> _WorkerLost:

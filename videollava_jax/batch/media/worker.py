@@ -9,6 +9,7 @@ bytes. No JAX.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -21,12 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy.typing as npt
-
 from videollava_jax.batch.media.confinement import confine
 from videollava_jax.batch.media.spool import FrameFile, read_frames
-from videollava_jax.media import MediaError, MediaLimits, Preprocessor
-from videollava_jax.processing.given_media import image_pixels, video_pixels
+from videollava_jax.media import MediaError, MediaLimits, MediumPixels, Preprocessor
+from videollava_jax.processing.given_media import image_pixels, read_frames_of
 from videollava_jax.processing.segments import MediaKind
 
 LENGTH = struct.Struct("<Q")
@@ -55,14 +54,14 @@ class Task:
     seconds: float
 
 
-def read_task(task: Task) -> npt.NDArray[Any]:
-    """Reads the medium of a task as [F, S, S, 3] of the preprocessor's dtype, RGB, 0-255."""
+def read_task(task: Task) -> MediumPixels:
+    """Reads the medium of a task."""
     source = task.source
     if isinstance(source, FrameFile):
         source = read_frames(source.path, task.limits)
     if task.kind == "image":
-        return image_pixels(source, task.preprocess, task.limits)[None]
-    return video_pixels(source, task.preprocess, task.frame_sampling, task.limits)
+        return MediumPixels(image_pixels(source, task.preprocess, task.limits)[None])
+    return read_frames_of(source, task.preprocess, task.frame_sampling, task.limits)
 
 
 def main() -> None:
@@ -82,8 +81,9 @@ def main() -> None:
 
 def _answer(task: Task) -> tuple[dict[str, Any], bytes]:
     try:
-        pixels = read_task(task)
-        return {"shape": pixels.shape}, pixels.tobytes()
+        read = read_task(task)
+        frames = None if read.frames is None else dataclasses.asdict(read.frames)
+        return {"shape": read.pixels.shape, "frames": frames}, read.pixels.tobytes()
     except MediaError as error:
         return {"error": str(error), "cause": error.cause}, b""
     except MemoryError:

@@ -1,0 +1,70 @@
+"""Which waiting questions take which rows of a grid, and what follows when rows end. No JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from videollava_jax.engine.events import Action, Answer, Begin, EndedRow, EndRows, Fail, KeepPrefix, Question, Score
+from videollava_jax.engine.groups import Slots
+
+NOT_FINITE = "logits are not finite: the weights or pixels hold NaN or infinity, or overflow in this dtype"
+
+
+def begin(slots: Slots, index: int, *, at_once: bool) -> Action | None:
+    """Puts waiting questions into free rows of the slots of one index; returns what the device does for it.
+
+    Args:
+      at_once: fill every free row; otherwise those of idle slots, and of others when half of them can be filled.
+    """
+    shards = slots.shape.shards
+    rows = [slots.rows_of(index, shard) for shard in range(shards)]
+    live = any(slots.rows[row] is not None for each in rows for row in each)
+    chosen: dict[int, Question] = {}
+    for slot, each in zip(slots.of_index(index), rows, strict=True):
+        if slot.group is not None:
+            answers = [question for question in slot.group.waiting if question.task == "answer"]
+            chosen |= dict(zip((row for row in each if slots.rows[row] is None), answers, strict=False))
+    few = live and 2 * len(chosen) < slots.shape.rows * shards
+    if not chosen or (few and not at_once):
+        return None
+    for row, question in chosen.items():
+        slots.take_row(row, question)
+    return Begin(index, tuple(chosen.get(row) for each in rows for row in each))
+
+
+def begin_without_rows(slots: Slots, index: int, *, scores: bool) -> list[Action]:
+    """Returns what is done for questions that need the prefixes in the slots of one index and no row.
+
+    Args:
+      scores: score the choices of one question in each slot; the others wait until the rows have decoded again.
+    """
+    actions: list[Action] = []
+    for shard, slot in enumerate(slots.of_index(index)):
+        waiting = [] if slot.group is None else list(slot.group.waiting)
+        pins = [question for question in waiting if question.task == "pin"]
+        scored = [question for question in waiting if question.task == "score" and scores][:1]
+        for question in (*pins, *scored):
+            held = slots.take_prefix(slot, question)
+            if question.task == "pin":
+                slot.pins.append(question)
+                actions.append(KeepPrefix(question, held))
+            else:
+                actions.append(Score(index, shard, question, held))
+        if pins or scored:
+            slots.release(slot)
+    return actions
+
+
+def end(slots: Slots, ended: Iterable[EndedRow]) -> list[Action]:
+    """Frees rows, and returns their answers."""
+    ended = list(ended)
+    by_host = tuple(each.row for each in ended if each.by_host)
+    actions: list[Action] = [EndRows(by_host)] if by_host else []
+    for each in ended:
+        question, held = slots.free_row(each.row)
+        actions.append(
+            Answer(question, each.tokens, held)
+            if each.finite
+            else Fail(question.id, NOT_FINITE, "not_finite", question)
+        )
+    return actions
