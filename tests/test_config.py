@@ -44,6 +44,8 @@ def vision_configs(draw):
 def text_configs(draw):
     kv_heads = draw(counts)
     heads = kv_heads * draw(counts)
+    scalings = [None, None, RopeScaling(kind="linear", factor=4), RopeScaling(kind="dynamic", factor=2.5)]
+    scaling = draw(st.sampled_from(scalings))
     return TextConfig(
         vocab_size=draw(st.integers(40_001, 50_000)),
         hidden_size=heads * draw(st.integers(1, 16)),
@@ -51,14 +53,12 @@ def text_configs(draw):
         num_hidden_layers=draw(counts),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=2 * draw(st.integers(1, 64)),
+        head_dim=2 * draw(st.integers(1 if scaling is None else 2, 64)),
         hidden_act=draw(activations),
         max_position_embeddings=draw(st.integers(16, 8192)),
         rms_norm_eps=draw(eps),
         rope_theta=draw(st.sampled_from([10000.0, 500000.0, 1234.5])),
-        rope_scaling=draw(
-            st.sampled_from([None, None, RopeScaling(kind="linear", factor=4), RopeScaling(kind="dynamic", factor=2.5)])
-        ),
+        rope_scaling=scaling,
         attention_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
         bos_token_id=draw(st.none() | token_ids),
@@ -320,6 +320,11 @@ def test_transformers_object_keeps_the_variant():
             "text_config: num_attention_heads 6 does not divide into 4 equal parts",
         ),
         (lambda: TextConfig(head_dim=7), "text_config: rotary embedding needs an even head_dim, got 7"),
+        (
+            lambda: TextConfig(head_dim=2, rope_scaling=RopeScaling(kind="dynamic", factor=2)),
+            "text_config: dynamic rope_scaling needs a head_dim of at least 4, got 2",
+        ),
+        (lambda: RopeScaling(kind="yarn", factor=2), "rope_scaling: expected one of linear, dynamic, got 'yarn'"),
         (lambda: TextConfig(hidden_act="mish"), "text_config.hidden_act: expected one of .*, got 'mish'"),
         (lambda: ModelConfig(variant="pku"), "variant: expected one of hf, original, got 'pku'"),
         (

@@ -59,6 +59,7 @@ _WITHOUT_EFFECT: Mapping[str, tuple[type, ...]] = {
     "architectures": (list,),
     "attention_dropout": (float,),
     "dtype": (str, type(None)),
+    "image_aspect_ratio": (str,),  # of the authors'; the processor reads it
     "ignore_index": (int,),
     "image_seq_length": (int,),
     "initializer_factor": (float,),

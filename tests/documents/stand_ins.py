@@ -6,12 +6,14 @@ each of them is put under that name into the directory in which the page is type
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -76,25 +78,74 @@ def _adapter(target: Path) -> None:
     write_adapter(target, draw(ModelConfig.from_hf(json.loads((TINY / "config.json").read_text()))), "memory")
 
 
-def _authors_adapter(*, lora: bool) -> Made:
-    """A random adapter of `_authors`, as the authors write it: LoRA and the projector, or the projector alone."""
+@functools.cache
+def _started() -> tuple[Any, dict[str, Any]]:
+    """(configuration, arrays) of what the authors' scripts start from: the tiny model, with attention over time."""
+    import numpy as np
+
+    from tests.weights.parts import without_media_rows
+    from videollava_jax.config import ModelConfig
+    from videollava_jax.model.video_llava import parameter_shapes
+    from videollava_jax.weights import open_checkpoint
+
+    config = dataclasses.replace(ModelConfig.from_hf(TINY), variant="original")
+    held, rng = open_checkpoint(TINY).tensors, np.random.default_rng(0)
+    arrays = {
+        name: held[name].read() if name in held else rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
+        for name, shape in parameter_shapes(config).items()
+    }
+    return config, without_media_rows(config, arrays)
+
+
+def _vicuna(target: Path) -> None:
+    """The tiny model's decoder and tokenizer, as a Llama."""
+    from tests.weights.parts import write_llama
+
+    write_llama(target, *_started())
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(TINY / name, target / name)
+
+
+def _tower(kind: str) -> Made:
+    """A tower of the tiny model, as LanguageBind publishes its own."""
 
     def make(target: Path) -> None:
-        import torch
+        from tests.weights.parts import write_tower
 
-        from tests.small_models import small_config
-        from tests.weights.adapters_helper import Q_PROJ, WHOLE_PROJECTOR, config_of, draw, files_of, save_bin
-
-        drawn = draw(small_config("original"), [Q_PROJ] if lora else [], WHOLE_PROJECTOR)
-        tensors, whole = files_of(drawn, "pku")
-        if lora:
-            save_bin(torch, target / "adapter_model.bin", tensors)
-            save_bin(torch, target / "non_lora_trainables.bin", whole)
-            (target / "adapter_config.json").write_text(json.dumps(config_of(drawn, "pku")))
-        else:
-            save_bin(torch, target / "mm_projector.bin", whole)
+        write_tower(target, *_started(), kind)
 
     return make
+
+
+def _trained(target: Path) -> None:
+    """What the authors' finetune_lora.sh leaves."""
+    import torch
+
+    from tests.weights.parts import draw_lora, write_lora
+
+    config, _ = _started()
+    write_lora(torch, target, config, draw_lora(config, rank=4, alpha=8))
+
+
+def _pretrained(target: Path) -> None:
+    """What the authors' pretrain.sh leaves."""
+    import torch
+
+    from tests.weights.parts import write_projector
+
+    config, arrays = _started()
+    projector = {name: array for name, array in arrays.items() if name.startswith("multi_modal_projector.")}
+    write_projector(torch, target, config, projector)
+
+
+def _without_towers(target: Path) -> None:
+    """A whole model of the authors', saved without its towers."""
+    from tests.weights.checkpoints import theirs
+    from tests.weights.parts import authors_config, write
+
+    config, arrays = _started()
+    held = {theirs(name, "pku"): array for name, array in arrays.items() if "_tower." not in name}
+    write(target, held, authors_config(config))
 
 
 def _recipe(name: str) -> Made:
@@ -147,8 +198,12 @@ STAND_INS: dict[str, Made] = {
     "Video-LLaVA-7B": _authors,
     "7b-orbax": _orbax,
     "ADAPTER": _adapter,
-    "LORA": _authors_adapter(lora=True),
-    "PRETRAINED": _authors_adapter(lora=False),
+    "LORA": _trained,
+    "PRETRAINED": _pretrained,
+    "WITHOUT_TOWERS": _without_towers,
+    "lmsys/vicuna-7b-v1.5": _vicuna,
+    "LanguageBind/LanguageBind_Image": _tower("image"),
+    "LanguageBind/LanguageBind_Video_merge": _tower("video"),
     # media
     "clip.mp4": _bundled("rising-triangle.mp4"),
     "talk.mp4": _bundled("circle-then-square.mp4"),

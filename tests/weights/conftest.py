@@ -1,4 +1,6 @@
-"""Base checkpoints that adapters are merged into."""
+"""Base checkpoints that adapters are merged into, and PEFT."""
+
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +12,14 @@ from tests.weights.adapters_helper import (
 )
 from tests.weights.checkpoints import write_checkpoint
 from videollava_jax.weights import open_checkpoint
+
+
+@pytest.fixture(scope="session")
+def peft():
+    """The library, for comparisons with it live."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("peft", reason="the comparison with live PEFT needs peft (pip install peft)")
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,7 @@ _COMMANDS = (
     _Command("serve", "serve", "answer requests in OpenAI's protocol over HTTP, and show a page to ask from"),
     _Command("convert", "checkpoints", "convert a checkpoint to Orbax, losing nothing"),
     _Command("export", "checkpoints", "write a checkpoint as safetensors, for transformers or for the authors' code"),
+    _Command("assemble", "checkpoints", "make a model of a language model, two vision towers and a projector"),
     _Command("verify", "checkpoints", "compare a checkpoint with its manifest, or with another one"),
     _Command("finetune", "finetune", "train by a recipe: projector, decoder, LoRA, LoRA on int8", _COLLECTED),
     _Command("train-export", "finetune", "write what a fine-tuning run has learnt: a model, or an adapter for PEFT"),

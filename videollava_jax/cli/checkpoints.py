@@ -1,4 +1,4 @@
-"""`videollava convert`, `export` and `verify`: checkpoints from one layout to another, and compared."""
+"""`videollava convert`, `export`, `assemble` and `verify`: checkpoints from one layout to another, and compared."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollava_jax.cli.common import DTYPES, begin_command, print_json
+from videollava_jax.cli.common import DTYPES, argument_type, begin_command, print_json
 from videollava_jax.cli.errors import UsageError
+from videollava_jax.generation.kinds import whole
 
 if TYPE_CHECKING:
     from videollava_jax.weights import Conversion, Options
@@ -25,25 +26,21 @@ def add_convert(made: argparse.ArgumentParser) -> None:
         "not at all, with a SHA-256 for each tensor in its manifest.json.\n\n"
         "  videollava convert LanguageBind/Video-LLaVA-7B-hf 7b-orbax     fetched from the Hugging Face hub\n"
         "  videollava convert Video-LLaVA-7B-hf 7b-orbax --dtype bfloat16\n"
-        "  videollava convert my-lora 7b-mine --base Video-LLaVA-7B-hf    an adapter, merged",
+        "  videollava convert my-lora 7b-mine --base Video-LLaVA-7B-hf    an adapter, merged\n\n"
+        "What the authors' scripts train starts from a language model and two towers, and goes back onto them:\n\n"
+        "  videollava convert videollava-7b-lora 7b-lora --base lmsys/vicuna-7b-v1.5 \\\n"
+        "    --image-tower LanguageBind/LanguageBind_Image --video-tower LanguageBind/LanguageBind_Video_merge",
     )
     _add_conversion_arguments(made)
     made.add_argument(
         "--base",
         metavar="CHECKPOINT",
-        help="SOURCE is an adapter (PEFT's, the authors' LoRA or mm_projector.bin): merge it into this checkpoint",
+        help="SOURCE is an adapter (PEFT's, the authors' LoRA or mm_projector.bin): merge it into this checkpoint, the "
+        "one that its adapter_config.json or config.json names",
     )
-    made.add_argument(
-        "--int8",
-        action="store_true",
-        help="store the decoder's projections in int8, with a scale for each output channel",
-    )
-    made.add_argument(
-        "--tower-config",
-        type=Path,
-        metavar="CONFIG_JSON",
-        help="LanguageBind's config.json, for a checkpoint of the authors'; default: read off the weights' shapes",
-    )
+    _add_trust_base(made)
+    _add_towers(made, required=False)
+    _add_int8(made)
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -56,7 +53,10 @@ def convert(arguments: argparse.Namespace) -> None:
         arguments.target,
         _conversion_options(arguments),
         tower_config=arguments.tower_config,
-        base=None if arguments.base is None else _find(arguments.base),
+        base=_find_if_given(arguments.base),
+        image_tower=_find_if_given(arguments.image_tower),
+        video_tower=_find_if_given(arguments.video_tower),
+        trust_base=arguments.trust_base,
     )
     _report_conversion(arguments, done, time.perf_counter() - started)
 
@@ -82,11 +82,8 @@ def add_export(made: argparse.ArgumentParser) -> None:
     )
     made.set_defaults(int8=False)
     made.add_argument("--adapter", metavar="ADAPTER", help="merge this adapter into SOURCE on the way")
-    made.add_argument(
-        "--drop-temporal",
-        action="store_true",
-        help="leave out the video tower's attention over time, which transformers cannot hold",
-    )
+    _add_trust_base(made)
+    _add_drop_temporal(made)
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -101,7 +98,7 @@ def export(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     source = _find(arguments.source)
     if is_adapter(source):  # kept apart: an adapter again, for PEFT
-        for option in ("dtype", "allow_nonfinite", "drop_temporal", "adapter"):
+        for option in ("dtype", "allow_nonfinite", "drop_temporal", "adapter", "trust_base"):
             if getattr(arguments, option):
                 flag = "--" + option.replace("_", "-")
                 raise ValueError(f"{arguments.source}: an adapter is written unchanged: {flag} does not apply to it")
@@ -119,8 +116,72 @@ def export(arguments: argparse.Namespace) -> None:
         arguments.layout,
         _conversion_options(arguments),
         drop_temporal=arguments.drop_temporal,
-        adapter=None if arguments.adapter is None else _find(arguments.adapter),
+        adapter=_find_if_given(arguments.adapter),
+        trust_base=arguments.trust_base,
     )
+    _report_conversion(arguments, done, time.perf_counter() - started)
+
+
+def add_assemble(made: argparse.ArgumentParser) -> None:
+    """Fills the parser of `assemble`."""
+    begin_command(
+        made,
+        assemble,
+        "The parts are a Llama in transformers' layout, two vision towers as LanguageBind publishes them (or a\n"
+        "Video-LLaVA, whose towers are taken), and a projector between them: one that was trained, with the\n"
+        "config.json next to it, or a new one that has learnt nothing, for the first stage of training. Parts are\n"
+        "cast to the language model's dtype. The model is of variant original if the video tower attends over time.\n\n"
+        "  videollava assemble 7b-start --llm lmsys/vicuna-7b-v1.5 --image-tower LanguageBind/LanguageBind_Image \\\n"
+        "    --video-tower LanguageBind/LanguageBind_Video_merge --new-projector 0\n"
+        "  videollava finetune --config pretrain --model 7b-start --output runs/pretrain\n\n"
+        "  videollava assemble 7b-stage1 --llm lmsys/vicuna-7b-v1.5 --image-tower LanguageBind/LanguageBind_Image \\\n"
+        "    --video-tower LanguageBind/LanguageBind_Video_merge --projector videollava-7b-pretrain/mm_projector.bin",
+    )
+    _add_target(made)
+    made.add_argument("--llm", required=True, metavar="MODEL", help="the language model: a directory, or a hub name")
+    _add_towers(made, required=True)
+    projector = made.add_mutually_exclusive_group(required=True)
+    projector.add_argument(
+        "--projector", metavar="FILE", help="mm_projector.bin or .safetensors, or a directory with one"
+    )
+    projector.add_argument(
+        "--new-projector", type=argument_type(whole(0)), metavar="SEED", help="draw a new one from this seed"
+    )
+    made.add_argument(
+        "--layout",
+        default="orbax",
+        metavar="NAME",
+        help="orbax, or of safetensors: pku the authors', hub, hf5 and memory transformers'; default: %(default)s",
+    )
+    _add_drop_temporal(made)
+    _add_int8(made)
+
+
+def assemble(arguments: argparse.Namespace) -> None:
+    """Joins the parts, writes TARGET and prints what was written.
+
+    Raises:
+      UsageError: an option does not go with the layout.
+    """
+    from videollava_jax.weights import convert_to_orbax, export
+    from videollava_jax.weights.assembling import assemble, open_projector, open_towers
+
+    orbax = arguments.layout == "orbax"
+    if orbax and arguments.drop_temporal:
+        raise UsageError("--drop-temporal: expected one of transformers' layouts (--layout hub, hf5 or memory)")
+    started = time.perf_counter()
+    towers = open_towers(_find(arguments.image_tower), _find(arguments.video_tower), arguments.tower_config)
+    projector, settings = (
+        (arguments.new_projector, None) if arguments.projector is None else open_projector(arguments.projector)
+    )
+    model = assemble(_find(arguments.llm), towers, projector, settings, keep_dtypes=arguments.dtype is not None)
+    options = _conversion_options(arguments)
+    if orbax:
+        done = convert_to_orbax(model, arguments.target, options)
+    else:
+        drop = arguments.drop_temporal
+        done = export(model, arguments.target, arguments.layout, options, drop_temporal=drop)
+    arguments.source = arguments.llm
     _report_conversion(arguments, done, time.perf_counter() - started)
 
 
@@ -194,12 +255,65 @@ def _find(name: str) -> Path:
     return find_model(name, Wanted.WEIGHTS)
 
 
+def _find_if_given(name: str | None) -> Path | None:
+    return None if name is None else _find(name)
+
+
 def _add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a directory, or a name on the Hugging Face hub")
+    _add_target(parser)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, metavar="TARGET", help="must not exist, or hold exactly this already")
     parser.add_argument("--dtype", choices=DTYPES, help="of the tensors written; default: the source's")
     parser.add_argument(
         "--allow-nonfinite", action="store_true", help="let NaN and infinity pass, instead of counting them in an error"
+    )
+
+
+def _add_int8(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="store the decoder's projections in int8, with a scale for each output channel",
+    )
+
+
+def _add_trust_base(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-base",
+        action="store_true",
+        help="merge although the adapter's files name another base: it is that model under another name",
+    )
+
+
+def _add_drop_temporal(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--drop-temporal",
+        action="store_true",
+        help="leave out the video tower's attention over time, which transformers cannot hold",
+    )
+
+
+def _add_towers(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Adds where the vision towers come from; without `required`, for models that lack them."""
+    lacks = "" if required else ", for a base or a checkpoint without towers"
+    for kind, published in (
+        ("image", "LanguageBind/LanguageBind_Image"),
+        ("video", "LanguageBind/LanguageBind_Video_merge"),
+    ):
+        parser.add_argument(
+            f"--{kind}-tower",
+            required=required,
+            metavar="MODEL",
+            help=f"the tower for {kind}s{lacks}: {published}, its directory, or a Video-LLaVA's",
+        )
+    parser.add_argument(
+        "--tower-config",
+        type=Path,
+        metavar="CONFIG_JSON",
+        help="LanguageBind's config.json, for towers without their own; default: read off the weights' shapes",
     )
 
 

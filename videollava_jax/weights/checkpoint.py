@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,17 @@ from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.layouts import EMBEDDING, HEAD, TEMPORAL, VOCABULARY, Layout, Rows, learnt, recognise
-from videollava_jax.weights.pku import is_pku_config, padded_rows, read_json, read_pku_config
+from videollava_jax.weights.pku import INPUT_KEYS, is_pku_config, padded_rows, read_pku_config, refusals
 from videollava_jax.weights.quantize import dequantized
 from videollava_jax.weights.source import ADAPTER_CONFIG, Source
+from videollava_jax.weights.towers import KINDS, Tower
 
 LEAST_OF_A_LAYER = 9
 """Tensors in a decoder layer without biases; a tower's layer has more."""
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 ORBAX = "orbax"
+PARTS = "parts"
+"""The layout of a checkpoint that is assembled from parts (`assembling`)."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,12 @@ class Checkpoint:
 
     Attributes:
       directory: the absolute path of its directory.
-      layout: the layout that it was recognised as; "orbax" for what `convert_to_orbax` wrote.
+      layout: the layout that it was recognised as; "orbax" for what `convert_to_orbax` wrote, "parts" for a language
+        model that was given towers and a projector.
       config: its configuration.
       tensors: by our names, in our shapes.
       source: the directory that it was opened from; None for parameters in memory.
+      inputs: keys of its config.json that say how inputs are made (`pku.INPUT_KEYS`); conversions keep them.
     """
 
     directory: Path
@@ -45,6 +50,7 @@ class Checkpoint:
     config: ModelConfig
     tensors: Mapping[str, StoredTensor]
     source: Source | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -57,7 +63,11 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def open_checkpoint(directory: StrPath | Source, tower_config: StrPath | None = None) -> Checkpoint:
+def open_checkpoint(
+    directory: StrPath | Source,
+    tower_config: StrPath | None = None,
+    towers: Mapping[str, Tower] | None = None,
+) -> Checkpoint:
     """Opens a checkpoint in any known layout and checks its names, shapes and dtypes; no tensor is read.
 
     Args:
@@ -65,6 +75,7 @@ def open_checkpoint(directory: StrPath | Source, tower_config: StrPath | None = 
         wrote; or what `Source.open` returned for it.
       tower_config: LanguageBind's own config.json, for what the authors' does not say of the towers; by default it
         is read off the weights' shapes.
+      towers: by "image" and "video", the towers that a checkpoint of the authors' was saved without.
 
     Raises:
       WeightsError: everything that is missing, unknown, of another shape or dtype is listed at once.
@@ -73,22 +84,44 @@ def open_checkpoint(directory: StrPath | Source, tower_config: StrPath | None = 
     path, stored = source.directory, source.stored
     tower = None if tower_config is None else local_path(tower_config)
     if source.is_orbax:
+        _require_own_towers(path, towers)
         found = dequantized(stored)
-        config = _read_config(path, found, tower)
+        config = _read_config(source, found, tower)
         _require_fit(path, config, found, {})
-        return Checkpoint(path, ORBAX, config, found, source)
+        return Checkpoint(path, ORBAX, config, found, source, _inputs(source))
     if ADAPTER_CONFIG in source.names and not source.has_model:
         raise WeightsError(
             f"{path}: an adapter, not a model: merge it into one (`videollava convert ADAPTER TARGET --base MODEL`)"
         )
+    raw = source.config_if_any
     try:
         layout = recognise(stored)
     except WeightsError as error:
-        if "config.json" in source.names:
-            _require_floats(path / "config.json", read_json(path / "config.json"))
+        _require_floats(path / "config.json", raw)
+        _require_known_towers(path, raw)
         raise WeightsError(f"{path}: {error}") from None
     by_ours = {layout.to_ours(name) or name: stored[name] for name in learnt(stored)}
-    config = _read_config(path, by_ours, tower)
+    if layout.name != "pku":
+        _require_own_towers(path, towers)
+        return completed(path, layout, _read_config(source, by_ours, tower), by_ours, source)
+    if not is_pku_config(raw) and raw.get("model_type") == "llama":
+        raise WeightsError(
+            f"{path}: a language model, not Video-LLaVA: `videollava assemble TARGET --llm {path.name} --image-tower "
+            "DIR --video-tower DIR` makes one of it"
+        )
+    by_ours |= _missing_towers(path, raw, by_ours, towers or {})
+    return completed(path, layout, _read_config(source, by_ours, tower, towers), by_ours, source)
+
+
+def completed(
+    path: Path, layout: Layout, config: ModelConfig, by_ours: Mapping[str, StoredTensor], source: Source
+) -> Checkpoint:
+    """Returns a checkpoint of tensors by our names, with the rows of the vocabulary that its layout leaves out.
+
+    Raises:
+      WeightsError: they do not fit the configuration.
+    """
+    by_ours = dict(by_ours)
     if config.tie_word_embeddings:
         by_ours = _untie(path, by_ours)
     if not layout.media_rows:
@@ -97,7 +130,48 @@ def open_checkpoint(directory: StrPath | Source, tower_config: StrPath | None = 
         by_ours |= {name: _with_rows(by_ours[name], extra) for name in VOCABULARY if name in by_ours}
     _require_fit(path, config, by_ours, {ours: tensor.name for ours, tensor in by_ours.items()})
     named = {ours: dataclasses.replace(tensor, name=ours) for ours, tensor in by_ours.items()}
-    return Checkpoint(path, layout.name, config, named, source)
+    return Checkpoint(path, layout.name, config, named, source, _inputs(source))
+
+
+def _inputs(source: Source) -> dict[str, Any]:
+    """Returns the keys of a config.json that say how inputs are made."""
+    raw = source.config_if_any
+    return {key: raw[key] for key in INPUT_KEYS if raw.get(key) is not None}
+
+
+def _missing_towers(
+    path: Path, raw: Mapping[str, Any], by_ours: Mapping[str, StoredTensor], towers: Mapping[str, Tower]
+) -> dict[str, StoredTensor]:
+    """Returns the tensors of the towers that a checkpoint of the authors' was saved without.
+
+    Raises:
+      WeightsError: a tower is missing and not given, or given and not missing.
+    """
+    there = {kind for kind in KINDS if any(name.startswith(f"{kind}_tower.") for name in by_ours)}
+    if twice := sorted(there & towers.keys()):
+        _require_own_towers(path, {kind: towers[kind] for kind in twice})
+    missing = [kind for kind in KINDS if kind not in there and kind not in towers]
+    named = {kind: raw.get(f"mm_{kind}_tower") for kind in missing}
+    if any(name is not None for name in named.values()):  # None: see `pku.refusals`
+        flags = " ".join(f"--{kind}-tower DIR" for kind in missing)
+        which = " and ".join(str(name) for name in named.values() if name is not None)
+        raise WeightsError(
+            f"{path}: saved without its vision towers: `videollava convert {path.name} TARGET {flags}` takes them from "
+            f"{which}"
+        )
+    return {name: tensor for tower in towers.values() for name, tensor in tower.tensors.items()}
+
+
+def _require_own_towers(path: Path, towers: Mapping[str, Tower] | None) -> None:
+    """Raises a WeightsError where towers are given to a checkpoint that has its own."""
+    for kind in towers or {}:
+        raise WeightsError(f"{path}: has a tower for {kind}s of its own: expected no --{kind}-tower")
+
+
+def _require_known_towers(path: Path, raw: Mapping[str, Any]) -> None:
+    """Raises a WeightsError where the authors' config.json says why the names of tensors are unknown."""
+    if is_pku_config(raw) and (problems := list(refusals(raw, {}))):
+        raise WeightsError(f"{path}: its config.json asks for what is not here:\n  " + "\n  ".join(problems))
 
 
 def checkpoint_of(config: ModelConfig, parameters: Mapping[str, Any]) -> Checkpoint:
@@ -116,24 +190,36 @@ def checkpoint_of(config: ModelConfig, parameters: Mapping[str, Any]) -> Checkpo
     )
 
 
-def _read_config(directory: Path, tensors: Mapping[str, StoredTensor], tower_config: Path | None) -> ModelConfig:
+def _read_config(
+    source: Source,
+    tensors: Mapping[str, StoredTensor],
+    tower_config: Path | None,
+    towers: Mapping[str, Tower] | None = None,
+) -> ModelConfig:
     """Reads the configuration of a checkpoint, and makes sure that it can be written and read again.
 
     Raises:
       WeightsError: it is not a configuration of this model.
     """
-    path = directory / "config.json"
-    with _as_weights_error(path):
-        raw = read_json(path)
+    path = source.directory / "config.json"
+    with as_weights_error(path):
+        raw = source.config
         _require_floats(path, raw)
         if is_pku_config(raw):
-            config = read_pku_config(directory, raw, tensors, tower_config)
+            configs = {kind: tower.config for kind, tower in (towers or {}).items()}
+            config = read_pku_config(source.directory, raw, tensors, tower_config, configs)
         else:
             config = ModelConfig.from_hf(raw)
+    require_written_equal(path, config)
+    return config
+
+
+def require_written_equal(path: Path, config: ModelConfig) -> None:
+    """Raises a WeightsError for a configuration that would change where it is written and read again."""
+    with as_weights_error(path):
         again = ModelConfig.from_hf(config.to_hf())
     if again != config:
         raise WeightsError(f"{path}: a conversion would change it: expected to read {config} again, got {again}")
-    return config
 
 
 def _require_floats(path: Path, raw: Mapping[str, Any]) -> None:
@@ -148,7 +234,7 @@ def _require_floats(path: Path, raw: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _as_weights_error(path: Path) -> Iterator[None]:
+def as_weights_error(path: Path) -> Iterator[None]:
     """Turns what transformers and Flax raise for unexpected values, which is of many kinds, into a WeightsError."""
     try:
         yield
@@ -233,7 +319,7 @@ def _require_fit(
             f"{path}: {layers} layers, and the checkpoint holds {len(tensors)} tensors in all: expected "
             f"{LEAST_OF_A_LAYER} for each layer at the least"
         )
-    with _as_weights_error(path):
+    with as_weights_error(path):
         expected = parameter_shapes(config)
     problems = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"unknown: {theirs.get(name, name)}" for name in sorted(tensors.keys() - expected.keys())]

@@ -17,6 +17,8 @@ import numpy as np
 from videollava_jax.config import ModelConfig
 from videollava_jax.hub import StrPath, local_path
 from videollava_jax.weights.adapters import Adapter, is_adapter, merge_adapter, open_adapter
+from videollava_jax.weights.adapters.bases import trained_on
+from videollava_jax.weights.assembling import assemble_for, is_language_model, open_towers
 from videollava_jax.weights.checkpoint import ORBAX, Checkpoint, for_layout, open_checkpoint
 from videollava_jax.weights.directory import is_there, whole_directory
 from videollava_jax.weights.errors import WeightsError, cause
@@ -27,6 +29,7 @@ from videollava_jax.weights.pku import write_pku_config
 from videollava_jax.weights.quantize import quantize_tensors
 from videollava_jax.weights.source import Source
 from videollava_jax.weights.stream import Stream
+from videollava_jax.weights.towers import Tower
 from videollava_jax.weights.writing import write_safetensors_directory
 
 SIDE_FILES = (
@@ -96,6 +99,9 @@ def convert_to_orbax(
     *,
     tower_config: StrPath | None = None,
     base: StrPath | Checkpoint | None = None,
+    image_tower: StrPath | None = None,
+    video_tower: StrPath | None = None,
+    trust_base: bool = False,
 ) -> Conversion:
     """Converts a checkpoint in any known layout to an Orbax directory with its manifest.
 
@@ -103,7 +109,10 @@ def convert_to_orbax(
       source: the checkpoint, or with `base` an adapter; its directory, or opened.
       target: must not exist, or hold exactly this already.
       tower_config: LanguageBind's config.json, for a checkpoint of the authors'.
-      base: the checkpoint that the adapter in `source` is merged into.
+      base: the checkpoint that the adapter in `source` is merged into: a Video-LLaVA, or a language model, which takes
+        the projector of the adapter.
+      image_tower, video_tower: the towers of a language model, or of a checkpoint that was saved without them.
+      trust_base: `base` is what the adapter was trained on, whatever the names of both say.
 
     Raises:
       WeightsError: what `open_checkpoint` raises, values that are not finite, a target that holds something else,
@@ -114,11 +123,16 @@ def convert_to_orbax(
             raise WeightsError(
                 f"{source.directory}: expected the checkpoint that this adapter is merged into as `base`"
             )
-        checkpoint = _open(source, tower_config)
+        checkpoint = _open(source, tower_config, open_towers(image_tower, video_tower, tower_config))
     elif isinstance(source, Checkpoint):
         raise WeightsError(f"{source.directory}: a checkpoint; with `base` an adapter was expected")
     else:
-        checkpoint = merge_adapter(_open(base, tower_config), _open_adapter(source))
+        towers, adapter = open_towers(image_tower, video_tower, tower_config), _open_adapter(source)
+        if isinstance(base, Checkpoint) or not is_language_model(base):
+            checkpoint = _open(base, tower_config, towers)
+        else:
+            checkpoint = assemble_for(adapter, base, towers, keep_dtypes=options.dtype is not None)
+        checkpoint = merge_adapter(checkpoint, adapter, trust_base=trust_base)
     return _write(checkpoint, list(checkpoint.tensors.values()), target, ORBAX, checkpoint.config.to_hf(), options)
 
 
@@ -130,6 +144,7 @@ def export(
     *,
     drop_temporal: bool = False,
     adapter: StrPath | Adapter | None = None,
+    trust_base: bool = False,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> Conversion:
     """Writes a checkpoint (what `convert_to_orbax` wrote, or in any other known layout) as safetensors.
@@ -140,6 +155,7 @@ def export(
       layout: "hub", "hf5", "memory" (transformers') or "pku" (the authors').
       drop_temporal: leave the video tower's attention over time out where the layout cannot hold it.
       adapter: an adapter to merge on the way: its directory, or opened.
+      trust_base: as in `convert_to_orbax`.
       max_shard_bytes: of one file; a tensor that is larger gets a file of its own.
 
     Raises:
@@ -151,14 +167,16 @@ def export(
         raise WeightsError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
     checkpoint = _open(source)
     if adapter is not None:
-        checkpoint = merge_adapter(checkpoint, _open_adapter(adapter))
+        checkpoint = merge_adapter(checkpoint, _open_adapter(adapter), trust_base=trust_base)
     tensors = for_layout(checkpoint, LAYOUTS[layout], drop_temporal=drop_temporal)
     config = _without_temporal(checkpoint.config) if drop_temporal else checkpoint.config
     raw = write_pku_config(config) if layout == "pku" else config.to_hf()
     return _write(checkpoint, tensors, target, layout, raw, options, max_shard_bytes)
 
 
-def _open(source: StrPath | Checkpoint, tower_config: StrPath | None = None) -> Checkpoint:
+def _open(
+    source: StrPath | Checkpoint, tower_config: StrPath | None = None, towers: Mapping[str, Tower] | None = None
+) -> Checkpoint:
     """Opens a checkpoint, after comparing its files, names, shapes and dtypes with its manifest."""
     if isinstance(source, Checkpoint):
         if source.source is not None:
@@ -166,9 +184,13 @@ def _open(source: StrPath | Checkpoint, tower_config: StrPath | None = None) -> 
         return source
     opened = Source.open(source)
     if is_adapter(opened):
-        raise WeightsError(f"{source}: an adapter, not a model: --base says which checkpoint it is merged into")
+        name = trained_on(open_adapter(opened)).name
+        raise WeightsError(
+            f"{source}: an adapter, not a model: --base says which checkpoint it is merged into"
+            + ("" if name is None else f"; it was trained on {name}")
+        )
     opened.require_intact("fast")
-    return open_checkpoint(opened, tower_config)
+    return open_checkpoint(opened, tower_config, towers)
 
 
 def _open_adapter(adapter: StrPath | Adapter) -> Adapter:
@@ -207,10 +229,10 @@ def _write(
 ) -> Conversion:
     """Writes tensors, named and shaped as the layout has them, into a directory of that layout."""
     if options.dtype is not None:
-        tensors = [_cast(tensor, options.dtype) for tensor in tensors]
+        tensors = [tensor.cast(options.dtype) for tensor in tensors]
     if options.int8:
         tensors = quantize_tensors(tensors)
-    files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
+    files = {"config.json": (json.dumps({**config, **checkpoint.inputs}, indent=2) + "\n").encode()}
     files |= {**_side_files(checkpoint), **options.files}
     there = is_there(target)
     stream = Stream(
@@ -251,12 +273,6 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         except OSError as error:
             raise WeightsError(f"{path}: cannot be read ({cause(error)})") from None
     return files
-
-
-def _cast(tensor: StoredTensor, dtype: np.dtype[Any]) -> StoredTensor:
-    if tensor.dtype == dtype:
-        return tensor
-    return dataclasses.replace(tensor, dtype=dtype, read=lambda: tensor.read().astype(dtype))
 
 
 def _require_same(target: StrPath, stream: Stream, files: dict[str, bytes]) -> None:

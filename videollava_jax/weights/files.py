@@ -10,6 +10,7 @@ A safetensors file, as the library documents it:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -75,6 +76,17 @@ class StoredTensor:
     def nbytes(self) -> int:
         """Bytes of all values."""
         return self.size * self.dtype.itemsize
+
+    def cast(self, dtype: np.dtype[Any]) -> StoredTensor:
+        """Returns the tensor in another dtype, cast when it is read; itself where it has the dtype already."""
+        if self.dtype == dtype:
+            return self
+
+        def read() -> npt.NDArray[Any]:
+            with np.errstate(all="ignore"):  # what overflows float16 is counted when it is written
+                return self.read().astype(dtype)
+
+        return dataclasses.replace(self, dtype=dtype, read=read)
 
 
 def open_safetensors(path: Path) -> dict[str, StoredTensor]:

@@ -1,4 +1,4 @@
-"""A directory of tensors, opened once for whatever is done with it: listed, its manifest read, its tensors by name."""
+"""A directory of tensors, opened once for whatever is done with it: its names, config.json, manifest and tensors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from videollava_jax.hub import StrPath, local_path
 from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import BIN_INDEX, INDEX, PARAMETERS, StoredTensor, open_bin, open_safetensors
 from videollava_jax.weights.manifest import Manifest, Verify, check_files, check_tensors, read_manifest, require
+from videollava_jax.weights.pku import read_json
 
+CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 
 _READERS: tuple[tuple[str, str, Callable[[Path], dict[str, StoredTensor]]], ...] = (
@@ -88,6 +91,20 @@ class Source:
                 return _merged(opener(_inside(self.directory, file, self.directory)) for file in files)
         found = ", ".join(self.names[:8]) or "an empty directory"
         raise WeightsError(f"{self.directory}: expected *.safetensors or pytorch_model*.bin, found {found}")
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The object in config.json.
+
+        Raises:
+          WeightsError: no such file, or something else in it.
+        """
+        return read_json(self.directory / CONFIG)
+
+    @property
+    def config_if_any(self) -> Mapping[str, Any]:
+        """The object in config.json; an empty one where there is no such file."""
+        return self.config if CONFIG in self.names else {}
 
     @cached_property
     def manifest(self) -> Manifest | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from videollava_jax.weights.adapters.bases import require_base
 from videollava_jax.weights.adapters.config import compiles, listed
 from videollava_jax.weights.adapters.names import ADAPTER_LAYOUTS, WEIGHT, module_name
 from videollava_jax.weights.adapters.opening import Adapter, LowRank
@@ -21,17 +22,22 @@ from videollava_jax.weights.layouts import TEMPORAL, VOCABULARY
 Array = npt.NDArray[Any]
 
 
-def merge_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
+def merge_adapter(checkpoint: Checkpoint, adapter: Adapter, *, trust_base: bool = False) -> Checkpoint:
     """Returns the checkpoint with the adapter merged into it; each tensor is computed when it is read.
 
     As in PEFT's `merge_and_unload`, the sum is computed in float32, or float64 for weights of float64, and cast to the
     weight's dtype at the end. Whole tensors are cast to the dtype of those that they replace. The authors' vocabulary
     matrices have no rows for media and padding: those rows stay the base's.
 
+    Args:
+      trust_base: the checkpoint is what the adapter was trained on, whatever the names of both say.
+
     Raises:
-      WeightsError: the adapter changes a tensor that the checkpoint does not have, has other shapes, or lacks modules
-        that its configuration names; all listed at once.
+      WeightsError: the adapter was trained on another base (`require_base`), changes a tensor that the checkpoint does
+        not have, has other shapes, or lacks modules that its configuration names; all listed at once.
     """
+    if not trust_base:
+        require_base(checkpoint, adapter)
     problems = [*_misfits(checkpoint, adapter), *_left_out(checkpoint, adapter)]
     if problems:
         raise WeightsError(

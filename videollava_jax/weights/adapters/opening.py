@@ -35,8 +35,8 @@ from videollava_jax.weights.checkpoint import FLOATS
 from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor, open_bin, open_safetensors
 from videollava_jax.weights.layouts import learnt
-from videollava_jax.weights.pku import read_json
-from videollava_jax.weights.source import ADAPTER_CONFIG, Source
+from videollava_jax.weights.pku import is_pku_config, read_json
+from videollava_jax.weights.source import ADAPTER_CONFIG, CONFIG, Source
 
 ADAPTER, TRAINED_APART, PROJECTOR = "adapter_model", "non_lora_trainables", "mm_projector"
 _OPENERS = ((".safetensors", open_safetensors), (".bin", open_bin))
@@ -201,12 +201,15 @@ def _not_all_there(
         yield f"{ADAPTER_CONFIG} is missing: it holds alpha, which scales what is added"
     elif not halves and raw is not None and raw.get("target_modules") not in (None, [], NO_MODULES):
         yield f"{ADAPTER_CONFIG} names target_modules, and there is no lora_A or lora_B: is {ADAPTER} missing?"
-    elif halves and not whole and _is_of_the_authors(directory / "config.json"):
+    elif halves and not whole and settings_of(directory):
         yield f"{TRAINED_APART}.bin is missing: the authors' LoRA is trained together with the projector"
 
 
-def _is_of_the_authors(config: Path) -> bool:
-    return config.exists() and "mm_video_tower" in read_json(config)
+def settings_of(adapter: Adapter | Path) -> Mapping[str, Any]:
+    """Returns the authors' config.json in an adapter's directory; an empty object where there is none."""
+    path = (adapter.directory if isinstance(adapter, Adapter) else adapter) / CONFIG
+    raw = read_json(path) if path.is_file() else {}
+    return raw if is_pku_config(raw) else {}
 
 
 def _unpaired(module: str, found: Mapping[str, StoredTensor], strengths: Strengths | None) -> list[str]:
