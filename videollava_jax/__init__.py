@@ -8,6 +8,7 @@ from videollava_jax.version import __version__
 if TYPE_CHECKING:
     from videollava_jax.engine import Engine, Request, Result
     from videollava_jax.face.auto import register
+    from videollava_jax.face.base_model import VideoLlavaModel
     from videollava_jax.face.cache import DynamicCache
     from videollava_jax.face.config import VideoLlavaConfig
     from videollava_jax.face.image_processor import VideoLlavaImageProcessor
@@ -23,6 +24,7 @@ __all__ = [
     "VideoLlavaConfig",
     "VideoLlavaForConditionalGeneration",
     "VideoLlavaImageProcessor",
+    "VideoLlavaModel",
     "VideoLlavaProcessor",
     "VideoLlavaVideoProcessor",
     "__version__",
@@ -37,6 +39,7 @@ _HOMES = {
     "VideoLlavaConfig": "videollava_jax.face.config",
     "VideoLlavaForConditionalGeneration": "videollava_jax.face.model",
     "VideoLlavaImageProcessor": "videollava_jax.face.image_processor",
+    "VideoLlavaModel": "videollava_jax.face.base_model",
     "VideoLlavaProcessor": "videollava_jax.face.processor",
     "VideoLlavaVideoProcessor": "videollava_jax.face.video_processor",
     "register": "videollava_jax.face.auto",

@@ -9,7 +9,7 @@ import pytest
 from tests import small_models
 from tests.parity.reference import array, assert_close
 from tests.tolerances import MODEL
-from videollava_jax import DynamicCache, VideoLlavaConfig, VideoLlavaForConditionalGeneration
+from videollava_jax import DynamicCache, VideoLlavaConfig, VideoLlavaForConditionalGeneration, VideoLlavaModel
 from videollava_jax.assets import TINY
 from videollava_jax.config import ModelConfig
 
@@ -31,6 +31,7 @@ def namespace(model, tiny_processor):
         "Model": VideoLlavaForConditionalGeneration,
         "VideoLlavaConfig": VideoLlavaConfig,
         "DynamicCache": DynamicCache,
+        "Base": VideoLlavaModel,
         "CLIPVisionConfig": CLIPVisionConfig,
         "LlamaConfig": LlamaConfig,
         "quantized": BitsAndBytesConfig.__new__(BitsAndBytesConfig),  # whose __init__ needs torch
@@ -58,6 +59,11 @@ HOLDS = [
         "out.num_parameters() == 1_223_936",
     ),
     ("out = Model.from_pretrained(pretrained_model_name_or_path=TINY)", "out.device.platform == 'cpu'"),
+    (
+        "c = VideoLlavaConfig.from_pretrained(TINY); c.vision_feature_layer = -1; out = Model.from_pretrained(TINY, config=c)",
+        "out.config is c and out.model_config.vision_feature_layer == -1",
+    ),
+    ("out = Model.from_pretrained(TINY, output_loading_info=True)", "out[1]['missing_keys'] == []"),
     # ── placing and casting ──
     ("out = model.to('cuda').to(model.device).eval().cpu().cuda(0)", "out is model"),
     ("out = model.to('cuda', non_blocking=True).train(False).requires_grad_(False)", "out is model"),
@@ -70,6 +76,55 @@ HOLDS = [
     ("out = model.get_memory_footprint()", "out == 4 * 1_223_936"),
     ("out = model.get_input_embeddings()", "out(ids).shape == (*ids.shape, 128)"),
     ("out = model.get_output_embeddings().weight", "out.shape == (643, 128)"),
+    ("out = sum(p.numel() for p in model.parameters())", "out == model.num_parameters()"),
+    ("out = next(model.parameters()).dtype, next(model.parameters()).device", "out == (np.float32, model.device)"),
+    ("for p in model.parameters():\n    p.requires_grad = False\nout = p", "out.requires_grad is False"),
+    (
+        "out = [(n, tuple(p.shape), p.dtype, p.requires_grad, p.device) for n, p in model.named_parameters()]",
+        "('lm_head.weight', (643, 128)) in [each[:2] for each in out]",
+    ),
+    ("out = sum(p.nelement() * p.element_size() for p in model.parameters())", "out == model.get_memory_footprint()"),
+    ("out = sum(p.numel() for p in model.parameters() if p.requires_grad)", "out == 0"),
+    ("out = model.multi_modal_projector.linear_1.weight.shape", "out == (128, 64)"),
+    ("out = len(model.language_model.layers)", "out == 4 == model.config.text_config.num_hidden_layers"),
+    (
+        "out = [layer.self_attn.q_proj.weight for layer in model.model.language_model.layers]",
+        "out[3].shape == (128, 128)",
+    ),
+    ("out = model.image_tower.config.hidden_size, model.language_model.config.hidden_size", "out == (64, 128)"),
+    ("out = model.image_tower.dtype, model.video_tower.device", "out == (np.float32, model.device)"),
+    ("out = model.video_tower.vision_model.embeddings.patch_embedding.weight", "out.ndim == 4"),
+    (
+        "model.image_tower.requires_grad_(False); model.multi_modal_projector.eval(); out = model",
+        "out.training is False",
+    ),
+    ("out = model.load_state_dict(model.state_dict())", "out.missing_keys == out.unexpected_keys == []"),
+    ("out = model.vocab_size, model.config.text_config.vocab_size, model.can_generate()", "out == (643, 643, True)"),
+    ("model.tie_weights(); model.gradient_checkpointing_disable(); model.compile(); out = model", "out is model"),
+    (
+        "out = Model(config); out.resize_token_embeddings(len(range(104)))",
+        "out.get_input_embeddings().weight.shape[0] == out.config.text_config.vocab_size == 104",
+    ),
+    ("out = Model(config).resize_token_embeddings(100, pad_to_multiple_of=8)", "out.weight.shape == (104, 32)"),
+    (
+        "out = Model(config); e = out.get_input_embeddings().weight.data; e[-1:] = e[:-1].mean(axis=0, keepdims=True)",
+        "np.allclose(out.parameters['language_model.embed_tokens.weight'][-1], np.mean(e[:-1], 0), atol=1e-6)",
+    ),
+    ("out = Base.from_pretrained(TINY, dtype='float32')(**inputs).last_hidden_state", "out.shape == (*ids.shape, 128)"),
+    ("out = Base(config)(input_ids=np.array([[5]]), return_dict=False)", "out[0].shape == (1, 1, 32)"),
+    (
+        "out = model.model(**inputs); logits = model.lm_head(out[0])",
+        "np.allclose(logits, model(**inputs)[0], atol=1e-4)",
+    ),
+    (
+        "x = model.model.language_model(input_ids=np.array([[5, 6]]), output_hidden_states=True); out = x.hidden_states",
+        "np.allclose(out[0], model.language_model.embed_tokens(np.array([[5, 6]])))",
+    ),
+    (
+        "out = model.multi_modal_projector(model.image_tower(inputs['pixel_values_videos'][0], "
+        "output_hidden_states=True).hidden_states[model.config.vision_feature_layer][:, 1:])",
+        "np.allclose(out, model.get_image_features(inputs['pixel_values_videos'][0]).pooler_output, atol=1e-5)",
+    ),
     # ── calling ──
     ("out = model(**inputs)", "out[0].shape == out.logits.shape == out['logits'].shape == (*ids.shape, 643)"),
     ("out = model.forward(**inputs, use_cache=True, return_dict=True)", "list(out.keys())[0] == 'logits'"),
@@ -143,21 +198,27 @@ HOLDS = [
 ]
 REFUSED = [
     (
-        "m = Model(config); config.text_config.vocab_size += 1; m(ids)",
-        "config was changed to what the weights do not fit: language_model.embed_tokens.weight is [99, 32]",
-    ),
-    (
         "Model.from_pretrained(TINY, quantization_config=quantized)",
         'quantization_config=BitsAndBytesConfig is not supported: expected quantization="int8"',
     ),
-    ("Model.from_pretrained(TINY, load_in_4bit=True)", 'quantization="int8"'),
     ("Model.from_pretrained(TINY, attn_implementation='flash_attention_2')", "chosen by the device"),
+    ("model.train()", "videollava finetune"),
+    ("model.gradient_checkpointing_enable()", "videollava finetune"),
+    ("model(**inputs, mm_encoder_outputs={'image': 1})", "give the pixels of media"),
+]
+"""What transformers does with a model, and this package does not."""
+MISTAKES = [
+    (
+        "m = Model(config); config.text_config.vocab_size += 1; m(ids)",
+        "config was changed to what the weights do not fit: language_model.embed_tokens.weight is [104, 32]",
+    ),
+    ("Model.from_pretrained(TINY, load_in_4bit=True)", 'quantization="int8"'),
     ("Model.from_pretrained(TINY, subfolder='x')", "give the directory itself"),
     ("Model.from_pretrained(TINY, dtype='float32', torch_dtype='float32')", "two names of one thing"),
     ("Model.from_pretrained(TINY, devicemap='auto')", "did you mean 'device_map'"),
-    ("model.train()", "videollava finetune"),
+    ("Model.from_pretrained(TINY, config=config)", "config was changed to what the weights do not fit"),
+    ("Model.from_pretrained(TINY, config=LlamaConfig())", "config: expected a VideoLlavaConfig, got a LlamaConfig"),
     ("model.requires_grad_()", "videollava finetune"),
-    ("model(**inputs, mm_encoder_outputs={'image': 1})", "give the pixels of media"),
     ("model(**inputs, labls=ids)", "unknown argument 'labls'"),
 ]
 
@@ -173,14 +234,16 @@ def test_every_usage(namespace):
                 failed.append(f"{code}: {holds} does not hold, out is {names['out']!r:.200}")
         except Exception as error:
             failed.append(f"{code}: {type(error).__name__}: {error}")
-    for code, words in REFUSED:
+    for code, words in (*REFUSED, *MISTAKES):
         try:
             exec(code, dict(namespace))
             failed.append(f"{code}: nothing was raised")
         except (ValueError, TypeError) as error:
             if words not in str(error):
                 failed.append(f"{code}: {error}")
-    print(f"{len(HOLDS) + len(REFUSED)} usages of the model, {len(REFUSED)} of them refused by name")
+    print(
+        f"{len(HOLDS) + len(REFUSED)} usages of the model, {len(REFUSED)} of them refused by name; {len(MISTAKES)} mistakes"
+    )
     assert not failed, "\n".join(failed)
 
 

@@ -19,8 +19,11 @@ from jax.typing import ArrayLike
 
 from videollava_jax.config import ModelConfig
 from videollava_jax.face import forward_arguments
+from videollava_jax.face.base_model import OfAWhole, VideoLlavaModel
 from videollava_jax.face.cache import DynamicCache
+from videollava_jax.face.named_parts import head_of
 from videollava_jax.face.output import VideoLlavaOutput
+from videollava_jax.face.parts import Part
 from videollava_jax.face.pretrained import PreTrained, one_of
 from videollava_jax.face.saving import save_into, shard_bytes
 from videollava_jax.generation.asked import Criterion
@@ -70,8 +73,23 @@ class VideoLlavaForConditionalGeneration(PreTrained):
             drawn = VideoLlava(model_config, dtype=jnp.float32, rngs=nnx.Rngs(params=seed))
             parameters = named_parameters(nnx.state(drawn))
         super().__init__(model_config, parameters, generation_config, mesh=mesh, quantization=quantization)
-        if not isinstance(config, (ModelConfig, Mapping)):
-            self._config = config
+        self._keep(config)
+
+    @property
+    def model(self) -> VideoLlavaModel:
+        """The model without its head, with the same parameters."""
+        return OfAWhole(self)
+
+    base_model = model
+
+    @property
+    def lm_head(self) -> Part:
+        """The head; called with hidden states [..., D]."""
+        return head_of(self)
+
+    def can_generate(self) -> bool:
+        """Returns True."""
+        return True
 
     @property
     def generation_config(self) -> Any:
@@ -234,7 +252,7 @@ class VideoLlavaForConditionalGeneration(PreTrained):
         output = VideoLlavaOutput(
             loss, logits, found.past, found.hidden_states, found.attentions, found.image, found.video
         )
-        return output.to_tuple() if return_dict is False else output
+        return self._as_asked(output, return_dict)
 
     forward = __call__
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,10 +26,8 @@ _REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "subfolder": (("",), "give the directory itself as the model's path"),
     "variant": ((), "give a directory with the files of that variant"),
     "proxies": (({},), "set HTTPS_PROXY in the environment, which the hub's client reads"),
-    "config": ((), "the configuration is read from the checkpoint; change its config.json"),
     "state_dict": ((), "expected a directory; VideoLlavaForConditionalGeneration(config, parameters) takes arrays"),
     "adapter_kwargs": (({},), "merge the adapter first: videollava convert ADAPTER OUT --base MODEL"),
-    "output_loading_info": ((False,), "tensors that miss or are left over are an error that lists them"),
     "ignore_mismatched_sizes": ((False,), "shapes that do not fit are an error that lists them"),
     "from_tf": ((False,), "expected safetensors, .bin files or an Orbax directory"),
     "from_flax": ((False,), "expected safetensors, .bin files or an Orbax directory"),
@@ -43,7 +42,7 @@ def sort(given: Mapping[str, Any]) -> dict[str, Any]:
       TypeError: an unknown argument.
       ValueError: one that asks for what is not done.
     """
-    known = (*_HUB, *_OWN, *_HINTS, *_REFUSED, "dtype", "torch_dtype")
+    known = (*_HUB, *_OWN, *_HINTS, *_REFUSED, "dtype", "torch_dtype", "config", "output_loading_info")
     for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -57,6 +56,23 @@ def sort(given: Mapping[str, Any]) -> dict[str, Any]:
     if len(dtypes) > 1:
         raise ValueError("dtype and torch_dtype are two names of one thing: give one of them")
     return {**found, "dtype": dtype_of(next(iter(dtypes.values()), None))}
+
+
+def configuration(given: Any) -> Any:
+    """Returns transformers' configuration object of what was given as `config`: that object, a dictionary, or a path.
+
+    Raises:
+      ValueError: none of these.
+    """
+    from videollava_jax.face.config import VideoLlavaConfig  # transformers loads slowly
+
+    if isinstance(given, (str, os.PathLike)):
+        return VideoLlavaConfig.from_pretrained(given)
+    if isinstance(given, Mapping):
+        return VideoLlavaConfig.from_dict(dict(given))
+    if getattr(given, "model_type", None) != "video_llava":
+        raise ValueError(f"config: expected a VideoLlavaConfig, got a {type(given).__name__}")
+    return given
 
 
 def dtype_of(value: Any) -> Any:

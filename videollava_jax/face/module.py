@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+import numpy as np
 
 from videollava_jax.config import ModelConfig
+from videollava_jax.face.embeddings import resized
 from videollava_jax.face.model_loading import dtype_of
+from videollava_jax.face.named_parts import EMBEDDING, Decoder, Tower, head_of
+from videollava_jax.face.parameters import FINE_TUNE, Parameter, Parameters
+from videollava_jax.face.parts import Part
 from videollava_jax.generation.loaded import LoadedModel
-from videollava_jax.model.video_llava import parameter_shapes, structure, with_parameters
+from videollava_jax.model.sharding import Placement, put
+from videollava_jax.model.video_llava import (
+    named_parameters,
+    parameter,
+    parameter_shapes,
+    structure,
+    with_parameters,
+)
 
 _EMBEDDING, _HEAD = "language_model.embed_tokens.weight", "lm_head.weight"
-_FINE_TUNE = "this model answers; fine-tune with `videollava finetune` (docs/training.md)"
+_ADAPTERS = "merge the adapter into a checkpoint: videollava convert ADAPTER OUT --base MODEL"
+_HOOKS = "model(…, output_hidden_states=True, output_attentions=True) gives what layers compute"
+_NOT_HERE: Mapping[str, str] = {
+    **dict.fromkeys(("load_adapter", "add_adapter", "set_adapter", "enable_adapters", "disable_adapters"), _ADAPTERS),
+    **dict.fromkeys(("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"), _HOOKS),
+    "enable_input_require_grads": FINE_TUNE,
+    "quantize": 'expected quantization="int8" in from_pretrained',
+}
+"""Methods of torch's and transformers' models, and what to do instead."""
 
 
-@dataclass(frozen=True)
-class Weight:
-    """An embedding or a head.
+class Unfit(NamedTuple):
+    """Names that do not fit a model: parameters that it misses, and what is none of its parameters."""
 
-    Attributes:
-      weight: [V, D].
-    """
-
-    weight: jax.Array
-
-    def __call__(self, ids: ArrayLike) -> jax.Array:
-        """Returns the rows [..., D] of token ids."""
-        return jnp.take(self.weight, jnp.asarray(ids), axis=0)
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class Module(LoadedModel):
@@ -54,9 +65,9 @@ class Module(LoadedModel):
             from videollava_jax.face.config import from_model_config, of_checkpoint  # transformers loads slowly
 
             if self.directory is None:
-                self._config = from_model_config(self._model_config)
+                self._config = from_model_config(self._stated())
             else:
-                self._config = of_checkpoint(self.directory, self._model_config)
+                self._config = of_checkpoint(self.directory, self._stated())
             self._config._name_or_path = self.name_or_path
         return self._config
 
@@ -93,11 +104,19 @@ class Module(LoadedModel):
     def graph(self, value: Any) -> None:
         self._graph = value
 
+    def _core(self, config: ModelConfig) -> ModelConfig:
+        """The core's configuration of what `config` says."""
+        return config
+
+    def _stated(self) -> ModelConfig:
+        """What `config` says, of the core's configuration."""
+        return self._model_config
+
     def _follow_config(self) -> None:
         """Takes over what was changed in `config` since the last call."""
         if self._config is None:
             return
-        wanted = ModelConfig.from_hf(self._config)
+        wanted = self._core(ModelConfig.from_hf(self._config))
         if wanted == self._model_config:
             return
         now, then = parameter_shapes(self._model_config), parameter_shapes(wanted)
@@ -157,7 +176,7 @@ class Module(LoadedModel):
           ValueError: `mode` is true.
         """
         if mode:
-            raise ValueError(f"train: {_FINE_TUNE}")
+            raise ValueError(f"train: {FINE_TUNE}")
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
@@ -167,11 +186,27 @@ class Module(LoadedModel):
           ValueError: gradients are asked for.
         """
         if requires_grad:
-            raise ValueError(f"requires_grad_: {_FINE_TUNE}")
+            raise ValueError(f"requires_grad_: {FINE_TUNE}")
         return self
 
-    def tie_weights(self) -> None:
-        """Does nothing: a tied head is the embedding."""
+    def gradient_checkpointing_enable(self, *arguments: Any, **named: Any) -> None:
+        """Refuses to train.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError(f"gradient_checkpointing_enable: {FINE_TUNE}")
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Does nothing: the model never trains."""
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """False."""
+        return False
+
+    def compile(self, *arguments: Any, **named: Any) -> None:
+        """Does nothing: programs are compiled by XLA."""
 
     def _cast(self, dtype: Any) -> Self:
         """Casts all floating-point parameters but the scales of int8 weights, in place."""
@@ -179,18 +214,64 @@ class Module(LoadedModel):
             name: value if value.dtype == jnp.int8 or name.endswith("_scale") else value.astype(dtype)
             for name, value in self.parameters.items()
         }
-        self.state = with_parameters(self.state, parameters)
+        self.set_parameters(parameters)
         return self
 
     # ── weights ──
 
+    @property
+    def parameters(self) -> Parameters:
+        """Every parameter by its name; called, as torch's `parameters()` is, each one in turn."""
+        return Parameters(self, named_parameters(self.state).items())
+
+    def parameter(self, name: str) -> jax.Array:
+        """Returns a parameter by the core's name."""
+        return parameter(self.state, name)
+
+    def set_parameters(self, values: dict[str, jax.Array]) -> None:
+        """Sets parameters by the core's names, to arrays of their shapes on their devices."""
+        self.state = with_parameters(self.state, {**self.parameters, **values})
+
     def state_dict(self) -> dict[str, jax.Array]:
         """Returns all parameters by the names that transformers 5 gives them."""
-        return {name if name == _HEAD else f"model.{name}": value for name, value in self.parameters.items()}
+        return {self._outside(name): value for name, value in self.parameters.items()}
 
-    def named_parameters(self) -> Iterator[tuple[str, jax.Array]]:
-        """Yields the items of `state_dict`."""
-        yield from self.state_dict().items()
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Unfit:
+        """Sets parameters by the names of `state_dict()`, or by the core's.
+
+        Args:
+          state_dict: arrays of any library, cast to the dtypes of the parameters.
+          strict: whether names that miss or are left over are an error.
+
+        Returns:
+          These names.
+
+        Raises:
+          ValueError: an array of another shape, or names that do not fit. Nothing is set then.
+        """
+        names = {self._outside(name): name for name in self.parameters}
+        names |= {name: name for name in self.parameters}
+        found = {names[name]: value for name, value in state_dict.items() if name in names}
+        missing = [self._outside(name) for name in self.parameters if name not in found]
+        unfit = Unfit(missing, [name for name in state_dict if name not in names])
+        if strict and any(unfit):
+            raise ValueError(
+                f"load_state_dict: {len(unfit.missing_keys)} parameters are missing, such as {unfit.missing_keys[:1]}, "
+                f"and {len(unfit.unexpected_keys)} names are unknown, such as {unfit.unexpected_keys[:1]}"
+            )
+        self.set_parameters({name: self._fitted(name, value) for name, value in found.items()})
+        return unfit
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """Yields every parameter with its name in `state_dict`."""
+        for name in self.parameters:
+            yield (f"{prefix}." if prefix else "") + self._outside(name), Parameter(self, name)
+
+    def named_buffers(self) -> Iterator[tuple[str, Any]]:
+        """Yields nothing: the model has parameters alone."""
+        return iter(())
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Returns the number of parameters; with `exclude_embeddings`, without the embedding of tokens."""
@@ -204,14 +285,159 @@ class Module(LoadedModel):
         """Returns the bytes of all parameters."""
         return sum(value.nbytes for value in self.parameters.values())
 
-    def get_input_embeddings(self) -> Weight:
-        """Returns the embedding of tokens, `.weight` [V, D]."""
-        return Weight(self.parameters[_EMBEDDING])
+    def get_parameter(self, target: str) -> Parameter:
+        """Returns a parameter by its name in `state_dict`.
 
-    def get_output_embeddings(self) -> Weight:
+        Raises:
+          ValueError: no such parameter.
+        """
+        found = dict(self.named_parameters()).get(target)
+        if found is None:
+            raise ValueError(f"no parameter {target!r}: named_parameters() yields their names")
+        return found
+
+    def _outside(self, name: str) -> str:
+        """Transformers' name of a parameter."""
+        return name if name == _HEAD else f"model.{name}"
+
+    def _fitted(self, name: str, value: Any) -> jax.Array:
+        """An array of any library as the value of a parameter.
+
+        Raises:
+          ValueError: another shape.
+        """
+        now, given = self.parameter(name), np.asarray(getattr(value, "weight", value))
+        if given.shape != now.shape:
+            more = ": resize_token_embeddings changes the vocabulary" if name in (_EMBEDDING, _HEAD) else ""
+            raise ValueError(f"{self._outside(name)}: expected {list(now.shape)}, got {list(given.shape)}{more}")
+        return put(given.astype(now.dtype), now.sharding)
+
+    # ── its vocabulary ──
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return self.model_config.text_config.vocab_size
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Sets the embedding of tokens, to an array [V, D] or what has one as `weight`.
+
+        Raises:
+          ValueError: another shape.
+        """
+        self.set_parameters({_EMBEDDING: self._fitted(_EMBEDDING, value)})
+
+    def set_output_embeddings(self, value: Any) -> None:
+        """Sets the head, or the embedding where the two are tied, to an array [V, D] or what has one as `weight`.
+
+        Raises:
+          ValueError: another shape.
+        """
+        name = _HEAD if _HEAD in self.parameters else _EMBEDDING
+        self.set_parameters({name: self._fitted(name, value)})
+
+    def tie_weights(self) -> None:
+        """Does nothing: a tied head is the embedding."""
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+        *,
+        seed: int = 0,
+    ) -> Any:
+        """Changes the number of tokens, of the embedding, the head and `config`.
+
+        Args:
+          new_num_tokens: rows; None for as many as there are.
+          pad_to_multiple_of: rounds them up.
+          mean_resizing: draws new rows around the mean of the old ones, as transformers does; False draws them from
+            N(0, initializer_range²).
+          seed: of the draws, which are not torch's.
+
+        Returns:
+          The embedding.
+
+        Raises:
+          ValueError: not a whole number of at least 1.
+        """
+        for name, value in (("new_num_tokens", new_num_tokens), ("pad_to_multiple_of", pad_to_multiple_of)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        rows = int(self.vocab_size if new_num_tokens is None else new_num_tokens)
+        rows += -rows % int(pad_to_multiple_of or 1)
+        if rows != self.vocab_size:
+            self._resize(rows, mean_resizing, seed)
+        return self.get_input_embeddings()
+
+    def _resize(self, rows: int, mean: bool, seed: int) -> None:
+        text, parameters = self.config.text_config, self.parameters
+        std = float(getattr(self.config, "initializer_range", None) or text.initializer_range)
+        config = dataclasses.replace(
+            self._model_config, text_config=dataclasses.replace(self._model_config.text_config, vocab_size=rows)
+        )
+        placement = None if self.placement is None else Placement(config, self.placement.mesh)
+        values = {}
+        for i, name in enumerate(name for name in (_EMBEDDING, _HEAD) if name in parameters):
+            weight_VD = resized(parameters[name], rows, mean=mean, std=std, seed=seed + i)
+            old = parameters[name].sharding
+            values[name] = put(weight_VD, old if placement is None else placement.parameter(name, weight_VD.shape))
+        text.vocab_size = rows
+        self._model_config, self.placement = config, placement
+        self._graph, state = structure(config, self.quantization)
+        self.state = with_parameters(state, {**parameters, **values})
+
+    # ── its parts ──
+
+    @property
+    def language_model(self) -> Decoder:
+        """The decoder."""
+        return Decoder(self)
+
+    @property
+    def multi_modal_projector(self) -> Part:
+        """The projector; called with features of a tower [..., width]."""
+        return Part(self, "multi_modal_projector")
+
+    @property
+    def image_tower(self) -> Tower:
+        """The tower of images; called with pixels [N, 3, S, S]."""
+        return Tower(self, "image_tower")
+
+    @property
+    def video_tower(self) -> Tower:
+        """The tower of videos; called with frames [N, 3, S, S]."""
+        return Tower(self, "video_tower")
+
+    def get_decoder(self) -> Decoder:
+        """Returns the decoder."""
+        return self.language_model
+
+    def get_input_embeddings(self) -> Part:
+        """Returns the embedding of tokens, `.weight` [V, D]; called with ids."""
+        return Part(self, EMBEDDING)
+
+    def get_output_embeddings(self) -> Part:
         """Returns the head, `.weight` [V, D]: the embedding where the two are tied."""
-        parameters = self.parameters
-        return Weight(parameters.get(_HEAD, parameters[_EMBEDDING]))
+        return head_of(self)
+
+    def get_submodule(self, target: str) -> Any:
+        """Returns a part by its name, such as "model.language_model.layers.0.mlp".
+
+        Raises:
+          AttributeError: no such part.
+        """
+        part: Any = self
+        for name in target.removeprefix("model.").split(".") if target else ():
+            part = part[int(name)] if name.isdigit() else getattr(part, name)
+        return part
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        instead = _NOT_HERE.get(name, "docs/transformers.md lists what there is")
+        raise AttributeError(f"{type(self).__name__} has no {name!r} here: {instead}")
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:

@@ -75,6 +75,21 @@ class MediaFeatures(_Items):
         )
 
 
+@dataclass(frozen=True)
+class TowerOutput(_Items):
+    """The result of a tower.
+
+    Attributes:
+      last_hidden_state: [N, 1 + patches, D] behind the last layer.
+      pooler_output: [N, D], its class token normalised by `post_layernorm`.
+      hidden_states: layers + 1 × [N, 1 + patches, D]; None unless asked for.
+    """
+
+    last_hidden_state: jax.Array
+    pooler_output: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+
+
 class _Result(_Items):
     """What the results of both classes have, under the names of transformers 5.24 too."""
 

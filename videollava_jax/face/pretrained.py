@@ -11,10 +11,11 @@ from typing import Any, Self
 import numpy as np
 from jax.typing import ArrayLike
 
+from videollava_jax.config import ModelConfig
 from videollava_jax.face import forward_arguments, model_loading
 from videollava_jax.face.forward import Call, Computed, by_frame, run
 from videollava_jax.face.module import Module
-from videollava_jax.face.output import MediaFeatures
+from videollava_jax.face.output import MediaFeatures, VideoLlavaModelOutput, VideoLlavaOutput
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.inputs import features_of
 from videollava_jax.model.video_llava import parameter_shapes, structure
@@ -34,13 +35,27 @@ class PreTrained(Module):
             "int8" or "w8a8". `verify`, "full", "fast" or "off": how a directory with a manifest is checked against it.
             `revision`, `token`, `cache_dir`, `local_files_only` and `force_download` for the hub. Further arguments of
             transformers that say where and how torch loads (`device_map`, `low_cpu_mem_usage`, …) are accepted.
+            `config`, transformers' object, in place of the checkpoint's, as far as the weights fit it.
+
+        Returns:
+          The model; with `output_loading_info=True`, it and a dictionary of tensors that miss or are left over: none.
 
         Raises:
           TypeError: an unknown argument.
           ValueError: no such checkpoint, tensors that do not fit its configuration (all are listed), or an argument
             that asks for what is not done.
         """
-        return cls.load(pretrained_model_name_or_path, **model_loading.sort(kwargs))
+        model = cls.load(pretrained_model_name_or_path, **model_loading.sort(kwargs))
+        if kwargs.get("config") is not None:
+            model.config = model_loading.configuration(kwargs["config"])
+        # Whatever does not fit was an error.
+        info: dict[str, list[str]] = {
+            "missing_keys": [],
+            "unexpected_keys": [],
+            "mismatched_keys": [],
+            "error_msgs": [],
+        }
+        return (model, info) if kwargs.get("output_loading_info") else model  # type: ignore[return-value]
 
     def get_image_features(
         self,
@@ -126,6 +141,14 @@ class PreTrained(Module):
         )
         model = self._selecting(known.get("vision_feature_layer"), known.get("vision_feature_select_strategy"))
         return run(model, call, keep)
+
+    def _keep(self, config: Any) -> None:
+        """Keeps transformers' configuration that the model was made of: `config` is that object from then on."""
+        if not isinstance(config, (ModelConfig, Mapping)):
+            self._config = config
+
+    def _as_asked(self, output: VideoLlavaOutput | VideoLlavaModelOutput, return_dict: bool | None) -> Any:
+        return output if self._said({"return_dict": return_dict}, "return_dict", True) else output.to_tuple()
 
     def _said(self, given: Mapping[str, Any], name: str, default: bool) -> bool:
         """An argument that is true or false: as given, else as `config` has it, where that was asked for."""

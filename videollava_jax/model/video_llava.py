@@ -322,6 +322,19 @@ def named_parameters(state: State) -> dict[str, jax.Array]:
     return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
+def parameter(state: State, name: str) -> jax.Array:
+    """Returns one of `named_parameters`, without looking at the others.
+
+    Raises:
+      KeyError: no such parameter.
+    """
+    node: Any = state
+    for key in name.split("."):
+        node = node[int(key) if key.isdigit() else key]
+    found: jax.Array = node.get_value()
+    return found
+
+
 @lru_cache(maxsize=16)
 def structure(config: ModelConfig, quantization: Quantization | None = None) -> tuple[Any, State]:
     """Returns the module's structure, which compiled functions take, and its state with shapes for parameters.
