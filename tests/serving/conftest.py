@@ -14,6 +14,7 @@ from videollava_jax.assets import MEDIA
 from videollava_jax.batch.media.isolation import IsolatedReader, WorkerLimits
 from videollava_jax.engine import Engine
 from videollava_jax.serving.app import create_app
+from videollava_jax.serving.metrics import MeasuredReader
 from videollava_jax.serving.run import Running, listen
 from videollava_jax.serving.settings import Settings
 
@@ -56,6 +57,8 @@ def serving(session, processor, settings, reader=None):
         thread = threading.Thread(target=lambda: asyncio.run(running.serve([bound])), name="server")
         thread.start()
         try:
+            while not running.started and thread.is_alive():
+                time.sleep(0.005)
             yield Served(url, running, app.server, said)
         finally:
             running.should_exit = True
@@ -82,9 +85,10 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="session")
 def served(tiny_model, tiny_processor, reader, settings):
     """The shared server, ready. Its sizes are those of tests/engine/test_session.py: the same programs are compiled."""
-    engine = Engine(tiny_model, tiny_processor, max_rows=8, reader=reader)
+    measured = MeasuredReader(reader)
+    engine = Engine(tiny_model, tiny_processor, max_rows=8, reader=measured)
     session = engine.session(rows=4, longest_answer=LONGEST_ANSWER)
-    with serving(session, tiny_processor, settings, reader) as made:
+    with serving(session, tiny_processor, settings, measured) as made:
         ends = time.monotonic() + 300
         while not any(record["state"] == "ready" for record in made.said) and time.monotonic() < ends:
             time.sleep(0.05)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from videollava_jax.batch.media.isolation import IsolatedReader
     from videollava_jax.engine.session import Session
     from videollava_jax.processing.processor import VideoLlavaProcessor
+    from videollava_jax.serving.metrics import MeasuredReader
     from videollava_jax.serving.settings import Settings
 
 KEY = "VIDEOLLAVA_API_KEY"
@@ -149,11 +150,11 @@ def serve(arguments: argparse.Namespace) -> None:
     socket = listen(arguments.host, arguments.port)
     with socket:
         path, processor = open_processor(arguments)
-        reader, session = _session(arguments, path, processor)
+        reader, measured, session = _session(arguments, path, processor)
         settings = _settings(arguments, path, processor, key)
         said = print_json if arguments.json else _say
         try:
-            failed = run(session, processor, settings, socket, reader=reader, said=said, page=arguments.open)
+            failed = run(session, processor, settings, socket, reader=measured, said=said, page=arguments.open)
         finally:
             reader.close()
     if failed is not None:
@@ -174,11 +175,12 @@ def _say(record: dict[str, Any]) -> None:
 
 def _session(
     arguments: argparse.Namespace, path: str | Path, processor: VideoLlavaProcessor
-) -> tuple[IsolatedReader, Session]:
+) -> tuple[IsolatedReader, MeasuredReader, Session]:
     from videollava_jax.batch.media.isolation import IsolatedReader
     from videollava_jax.engine import Engine
     from videollava_jax.generation.loaded import LoadedModel
     from videollava_jax.model.sharding import make_mesh
+    from videollava_jax.serving.metrics import MeasuredReader
 
     model = LoadedModel.load(
         path,
@@ -187,6 +189,7 @@ def _session(
         quantization="int8" if arguments.int8_weights else None,
     )
     reader = IsolatedReader(processor, worker_limits(arguments))
+    measured = MeasuredReader(reader)
     engine = Engine(
         model,
         processor,
@@ -194,7 +197,7 @@ def _session(
         memory=arguments.memory,
         int8_cache=arguments.int8_cache,
         readers=arguments.workers,
-        reader=reader,
+        reader=measured,
         on_sizes=lambda line: print(line, file=sys.stderr, flush=True),
     )
     session = engine.session(
@@ -203,7 +206,7 @@ def _session(
         longest_answer=arguments.longest_answer,
         rows=arguments.rows,
     )
-    return reader, session
+    return reader, measured, session
 
 
 def _most_frames(arguments: argparse.Namespace) -> int:

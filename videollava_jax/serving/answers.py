@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from videollava_jax.engine.request import Result
+from videollava_jax.engine.request import Result, Scored, TokenLogprob
+from videollava_jax.media import Frames
 
 PING = b": ping\n\n"
 """A comment in a stream of events, which clients ignore."""
@@ -30,11 +31,13 @@ class Completion:
     Attributes:
       model: its name.
       tokenizer: of the processor, for the texts of single tokens.
+      specials: ids of the tokenizer's special tokens.
       logprobs: whether log-probabilities were asked for.
     """
 
     model: str
     tokenizer: Any
+    specials: frozenset[int] = frozenset()
     logprobs: bool = False
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -45,7 +48,7 @@ class Completion:
             {
                 "index": index,
                 "message": {"role": "assistant", "content": result.text, "refusal": None},
-                "logprobs": None,
+                "logprobs": self._logprobs(result.logprobs),
                 "finish_reason": result.finish_reason,
             }
             for index, result in enumerate(results)
@@ -56,7 +59,7 @@ class Completion:
         """Returns the first chunk of an answer: its role."""
         return self._chunk(index, {"role": "assistant", "content": ""}, None)
 
-    def piece(self, index: int, text: str, logprobs: Sequence[Any]) -> bytes:
+    def piece(self, index: int, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
         """Returns a chunk of an answer's text, with the tokens that have come with it."""
         return self._chunk(index, {"content": text}, None, logprobs)
 
@@ -69,7 +72,7 @@ class Completion:
         return event({**self._head("chat.completion.chunk"), "choices": [], "usage": usage(results)})
 
     def _chunk(
-        self, index: int, delta: dict[str, Any], reason: str | None, logprobs: Sequence[Any] = (), **more: Any
+        self, index: int, delta: dict[str, Any], reason: str | None, logprobs: Sequence[TokenLogprob] = (), **more: Any
     ) -> bytes:
         choice = {"index": index, "delta": delta, "finish_reason": reason}
         choice["logprobs"] = self._logprobs(logprobs) if logprobs else None
@@ -78,7 +81,7 @@ class Completion:
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _logprobs(self, given: Sequence[Any]) -> dict[str, Any] | None:
+    def _logprobs(self, given: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
         content = [
@@ -87,6 +90,7 @@ class Completion:
                 "top_logprobs": [self._token(token, logprob) for token, logprob in each.top],
             }
             for each in given
+            if each.token_id not in self.specials  # the end of an answer is none of its text
         ]
         return {"content": content, "refusal": None}
 
@@ -108,6 +112,30 @@ def token_bytes(tokenizer: Any, token_id: int) -> bytes:
     return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode("utf-8", "replace")
 
 
+def score_record(model: str, choices: Sequence[str], scored: Scored) -> dict[str, Any]:
+    """Returns how likely choices are, the most likely one's number, and what the prompt took."""
+    rows = zip(choices, scored.log_likelihoods, scored.tokens, scored.greedy, strict=True)
+    prompt = scored.prompt_tokens
+    return {
+        "id": f"score-{secrets.token_hex(12)}",
+        "object": "score",
+        "created": int(time.time()),
+        "model": model,
+        "data": [
+            {"index": i, "choice": choice, "log_likelihood": likelihood, "tokens": tokens, "greedy": greedy}
+            for i, (choice, likelihood, tokens, greedy) in enumerate(rows)
+        ],
+        "best": scored.best,
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": 0,
+            "total_tokens": prompt,
+            "prompt_tokens_details": {"cached_tokens": scored.cached_tokens},
+        },
+        **frames_of(scored),
+    }
+
+
 def usage(results: Sequence[Result]) -> dict[str, Any]:
     """Returns the numbers of tokens of one request: its prompt once, and all its answers."""
     prompt, written = results[0].prompt_tokens, sum(len(result.token_ids) for result in results)
@@ -115,16 +143,16 @@ def usage(results: Sequence[Result]) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": written,
         "total_tokens": prompt + written,
-        "prompt_tokens_details": {"cached_tokens": min(getattr(result, "cached_tokens", 0) for result in results)},
+        "prompt_tokens_details": {"cached_tokens": min(result.cached_tokens for result in results)},
     }
 
 
-def frames_of(result: Any) -> dict[str, Any]:
+def frames_of(result: Result | Scored) -> dict[str, Any]:
     """Returns which frames of videos the model saw, as `videos`; nothing where there are none."""
-    return {"videos": [frames_record(frames) for frames in result.frames]} if getattr(result, "frames", ()) else {}
+    return {"videos": [frames_record(frames) for frames in result.frames]} if result.frames else {}
 
 
-def frames_record(frames: Any) -> dict[str, Any] | None:
+def frames_record(frames: Frames | None) -> dict[str, Any] | None:
     """Returns the numbers and seconds of a video's frames; None of a video that is no file of frames in time."""
     if frames is None:
         return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
-from videollava_jax.engine.request import Request
+from videollava_jax.engine.request import Request, Scored, TokenLogprob
 from videollava_jax.engine.session import QueueFull, Session, SessionClosed
 from videollava_jax.engine.tickets import Ticket
 from videollava_jax.serving.errors import TOO_MANY, UNAVAILABLE, ApiError, of_cause
@@ -35,7 +35,7 @@ class Written:
 
     index: int
     text: str = ""
-    logprobs: tuple[Any, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     result: Any = None
 
 
@@ -67,20 +67,36 @@ class Asking:
         self._closed = False
         self._ends = time.monotonic() + desk.settings.request_timeout
 
-    async def submit(self, requests: Sequence[Request], *, pieces: bool) -> None:
+    async def submit(self, requests: Sequence[Request], *, pieces: bool, media_there: Callable[[], None]) -> None:
         """Gets the media and gives the requests to the engine.
 
         Args:
           requests: about the same media.
           pieces: whether answers are wanted while they are written.
+          media_there: called when the media are files.
 
         Raises:
           ApiError: the media cannot be had, or the engine takes no more requests.
         """
         first = await self._in(self._desk.fetching, self._held.fill, requests[0])
+        media_there()
         media = {"conversation": first.conversation, "images": first.images, "videos": first.videos}
         for index, request in enumerate(requests):
             await self._in(self._desk.submitting, self._submit, index, request, media, pieces)
+
+    async def score(self, request: Request) -> Scored:
+        """Returns the likelihoods of a request's choices.
+
+        Raises:
+          ApiError: they cannot be had.
+        """
+        whole = await self._in(self._desk.fetching, self._held.fill, request)
+        await self._in(self._desk.submitting, self._add, 0, functools.partial(self._desk.session.score, whole))
+        async for part in self.written():
+            assert part is not None
+            scored: Scored = part.result
+            return scored
+        raise AssertionError("a request has one result")
 
     async def written(self, seconds: float | None = None) -> AsyncIterator[Written | None]:
         """Yields the parts of the answers as they come; None whenever none has come for `seconds`.
@@ -125,6 +141,8 @@ class Asking:
     def _submit(self, index: int, request: Request, media: dict[str, Any], pieces: bool) -> None:
         whole = dataclasses.replace(request, **media)
         calls: dict[str, Any] = {"on_text": self._passer(index, "text")} if pieces else {}
+        if pieces and request.logprobs is not None:
+            calls["on_tokens"] = self._passer(index, "logprobs")
         self._add(index, functools.partial(self._desk.session.submit, whole, **calls))
 
     def _add(self, index: int, submit: Callable[..., Ticket[Any]]) -> None:

@@ -44,6 +44,12 @@ class Upload:
     expires: float
     pin: Any = None
 
+    def unpin(self) -> None:
+        """Lets its prefix go."""
+        if self.pin is not None:
+            self.pin.release()
+            self.pin = None
+
     def record(self) -> dict[str, Any]:
         """Returns it as OpenAI's clients read it, and its kind."""
         return {
@@ -189,6 +195,5 @@ class Uploads:
             self._drop(file)
 
     def _drop(self, file: Upload) -> None:
-        if file.pin is not None:
-            file.pin.release()
+        file.unpin()
         self._spool.release(file.path)

@@ -8,7 +8,7 @@ import hmac
 import ipaddress
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,13 +30,14 @@ class Guard:
     another host) or under a name of its own that it points to this machine (`Host` is then that name).
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, max_upload: int):
+    def __init__(self, app: ASGIApp, settings: Settings, max_upload: int, refused: Callable[[ApiError], None]):
         """Wraps an app.
 
         Args:
           max_upload: bytes of the body of an upload.
+          refused: called with the error of each request that is turned away.
         """
-        self._app, self._settings, self._max_upload = app, settings, max_upload
+        self._app, self._settings, self._max_upload, self._refused = app, settings, max_upload, refused
         self._key = None if settings.api_key is None else settings.api_key.encode()
         self._names = frozenset(
             name.lower() for name in ("localhost", socket.gethostname(), *settings.public_names) if name
@@ -58,6 +59,7 @@ class Guard:
             if length.isdecimal() and int(length) > limit:
                 raise too_large(limit)
         except ApiError as error:
+            self._refused(error)
             return await send_error(error, send)
         return await self._app(scope, _limited(receive, limit), send)
 

@@ -25,6 +25,7 @@ class Lifecycle:
     Attributes:
       state: what the server does now.
       open: answers that were asked for and not given.
+      body_bytes: of the bodies of open requests.
       refused: requests that were turned away, by the reason.
     """
 
@@ -32,7 +33,7 @@ class Lifecycle:
         self._settings = settings
         self.state = State.STARTING
         self.open = 0
-        self._body_bytes = 0
+        self.body_bytes = 0
         self.refused: dict[str, int] = {"starting": 0, "draining": 0, "failed": 0, "queue_full": 0, "bodies_full": 0}
 
     def require_ready(self) -> None:
@@ -80,7 +81,7 @@ class Lifecycle:
         Raises:
           ApiError: 429, the bodies of all requests are too large together.
         """
-        if self._body_bytes and self._body_bytes + size > self._settings.max_bodies_bytes:
+        if self.body_bytes and self.body_bytes + size > self._settings.max_bodies_bytes:
             self.refused["bodies_full"] += 1
             raise ApiError(
                 TOO_MANY,
@@ -88,8 +89,8 @@ class Lifecycle:
                 code="bodies_full",
                 retry_after=self._settings.retry_seconds,
             )
-        self._body_bytes += size
+        self.body_bytes += size
         try:
             yield
         finally:
-            self._body_bytes -= size
+            self.body_bytes -= size

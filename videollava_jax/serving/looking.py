@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -12,8 +14,10 @@ from typing import Any, TypeVar
 from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 
+from videollava_jax.engine.request import Request
+from videollava_jax.engine.session import QueueFull, Session, SessionClosed
 from videollava_jax.media import Uniform
 from videollava_jax.processing.segments import Media, MediaKind
 from videollava_jax.serving.answers import frames_record
@@ -29,14 +33,19 @@ _IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 Made = TypeVar("Made")
 
 
+_ANY = {"type": "text", "text": "?"}
+
+
 class Looking:
     """Takes uploads, and reads their frames, in threads that wait for the reader's processes."""
 
-    def __init__(self, reader: Callable[..., Any], uploads: Uploads, settings: Settings):
-        self._reader, self._uploads, self._settings = reader, uploads, settings
+    def __init__(self, reader: Callable[..., Any], uploads: Uploads, session: Session, settings: Settings):
+        self._reader, self._uploads, self._session, self._settings = reader, uploads, session, settings
+        self._pinned: list[Upload] = []
+        self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="look-at-media")
 
-    async def upload(self, request: Request) -> Upload:
+    async def upload(self, request: HttpRequest) -> Upload:
         """Stores the file of a multipart body.
 
         Raises:
@@ -58,7 +67,9 @@ class Looking:
                     raise invalid("the file is empty", "file", "not_media")
                 if file.size > self._uploads.limits.bytes:
                     raise ApiError(413, f"the file is too large: expected at most {self._uploads.limits.bytes} bytes")
-                return await self._in_thread(self._store, file, str(purpose))
+                upload = await self._in_thread(self._store, file, str(purpose))
+                await self._in_thread(self._pin, upload)
+                return upload
             finally:
                 await form.close()
 
@@ -101,6 +112,26 @@ class Looking:
             self._uploads.release(path)
             raise
 
+    def _pin(self, upload: Upload) -> None:
+        """Lets the engine compute the file's prefix before the first question, and keep it while there is room.
+
+        The latest files are kept, in half of the slots: others need some too.
+        """
+        most = self._session.usage.slots // 2
+        if not most:
+            return
+        with self._lock:
+            self._pinned = [each for each in self._pinned if each.pin is not None]
+            too_many = self._pinned[: max(0, len(self._pinned) + 1 - most)]
+        for each in too_many:
+            each.unpin()
+        message = {"role": "user", "content": [{"type": upload.kind, upload.kind: upload.path}, _ANY]}
+        request = Request(id=upload.id, conversation=[message], frame_sampling=self._settings.frame_sampling)
+        with contextlib.suppress(QueueFull, SessionClosed):  # the first question will do
+            upload.pin = self._session.pin(request, timeout=self._settings.request_timeout)
+            with self._lock:
+                self._pinned.append(upload)
+
     def _kind(self, path: str, first: MediaKind) -> MediaKind:
         other: MediaKind = "video" if first == "image" else "image"
         for kind, last in ((first, False), (other, True)):
@@ -121,11 +152,10 @@ class Looking:
 
     def _shown(self, upload: Upload, rule: Any) -> dict[str, Any]:
         read = self._read(upload.path, upload.kind, rule)
-        all_pixels, known = getattr(read, "pixels", read), frames_record(getattr(read, "frames", None))
-        record = known or {"frames": list(range(len(all_pixels))), "seconds": None, "total_frames": len(all_pixels)}
-        times = record["seconds"] or [None] * len(all_pixels)
+        record = frames_record(read.frames) or {"frames": [0], "seconds": None, "total_frames": 1}
+        times = record["seconds"] or [None] * len(read.pixels)
         shown = []
-        for index, seconds, pixels in zip(record["frames"], times, all_pixels, strict=True):
+        for index, seconds, pixels in zip(record["frames"], times, read.pixels, strict=True):
             made = io.BytesIO()
             Image.fromarray(pixels).save(made, "JPEG", quality=85)
             url = "data:image/jpeg;base64," + base64.b64encode(made.getvalue()).decode()

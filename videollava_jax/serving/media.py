@@ -36,6 +36,7 @@ class MediaStore:
         self._fetch = Fetcher(settings.hosts, seconds=min(60.0, settings.request_timeout), attempts=2)
         fetch = self._fetch if settings.hosts else None
         self._resolve = Resolver(self.spool, root=settings.media_root, fetch=fetch, max_bytes=settings.max_medium_bytes)
+        self._max_frames = settings.max_frames
         self._paths_allowed = settings.media_root is not None
 
     def hold(self) -> HeldMedia:
@@ -57,6 +58,14 @@ class MediaStore:
                 "host; the server reads no paths",
                 "messages",
                 "forbidden_source",
+            )
+        frames = source.count(",") if source[:15].lower() == "data:video/jpeg" else 0
+        if frames > self._max_frames:
+            raise invalid(
+                f"a video of {frames} frames does not fit the server's longest prompt: expected at most "
+                f"{self._max_frames}",
+                "messages",
+                "too_long",
             )
         try:
             return kind, self._resolve(kind, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -11,9 +12,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from videollava_jax.batch.forms.fields import described, short
-from videollava_jax.batch.forms.form import DEEPEST, is_deeper
+from videollava_jax.batch.forms.form import DEEPEST
 from videollava_jax.batch.forms.openai import conversation_of, refuse_unsupported
-from videollava_jax.engine.request import Request
+from videollava_jax.engine.request import MOST_LOGPROBS, Request
 from videollava_jax.generation.options import OPENAI_NAMES, from_openai
 from videollava_jax.media import Fps, FrameSampling, Uniform
 from videollava_jax.processing.prompt import parse_conversation
@@ -44,6 +45,8 @@ class ChatBody(msgspec.Struct):
     n: Annotated[int, msgspec.Meta(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MOST_LOGPROBS)] | None = None
     media_io_kwargs: dict[str, Any] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
 
@@ -92,19 +95,26 @@ def parsed_json(raw: bytes) -> dict[str, Any]:
     Raises:
       ApiError: it is not JSON, not an object, or nested too deeply.
     """
+    # Before it is parsed: a parser that runs out of recursion can leave the interpreter's count of it wrong.
+    if raw.count(b"[") + raw.count(b"{") > DEEPEST and _depth(raw) > DEEPEST:
+        raise invalid(f"expected at most {DEEPEST} lists and objects inside each other in the body, got more")
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid(f"the body is not JSON in UTF-8: {_first_line(error)}") from None
-    except RecursionError:
-        body, deep = None, True
-    else:
-        deep = raw.count(b"[") + raw.count(b"{") > DEEPEST and is_deeper(body, DEEPEST)
-    if deep:
-        raise invalid(f"expected at most {DEEPEST} lists and objects inside each other in the body, got more")
     if not isinstance(body, dict):
         raise invalid(f"expected a JSON object as the body, got {described(body)}")
     return body
+
+
+def _depth(raw: bytes) -> int:
+    """How deep lists and objects are inside each other, whatever else is wrong with the text."""
+    deepest = depth = 0
+    for found in re.finditer(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', raw, re.DOTALL):
+        first = raw[found.start()]
+        depth += (first in b"[{") - (first in b"]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def fields_of(body: Mapping[str, Any], kind: type[Body]) -> Body:
@@ -139,6 +149,8 @@ def chat_asked(raw: bytes, settings: Settings, kind_of: KindOf) -> Asked:
     _at_most("n", count, settings.max_answers)
     _at_most("stop", len(options.get("stop_strings", ())), settings.max_stops, "strings")
     _at_most("logit_bias", len(options.get("logit_bias") or ()), settings.max_logit_bias, "tokens")
+    if given.top_logprobs and not given.logprobs:
+        raise invalid("top_logprobs: expected logprobs: true with it", "top_logprobs")
     seed = options.pop("seed", None)
     first = random.getrandbits(32) if seed is None else seed
     one = Request(
@@ -147,6 +159,7 @@ def chat_asked(raw: bytes, settings: Settings, kind_of: KindOf) -> Asked:
         max_new_tokens=options.pop("max_new_tokens", settings.longest_answer),
         frame_sampling=frame_rule(given.media_io_kwargs, given.mm_processor_kwargs, settings),
         options=options,
+        logprobs=(given.top_logprobs or 0) if given.logprobs else None,
     )
     requests = tuple(
         dataclasses.replace(one, id=str(i), seed=(first + i + 2**63) % 2**64 - 2**63) for i in range(count)

@@ -121,10 +121,12 @@ class Running(uvicorn.Server):
         self.failed: str | None = None
         self.when_ready: Callable[[], Any] = lambda: None
         self._signals = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves on sockets, and watches the engine meanwhile."""
+        self._loop = asyncio.get_running_loop()
         watching = asyncio.create_task(self._watch())
         try:
             await super().serve(sockets)
@@ -146,6 +148,11 @@ class Running(uvicorn.Server):
         finally:
             for each in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(each)
+
+    def drain_soon(self) -> None:
+        """Calls `drain` in the thread of the server; any thread may call it."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self.drain)
 
     def drain(self) -> None:
         """Takes no more requests, and ends when those that are open have ended; called again, ends at once."""
@@ -184,12 +191,12 @@ class Running(uvicorn.Server):
             self._lifecycle.state = State.READY
             self._said({"state": "ready", "seconds": time.monotonic() - self._began})
             threading.Thread(target=self.when_ready, name="browser", daemon=True).start()
-        while getattr(self._session, "error", None) is None:
+        while self._session.error is None:
             await asyncio.sleep(0.2)
         if self._lifecycle.state is not State.DRAINING:
             self._lifecycle.state = State.FAILED
             await self._empty(_LAST_WORDS)
-            self._fail(getattr(self._session, "error"))  # noqa: B009
+            self._fail(self._session.error)
 
     def _fail(self, error: BaseException) -> None:
         self._lifecycle.state = State.FAILED

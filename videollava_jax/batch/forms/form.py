@@ -114,12 +114,12 @@ def _json_line(index: int, number: int, raw: bytes) -> Line:
         return Line(index, number, {}, f"not JSON ({error})")
     if not isinstance(value, dict):
         return Line(index, number, {}, f"expected a JSON object, got a {type(value).__name__}")
-    if raw.count(b"[") + raw.count(b"{") > DEEPEST and is_deeper(value, DEEPEST):
+    if raw.count(b"[") + raw.count(b"{") > DEEPEST and _is_deeper(value, DEEPEST):
         return Line(index, number, {}, f"expected at most {DEEPEST} lists and objects inside each other, got more")
     return Line(index, number, value)
 
 
-def is_deeper(value: Any, depth: int) -> bool:
+def _is_deeper(value: Any, depth: int) -> bool:
     """Returns whether a JSON value has lists and objects inside each other, more than `depth` levels of them."""
     level = [value]
     for _ in range(depth):

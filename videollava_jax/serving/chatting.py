@@ -1,0 +1,240 @@
+"""Paths that need the engine: chat completions whole and streamed, scores of choices, numbers of tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from videollava_jax.media import Uniform
+from videollava_jax.processing.given_media import known_frames
+from videollava_jax.processing.processor import VideoLlavaProcessor
+from videollava_jax.processing.prompt import parse_conversation, render
+from videollava_jax.processing.segments import MediaKind
+from videollava_jax.serving.answers import END, PING, Completion, event, score_record
+from videollava_jax.serving.asking import Asking, Desk
+from videollava_jax.serving.errors import ApiError, invalid
+from videollava_jax.serving.guards import send_json
+from videollava_jax.serving.lifecycle import Lifecycle
+from videollava_jax.serving.metrics import Metrics, Stopwatch
+from videollava_jax.serving.protocol import (
+    Asked,
+    TokenizeBody,
+    chat_asked,
+    conversation,
+    fields_of,
+    parsed_json,
+    require_model,
+    score_asked,
+)
+
+Made = TypeVar("Made")
+Answer = Callable[[bytes, Send], Coroutine[Any, Any, None]]
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_LARGE = 2**18
+"""Bytes of a body whose reading would keep other requests waiting."""
+_TEXT = 16
+"""How many times the positions of the model a text may have tokens, whose number is asked for."""
+
+
+class ClientGone(Exception):
+    """The client has closed its connection."""
+
+
+class Chatting:
+    """What is answered by the engine.
+
+    Args:
+      desk: the way to it.
+      lifecycle: whether requests are taken.
+      metrics: counted here.
+      processor: of the model.
+    """
+
+    def __init__(self, desk: Desk, lifecycle: Lifecycle, metrics: Metrics, processor: VideoLlavaProcessor):
+        self._desk, self._lifecycle, self._metrics, self._processor = desk, lifecycle, metrics, processor
+        self._settings = desk.settings
+        self._tokenizer = processor.light_tokenizer
+        self._specials = frozenset(map(self._tokenizer.convert_tokens_to_ids, self._tokenizer.all_special_tokens))
+
+    def endpoint(self, answer: Answer) -> Endpoint:
+        """Returns an endpoint that reads a body, calls a method with it, and stops it when the client has gone."""
+        return Endpoint(answer, self._lifecycle, self._metrics, self._settings.request_timeout)
+
+    async def chat(self, raw: bytes, send: Send) -> None:
+        """Answers a chat completion."""
+        watch = Stopwatch(self._metrics)
+        asked = await _aside(raw, chat_asked, raw, self._settings, self._kind_of)
+        one = asked.requests[0]
+        made = Completion(self._settings.model, self._tokenizer, self._specials, one.logprobs is not None)
+        self._metrics.asked.observe(len(asked.requests))
+        self._metrics.most.observe(one.max_new_tokens)
+        with self._lifecycle.place_for(len(asked.requests)):
+            asking = Asking(self._desk)
+            try:
+                await asking.submit(asked.requests, pieces=asked.stream, media_there=watch.media_there)
+                if asked.stream:
+                    await self._stream(asking, asked, made, send, watch)
+                    return
+                results = {}
+                async for part in asking.written():
+                    if part is not None and part.result is not None:
+                        results[part.index] = part.result
+                        watch.ended(part.result)
+                await send_json(200, made.whole([results[i] for i in range(len(results))]), send)
+            finally:
+                asking.close()
+
+    async def _stream(self, asking: Asking, asked: Asked, made: Completion, send: Send, watch: Stopwatch) -> None:
+        """Sends answers while they are written. An error before the first text has a status of its own."""
+        begun: set[int] = set()
+        started = False
+        results: dict[int, Any] = {}
+
+        async def write(content: bytes) -> None:
+            nonlocal started
+            if not started:
+                started = True
+                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            await send({"type": "http.response.body", "body": content, "more_body": True})
+
+        try:
+            async for part in asking.written(self._settings.ping_seconds):
+                if part is None:
+                    await write(PING)
+                    continue
+                content = b"" if part.index in begun else made.opening(part.index)
+                begun.add(part.index)
+                if part.text or part.logprobs:
+                    watch.text_came()
+                    content += made.piece(part.index, part.text, part.logprobs)
+                if part.result is not None:
+                    results[part.index] = part.result
+                    watch.ended(part.result)
+                    content += made.closing(part.index, part.result)
+                await write(content)
+            if asked.include_usage:
+                await write(made.usage_chunk([results[i] for i in range(len(results))]))
+            await write(END)
+        except ApiError as error:
+            if not started:
+                raise
+            self._metrics.failed(error.status, error.code)
+            await write(event(error.body()))
+        await send({"type": "http.response.body", "body": b""})
+
+    async def score(self, raw: bytes, send: Send) -> None:
+        """Says how likely each of some choices is as the answer to a conversation."""
+        asked = await _aside(raw, score_asked, raw, self._settings, self._kind_of)
+        with self._lifecycle.place_for(1):
+            asking = Asking(self._desk)
+            try:
+                scored = await asking.score(asked)
+            finally:
+                asking.close()
+        await send_json(200, score_record(self._settings.model, asked.choices, scored), send)
+
+    async def tokenize(self, raw: bytes, send: Send) -> None:
+        """Returns the tokens of a text, or of a conversation with its media."""
+        found = await asyncio.to_thread(self._tokens, raw)
+        await send_json(200, found, send)
+
+    def _tokens(self, raw: bytes) -> dict[str, Any]:
+        given = fields_of(parsed_json(raw), TokenizeBody)
+        require_model(given.model, self._settings)
+        if (given.prompt is None) == (given.messages is None):
+            raise invalid("expected a prompt or messages, one of the two")
+        encoder, most = self._processor.encoder, _TEXT * self._settings.max_tokens
+        try:
+            if given.prompt is not None:
+                segments = encoder.encode([given.prompt], most)
+            else:
+                turns = parse_conversation(conversation(given.messages or [], self._kind_of))
+                segments = encoder.encode(render(turns, self._processor.template, True), most)
+        except ValueError as error:
+            raise invalid(str(error), "prompt" if given.messages is None else "messages") from None
+        each = [self._tokens_of(medium.kind, medium.source) for medium in segments.media]
+        ids = segments.expand(each, encoder.media_ids).input_ids.tolist()
+        if given.prompt is not None and given.add_special_tokens is False:
+            ids = [i for i in ids if i not in self._specials]
+        found = {"count": len(ids), "max_model_len": self._settings.max_tokens, "tokens": ids}
+        if given.return_token_strs:
+            found["token_strs"] = [self._tokenizer.convert_ids_to_tokens(i) for i in ids]
+        return found
+
+    def _tokens_of(self, kind: MediaKind, source: Any) -> int:
+        """The tokens of a medium; of a video whose frames its length decides, the most that there can be."""
+        if kind == "image":
+            return self._processor.tokens_per_image
+        rule = self._settings.frame_sampling or Uniform(8)
+        frames = known_frames(source, rule)
+        if frames is None:
+            frames = getattr(rule, "max_frames", self._settings.max_frames)
+        return frames * self._processor.tokens_per_frame
+
+    def _kind_of(self, name: str) -> MediaKind:
+        try:
+            return self._desk.media.uploads.get(name).kind
+        except ApiError as error:
+            raise invalid(error.message, "messages", error.code) from None
+
+
+class Endpoint:
+    """An endpoint that answers a body, and is stopped when its client has gone."""
+
+    def __init__(self, answer: Answer, lifecycle: Lifecycle, metrics: Metrics, seconds: float):
+        self._answer, self._lifecycle, self._metrics, self._seconds = answer, lifecycle, metrics, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request.
+
+        Raises:
+          ApiError: it is not answered.
+        """
+        self._lifecycle.require_ready()
+        request = Request(scope, receive)
+        with self._lifecycle.body_of(int(request.headers.get("content-length") or 0)):
+            try:
+                async with asyncio.timeout(self._seconds):
+                    raw = await request.body()
+                await unless_gone(receive, self._answer(raw, send))
+            except TimeoutError:
+                raise ApiError(408, f"the body was not there within {self._seconds:g} s", code="deadline") from None
+            except (ClientGone, ClientDisconnect):
+                self._metrics.requests("abort").inc()
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine, and cancels it when the client closes its connection.
+
+    Raises:
+      ClientGone: it has.
+    """
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        await working
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _aside(raw: bytes, call: Callable[..., Made], *arguments: Any) -> Made:
+    """Calls a function, in a thread if the body is so long that others would wait."""
+    return await asyncio.to_thread(call, *arguments) if len(raw) > _LARGE else call(*arguments)
