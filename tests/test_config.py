@@ -309,7 +309,10 @@ def test_transformers_object_keeps_the_variant():
     ("make", "message"),
     [
         (lambda: VisionConfig(hidden_size=100), "vision_config: hidden_size 100 does not divide into 16 equal parts"),
-        (lambda: VisionConfig(num_attention_heads=0), "vision_config: hidden_size 1024 does not divide into 0"),
+        (
+            lambda: VisionConfig(num_attention_heads=0),
+            "heads: expected a whole number from 1 to 1024, got 0",
+        ),
         (lambda: VisionConfig(image_size=8), "vision_config: image_size 8 is below patch_size 14"),
         (
             lambda: VisionConfig(hidden_act="mish"),

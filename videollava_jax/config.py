@@ -32,7 +32,48 @@ def _require_divisible(where: str, name: str, value: int, divisor: int) -> None:
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r:.100}")
+
+
+# The smallest and the largest value of each number. The largest are far beyond any model, and keep a damaged or hostile
+# configuration from asking for memory that no machine has.
+_WIDTH, _LAYERS, _HEADS, _SIDE = (1, 2**16), (1, 1024), (1, 1024), (1, 4096)
+_VISION_RANGES = {
+    "hidden_size": _WIDTH,
+    "intermediate_size": (1, 2**18),
+    "num_hidden_layers": _LAYERS,
+    "num_attention_heads": _HEADS,
+    "num_channels": (1, 16),
+    "image_size": _SIDE,
+    "patch_size": _SIDE,
+}
+_TEXT_RANGES = {
+    "vocab_size": (1, 2**24),
+    "hidden_size": _WIDTH,
+    "intermediate_size": (1, 2**18),
+    "num_hidden_layers": _LAYERS,
+    "num_attention_heads": _HEADS,
+    "num_key_value_heads": _HEADS,
+    "head_dim": (2, 4096),
+    "max_position_embeddings": (1, 2**24),
+}
+
+
+def _require_ranges(where: str, config: Any, ranges: Mapping[str, tuple[int, int]]) -> None:
+    """Checks the numbers of a configuration, or of its JSON, where a key may be absent or null."""
+    for name, (least, most) in ranges.items():
+        value = config.get(name) if isinstance(config, Mapping) else getattr(config, name)
+        if value is None and isinstance(config, Mapping):
+            continue
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"{where}.{name}: expected a whole number from {least} to {most}, got {value!r:.100}")
+
+
+def _require_positive(where: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise ValueError(f"{where}.{name}: expected a number above 0, got {value!r:.100}")
 
 
 def poolings(side: int) -> tuple[int, ...]:
@@ -88,10 +129,9 @@ class VisionConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        _require_ranges("vision_config", self, _VISION_RANGES)
+        _require_positive("vision_config", self, "layer_norm_eps")
         _require_divisible("vision_config", "hidden_size", self.hidden_size, self.num_attention_heads)
-        for name in ("image_size", "patch_size"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"vision_config.{name}: expected one number, for squares, got {getattr(self, name)!r}")
         if self.image_size < self.patch_size:
             raise ValueError(f"vision_config: image_size {self.image_size} is below patch_size {self.patch_size}")
         _require_choice("vision_config.hidden_act", self.hidden_act, ACTIVATION_NAMES)
@@ -130,7 +170,7 @@ class RopeScaling:
     def __post_init__(self) -> None:
         _require_choice("rope_scaling", self.kind, get_args(RopeKind))
         if type(self.factor) not in (int, float) or not 1 <= self.factor < math.inf:
-            raise ValueError(f"rope_scaling: expected a factor of at least 1, got {self.factor!r}")
+            raise ValueError(f"rope_scaling: expected a factor of at least 1, got {self.factor!r:.100}")
         object.__setattr__(self, "factor", float(self.factor))
 
 
@@ -157,6 +197,8 @@ class TextConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
+        _require_ranges("text_config", self, _TEXT_RANGES)
+        _require_positive("text_config", self, "rms_norm_eps", "rope_theta")
         _require_divisible("text_config", "num_attention_heads", self.num_attention_heads, self.num_key_value_heads)
         if self.head_dim % 2:
             raise ValueError(f"text_config: rotary embedding needs an even head_dim, got {self.head_dim}")
@@ -227,7 +269,9 @@ class ModelConfig:
         _require_choice("vision_feature_select_strategy", self.vision_feature_select_strategy, get_args(SelectStrategy))
         _require_choice("projector_hidden_act", self.projector_hidden_act, ACTIVATION_NAMES)
         if type(self.temporal_frames) is not int or self.temporal_frames < 1:
-            raise ValueError(f"temporal_frames: expected a whole number of at least 1, got {self.temporal_frames!r}")
+            raise ValueError(
+                f"temporal_frames: expected a whole number of at least 1, got {self.temporal_frames!r:.100}"
+            )
         if self.vision_feature_layer == ():
             raise ValueError("vision_feature_layer: expected one hidden state or several, got none")
         depth = self.vision_config.num_hidden_layers
@@ -342,9 +386,30 @@ class ModelConfig:
             "vision_feature_select_strategy": self.vision_feature_select_strategy,
             "tie_word_embeddings": self.tie_word_embeddings,
         }
-        if self.variant != "hf":
+        if self.variant != "hf" or self.temporal_frames != 8:
             raw |= {key: getattr(self, key) for key in _OWN_KEYS}
         return raw
+
+
+def _check_parts(raw: Mapping[str, Any]) -> None:
+    """Refuses values about which transformers' own errors are KeyErrors, divisions by zero and warnings."""
+    vision, text = raw.get("vision_config"), raw.get("text_config")
+    if isinstance(vision, Mapping):
+        _require_ranges("vision_config", vision, _VISION_RANGES)
+    if isinstance(text, Mapping):
+        _require_ranges("text_config", text, _TEXT_RANGES)
+        for key in ("rope_parameters", "rope_scaling"):
+            read_rope_scaling(text.get(key))
+
+
+def _without_labels(part: Any) -> Any:
+    """Returns a part of the JSON without the labels of classifiers: transformers makes a dictionary of any number."""
+    labels = ("num_labels", "id2label", "label2id")
+    return {key: value for key, value in part.items() if key not in labels} if isinstance(part, Mapping) else part
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _as_json(value: int | tuple[int, ...] | None) -> int | list[int] | None:
@@ -362,7 +427,9 @@ def _read_by_transformers(source: Mapping[str, Any] | Any) -> dict[str, Any]:
         ValueError: not a Video-LLaVA configuration, or one that asks for something this model does not do.
     """
     if isinstance(source, Mapping) and source.get("model_type") != "video_llava":
-        raise ValueError(f"expected a configuration with model_type 'video_llava', got {source.get('model_type')!r}")
+        raise ValueError(
+            f"expected a configuration with model_type 'video_llava', got {source.get('model_type')!r:.100}"
+        )
 
     from huggingface_hub.errors import StrictDataclassError
     from transformers import VideoLlavaConfig as HFVideoLlavaConfig
@@ -372,15 +439,15 @@ def _read_by_transformers(source: Mapping[str, Any] | Any) -> dict[str, Any]:
         own = {key: getattr(source, key) for key in _OWN_KEYS if hasattr(source, key)}
         hf = source
     else:
-        raw = dict(source)
+        raw = {key: _without_labels(value) for key, value in _without_labels(source).items()}
         own = {key: raw.pop(key) for key in _OWN_KEYS if key in raw}
-        if isinstance(raw.get("text_config"), Mapping):  # transformers' own errors about it are KeyErrors and warnings
-            for key in ("rope_parameters", "rope_scaling"):
-                read_rope_scaling(raw["text_config"].get(key))
+        _check_parts(raw)
         try:
             hf = HFVideoLlavaConfig.from_dict(raw)
         except StrictDataclassError as error:
-            raise ValueError(f"transformers refuses the configuration: {error}") from None
+            raise ValueError(f"transformers refuses the configuration: {_one_line(error)}") from None
+        except Exception as error:  # of any kind, by what a damaged file asks for
+            raise ValueError(f"transformers cannot read the configuration ({_one_line(error)})") from None
     vision, text = hf.vision_config, hf.text_config
     for part, expected in ((vision, "clip_vision_model"), (text, "llama")):
         if part.model_type != expected:
@@ -412,14 +479,14 @@ def read_rope_scaling(rope: Mapping[str, Any] | None) -> RopeScaling | None:
         ValueError: a kind of scaling that this model does not have, or no factor.
     """
     if rope is not None and not isinstance(rope, Mapping):
-        raise ValueError(f"rope_scaling: expected an object or null, got {rope!r}")
+        raise ValueError(f"rope_scaling: expected an object or null, got {rope!r:.100}")
     kind = "default" if not rope else rope.get("rope_type", rope.get("type", "default"))
     if not rope or kind == "default":
         return None
     if kind not in get_args(RopeKind):
         raise ValueError(f"rope_type {kind!r} is not supported: expected 'default', 'linear' or 'dynamic'")
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise ValueError(f"partial_rotary_factor: expected 1, got {rope['partial_rotary_factor']!r}")
+        raise ValueError(f"partial_rotary_factor: expected 1, got {rope['partial_rotary_factor']!r:.100}")
     return RopeScaling(kind=kind, factor=rope.get("factor"))  # type: ignore[arg-type]  # refused there
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _LONG = 100
 PIL_FILTERS = {"bilinear": 2, "bicubic": 3}
 """The numbers of PIL's filters, which `preprocessor_config.json` has."""
+LONGEST_SIDE = 4096
+"""The largest square that a configuration may ask for, pixels: far beyond any tower's."""
 _STRIP = 2**22
 """Pixels that are padded at a time, about."""
 
@@ -75,6 +78,30 @@ def preprocessor_json(
     }
 
 
+def _unsupported(key: str, value: Any, expected: str) -> ValueError:
+    return ValueError(f"preprocessor: {key}={value!r:.100} is not supported: expected {expected}")
+
+
+def _side(key: str, value: Any, what: str) -> int:
+    if type(value) not in (int, float) or not 1 <= value <= LONGEST_SIDE or value != int(value):
+        raise _unsupported(key, value, f"{what} of 1 to {LONGEST_SIDE} pixels")
+    return int(value)
+
+
+def _filter(value: Any) -> int:
+    if type(value) is not int or value not in list(Image.Resampling):
+        raise _unsupported("resample", value, "the number of one of PIL's filters, 0 to 5")
+    return value
+
+
+def _channels(key: str, value: Any, above: float = -math.inf) -> tuple[float, float, float]:
+    numbers = value if isinstance(value, list | tuple) else ()
+    if len(numbers) != 3 or any(type(n) not in (int, float) or not above < n < math.inf for n in numbers):
+        raise _unsupported(key, value, "three numbers" + (" above 0" if above == 0 else ""))
+    red, green, blue = map(float, numbers)
+    return red, green, blue
+
+
 @dataclass(frozen=True, kw_only=True)
 class FramePreprocessor:
     """Resizes the short edge to `size` with PIL's antialiased filter on uint8, then crops the centre to `crop_size`.
@@ -110,31 +137,24 @@ class FramePreprocessor:
         Raises:
           ValueError: a setting that this preprocessor does not support.
         """
-        for key, expected in (
-            ("do_resize", True),
-            ("do_center_crop", True),
-            ("do_rescale", True),
-            ("do_normalize", True),
-        ):
-            if raw.get(key, expected) != expected:
-                raise ValueError(f"preprocessor: {key}={raw[key]!r} is not supported: expected {expected}")
-        if abs(raw.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-            raise ValueError(f"preprocessor: rescale_factor {raw['rescale_factor']} is not supported: expected 1/255")
-        size = raw.get("size", {"shortest_edge": 224})
-        crop = raw.get("crop_size", 224)
-        short = size if isinstance(size, int) else size.get("shortest_edge")
-        if short is None:
-            raise ValueError(f"preprocessor: size {size} is not supported: expected a shortest_edge")
+        for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+            if raw.get(key, True) is not True:
+                raise _unsupported(key, raw[key], "True")
+        factor = raw.get("rescale_factor", 1 / 255)
+        if type(factor) not in (int, float) or not abs(factor - 1 / 255) < 1e-9:
+            raise _unsupported("rescale_factor", factor, "1/255")
+        size, crop = raw.get("size", 224), raw.get("crop_size", 224)
+        short = size.get("shortest_edge") if isinstance(size, Mapping) else size
         if isinstance(crop, Mapping):
             if crop.get("height") != crop.get("width"):
-                raise ValueError(f"preprocessor: crop_size {dict(crop)} is not supported: expected a square")
-            crop = crop["height"]
+                raise _unsupported("crop_size", dict(crop), "a square")
+            crop = crop.get("height")
         return cls(
-            size=int(short),
-            crop_size=int(crop),
-            resample=int(raw.get("resample", 3)),
-            mean=tuple(raw.get("image_mean", CLIP_MEAN)),
-            std=tuple(raw.get("image_std", CLIP_STD)),
+            size=_side("size", short, "a shortest_edge"),
+            crop_size=_side("crop_size", crop, "a square"),
+            resample=_filter(raw.get("resample", 3)),
+            mean=_channels("image_mean", raw.get("image_mean", CLIP_MEAN)),
+            std=_channels("image_std", raw.get("image_std", CLIP_STD), above=0),
         )
 
     def to_json(self) -> dict[str, Any]:
