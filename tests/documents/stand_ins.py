@@ -191,6 +191,32 @@ def _interrupted(target: Path) -> None:
     shutil.move(f"{output}.partial", target)
 
 
+def _drawn_task(name: str) -> Made:
+    """The drawn world as a published task's data."""
+
+    def make(target: Path) -> None:
+        from videollava_jax.evaluation.world import write
+
+        write(name, target, media=2)
+
+    return make
+
+
+def _answered(name: str) -> Made:
+    """What the authors' program writes for the drawn world as a task of theirs: right answers."""
+
+    def make(target: Path) -> None:
+        from videollava_jax.evaluation.tasks import TASKS
+
+        place = Path(tempfile.mkdtemp()) / "data"
+        _drawn_task(name)(place)
+        _, asked = TASKS[name].questions(place)
+        rows = [{"id": q.id, "question": q.text, "answer": q.target, "pred": q.target} for q in asked]
+        target.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    return make
+
+
 STAND_INS: dict[str, Made] = {
     # models
     "LanguageBind/Video-LLaVA-7B-hf": _tiny,
@@ -215,6 +241,8 @@ STAND_INS: dict[str, Made] = {
     "part-1.jsonl": _questions("00/v000001.mp4"),
     "part-2.jsonl": _questions("00/v000002.mp4"),
     "answers.jsonl.partial": _interrupted,
+    "MSVD_Zero_Shot_QA": _drawn_task("msvd_qa"),
+    "merge.jsonl": _answered("msvd_qa"),
     # fine-tuning
     "mine.json": _samples,
     "data/llava_image_.json": _samples,

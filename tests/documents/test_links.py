@@ -45,6 +45,7 @@ def flags(text):
 def known():
     """The flags of all commands, and of the programs around the package, as their sources have them."""
     found = set().union(*(flags_of(("videollava", command.name)) for command in _COMMANDS))
+    found |= set().union(*(flags_of(("videollava", "eval", name)) for name in ("answer", "score", "compare", "world")))
     for folder in ("train", "convert", "benchmarks", "tests/faults", "tests/planning"):
         for path in (ROOT / folder).glob("*.py"):
             found |= set(re.findall(r"\"(--[a-z][\w-]*)\"", path.read_text(encoding="utf-8")))

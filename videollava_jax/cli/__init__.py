@@ -24,6 +24,7 @@ Ask questions about images and videos with Video-LLaVA, in JAX.
   videollava chat clip.mp4                                 a conversation about it
   videollava batch questions.jsonl answers.jsonl           many questions; after a kill the same command resumes
   videollava serve --open                                  a server with OpenAI's protocol, and a page to ask from
+  videollava eval list                                     published tasks, what each needs and the paper's figures
   videollava convert Video-LLaVA-7B-hf 7b-orbax            a checkpoint of any layout to Orbax
   videollava export 7b-orbax 7b-hf --layout hub            and back
   videollava verify 7b-orbax                               is every bit as it was when it was written?
@@ -69,6 +70,7 @@ _COMMANDS = (
         "batch", "batch", "answer a file of questions, one record for each line, on a machine that may be taken away"
     ),
     _Command("serve", "serve", "answer requests in OpenAI's protocol over HTTP, and show a page to ask from"),
+    _Command("eval", "evaluation", "score answers on published tasks: list them, answer, score, compare"),
     _Command("convert", "checkpoints", "convert a checkpoint to Orbax, losing nothing"),
     _Command("export", "checkpoints", "write a checkpoint as safetensors, for transformers or for the authors' code"),
     _Command("assemble", "checkpoints", "make a model of a language model, two vision towers and a projector"),

@@ -75,6 +75,15 @@ def add_batch(made: argparse.ArgumentParser) -> None:
     made.add_argument("-o", "--output-file", type=Path, metavar="OUTPUT", help="likewise")
     made.add_argument("-m", dest="model", metavar="MODEL", default=argparse.SUPPRESS, help="the same as --model")
     made.add_argument("--format", choices=tuple(FORMS), help="of the input; default: recognised by suffix and keys")
+    add_job_arguments(made)
+
+
+def add_job_arguments(made: argparse.ArgumentParser, places: bool = True) -> None:
+    """Adds the arguments of a job but its files: errors, media, device, machines, model.
+
+    Args:
+      places: whether the user says where media may come from.
+    """
     job = made.add_argument_group("the job")
     job.add_argument(
         "--max-error-rate",
@@ -86,7 +95,7 @@ def add_batch(made: argparse.ArgumentParser) -> None:
     )
     job.add_argument("--retry-errors", action="store_true", help="answer the lines again whose record is an error")
     job.add_argument("--keep-ledger", action="store_true", help="keep OUTPUT.partial after OUTPUT is written")
-    add_media_arguments(made)
+    add_media_arguments(made, places)
     add_device_arguments(made)
     machines = made.add_argument_group("several machines")
     machines.add_argument(

@@ -136,23 +136,29 @@ def _indices(text: str) -> tuple[int, ...]:
 # ── media ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def add_media_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that say where media may come from, and what reading one may take."""
+def add_media_arguments(parser: argparse.ArgumentParser, places: bool = True) -> None:
+    """Adds the arguments that say where media may come from, and what reading one may take.
+
+    Args:
+      parser: of the command.
+      places: whether the user says where media may come from; else the command knows.
+    """
     media = parser.add_argument_group("media")
-    media.add_argument(
-        "--media-root",
-        type=local_path,
-        metavar="DIRECTORY",
-        help="directory of the media; questions name paths in it and none outside",
-    )
-    media.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="host that media may be fetched from, unless its address is private; can be given several times; "
-        "default: none",
-    )
+    if places:
+        media.add_argument(
+            "--media-root",
+            type=local_path,
+            metavar="DIRECTORY",
+            help="directory of the media; questions name paths in it and none outside",
+        )
+        media.add_argument(
+            "--allow-host",
+            action="append",
+            default=[],
+            metavar="HOST",
+            help="host that media may be fetched from, unless its address is private; can be given several times; "
+            "default: none",
+        )
     media.add_argument(
         "--workers",
         type=argument_type(whole(1)),

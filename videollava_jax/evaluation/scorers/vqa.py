@@ -97,8 +97,8 @@ def agreement(answer: str, given: Sequence[str]) -> float:
 
 
 def _textvqa(question: Question, text: str) -> Mark:
-    answer = normalised(text)
-    return Mark(score=agreement(answer, [normalised(given) for given in question.target]), parsed=answer)
+    answer, given = normalised(text), [normalised(other) for other in question.target or ()]
+    return Mark(score=agreement(answer, given) if given else 0.0, parsed=answer)
 
 
 def _vqa(question: Question, text: str) -> Mark:

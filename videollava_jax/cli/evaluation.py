@@ -1,0 +1,388 @@
+"""`videollava eval`: lists the tasks, answers one on the batch job, scores answers, compares runs, draws the world."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from videollava_jax.cli.batch import add_job_arguments, batch
+from videollava_jax.cli.common import argument_type, begin_command, open_processor, print_json
+from videollava_jax.generation.kinds import number, whole
+from videollava_jax.hub import local_path
+
+if TYPE_CHECKING:
+    from videollava_jax.evaluation.judge.endpoint import Judge
+    from videollava_jax.evaluation.question import Question
+    from videollava_jax.evaluation.tasks import Task
+
+DETAILS = """\
+  videollava eval list
+  videollava eval answer msvd_qa --data MSVD_Zero_Shot_QA --model 7b-orbax -o runs/msvd
+  videollava eval score msvd_qa --data MSVD_Zero_Shot_QA --answers runs/msvd
+  videollava eval compare runs/msvd runs/msvd-tuned
+
+Answering is a batch job: after a kill the same command resumes. Scoring needs no model and no device. Answers are
+joined to questions by their ids, never by position. docs/evaluation.md has every row of the paper's tables.
+"""
+
+
+def add_eval(made: argparse.ArgumentParser) -> None:
+    """Fills the parser of `eval`."""
+    from videollava_jax.evaluation.answering import PRESETS
+    from videollava_jax.evaluation.tasks import TASKS
+
+    made.description = f"{made.description}\n\n{DETAILS}"
+    commands = made.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, about: str, run: Any, details: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.set_defaults(parser=parser)
+        begin_command(parser, run, details)
+        return parser
+
+    listed = command("list", "list the tasks, the files that each needs and the paper's figures", list_tasks, "")
+    listed.add_argument("tasks", nargs="*", metavar="TASK", help="list these alone, with where each file may be")
+
+    answer = command("answer", "answer a task's questions, resuming what was begun", answer_task, ANSWERING)
+    _add_task(answer, tuple(TASKS))
+    answer.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory of the answers")
+    answer.add_argument(
+        "--as",
+        dest="preset",
+        choices=tuple(PRESETS),
+        default="paper",
+        help="how to ask: " + "; ".join(f"{preset.name}: {preset.about}" for preset in PRESETS.values())
+        + "; default: %(default)s",
+    )  # fmt: skip
+    answer.add_argument(
+        "--limit", type=argument_type(whole(1)), metavar="N", help="ask only about the first N videos or images"
+    )
+    add_job_arguments(answer, places=False)
+
+    score = command("score", "score answers and report them", score_task, SCORING)
+    _add_task(score, tuple(TASKS))
+    score.add_argument(
+        "--answers",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="directory of `eval answer`, or a file: ours, LLaVA's, or what the authors' programs wrote",
+    )
+    score.add_argument("-o", "--output", type=Path, metavar="DIR", help="directory of the report; default: OUT")
+    score.add_argument("--no-page", action="store_true", help="write no page.html, which reads media for its frames")
+    _add_judge(score)
+
+    compare = command("compare", "compare two scored runs of one task, by a paired test", compare_runs, "")
+    compare.add_argument("a", type=Path, metavar="A", help="directory of `eval score`")
+    compare.add_argument("b", type=Path, metavar="B", help="another one")
+    compare.add_argument("--data", type=local_path, metavar="DIR", help="the task's data, for the frames of a page")
+    compare.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="write comparison.json there, and with --data comparison.html"
+    )
+
+    drawn = command("world", "write the tiny model's drawn world as a task's data", write_world, WORLD)
+    _add_task(drawn, tuple(TASKS))
+    drawn.add_argument(
+        "--media", type=argument_type(whole(1)), default=8, metavar="N", help="clips or images; default: %(default)s"
+    )
+    drawn.add_argument(
+        "--seed", type=argument_type(whole(0)), default=0, metavar="N", help="of the first one; default: %(default)s"
+    )
+
+
+ANSWERING = """\
+Writes questions.jsonl and run.json, and by the batch job answers.jsonl. Each video or image is decoded and encoded once
+for all its questions. All options of `videollava batch` are here; --template, --linspace and --max-new-tokens given by
+hand go before what --as says.
+"""
+SCORING = """\
+Writes report.json, records.jsonl with a record for each question, page.html with the worst and the best answers, and
+for tasks whose answers are not published submission.json. Without --judge-url nothing leaves this machine.
+"""
+WORLD = """\
+Clips or images that the tiny model has not seen, with their questions, in the form in which the task's data are
+published.
+"""
+
+
+def _add_task(parser: argparse.ArgumentParser, tasks: tuple[str, ...]) -> None:
+    parser.add_argument("task", choices=tasks, metavar="TASK", help=f"one of {', '.join(tasks)}")
+    parser.add_argument("--data", type=local_path, required=True, metavar="DIR", help="directory of the task's files")
+    parser.add_argument(
+        "--max-missing",
+        type=argument_type(number(0, 1)),
+        default=0.0,
+        metavar="SHARE",
+        help="share of questions that may lack their media, or an answer; these count as wrong; default: none",
+    )
+
+
+def _add_judge(parser: argparse.ArgumentParser) -> None:
+    judge = parser.add_argument_group("a judge of free answers")
+    judge.add_argument("--judge-url", metavar="URL", help="OpenAI-compatible API, such as http://localhost:8000/v1")
+    judge.add_argument("--judge-model", metavar="NAME", help="the judge's name there; a dated one does not change")
+    judge.add_argument(
+        "--judge-key-variable",
+        default="OPENAI_API_KEY",
+        metavar="NAME",
+        help="environment variable that has the key, if one is needed; default: %(default)s",
+    )
+    judge.add_argument(
+        "--judge-prompt",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="messages in JSON, or one of the authors' judge programs, whose messages are read; can be given several "
+        "times; default: our own words",
+    )
+    judge.add_argument(
+        "--judge-temperature",
+        type=_temperature,
+        default=0.0,
+        metavar="T",
+        help="`none` sends none, as the authors' programs do; default: %(default)g",
+    )
+    judge.add_argument(
+        "--judge-tries",
+        type=argument_type(whole(1)),
+        default=3,
+        metavar="N",
+        help="times to ask in all where a reply cannot be read; default: %(default)s",
+    )
+    judge.add_argument(
+        "--judge-workers",
+        type=argument_type(whole(1)),
+        default=8,
+        metavar="N",
+        help="requests at a time; default: %(default)s",
+    )
+    judge.add_argument(
+        "--judge-cache", type=Path, metavar="FILE", help="replies so far; default: judge.db in the report's directory"
+    )
+
+
+def _temperature(text: str) -> float | None:
+    if text == "none":
+        return None
+    found: float = argument_type(number(0, 2))(text)
+    return found
+
+
+def list_tasks(arguments: argparse.Namespace) -> None:
+    """Prints the tasks."""
+    from videollava_jax.evaluation.tasks import TASKS
+
+    for name in arguments.tasks:
+        if name not in TASKS:
+            raise ValueError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
+    for task in TASKS.values():
+        if arguments.tasks and task.name not in arguments.tasks:
+            continue
+        if arguments.json:
+            print_json(_listed(task))
+        elif arguments.tasks:
+            print(_in_full(task))
+        else:
+            paper = ", ".join(f"{name} {figure:g}" for name, figure in task.paper.items())
+            print(f"{task.name:26} {task.title:46} {paper or '-'}")
+
+
+def _listed(task: Task) -> dict[str, Any]:
+    files = [{"paths": list(f.paths), "about": f.about, "optional": f.optional} for f in task.files]
+    return {
+        "task": task.name,
+        "title": task.title,
+        "files": files,
+        "media": task.media,
+        "metric": task.scorer.metric,
+        "judged": list(task.judges),
+        "paper": dict(task.paper),
+        "note": task.note,
+    }
+
+
+def _in_full(task: Task) -> str:
+    lines = [f"{task.name}: {task.title}"]
+    for needed in task.files:
+        optional = ", optional" if needed.optional else ""
+        lines.append(f"  {' or '.join(needed.paths)}  ({needed.about}{optional})")
+    lines.append(f"  media: {task.media}")
+    judged = f"; by a judge: {', '.join(task.judges)}" if task.judges else ""
+    lines.append(f"  score: {task.scorer.metric}{judged}")
+    if task.paper:
+        lines.append(f"  paper: {', '.join(f'{name} {figure:g}' for name, figure in task.paper.items())}")
+    return "\n".join([*lines, *([f"  {task.note}"] if task.note else [])])
+
+
+def answer_task(arguments: argparse.Namespace) -> None:
+    """Answers a task as a batch job."""
+    from videollava_jax.evaluation.answering import ANSWERS, PRESETS, media_root, require_media, write_questions
+    from videollava_jax.evaluation.tasks import TASKS
+    from videollava_jax.processing.prompt import TEMPLATES
+
+    task, preset = TASKS[arguments.task], PRESETS[arguments.preset]
+    files, questions = task.questions(arguments.data)
+    questions = _first(questions, arguments.limit)
+    missing = require_media(files, questions, arguments.max_missing)
+    if arguments.template is None:
+        wanted = preset.template or task.template
+        arguments.template = wanted if wanted in TEMPLATES else "vicuna_v1"
+    if arguments.fps is None and arguments.indices is None:
+        arguments.linspace = arguments.linspace or preset.linspace
+    if arguments.max_new_tokens is None:
+        _, processor = open_processor(arguments)
+        # The authors' 1024 is a quarter of their model's positions; a smaller model keeps as much room for its prompts.
+        positions = processor.max_positions
+        arguments.max_new_tokens = min(task.max_new_tokens, positions // 4 if positions else task.max_new_tokens)
+    root = media_root(files, questions)
+    asked = {"as": preset.name, "template": arguments.template, "limit": arguments.limit}
+    arguments.files = [
+        write_questions(arguments.output, task, files, questions, asked, root),
+        arguments.output / ANSWERS,
+    ]
+    arguments.input_file, arguments.output_file, arguments.format = [], None, "jsonl"
+    arguments.media_root, arguments.allow_host = root, []
+    if missing and not arguments.json:
+        print(f"{len(missing)} media are missing, such as {missing[0]}: their questions count as wrong")
+    batch(arguments)
+
+
+def _first(questions: list[Question], limit: int | None) -> list[Question]:
+    """Returns the questions about the first media, in the order of the task's files."""
+    if limit is None:
+        return questions
+    kept = set(list(dict.fromkeys(question.cluster for question in questions))[:limit])
+    return [question for question in questions if question.cluster in kept]
+
+
+def score_task(arguments: argparse.Namespace) -> None:
+    """Scores answers."""
+    from videollava_jax.evaluation.answering import ANSWERS, RUN, read_run
+    from videollava_jax.evaluation.answers import join, read_answers
+    from videollava_jax.evaluation.digests import data_fingerprint, same_data
+    from videollava_jax.evaluation.page import frames_of, score_page
+    from videollava_jax.evaluation.report import in_words, records, score, write_report
+    from videollava_jax.evaluation.tasks import TASKS
+    from videollava_jax.evaluation.tasks.files import read_json
+
+    task, given = TASKS[arguments.task], arguments.answers
+    files, questions = task.questions(arguments.data)
+    settings: dict[str, Any] = {}
+    if given.is_dir():
+        path, out = given / ANSWERS, arguments.output or given
+        if not path.is_file():
+            raise ValueError(
+                f"{given}: expected {ANSWERS}; `videollava eval answer` writes it when every question is done"
+            )
+        run = read_run(given) if (given / RUN).is_file() else {}
+        if run:
+            if run["task"] != task.name:
+                raise ValueError(f"{given}: answers to {run['task']}, expected those to {task.name}")
+            questions = _first(questions, run.get("asked", {}).get("limit"))
+            if not same_data(run.get("data"), data_fingerprint(files, questions)):
+                raise ValueError(
+                    f"{given}: answers to other data than {arguments.data} has; expected the same questions"
+                )
+            settings = {"asked": run.get("asked", {})}
+        receipt = path.with_name(f"{path.name}.job.json")
+        if receipt.is_file():
+            settings["job"] = read_json(receipt).get("fingerprint", {})
+    elif given.is_file():
+        path, out = given, arguments.output or given.with_name(f"{given.stem}-report")
+    else:
+        raise ValueError(f"{given}: no such file or directory; expected answers")
+    joined = join(questions, read_answers(path))
+    joined.require(len(questions), arguments.max_missing, path)
+    judge = _judge(arguments, task, out)
+    scored = score(task, files, questions, joined, judge)
+    report = write_report(out, scored, settings)
+    if not arguments.no_page:
+        by_id = {question.id: question for question in questions}
+        page = score_page(report, records(scored), by_id, frames_of(files.root))
+        (out / "page.html").write_text(page, encoding="utf-8")
+    if arguments.json:
+        print_json(report)
+    else:
+        print(f"{in_words(report)}\n{out}")
+
+
+def _judge(arguments: argparse.Namespace, task: Task, out: Path) -> Judge | None:
+    """Returns the judge that was asked for, with its prompts."""
+    from videollava_jax.evaluation.judge.endpoint import Judge
+    from videollava_jax.evaluation.judge.prompts import PROMPTS, read_prompt
+
+    if arguments.judge_url is None:
+        if arguments.judge_model or arguments.judge_prompt:
+            raise ValueError("--judge-model and --judge-prompt say how a judge is asked: expected --judge-url")
+        return None
+    if not task.judges:
+        raise ValueError(f"{task.title} is scored without a judge; expected no --judge-url")
+    if not arguments.judge_model:
+        raise ValueError("--judge-url: expected --judge-model, as a score means nothing without its judge")
+    prompts = {name: PROMPTS[name] for name in task.judges}
+    for given in arguments.judge_prompt:
+        name, _, file = given.rpartition("=")
+        if not name and len(task.judges) > 1:
+            raise ValueError(f"--judge-prompt {given}: expected NAME=FILE, NAME one of {', '.join(task.judges)}")
+        name = name or task.judges[0]
+        if name not in prompts:
+            raise ValueError(f"--judge-prompt {given}: {task.title} has {', '.join(task.judges)}, not {name!r}")
+        prompts[name] = read_prompt(Path(file))
+    return Judge(
+        url=arguments.judge_url,
+        model=arguments.judge_model,
+        prompts=prompts,
+        cache=arguments.judge_cache or out / "judge.db",
+        key=os.environ.get(arguments.judge_key_variable, ""),
+        temperature=arguments.judge_temperature,
+        tries=arguments.judge_tries,
+        workers=arguments.judge_workers,
+    )
+
+
+def compare_runs(arguments: argparse.Namespace) -> None:
+    """Compares two runs."""
+    from videollava_jax.evaluation.comparison import Run, changed_records, compare, in_words, write_comparison
+    from videollava_jax.evaluation.digests import data_fingerprint, same_data
+    from videollava_jax.evaluation.page import comparison_page, frames_of
+    from videollava_jax.evaluation.tasks import TASKS
+
+    a, b = Run.read(arguments.a), Run.read(arguments.b)
+    found = compare(a, b)
+    if arguments.output is not None:
+        write_comparison(arguments.output / "comparison.json", found)
+        if arguments.data is not None:
+            files, questions = TASKS[found["task"]].questions(arguments.data)
+            questions = [question for question in questions if question.id in a.records]
+            if not same_data(a.report["data"], data_fingerprint(files, questions)):
+                raise ValueError(f"{arguments.data}: expected the data of the two runs, got other questions")
+            by_id = {question.id: question for question in questions}
+            page = comparison_page(found, changed_records(a, b), by_id, frames_of(files.root))
+            (arguments.output / "comparison.html").write_text(page, encoding="utf-8")
+    elif arguments.data is not None:
+        raise ValueError("--data is for the page of a comparison: expected -o DIR too")
+    if arguments.json:
+        print_json(found)
+    else:
+        print(in_words(found))
+
+
+def write_world(arguments: argparse.Namespace) -> None:
+    """Writes the drawn world."""
+    from videollava_jax.evaluation.tasks import TASKS
+    from videollava_jax.evaluation.world import write
+
+    write(arguments.task, arguments.data, arguments.media, arguments.seed)
+    _, questions = TASKS[arguments.task].questions(arguments.data)
+    counts = {"questions": len(questions), "media": arguments.media, "data": str(arguments.data)}
+    if arguments.json:
+        print_json(counts)
+    else:
+        print(f"{counts['questions']} questions about {arguments.media} clips or images\n{arguments.data}")

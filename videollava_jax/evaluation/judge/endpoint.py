@@ -1,0 +1,203 @@
+"""Asks a judge over HTTP: an endpoint of OpenAI's chat completions, with bounded retries."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from videollava_jax.evaluation.judge.prompts import Prompt
+from videollava_jax.evaluation.judge.replies import Replies, Verdict, parsed
+
+_MOST_BYTES = 2**20
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+"""Statuses after which the same request may succeed."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects, which would carry the key to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Item:
+    """An answer to be judged.
+
+    Attributes:
+      unit: whose it is.
+      prompt: the name of the prompt.
+      fields: what the prompt's fields hold.
+    """
+
+    unit: str
+    prompt: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """A judge, pinned.
+
+    Attributes:
+      url: of the API, such as https://api.openai.com/v1; `/chat/completions` is added.
+      model: the judge's name there.
+      prompts: by the names that tasks ask for.
+      cache: the file of replies.
+      key: sent as a bearer token; "" for none. It is in no file.
+      temperature: of the judge; None sends none, as the authors' programs do.
+      max_tokens: of a reply.
+      tries: how often a reply that cannot be read is asked for again, in all.
+      retries: how often a request that failed is sent again.
+      seconds: that a request may take.
+      workers: how many requests are under way at a time.
+      pause: seconds before the first request is sent again; doubled each time.
+    """
+
+    url: str
+    model: str
+    prompts: Mapping[str, Prompt]
+    cache: Path
+    key: str = field(default="", repr=False)
+    temperature: float | None = 0.0
+    max_tokens: int = 256
+    tries: int = 3
+    retries: int = 5
+    seconds: float = 60.0
+    workers: int = 8
+    pause: float = 1.0
+
+    def __post_init__(self) -> None:
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"the judge's URL: expected one such as http://localhost:8000/v1, got {self.url!r}")
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what is pinned, for the report."""
+        return {
+            "model": self.model,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "tries": self.tries,
+            "prompts": {name: {"digest": p.digest, "source": p.source} for name, p in sorted(self.prompts.items())},
+        }
+
+    def judged(self, items: Sequence[Item], done: Callable[[int], None] = lambda _: None) -> Judged:
+        """Judges answers; what was asked before is read from disk.
+
+        Args:
+          items: with different units for each prompt.
+          done: called with the number of items that are done.
+
+        Raises:
+          OSError: the endpoint does not answer; replies so far are kept.
+          ValueError: it refuses, or answers in another protocol.
+        """
+        replies = Replies(self.cache)
+        result = Judged()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="judge")
+        try:
+            found = pool.map(lambda item: self._judge(item, replies), items)
+            for number, (item, one) in enumerate(zip(items, found, strict=True), 1):
+                result.add(item, one)
+                done(number)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return result
+
+    def _judge(self, item: Item, replies: Replies) -> _Asked:
+        prompt = self.prompts[item.prompt]
+        request = {"model": self.model, "messages": prompt.fill(item.fields), "max_tokens": self.max_tokens}
+        if self.temperature is not None:
+            request["temperature"] = self.temperature
+        texts: list[Mapping[str, Any]] = []
+        for turn in range(self.tries):
+            asked = {**request, "turn": turn}
+            reply = replies.get(asked)
+            if reply is None:
+                reply = self._ask(request)
+                replies.put(asked, reply)
+            texts.append(reply)
+            if (verdict := parsed(reply["text"], match=item.prompt == "match")) is not None:
+                return _Asked(verdict, texts)
+        return _Asked(None, texts)
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        url = f"{self.url.rstrip('/')}/chat/completions"
+        headers = {"Content-Type": "application/json", "User-Agent": "videollava"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        opener = urllib.request.build_opener(_NoRedirects)
+        last = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                time.sleep(min(self.pause * 2 ** (attempt - 1), 60.0))
+            try:
+                sent = urllib.request.Request(url, json.dumps(request).encode(), headers, method="POST")
+                with opener.open(sent, timeout=self.seconds) as response:
+                    return self._reply(response.read(_MOST_BYTES), url)
+            except urllib.error.HTTPError as error:
+                last = f"status {error.code}: {error.read(2000).decode('utf-8', 'replace').strip()[:300]}"
+                if error.code not in _AGAIN:
+                    raise ValueError(f"the judge at {url} refuses with {last}") from None
+            except (OSError, http.client.HTTPException) as error:
+                last = str(getattr(error, "reason", None) or error) or type(error).__name__
+        raise OSError(
+            f"the judge at {url} did not answer {self.retries + 1} times; the last: {last}. Its replies so far are "
+            "kept: the same command goes on from there"
+        )
+
+    def _reply(self, body: bytes, url: str) -> dict[str, Any]:
+        try:
+            found = json.loads(body)
+            text = found["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            got = body[:200].decode("utf-8", "replace")
+            raise ValueError(f"the judge at {url}: expected a chat completion, got {got!r}") from None
+        date = datetime.now(UTC).strftime("%Y-%m-%d")
+        return {"text": text if isinstance(text, str) else "", "model": str(found.get("model", "")), "date": date}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    verdict: Verdict | None
+    replies: list[Mapping[str, Any]]
+
+
+@dataclass
+class Judged:
+    """The verdicts of a judge.
+
+    Attributes:
+      verdicts: by unit and prompt; None where no reply could be read.
+      replies: the raw replies, likewise.
+      models, dates: that the endpoint said, and on which it was asked.
+    """
+
+    verdicts: dict[tuple[str, str], Verdict | None] = field(default_factory=dict)
+    replies: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    models: set[str] = field(default_factory=set)
+    dates: set[str] = field(default_factory=set)
+
+    def add(self, item: Item, asked: _Asked) -> None:
+        """Adds what was said about an answer."""
+        self.verdicts[item.unit, item.prompt] = asked.verdict
+        self.replies[item.unit, item.prompt] = [reply["text"] for reply in asked.replies]
+        self.models |= {reply["model"] for reply in asked.replies}
+        self.dates |= {reply["date"] for reply in asked.replies}
+
+    def counts(self) -> dict[str, int]:
+        """Returns how many answers were judged, how many replies were read late and how many not at all."""
+        late = sum(len(texts) > 1 and self.verdicts[key] is not None for key, texts in self.replies.items())
+        unread = sum(verdict is None for verdict in self.verdicts.values())
+        return {"judged": len(self.verdicts), "asked_again": late, "unparsed": unread}

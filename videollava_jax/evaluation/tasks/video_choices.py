@@ -1,0 +1,180 @@
+"""NExT-QA, MVBench and Video-MME: choices about videos. The paper has no figures of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from videollava_jax.evaluation.question import Question
+from videollava_jax.evaluation.scorers.choices import MVBENCH as MVBENCH_SCORER
+from videollava_jax.evaluation.scorers.choices import NEXTQA as NEXTQA_SCORER
+from videollava_jax.evaluation.scorers.choices import VIDEOMME as VIDEOMME_SCORER
+from videollava_jax.evaluation.scorers.letters import LETTERS
+from videollava_jax.evaluation.tasks.files import (
+    first_existing,
+    read_json,
+    read_parquet,
+    read_rows,
+    read_table,
+    text_of,
+)
+from videollava_jax.evaluation.tasks.task import LETTER_ANSWER, Files, Needed, Task
+
+
+def _read_nextqa(files: Files) -> list[Question]:
+    path = files["table"]
+    places = read_json(files["map"]) if files.get("map") else {}
+    seen: Counter[str] = Counter()
+    questions = []
+    for row in read_table(path, ","):
+        for column in ("video", "question", "answer", "type", "a0", "a4"):
+            if column not in row:
+                raise ValueError(f"{path}: expected a column {column!r}, got {', '.join(row)[:200]}")
+        video = row["video"]
+        number = row.get("qid") or str(seen[video])
+        seen[video] += 1
+        options = tuple(row[f"a{i}"].strip() for i in range(5))
+        if not row["answer"].isdecimal() or int(row["answer"]) > 4:
+            raise ValueError(f"{path}, video {video}: expected an answer from 0 to 4, got {row['answer']!r}")
+        names = [f"videos/{video}.mp4", f"NExTVideo/{places.get(video, video)}.mp4", f"videos/{places.get(video)}.mp4"]
+        kind = row["type"]
+        questions.append(
+            Question(
+                id=f"{video}_{number}",
+                text="\n".join([row["question"].strip(), *_lettered(options, "{}. {}")]) + LETTER_ANSWER,
+                media=(("video", first_existing(files.root, names)),),
+                target=LETTERS[int(row["answer"])],
+                cluster=video,
+                categories={"kind": kind[:1], "type": "TN" if kind == "TP" else kind},
+                options=options,
+            )
+        )
+    return questions
+
+
+def _lettered(options: tuple[str, ...], form: str) -> list[str]:
+    return [form.format(letter, option) for letter, option in zip(LETTERS, options, strict=False)]
+
+
+_MVBENCH_FOLDERS = {
+    "action_antonym": "ssv2_video_mp4",
+    "action_count": "perception/videos",
+    "action_localization": "sta/sta_video_segment",
+    "action_prediction": "star/Charades_segment",
+    "action_sequence": "star/Charades_segment",
+    "character_order": "perception/videos",
+    "counterfactual_inference": "clevrer/video_validation",
+    "egocentric_navigation": "vlnqa",
+    "episodic_reasoning": "tvqa/video_fps3_hq_segment",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "fine_grained_pose": "nturgbd_convert",
+    "moving_attribute": "clevrer/video_validation",
+    "moving_count": "clevrer/video_validation",
+    "moving_direction": "clevrer/video_validation",
+    "object_existence": "clevrer/video_validation",
+    "object_interaction": "star/Charades_segment",
+    "object_shuffle": "perception/videos",
+    "scene_transition": "scene_qa/video",
+    "state_change": "perception/videos",
+    "unexpected_action": "FunQA_test/test",
+}
+
+
+def _read_mvbench(files: Files) -> list[Question]:
+    questions = []
+    for task, folder in _MVBENCH_FOLDERS.items():
+        path = files.get(task)
+        for number, row in enumerate(read_rows(path) if path else ()):
+            assert path is not None
+            options = row.get("candidates")
+            if not isinstance(options, list) or row.get("answer") not in options:
+                raise ValueError(f"{path}, entry {number + 1}: expected an answer that is one of the 'candidates'")
+            video = text_of(row, "video", path)
+            places = [f"{place}{folder}/{video}" for place in ("video/", "", "data0613/", "video/data0613/")]
+            lines = "".join(f"{line}\n" for line in _lettered(tuple(map(str, options)), "({}) {}"))
+            questions.append(
+                Question(
+                    id=f"{task}_{number}",
+                    text=f"Question:{text_of(row, 'question', path)}\nOption:\n{lines}Only give the best option.\n",
+                    media=(("video", first_existing(files.root, places)),),
+                    target=LETTERS[options.index(row["answer"])],
+                    cluster=f"{folder}/{video}",
+                    categories={"task": task},
+                    options=tuple(map(str, options)),
+                )
+            )
+    return questions
+
+
+_VIDEOMME_ASKS = (
+    "Select the best answer to the following multiple-choice question based on the video. Respond with only the letter "
+    "(A, B, C, or D) of the correct option."
+)
+
+
+def _read_videomme(files: Files) -> list[Question]:
+    path = files["table"]
+    questions = []
+    for row in read_parquet(path) if path.suffix == ".parquet" else read_rows(path):
+        video, options = text_of(row, "videoID", path), row.get("options")
+        if not isinstance(options, list) or len(options) != 4:
+            raise ValueError(f"{path}, {video}: expected four options under 'options', got {str(options)[:100]}")
+        text = "\n".join([_VIDEOMME_ASKS, text_of(row, "question", path), *map(str, options), "The best answer is:"])
+        questions.append(
+            Question(
+                id=text_of(row, "question_id", path),
+                text=text,
+                media=(
+                    ("video", first_existing(files.root, [f"data/{video}{end}" for end in (".mp4", ".MP4", ".mkv")])),
+                ),
+                target=text_of(row, "answer", path).upper(),
+                cluster=video,
+                categories={
+                    key: str(row[key]) for key in ("duration", "domain", "sub_category", "task_type") if key in row
+                },
+                options=tuple(map(str, options)),
+            )
+        )
+    return questions
+
+
+NEXTQA = Task(
+    name="nextqa",
+    title="NExT-QA, multiple choice",
+    files=(
+        Needed(
+            "table", ("test.csv", "nextqa/test.csv", "MC/test.csv", "val.csv", "nextqa/val.csv"), "NExT-QA's dataset"
+        ),
+        Needed("map", ("map_vid_vidorID.json",), "where VidOR keeps each video", optional=True),
+    ),
+    media="videos/ID.mp4, or NExTVideo/ID.mp4 and VidOR's folders",
+    read=_read_nextqa,
+    scorer=NEXTQA_SCORER,
+    note="lmms-eval guesses a letter where it finds none; here such an answer is wrong and counted as unparsed.",
+)
+MVBENCH = Task(
+    name="mvbench",
+    title="MVBench",
+    files=tuple(
+        Needed(task, (f"json/{task}.json", f"{task}.json"), "MVBench", optional=True) for task in _MVBENCH_FOLDERS
+    ),
+    media="video/ and MVBench's folders, with segments already cut (the hub's revision `video`)",
+    read=_read_mvbench,
+    scorer=MVBENCH_SCORER,
+    note="Subtasks whose file is missing are left out. "
+    "Segments must be cut: 'start' and 'end' are not read, nor folders of frames.",
+)
+VIDEOMME = Task(
+    name="videomme",
+    title="Video-MME, without subtitles",
+    files=(
+        Needed(
+            "table",
+            ("videomme/test-00000-of-00001.parquet", "test-00000-of-00001.parquet", "test.json", "test.jsonl"),
+            "Video-MME's rows",
+        ),
+    ),
+    media="data/VIDEOID.mp4, .MP4 or .mkv",
+    read=_read_videomme,
+    scorer=VIDEOMME_SCORER,
+    note="Eight frames are few for videos of up to an hour.",
+)
