@@ -22,7 +22,9 @@ ACTIVATION_NAMES = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu
 
 
 # The keys that our config.json adds to transformers'.
-_OWN_KEYS = ("variant", "temporal_frames")
+_OWN_KEYS = ("variant", "temporal_frames", "projector_layers")
+PROJECTOR_LAYERS = 2
+"""Of transformers' projector, and of the published models'."""
 
 
 def _require_divisible(where: str, name: str, value: int, divisor: int) -> None:
@@ -250,6 +252,9 @@ class ModelConfig:
 
     `vision_feature_layer` counts as transformers counts hidden states: 0 is the embeddings, `i` the output of
     layer `i`, negative numbers from the end; several are concatenated on the feature axis.
+
+    `projector_layers` is how many linear layers the projector has, with an activation between two; 0 for none at all,
+    where towers and decoder are of one width. Transformers has 2.
     """
 
     vision_config: VisionConfig = VisionConfig()
@@ -259,6 +264,7 @@ class ModelConfig:
     image_token_id: int = 32000
     video_token_id: int = 32001
     projector_hidden_act: str = "gelu"
+    projector_layers: int = PROJECTOR_LAYERS
     multimodal_projector_bias: bool = True
     vision_feature_layer: int | tuple[int, ...] = -2
     vision_feature_select_strategy: SelectStrategy = "default"
@@ -272,6 +278,10 @@ class ModelConfig:
             raise ValueError(
                 f"temporal_frames: expected a whole number of at least 1, got {self.temporal_frames!r:.100}"
             )
+        if type(self.projector_layers) is not int or self.projector_layers < 0:
+            raise ValueError(
+                f"projector_layers: expected a whole number of at least 0, got {self.projector_layers!r:.100}"
+            )
         if self.vision_feature_layer == ():
             raise ValueError("vision_feature_layer: expected one hidden state or several, got none")
         depth = self.vision_config.num_hidden_layers
@@ -281,6 +291,11 @@ class ModelConfig:
                     f"vision_feature_layer {layer} is not one of the {depth + 1} hidden states of a tower of "
                     f"{depth} layers: expected {-depth - 1}..{depth}"
                 )
+        if self.projector_layers == 0 and self.feature_width != self.text_config.hidden_size:
+            raise ValueError(
+                f"projector_layers 0: expected features as wide as the decoder, {self.text_config.hidden_size}, got "
+                f"{self.feature_width}"
+            )
         if self.image_token_id == self.video_token_id:
             raise ValueError(f"image_token_id and video_token_id are both {self.image_token_id}: they must differ")
 
@@ -293,6 +308,17 @@ class ModelConfig:
         """The selected hidden states as non-negative indices: 0 the embeddings, `i` the output of layer `i`."""
         count = self.vision_config.num_hidden_layers + 1
         return tuple(layer % count for layer in self._feature_layer_tuple())
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the features that the projector takes: of a tower's, times the hidden states that are selected."""
+        return self.vision_config.hidden_size * len(self.feature_layers)
+
+    @property
+    def projector_widths(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of each linear layer of the projector."""
+        width = self.text_config.hidden_size
+        return tuple((self.feature_width if layer == 0 else width, width) for layer in range(self.projector_layers))
 
     @property
     def tokens_per_image(self) -> int:
@@ -359,7 +385,8 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """Returns transformers' `config.json` as a dict; `from_hf` reads it back equal.
 
-        An `original` model adds its `variant` and `temporal_frames`, which transformers does not know.
+        An `original` model adds its `variant` and `temporal_frames`, which transformers does not know, and a projector
+        of other than two layers its `projector_layers`.
         """
         text = dataclasses.asdict(self.text_config)
         theta, scaling = text.pop("rope_theta"), text.pop("rope_scaling")
@@ -387,7 +414,9 @@ class ModelConfig:
             "tie_word_embeddings": self.tie_word_embeddings,
         }
         if self.variant != "hf" or self.temporal_frames != 8:
-            raw |= {key: getattr(self, key) for key in _OWN_KEYS}
+            raw |= {"variant": self.variant, "temporal_frames": self.temporal_frames}
+        if self.projector_layers != PROJECTOR_LAYERS:
+            raw["projector_layers"] = self.projector_layers
         return raw
 
 

@@ -306,7 +306,8 @@ def test_a_link_in_the_place_of_the_unfinished_output_is_not_followed(tmp_path):
         ({"num_attention_heads": 0}, "ZeroDivisionError"),
         ({"hidden_size": None}, "TypeError"),
         ({"mm_vision_select_layer": []}, "config.json"),
-        ({"mm_projector_type": "linear"}, "mm_projector_type 'linear'"),
+        ({"mm_projector_type": "linear"}, "unknown: model.mm_projector.2.weight"),
+        ({"mm_projector_type": "resampler"}, "mm_projector_type 'resampler'"),
     ],
 )
 def test_the_authors_configuration_has_to_fit(tmp_path, change_of, words):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from videollava_jax.cli.common import DTYPES, argument_type, begin_command, print_json
 from videollava_jax.cli.errors import UsageError
@@ -14,6 +15,7 @@ from videollava_jax.generation.kinds import whole
 
 if TYPE_CHECKING:
     from videollava_jax.weights import Conversion, Options
+    from videollava_jax.weights.files import StoredTensor
 
 
 def add_convert(made: argparse.ArgumentParser) -> None:
@@ -148,6 +150,11 @@ def add_assemble(made: argparse.ArgumentParser) -> None:
         "--new-projector", type=argument_type(whole(0)), metavar="SEED", help="draw a new one from this seed"
     )
     made.add_argument(
+        "--projector-type",
+        metavar="NAME",
+        help="of a new one, in the authors' words: mlp2x_gelu, which is the default, another mlpNx_gelu, or linear",
+    )
+    made.add_argument(
         "--layout",
         default="orbax",
         metavar="NAME",
@@ -169,11 +176,16 @@ def assemble(arguments: argparse.Namespace) -> None:
     orbax = arguments.layout == "orbax"
     if orbax and arguments.drop_temporal:
         raise UsageError("--drop-temporal: expected one of transformers' layouts (--layout hub, hf5 or memory)")
+    if arguments.projector is not None and arguments.projector_type is not None:
+        raise UsageError("--projector-type: expected --new-projector; a trained projector has its own")
     started = time.perf_counter()
     towers = open_towers(_find(arguments.image_tower), _find(arguments.video_tower), arguments.tower_config)
-    projector, settings = (
-        (arguments.new_projector, None) if arguments.projector is None else open_projector(arguments.projector)
-    )
+    projector: Mapping[str, StoredTensor] | int = arguments.new_projector
+    settings: Mapping[str, Any] = {}
+    if arguments.projector is not None:
+        projector, settings = open_projector(arguments.projector)
+    elif arguments.projector_type is not None:
+        settings = {"mm_projector_type": arguments.projector_type}
     model = assemble(_find(arguments.llm), towers, projector, settings, keep_dtypes=arguments.dtype is not None)
     options = _conversion_options(arguments)
     if orbax:

@@ -53,11 +53,11 @@ def parameters(config: ModelConfig) -> Parameters:
         + text.mlp_bias * (2 * text.intermediate_size + D)
     )
     norms = (2 * text.num_hidden_layers + 1) * D
-    width = vision.hidden_size * len(config.feature_layers)
+    bias = config.multimodal_projector_bias
     return Parameters(
         image_tower=_tower_parameters(vision, temporal_frames=0),
         video_tower=_tower_parameters(vision, config.temporal_frames if config.variant == "original" else 0),
-        projector=width * D + D * D + 2 * D * config.multimodal_projector_bias,
+        projector=sum(width * out + out * bias for width, out in config.projector_widths),
         decoder=projection + biases + norms + embedding,
         embedding=embedding,
         head=0 if config.tie_word_embeddings else embedding,
@@ -111,9 +111,7 @@ def tower_flops(config: ModelConfig, frames: int, *, video: bool) -> float:
 
 def projector_flops(config: ModelConfig, tokens: int) -> float:
     """Counts the operations of the projector on `tokens` tokens."""
-    D = config.text_config.hidden_size
-    width = config.vision_config.hidden_size * len(config.feature_layers)
-    return 2.0 * tokens * (width * D + D * D)
+    return 2.0 * tokens * sum(width * out for width, out in config.projector_widths)
 
 
 def encode_flops(config: ModelConfig, *, frames: int = 0, images: int = 0) -> float:
@@ -161,7 +159,7 @@ def train_flops(
       frames: frames of all videos together.
       adapters: parameters of the decoder's LoRA adapters, which are trained.
     """
-    total, D = 0.0, config.text_config.hidden_size
+    total = 0.0
     for length in lengths:
         products = 2.0 * length * (_decoder_projections(config) + _head(config))
         attention = decoder_flops(config, length, logits=length) - products
@@ -171,11 +169,12 @@ def train_flops(
         ("video_tower", tower_flops(config, frames, video=True), frames * config.tokens_per_frame),
     )
     for tower, encoded, tokens in media:
-        both, second = projector_flops(config, tokens), 2.0 * tokens * D * D
+        every = projector_flops(config, tokens)
+        later = 2.0 * tokens * sum(width * out for width, out in config.projector_widths[1:])
         total += encoded * (3 if tower in trained else 1)
-        total += both * (2 if "projector" in trained else 1)
-        # The tower needs the gradient of the projector's inputs; its first layer needs that between its two layers.
-        total += both if tower in trained else second if "projector" in trained else 0.0
+        total += every * (2 if "projector" in trained else 1)
+        # The tower needs the gradient of the projector's inputs; its layers need those between them.
+        total += every if tower in trained else later if "projector" in trained else 0.0
     return total
 
 

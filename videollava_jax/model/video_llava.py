@@ -26,18 +26,24 @@ State: TypeAlias = "nnx.State[Any, Any]"
 
 
 class Projector(nnx.Module):
-    """Tower features to decoder width (`VideoLlavaMultiModalProjector`); one projector for both media."""
+    """Tower features to decoder width (`VideoLlavaMultiModalProjector`); one projector for both media.
+
+    It has `config.projector_layers` linear layers, `linear_1` and so on: transformers' two, or as many as the authors'
+    `build_vision_projector` makes of "linear", "mlp3x_gelu" or "identity".
+    """
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        width = config.vision_config.hidden_size * len(config.feature_layers)
-        D, bias = config.text_config.hidden_size, config.multimodal_projector_bias
-        self.linear_1 = Linear(width, D, bias=bias, dtype=dtype, rngs=rngs)
-        self.linear_2 = Linear(D, D, bias=bias, dtype=dtype, rngs=rngs)
-        self.act = config.projector_hidden_act
+        for layer, (width, D) in enumerate(config.projector_widths, 1):
+            bias = config.multimodal_projector_bias
+            setattr(self, f"linear_{layer}", Linear(width, D, bias=bias, dtype=dtype, rngs=rngs))
+        self.layers, self.act = config.projector_layers, config.projector_hidden_act
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """Maps tower features [..., width] to [..., D]."""
-        return self.linear_2(ACTIVATIONS[self.act](self.linear_1(features)))
+        for layer in range(1, self.layers + 1):
+            features = features if layer == 1 else ACTIVATIONS[self.act](features)
+            features = getattr(self, f"linear_{layer}")(features)
+        return features
 
 
 class VideoLlava(nnx.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from videollava_jax.weights.layouts import EMBEDDING, LAYOUTS, learnt
 from videollava_jax.weights.pku import (
     FEATURE_LAYER,
     INPUT_KEYS,
-    PROJECTOR_TYPE,
     is_pku_config,
     read_pku_config,
 )
@@ -140,18 +139,16 @@ def open_projector(path: StrPath) -> tuple[dict[str, StoredTensor], Mapping[str,
     return tensors, settings_of(path if path.is_dir() else path.parent)
 
 
-def new_projector(width: int, decoder_width: int, seed: int) -> dict[str, StoredTensor]:
+def new_projector(widths: Iterable[tuple[int, int]], seed: int) -> dict[str, StoredTensor]:
     """Draws a projector that has learnt nothing, as `torch.nn.Linear` begins: uniform in ±1/√inputs, weight and bias.
 
     Args:
-      width: of the towers' features.
-      decoder_width: of the language model.
+      widths: (inputs, outputs) of each layer.
       seed: of the draws.
 
     Returns:
       float32 tensors by our names; each is drawn when it is read, and is the same every time.
     """
-    inputs = {"linear_1": width, "linear_2": decoder_width}
 
     def drawn(index: int, name: str, shape: tuple[int, ...], bound: float) -> StoredTensor:
         def read() -> npt.NDArray[Any]:
@@ -160,10 +157,10 @@ def new_projector(width: int, decoder_width: int, seed: int) -> dict[str, Stored
         return StoredTensor(name, shape, np.dtype(np.float32), Path(f"<a new projector, seed {seed}>"), read)
 
     tensors: dict[str, StoredTensor] = {}
-    for layer, count in inputs.items():
-        for leaf, shape in (("weight", (decoder_width, count)), ("bias", (decoder_width,))):
-            name = f"{PROJECTOR}{layer}.{leaf}"
-            tensors[name] = drawn(len(tensors), name, shape, count**-0.5)
+    for layer, (inputs, outputs) in enumerate(widths, 1):
+        for leaf, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
+            name = f"{PROJECTOR}linear_{layer}.{leaf}"
+            tensors[name] = drawn(len(tensors), name, shape, inputs**-0.5)
     return tensors
 
 
@@ -217,19 +214,17 @@ def assemble(
     raw = {
         **source.config,
         **{f"mm_{kind}_tower": PUBLISHED[kind] for kind in KINDS},
-        "mm_projector_type": PROJECTOR_TYPE,
         "mm_vision_select_layer": FEATURE_LAYER,
         **settings,
     }
     parts = {name: tensor for tower in towers.values() for name, tensor in tower.tensors.items()}
+    parts |= {} if isinstance(projector, int) else projector
     with as_weights_error(path / CONFIG):
         config = read_pku_config(
             path, raw, {**decoder, **parts}, None, {kind: tower.config for kind, tower in towers.items()}
         )
     if isinstance(projector, int):
-        width = config.vision_config.hidden_size * len(config.feature_layers)
-        projector = new_projector(width, config.text_config.hidden_size, projector)
-    parts |= projector
+        parts |= new_projector(config.projector_widths, projector)
     kept = decoder[EMBEDDING].dtype if EMBEDDING in decoder else None
     if kept is not None:
         halves = {"float16", "bfloat16"}
@@ -253,10 +248,11 @@ def assemble_for(
       WeightsError: the adapter has no projector, or what `assemble` raises.
     """
     projector = {name: tensor for name, tensor in adapter.replaced.items() if name.startswith(PROJECTOR)}
-    if not projector:
+    settings = settings_of(adapter)
+    if not projector and settings.get("mm_projector_type") != "identity":
         raise WeightsError(
             f"{adapter.directory}: an adapter without a projector (mm_projector), onto the language model "
             f"{Source.open(language_model).directory}: expected one that was trained with a projector; `videollava "
             "assemble --projector FILE` makes a model that it can be merged into"
         )
-    return assemble(language_model, towers, projector, settings_of(adapter), keep_dtypes=keep_dtypes)
+    return assemble(language_model, towers, projector, settings, keep_dtypes=keep_dtypes)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from videollava_jax.config import ModelConfig
+from videollava_jax.config import PROJECTOR_LAYERS, ModelConfig
 from videollava_jax.hub import StrPath, local_path
 from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.weights.errors import WeightsError, cause
@@ -267,6 +267,11 @@ def for_layout(checkpoint: Checkpoint, layout: Layout, *, drop_temporal: bool = 
         raise WeightsError(
             f"{checkpoint.directory}: layout {layout.name} needs the video tower's attention over time, and this is an "
             f"{checkpoint.config.variant!r} model, which has none: export it to one of transformers' layouts"
+        )
+    if layout.name != "pku" and checkpoint.config.projector_layers != PROJECTOR_LAYERS:
+        raise WeightsError(
+            f"{checkpoint.directory}: layout {layout.name} has a projector of {PROJECTOR_LAYERS} layers, and that of "
+            f"this model has {checkpoint.config.projector_layers}: export it to pku"
         )
     if not layout.media_rows:
         first = min(checkpoint.config.image_token_id, checkpoint.config.video_token_id)

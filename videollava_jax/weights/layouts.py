@@ -31,6 +31,8 @@ TEMPORAL = ".temporal_"
 """What the names of the video tower's attention over time have in common."""
 VOCABULARY = ("language_model.embed_tokens.weight", "lm_head.weight")
 """The matrices with a row for each token."""
+DEEPEST = 16
+"""The most layers of a projector of the authors'."""
 HEAD, EMBEDDING = "lm_head.weight", "language_model.embed_tokens.weight"
 
 
@@ -100,8 +102,9 @@ LAYOUTS: dict[str, Layout] = {
             (
                 ("model.image_tower.image_tower.", "image_tower."),
                 ("model.video_tower.video_tower.", "video_tower."),
-                ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
-                ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
+                # Activations have the odd numbers. A projector of one layer ("linear") has no number at all.
+                *((f"model.mm_projector.{2 * i}.", f"multi_modal_projector.linear_{i + 1}.") for i in range(DEEPEST)),
+                ("model.mm_projector.", "multi_modal_projector.linear_1."),
                 ("model.layers.", "language_model.layers."),
                 ("model.embed_tokens.", "language_model.embed_tokens."),
                 ("model.norm.", "language_model.norm."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from videollava_jax.config import (
 )
 from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor
+from videollava_jax.weights.layouts import DEEPEST
 
 # LanguageBind's towers, as far as neither their config.json nor the weights' shapes say.
 HEAD_DIM = 64
@@ -86,9 +88,9 @@ def refusals(raw: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
             "mm_use_im_start_end true: media stand between tokens that no template here writes; expected a model that "
             "was trained with --mm_use_im_start_end False, as the authors' scripts do"
         )
-    projector = raw.get("mm_projector_type", PROJECTOR_TYPE)
-    if projector != PROJECTOR_TYPE:
-        yield f"mm_projector_type {projector!r} is not supported: expected {PROJECTOR_TYPE!r}"
+    if _projector_layers(raw, {}) is None:
+        said = raw.get("mm_projector_type")
+        yield f"mm_projector_type {said!r}: expected linear, mlp1x_gelu to mlp{DEEPEST}x_gelu, or identity"
     feature = raw.get("mm_vision_select_feature", "patch")
     if feature not in SELECT_FEATURES:
         yield f"mm_vision_select_feature {feature!r}: expected one of {', '.join(SELECT_FEATURES)}"
@@ -158,6 +160,7 @@ def read_pku_config(
         ),
         variant=variant,
         temporal_frames=frames,
+        projector_layers=_projector_layers(raw, tensors) or 0,
         image_token_id=first_media_row,
         video_token_id=first_media_row + 1,
         vision_feature_layer=raw.get("mm_vision_select_layer", FEATURE_LAYER),
@@ -192,11 +195,27 @@ def write_pku_config(config: ModelConfig) -> dict[str, Any]:
         "mm_hidden_size": config.vision_config.hidden_size,
         "mm_image_tower": f"LanguageBind/{IMAGE_TOWER}",
         "mm_video_tower": f"LanguageBind/{VIDEO_TOWER}",
-        "mm_projector_type": PROJECTOR_TYPE,
+        # "linear" names its tensors otherwise, and computes the same.
+        "mm_projector_type": f"mlp{config.projector_layers}x_gelu" if config.projector_layers else "identity",
         "mm_vision_select_layer": config.vision_feature_layer,
         "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
         "use_mm_proj": True,
     }
+
+
+def _projector_layers(raw: Mapping[str, Any], tensors: Mapping[str, Any]) -> int | None:
+    """Returns the number of linear layers of the projector.
+
+    It is what `build_vision_projector` makes of `mm_projector_type`, or None for a word that it does not know. Without
+    that key the weights are counted, and without weights it is `PROJECTOR_TYPE`.
+    """
+    weights = [name for name in tensors if name.startswith("multi_modal_projector.") and name.endswith(".weight")]
+    said = str(raw.get("mm_projector_type", f"mlp{len(weights)}x_gelu" if weights else PROJECTOR_TYPE))
+    if said in ("linear", "identity"):
+        return int(said == "linear")
+    found = re.fullmatch(r"mlp(\d{1,2})x_gelu", said)
+    # Their loop makes the first layer in any case.
+    return None if found is None or int(found[1]) > DEEPEST else max(1, int(found[1]))
 
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
