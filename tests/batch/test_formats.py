@@ -12,7 +12,6 @@ from videollava_jax.batch.lines import count_lines, line_id, read_lines, recogni
 from videollava_jax.batch.records import record
 from videollava_jax.batch.requests import Defaults, to_request
 from videollava_jax.engine import Result
-from videollava_jax.media import Uniform
 
 FACTS = JobFacts("tiny", 1_700_000_000, "digest")
 ANSWER = Result(id="0", text="up ↑", token_ids=(5, 6, 2), finish_reason="stop", prompt_tokens=150)
@@ -226,7 +225,7 @@ def test_options_and_defaults():
     assert made.options == {"do_sample": True, "temperature": 0.5, "top_p": 0.9}
     said = {"temperature": 0, "seed": 1, "frames": 4, "pool": 1, "stop_strings": ["."], "max_new_tokens": 2}
     made = request("jsonl", index=3, defaults=defaults, id="a", prompt="?", options=said)
-    assert (made.max_new_tokens, made.seed, made.video_pooling, made.frame_sampling) == (2, 1, 1, Uniform(4))
+    assert (made.max_new_tokens, made.seed, made.video_pooling, made.frame_sampling) == (2, 1, 1, 4)
     assert made.options == {"do_sample": False, "stop_strings": (".",)}
 
 
@@ -286,6 +285,8 @@ def test_llavas_questions_and_answers():
 def test_media_are_under_known_keys(form, asked):
     line = {"id": "a.png", "question_id": "a.png", asked: "Which?"}
     found = parts(request(form, **line, videos=["a.mp4"], image="b.png"))
+    assert [part["type"] for part in found] == ["video", "image", "text"]  # as the line has them
+    found = parts(request(form, **line, image="b.png", video="a.mp4"))
     assert [part["type"] for part in found] == ["image", "video", "text"]
     for lost in ({"video_path": "a.mp4"}, {"img": ["b.PNG"]}, {"frame": "data:image/png;base64,AAAA"}):
         with pytest.raises(ValueError, match=f"'{next(iter(lost))}' names .*media are read from 'image', 'images'"):

@@ -150,7 +150,9 @@ def medium(kind):
 
 
 NOTHING = {
-    **dict.fromkeys(("top_k", "top_p", "seed", "temperature", "do_sample", "indices", "frames", "fps", "pool")),
+    **dict.fromkeys(
+        ("top_k", "top_p", "seed", "temperature", "do_sample", "indices", "frames", "fps", "pool", "sampling")
+    ),
     **dict.fromkeys(("frame_rate", "frames_from")),
     **dict.fromkeys(("linspace", "as_video"), False),
 }
@@ -165,6 +167,8 @@ NOTHING = {
         ({"temperature": 0.7, "do_sample": False}, "video", False, ["--temperature: no effect with --no-do-sample"]),
         ({"frames": 4, "indices": (1,)}, "video", False, ["--frames: no effect with --indices"]),
         ({"fps": 1.0, "pool": 2}, "image", False, ["--fps and --pool: no effect, as there is no video"]),
+        ({"fps": 1.0, "sampling": "uniform"}, "video", False, ["--sampling: no effect with --fps"]),
+        ({"sampling": "linspace"}, "image", False, ["--sampling: no effect, as there is no video"]),
         ({"frame_rate": 2.0}, "video", False, ["--frame-rate: no effect without"]),
         ({"frame_rate": 2.0, "as_video": True}, "video", False, []),
     ],

@@ -22,7 +22,7 @@ alphabet = st.one_of(
 )
 plain_text = st.text(alphabet, min_size=1, max_size=30).filter(lambda text: not any(s in text for s in SPECIALS))
 any_text = st.lists(st.one_of(plain_text, st.sampled_from(SPECIALS)), min_size=1, max_size=5).map("".join)
-template_names = st.sampled_from(sorted(TEMPLATES))
+template_names = st.sampled_from(sorted(name for name, template in TEMPLATES.items() if not template.frame_join))
 
 
 def user(*parts: Any) -> dict[str, Any]:
@@ -46,5 +46,6 @@ def conversations(draw: st.DrawFn, texts: st.SearchStrategy[str]) -> list[dict[s
         if i:
             messages.append(assistant(draw(texts)))
         media = draw(st.lists(st.sampled_from([VIDEO, IMAGE]), max_size=2))
-        messages.append(user(*media, *draw(st.lists(texts, min_size=0 if media else 1, max_size=2))))
+        parts = [*media, *draw(st.lists(texts, min_size=0 if media else 1, max_size=2))]
+        messages.append(user(*draw(st.permutations(parts))))
     return messages

@@ -21,6 +21,7 @@ from tests.processing.drawn_conversations import (
 from videollava_jax.processing.prompt import (
     TEMPLATES,
     PromptTemplate,
+    Turn,
     get_template,
     parse_conversation,
     render,
@@ -66,7 +67,8 @@ def test_documented_prompts() -> None:
 def test_a_conversations_own_system_prompt_replaces_the_templates() -> None:
     conversation = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     for name in TEMPLATES:
-        assert to_string(render(parse_conversation(conversation), name)) == "Be brief. USER: Hi ASSISTANT:"
+        expected = "Be brief.###Human: Hi###Assistant:" if name == "llava_v0" else "Be brief. USER: Hi ASSISTANT:"
+        assert to_string(render(parse_conversation(conversation), name)) == expected
 
 
 def test_an_unknown_template_lists_the_names() -> None:
@@ -87,16 +89,58 @@ def test_hf_is_what_the_family_chat_template_renders(tokenizer: Any, conversatio
 
 
 @settings(max_examples=60, deadline=None)
-@given(conversation=conversations(any_text), name=template_names, generate=st.booleans())
+@given(
+    conversation=conversations(any_text),
+    name=template_names,
+    generate=st.booleans(),
+    media_order=st.sampled_from(["first", "text"]),
+    repeat_end=st.booleans(),
+)
 def test_to_jinja_renders_the_same_in_transformers(
-    tokenizer: Any, conversation: list[dict[str, Any]], name: str, generate: bool
+    tokenizer: Any, conversation: list[dict[str, Any]], name: str, generate: bool, media_order: Any, repeat_end: bool
 ) -> None:
     pytest.importorskip("jinja2")
     template = TEMPLATES[name]
+    jinja = template.to_jinja(media_order, repeat_end)
     expected = tokenizer.apply_chat_template(
-        conversation, chat_template=template.to_jinja(), add_generation_prompt=generate, tokenize=False
+        conversation, chat_template=jinja, add_generation_prompt=generate, tokenize=False
     )
-    assert to_string(render(parse_conversation(conversation), template, generate)) == expected
+    turns = parse_conversation(conversation)
+    got = render(turns, template, generate, media_order=media_order, repeat_end=repeat_end)
+    assert to_string(got) == expected
+
+
+@pytest.mark.parametrize(
+    ("parts", "first", "in_order"),
+    [
+        ((VIDEO, IMAGE, "Q"), "<image>\n<video>\nQ", "<video><image>\nQ"),
+        (("Q", IMAGE), "<image>\nQ", "Q\n<image>"),
+        (("A", IMAGE, IMAGE, "B", "C"), "<image>\n<image>\nA B C", "A\n<image><image>\nB C"),
+        ((IMAGE,), "<image>\n", "<image>\n"),
+        (("A", "B"), "A B", "A B"),
+    ],
+)
+def test_where_media_stand(parts: Any, first: str, in_order: str) -> None:
+    turns = parse_conversation([user(*parts)])
+    for order, expected in (("first", first), ("text", in_order)):
+        got = to_string(render(turns, "vicuna_v1_no_system", media_order=order))  # type: ignore[arg-type]
+        assert got == f"USER: {expected} ASSISTANT:"
+
+
+def test_verbatim_texts_are_not_joined() -> None:
+    turn = Turn("user", ("  A\n", IMAGE, " B ", VIDEO), verbatim=True)
+    as_given = to_string(render([turn], "vicuna_v1_no_system", media_order="text"))
+    assert as_given == "USER:   A\n<image> B <video> ASSISTANT:"
+    assert to_string(render([turn], "hf")) == "USER: <image>\n<video>\nA\n B ASSISTANT:"
+
+
+def test_earlier_answers_keep_the_models_end_where_a_preset_says_so() -> None:
+    turns = parse_conversation([user("x"), assistant("y"), user("z")])
+    for template, said in (("vicuna_v1_no_system", "y</s></s>USER: z"), ("llava_v0", "y</s>###Human: z")):
+        assert said in to_string(render(turns, template, repeat_end=True))
+        assert said.replace("</s>", "", 1) in to_string(render(turns, template))
+    learnt = to_string(render(turns[:2], "vicuna_v1_no_system", False, repeat_end=True))
+    assert learnt == "USER: x ASSISTANT: y</s>"
 
 
 def test_to_jinja_takes_strings_as_content(tokenizer: Any) -> None:
@@ -165,10 +209,10 @@ def test_media_sources_in_every_spelling() -> None:
     (turn,) = parse_conversation([{"role": "user", "content": content}])
     assert turn.texts == ("then",)
     assert [(m.kind, m.source) for m in turn.media] == [
-        ("image", "b.png"),
-        ("image", "d.png"),
         ("video", "a.mp4"),
+        ("image", "b.png"),
         ("video", "c.mp4"),
+        ("image", "d.png"),
         ("video", None),
     ]
 

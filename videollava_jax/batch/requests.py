@@ -23,7 +23,8 @@ class Defaults:
     Attributes:
       options: of generation, by name. By default answers have at most 128 tokens and decoding is greedy; the
         checkpoint decides the rest. `seed` is that of the first line; each later line's is one higher.
-      frame_sampling: which frames to take from a video file; None for 8, evenly spaced.
+      frame_sampling: which frames to take from a video file: a rule, a number of frames by the rule of the processor's
+        preset, or None for 8.
       video_pooling: None for the processor's.
     """
 

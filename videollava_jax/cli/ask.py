@@ -72,8 +72,8 @@ def add_ask(parser: argparse.ArgumentParser) -> None:
     begin_command(
         parser,
         ask,
-        "Each question is asked on its own. The media are read and encoded once for all questions. Images come before\n"
-        "videos in the prompt, as in the model's training.\n\n"
+        "Each question is asked on its own. The media are read and encoded once for all questions. In the prompt\n"
+        "images come before videos, or all media in their order, as the checkpoint's preset says.\n\n"
         '  videollava ask clip.mp4 "Which way does it move?"\n'
         '  videollava ask before.png after.png "What has changed?" "What is new?"\n'
         "  videollava ask clip.mp4 - < questions.txt                a question on each line\n"
@@ -195,7 +195,7 @@ def chat(arguments: argparse.Namespace) -> None:
 def _open(arguments: argparse.Namespace, names: Sequence[str], options: Mapping[str, Any]) -> tuple[list[Medium], Chat]:
     """Opens the media, and then the model: an error about a file comes before the weights are loaded."""
     path, processor = open_processor(arguments)
-    frame_sampling = frame_sampling_of(arguments, processor.frame_window)
+    frame_sampling = frame_sampling_of(arguments, processor)
     media = open_media(arguments, [*names, *arguments.more], frame_sampling)
     for medium in media:
         if medium.kind == "video":

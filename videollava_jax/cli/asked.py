@@ -249,8 +249,10 @@ def without_effect(arguments: argparse.Namespace, media: Sequence[Medium], draws
         said.append("--frames: no effect with --indices, which names the frames")
     if arguments.frame_rate is not None and not (arguments.as_video or arguments.frames_from):
         said.append("--frame-rate: no effect without --as-video or --frames-from")
+    if arguments.sampling is not None and (flags := given("linspace", "fps", "indices")):
+        said.append(f"--sampling: no effect with {flags}")
     if all(medium.kind == "image" for medium in media):
-        flags = given("frames", "linspace", "fps", "indices", "pool")
+        flags = given("frames", "linspace", "sampling", "fps", "indices", "pool")
         if flags:
             said.append(f"{flags}: no effect, as there is no video among the media")
     return said

@@ -26,12 +26,14 @@ from videollava_jax.cli.common import (
 from videollava_jax.cli.errors import UsageError, print_error
 from videollava_jax.generation.kinds import number, whole
 from videollava_jax.generation.options import SHARED, from_arguments
+from videollava_jax.processing.prompt import get_template
 
 if TYPE_CHECKING:
     from videollava_jax.batch.media.isolation import IsolatedReader
     from videollava_jax.batch.ray.cluster import RayRunner
     from videollava_jax.batch.runner import Runner
     from videollava_jax.engine import Engine
+    from videollava_jax.processing.preset import Preset
     from videollava_jax.processing.processor import VideoLlavaProcessor
 
 DETAILS = """\
@@ -166,7 +168,7 @@ def batch(arguments: argparse.Namespace) -> None:
         form=arguments.format,
         defaults=Defaults(
             options={name: value for name, value in generation.items() if name not in SHARED},
-            frame_sampling=frame_sampling_of(arguments, processor.frame_window),
+            frame_sampling=frame_sampling_of(arguments, processor),
             video_pooling=arguments.pool,
         ),
         media_root=arguments.media_root,
@@ -176,7 +178,7 @@ def batch(arguments: argparse.Namespace) -> None:
         retry_errors=arguments.retry_errors,
         keep_ledger=arguments.keep_ledger,
         model=str(arguments.model),
-        facts=_facts(arguments, path, processor.template.name),
+        facts=_facts(arguments, path, processor.preset),
         on_stop=stop,
         grace=10.0,  # machines are given 25 to 30 seconds
     )
@@ -225,7 +227,7 @@ def _named_files(name: Path) -> list[Path]:
     return found
 
 
-def _facts(arguments: argparse.Namespace, path: str | Path, template: str) -> dict[str, str]:
+def _facts(arguments: argparse.Namespace, path: str | Path, preset: Preset) -> dict[str, str]:
     """The part of the job's identity that is about the model: its content or revision, and how it computes."""
     from videollava_jax.hub import Wanted, find_model
     from videollava_jax.weights.fingerprint import model_fingerprint
@@ -236,7 +238,8 @@ def _facts(arguments: argparse.Namespace, path: str | Path, template: str) -> di
         model = {"model": f"{path} at {find_model(path, Wanted.SIDE_FILES).name}"}
     return {
         **model,
-        "template": template,
+        "template": get_template(preset.template).name,
+        **{name: str(value) for name, value in preset.to_json().items() if name != "name"},
         "dtype": arguments.dtype or "the checkpoint's",
         "int8 weights": str(arguments.int8_weights),
         "int8 cache": str(arguments.int8_cache),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from videollava_jax.generation.kinds import Kind, number, whole
 from videollava_jax.generation.options import add_option_flags
 from videollava_jax.hub import local_path
+from videollava_jax.processing.preset import CHOICES, PRESETS
 from videollava_jax.processing.prompt import TEMPLATES
 
 if TYPE_CHECKING:
@@ -66,9 +67,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--dtype", choices=DTYPES, help="number format of weights and compute; default: the checkpoint's"
     )
-    model.add_argument(
-        "--template", choices=tuple(TEMPLATES), help="the way prompts are written; default: the checkpoint's"
-    )
+    _add_preset_arguments(parser.add_argument_group("prompts and pixels (default: the checkpoint's preset)"))
     frames = parser.add_argument_group("frames of videos")
     frames.add_argument(
         "--frames",
@@ -85,7 +84,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rule = frames.add_mutually_exclusive_group()
     rule.add_argument(
-        "--linspace", action="store_true", help="spread them from the first frame to the last, as the authors do"
+        "--linspace", action="store_true", help="the same as --sampling linspace: from the first frame to the last"
     )
     rule.add_argument(
         "--fps",
@@ -96,8 +95,35 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     rule.add_argument("--indices", type=_indices, metavar="I,I,...", help="take exactly these, counted from 0")
 
 
+_FIELDS = {
+    "media_order": "where media stand in a turn: first, images before videos; or where its text has them",
+    "after_media": "text after a medium goes on, or starts anew with Llama's space, as the authors tokenise it",
+    "after_end": "the same of text after </s>; trimmed takes that space away from the first token",
+    "repeat_end": "end earlier answers in the model's own </s> and in the template's",
+    "sampling": "frames of a video: arange(0, n, n / N) or linspace(0, n - 1, N)",
+    "resize": "pil: antialiased, on uint8; torch: not antialiased, in floats",
+    "pad_to_square": "pad images to squares with the mean colour",
+}
+"""The fields of a preset, with what the help says of them."""
+
+
+def _add_preset_arguments(group: argparse._ActionsContainer) -> None:
+    """Adds an argument for each field of a preset, whose name in the namespace is the field's."""
+    group.add_argument(
+        "--preset", choices=tuple(PRESETS), help="all of the following: hf as transformers, original as the authors"
+    )
+    group.add_argument("--template", choices=tuple(TEMPLATES), help="the way prompts are written")
+    for field, says in _FIELDS.items():
+        flag = f"--{field.replace('_', '-')}"
+        if CHOICES[field] == (False, True):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=says)
+        else:
+            group.add_argument(flag, choices=CHOICES[field], help=says)
+    group.add_argument("--verbose", action="store_true", help="print the preset that holds, to standard error")
+
+
 def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlavaProcessor]:
-    """Opens the processor of `--model` with the template and pooling that were asked for; fetches no weights.
+    """Opens the processor of `--model` with the preset and pooling that were asked for; fetches no weights.
 
     Returns:
       The model's directory, or its name on the hub, and the processor.
@@ -106,24 +132,33 @@ def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlav
     from videollava_jax.processing.processor import VideoLlavaProcessor
 
     model = find_here(arguments.model, bundled=True) or arguments.model
-    return model, VideoLlavaProcessor.from_pretrained(model, template=arguments.template, video_pooling=arguments.pool)
+    given = {name: getattr(arguments, name) for name in ("template", *CHOICES)}
+    changes = {name: value for name, value in given.items() if value is not None}
+    preset = changes if arguments.preset is None else PRESETS[arguments.preset].changed(changes)
+    processor = VideoLlavaProcessor.from_pretrained(model, preset=preset, video_pooling=arguments.pool)
+    if arguments.verbose:
+        print(processor.preset, file=sys.stderr)
+    return model, processor
 
 
-def frame_sampling_of(arguments: argparse.Namespace, frame_window: int) -> FrameSampling:
+def frame_sampling_of(arguments: argparse.Namespace, processor: VideoLlavaProcessor) -> FrameSampling:
     """Returns the rule by which frames of a video are taken.
 
     Args:
       arguments: of `add_model_arguments`.
-      frame_window: the number of frames that the model takes together; `--fps` takes a multiple of it.
+      processor: its preset's rule holds where no other is named; `--fps` takes a multiple of its `frame_window`.
     """
-    from videollava_jax.media import Fps, Indices, Linspace, Uniform
+    from videollava_jax.media import Fps, Indices, Linspace
 
     count = arguments.frames or FRAMES
     if arguments.indices is not None:
         return Indices(arguments.indices)
     if arguments.fps is not None:
-        return Fps(arguments.fps, max_frames=count, multiple_of=frame_window)
-    return Linspace(count) if arguments.linspace else Uniform(count)
+        return Fps(arguments.fps, max_frames=count, multiple_of=processor.frame_window)
+    if arguments.linspace:
+        return Linspace(count)
+    rule: FrameSampling = processor.frames(count)
+    return rule
 
 
 def _indices(text: str) -> tuple[int, ...]:

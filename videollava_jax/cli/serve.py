@@ -244,5 +244,5 @@ def _settings(
         frame_window=processor.frame_window,
         max_tokens=processor.max_positions or 0,
         longest_answer=arguments.longest_answer,
-        frame_sampling=frame_sampling_of(arguments, processor.frame_window),
+        frame_sampling=frame_sampling_of(arguments, processor),
     )

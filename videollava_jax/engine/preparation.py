@@ -17,10 +17,10 @@ from videollava_jax.engine.request import MOST_LOGPROBS, Request
 from videollava_jax.generation.kinds import parsed, whole
 from videollava_jax.generation.options import GenerationOptions, require_own
 from videollava_jax.generation.text import ends_by_text
-from videollava_jax.media import Frames, MediumPixels, Uniform
+from videollava_jax.media import Frames, MediumPixels
 from videollava_jax.processing.given_media import known_frames, require_sources, with_media
 from videollava_jax.processing.processor import VideoLlavaProcessor
-from videollava_jax.processing.prompt import parse_conversation, render
+from videollava_jax.processing.prompt import parse_conversation
 from videollava_jax.processing.room import TooLong, require_room, room_for_prompt
 from videollava_jax.processing.segments import Media, MediaKind, Segments, TextIds
 
@@ -193,7 +193,7 @@ class Preparer:
         answer = options.max_new_tokens if task == "answer" else max(map(len, choices), default=0)
         segments = self._segments(request, answer)
         pooling = self._processor.video_pooling if request.video_pooling is None else request.video_pooling
-        frame_sampling = Uniform(8) if request.frame_sampling is None else request.frame_sampling
+        frame_sampling = self._processor.frames(request.frame_sampling)
         self._require_room(segments, frame_sampling, pooling, answer)
         before, after = segments.split()
         ids = [i for part in after.parts if isinstance(part, TextIds) for i in part.ids]
@@ -217,7 +217,9 @@ class Preparer:
         """
         versions = iter(prefix.versions)
         parts = tuple(
-            part.ids if isinstance(part, TextIds) else (part.kind, self._digests.of(next(versions), part.source))
+            part.ids
+            if isinstance(part, TextIds)
+            else (part.kind, part.join_ids, self._digests.of(next(versions), part.source))
             for part in prefix.segments.parts
         )
         return parts, repr(prefix.frame_sampling), prefix.pooling
@@ -236,7 +238,8 @@ class Preparer:
         read = [_with_frames(self._read_medium(medium, prefix.frame_sampling)) for medium in media]
         pixels = tuple(each.pixels for each in read)
         each = self._processor.medium_tokens(media, pixels, prefix.pooling)
-        expanded = prefix.segments.expand(each, self._processor.encoder.media_ids)
+        frame = self._processor.pooled_tokens_per_frame(prefix.pooling)
+        expanded = prefix.segments.expand(each, self._processor.encoder.media_ids, frame)
         kinds = tuple(medium.kind for medium in media)
         frames = tuple(each.frames for each, kind in zip(read, kinds, strict=True) if kind == "video")
         return ReadPrefix(expanded.input_ids.astype(np.int32), kinds, pixels, prefix.pooling, frames)
@@ -247,7 +250,7 @@ class Preparer:
         media = sum(
             self._processor.tokens_per_image
             if medium.kind == "image"
-            else (known_frames(medium.source, frame_sampling) or 0) * frame
+            else (frames := known_frames(medium.source, frame_sampling) or 0) * frame + medium.text_tokens(frames)
             for medium in segments.media
         )
         require_room(segments.text_length + media, answer, self._positions, self._why)
@@ -263,7 +266,7 @@ class Preparer:
         if request.images or request.videos:
             raise ValueError("images and videos of a conversation belong into its messages")
         turns = parse_conversation(request.conversation)
-        segments = self._processor.encoder.encode(render(turns, self._processor.template, True), most)
+        segments = self._processor.encoder.encode(self._processor.write(turns), most)
         require_sources([segments])
         return segments
 

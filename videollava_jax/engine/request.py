@@ -26,7 +26,8 @@ class Request:
       max_new_tokens: the answer is cut there.
       seed: of the random draws, where the options hold `do_sample=True`.
       choices: for `Engine.score`, the answers whose likelihoods are wanted.
-      frame_sampling: which frames of a video file to take; None for 8, evenly.
+      frame_sampling: which frames of a video file to take: a rule, a number of them, or None for 8; by the rule of the
+        processor's preset.
       video_pooling: how far the tokens of videos are pooled; None for the processor's setting.
       options: of `GenerationOptions`, those that requests do not share.
       logprobs: the number of likeliest tokens, at most 20, whose log-probabilities are wanted at each place, with that

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from videollava_jax.face.sampling import EveryFrame, sampling
 from videollava_jax.face.video_processor import sampled
 from videollava_jax.media import FrameFiles, Video, read_image, read_video
 from videollava_jax.processing.given_media import share_out
-from videollava_jax.processing.media_processor import DEFAULT_FRAME_SAMPLING, DEFAULT_LIMITS
+from videollava_jax.processing.media_processor import DEFAULT_LIMITS
 from videollava_jax.processing.segments import MEDIA_TOKENS, MediaKind
 
 OWN = ("frame_sampling", "limits", "video_pooling", "max_new_tokens", "allow_remote_media")
@@ -32,11 +32,13 @@ class Call:
         asked: transformers' arguments.
         own: this package's arguments, see `OWN`.
         video_processor: its attributes say what sampling does where the call does not.
+        frames: the processor's way from what was asked for, perhaps nothing, to a rule.
     """
 
     asked: Arguments
     own: Mapping[str, Any]
     video_processor: Any
+    frames: Callable[[Any], Any]
 
     @property
     def kind(self) -> str | None:
@@ -79,7 +81,7 @@ class Call:
     @property
     def frame_sampling(self) -> Any:
         """The rule for videos in files."""
-        return self.own.get("frame_sampling", self.rule or DEFAULT_FRAME_SAMPLING)
+        return self.frames(self.own.get("frame_sampling", self.rule))
 
     @property
     def limits(self) -> Any:

@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from videollava_jax.media import Cause, MediaError, MediaLimits, read_image, read_video
+from videollava_jax.media import Cause, MediaError, MediaLimits, Uniform, read_image, read_video
 from videollava_jax.media.remote import Fetcher
 from videollava_jax.media.urls import SourceError, base64_bytes, base64_digits, file_url_path, short_name
-from videollava_jax.processing.media_processor import DEFAULT_FRAME_SAMPLING, DEFAULT_LIMITS
+from videollava_jax.processing.media_processor import DEFAULT_LIMITS
 from videollava_jax.processing.segments import MediaKind
 
 _IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+
+
+_EIGHT = Uniform(8)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Opening:
 
     limits: MediaLimits = DEFAULT_LIMITS
     allow_remote_media: bool = False
-    frame_sampling: Any = DEFAULT_FRAME_SAMPLING
+    frame_sampling: Any = _EIGHT
     input_data_format: Any = None
 
     def image(self, given: Any, *, read: bool = False) -> Any:

@@ -32,10 +32,11 @@ from videollava_jax.face.faults import named_faults
 from videollava_jax.face.features import features
 from videollava_jax.face.image_processor import VideoLlavaImageProcessor
 from videollava_jax.face.video_processor import VideoLlavaVideoProcessor
-from videollava_jax.media import FramePreprocessor
+from videollava_jax.media import FramePreprocessor, Preprocessor
 from videollava_jax.processing.files import read_settings
+from videollava_jax.processing.preset import Preset
 from videollava_jax.processing.processor import VideoLlavaProcessor as CoreProcessor
-from videollava_jax.processing.prompt import PromptTemplate, get_template
+from videollava_jax.processing.prompt import PromptTemplate
 from videollava_jax.processing.room import require_room
 from videollava_jax.processing.segments import MediaKind
 from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, load_tokenizer
@@ -64,7 +65,7 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
         image_token, video_token: the placeholders; others than `<image>` and `<video>` are refused.
         chat_template: Jinja; None for that of `template`.
         num_additional_image_tokens: tokens of a tower that are not patches: the class token.
-        template, max_positions, video_pooling, frame_window: as in `processing.processor.VideoLlavaProcessor`.
+        preset, template, max_positions, video_pooling, frame_window: as in `processing.processor.VideoLlavaProcessor`.
 
     Raises:
         ValueError: no tokenizer, or settings that do not fit.
@@ -86,7 +87,8 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
         chat_template: str | dict[str, str] | None = None,
         num_additional_image_tokens: int = 1,
         *,
-        template: str | PromptTemplate = "hf",
+        preset: str | Preset = "hf",
+        template: str | PromptTemplate | None = None,
         max_positions: int | None = None,
         video_pooling: SupportsIndex = 1,
         frame_window: int = 1,
@@ -106,6 +108,7 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
             vision_feature_select_strategy=vision_feature_select_strategy,
             chat_template=chat_template,
             num_additional_image_tokens=num_additional_image_tokens,
+            preset=preset,
             template=template,
             max_positions=max_positions,
             video_pooling=video_pooling,
@@ -119,6 +122,7 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
+        preset: str | Preset | Mapping[str, Any] | None = None,
         template: str | PromptTemplate | None = None,
         **kwargs: Any,
     ) -> VideoLlavaProcessor:
@@ -126,7 +130,8 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
 
         Args:
             pretrained_model_name_or_path: a directory, or a name such as "LanguageBind/Video-LLaVA-7B-hf".
-            template: the prompt template; None for that of the directory, with its own `chat_template`.
+            preset: a preset, its name, or fields that change the directory's; None for the directory's own.
+            template: the prompt template; None for that of the preset, with the directory's own `chat_template`.
             kwargs: of the hub (`revision`, `token`, `cache_dir`, `local_files_only`, `force_download`); of this class,
                 the sub-processors and the tokenizer, in the place of what the files say (`do_resize`, `padding_side`,
                 `pad_token`, …); `image_processor`, `video_processor` and `tokenizer` in the place of those that are
@@ -138,7 +143,7 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
         """
         asked = loading.sort(kwargs)
         path = loading.directory(pretrained_model_name_or_path, asked.hub)
-        settings = {**read_settings(path), **asked.own}
+        settings = {**read_settings(path, preset), **asked.own}
         image = settings.pop("image_processor")
         video = settings.pop("video_processor") or image
         tokenizer = asked.parts.get("tokenizer") or load_tokenizer(path)
@@ -188,14 +193,17 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
     # ── what both parents have ──
 
     @property
-    def preprocessors(self) -> Mapping[MediaKind, FramePreprocessor]:
+    def preprocessors(self) -> Mapping[MediaKind, Preprocessor]:
         """How media become pixels in the core, by kind; from the sub-processors, as they are now.
 
         Raises:
             ValueError: settings that only this class's own call follows, such as `do_resize=False`.
         """
         image, video = (FramePreprocessor.from_json(loading.plain_json(p.to_dict())) for p in self._sub_processors)
-        return {"image": image, "video": video}
+        return {
+            "image": self._preset.preprocessor("image", image),
+            "video": self._preset.preprocessor("video", video),
+        }
 
     @property
     def _sub_processors(self) -> tuple[Any, Any]:
@@ -257,7 +265,7 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
         own = {name: kwargs.pop(name) for name in OWN if name in kwargs}
         with named_faults("arguments of the processor"):
             merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        return Call(sort(merged, self), own, self.video_processor)
+        return Call(sort(merged, self), own, self.video_processor, self.frames)
 
     def _by_transformers(self, text: Any, images: Any, videos: Any, call: Call) -> Any:
         """The inputs by transformers' own call, whose tokenizer and image processor know all arguments."""
@@ -363,7 +371,7 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
             made = TransformersProcessor.apply_chat_template(
                 self,
                 conversation,
-                foreign or get_template(template or self.template).to_jinja(),
+                foreign or self.jinja(template),
                 tools=tools,
                 documents=documents,
                 add_generation_prompt=add_generation_prompt,
@@ -380,7 +388,7 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
     def _foreign_template(self, chat_template: str | None) -> str | None:
         """The Jinja that a call asks for; None where it is this package's own."""
         jinja: str = self._resolve_chat_template(chat_template)
-        return None if jinja == self.template.to_jinja() else jinja
+        return None if jinja == self.jinja() else jinja
 
 
 def _as_rows(of_text: Mapping[str, Any], text: Any) -> dict[str, Any]:

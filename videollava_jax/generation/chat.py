@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import jax
@@ -80,8 +81,8 @@ class Chat:
         Args:
           model: answers.
           processor: of the same checkpoint.
-          images, videos: shown in the first turn, in any form that the processor takes. Videos have the same
-            number of frames.
+          images, videos: shown in the first turn, images first, in any form that the processor takes. Videos have the
+            same number of frames.
           template: how the conversation is written; None for the processor's own template.
           read: `frame_sampling`, `limits` and `video_pooling` of `VideoLlavaProcessor.conversation_inputs`.
         """
@@ -89,9 +90,10 @@ class Chat:
         self._processor = processor
         self._template = template
         self._read = read
-        self._media = [{"type": "image", "image": source} for source in images]
+        self._media: list[dict[str, Any]] = [{"type": "image", "image": source} for source in images]
         self._media += [{"type": "video", "video": source} for source in videos]
         self._media_lengths: list[int] = []
+        self._frame_tokens = 0
         self._messages: list[dict[str, Any]] = []
         self._held: _Held | None = None
 
@@ -104,14 +106,13 @@ class Chat:
         *,
         template: str | PromptTemplate | None = None,
     ) -> Chat:
-        """Starts a conversation about media that `media.open_medium` has read."""
-        return cls(
-            model,
-            processor,
-            images=[medium.frames[0] for medium in media if medium.kind == "image"],
-            videos=[medium.frames for medium in media if medium.kind == "video"],
-            template=template,
-        )
+        """Starts a conversation about media that `media.open_medium` has read, in their order."""
+        chat = cls(model, processor, template=template)
+        chat._media = [
+            {"type": medium.kind, medium.kind: medium.frames[0] if medium.kind == "image" else medium.frames}
+            for medium in media
+        ]
+        return chat
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -179,16 +180,21 @@ class Chat:
             messages, template=self._template, max_new_tokens=decoding.max_new_tokens, **self._read
         )
         processor = self._processor
-        self._media_lengths = [processor.tokens_per_image for _ in inputs.get("pixel_values_images", ())]
-        tokens_per_frame = processor.pooled_tokens_per_frame(inputs.get("video_pooling", 1))
-        self._media_lengths += [len(frames) * tokens_per_frame for frames in inputs.get("pixel_values_videos", ())]
+        self._frame_tokens = processor.pooled_tokens_per_frame(inputs.get("video_pooling", 1))
+        lengths: dict[str, Iterator[int]] = {
+            "image": repeat(processor.tokens_per_image),
+            "video": (len(frames) * self._frame_tokens for frames in inputs.get("pixel_values_videos", ())),
+        }
+        media = processor.encode(messages, template=self._template).media
+        self._media_lengths = [next(lengths[medium.kind]) for medium in media]
         logits, cache = self._model.prefill(**inputs, capacity=answer_capacity(decoding.max_new_tokens))
         return np.asarray(inputs["input_ids"][0], np.int32), logits, cache
 
     def _ids(self, messages: list[dict[str, Any]], max_new_tokens: int) -> Ids:
         """The prompt's tokens, from the media's known lengths."""
         segments = self._processor.encode(messages, template=self._template, max_new_tokens=max_new_tokens)
-        return segments.expand(self._media_lengths, self._processor.encoder.media_ids).input_ids.astype(np.int32)
+        ids = self._processor.encoder.media_ids
+        return segments.expand(self._media_lengths, ids, self._frame_tokens).input_ids.astype(np.int32)
 
     def _continue(self, held: _Held, ids: Ids, decoding: GenerationOptions) -> tuple[jax.Array, Cache, int]:
         """Extends the cache by the tokens that it lacks, and by the last token in any case: its logits are needed."""

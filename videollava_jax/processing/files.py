@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from videollava_jax.config import ModelConfig, SelectStrategy
+from videollava_jax.processing.preset import PRESETS, Preset, get_preset
+from videollava_jax.processing.prompt import get_template
 from videollava_jax.processing.segments import MediaKind
 from videollava_jax.processing.tokenizer import read_json
 
@@ -25,7 +27,7 @@ class ModelFacts:
         strategy: whether an image keeps its class token.
         max_positions: positions of the decoder; None if unknown.
         frame_window: a video's number of frames must be a multiple of this.
-        template: name of the prompt template.
+        preset: how the model wants to be asked.
         preprocessing: resizing, as in `preprocessor_config.json`, for directories without that file.
     """
 
@@ -33,7 +35,7 @@ class ModelFacts:
     strategy: SelectStrategy
     max_positions: int | None
     frame_window: int
-    template: str
+    preset: Preset
     preprocessing: dict[str, Any]
 
 
@@ -47,24 +49,36 @@ def model_facts(config: dict[str, Any]) -> ModelFacts:
             strategy=model.vision_feature_select_strategy,
             max_positions=model.text_config.max_positions,
             frame_window=model.frame_window,
-            template="hf" if model.variant == "hf" else "vicuna_v1",
+            preset=_preset_of(model.variant, config),
             preprocessing=_square(side),
         )
     # The authors' checkpoints have a Llama configuration. Their towers take 224 pixels, the video tower attends over
-    # 8 frames, and they were trained with Vicuna's prompt.
-    template = "vicuna_v1" if config else "hf"
+    # 8 frames.
+    preset = _preset_of("original" if config else "hf", config)
     window = 8 if "mm_video_tower" in config else 1
-    return ModelFacts(14, "default", config.get("max_position_embeddings"), window, template, _square(224))
+    return ModelFacts(14, "default", config.get("max_position_embeddings"), window, preset, _square(224))
+
+
+def _preset_of(variant: str, config: Mapping[str, Any]) -> Preset:
+    """The preset of a variant, with padding where the authors' `image_aspect_ratio` asks for it."""
+    ratio = config.get("image_aspect_ratio")
+    if ratio not in (None, "square", "pad"):
+        raise ValueError(f"image_aspect_ratio: expected 'pad' or 'square' in config.json, got {ratio!r}")
+    return PRESETS[variant].changed({"pad_to_square": ratio == "pad"})
 
 
 def _square(side: int) -> dict[str, Any]:
     return {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, preset: str | Preset | Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Reads a directory in transformers' layout: returns the arguments of `VideoLlavaProcessor` except the tokenizer.
 
     `image_processor` and `video_processor` (None: as images) are the content of `preprocessor_config.json`.
+
+    Args:
+        path: the directory.
+        preset: instead of the directory's; or the fields of that which are to change.
 
     Raises:
         ValueError: a file that cannot be read, or a setting that is not supported.
@@ -74,18 +88,75 @@ def read_settings(path: Path) -> dict[str, Any]:
     image = saved.get("image_processor") or read_json(path / "preprocessor_config.json")
     video = saved.get("video_processor") or read_json(path / "video_preprocessor_config.json")
     model = model_facts(config)
+    held = own = _own_preset(path, saved, model)
+    if isinstance(preset, Mapping):
+        own = held.changed(preset)
+    elif preset is not None:
+        named = isinstance(preset, str) and preset in PRESETS
+        own = _for_tokenizer(path, get_preset(preset)) if named else get_preset(preset)
+    prompts = ("template", "media_order", "repeat_end")
+    as_saved = all(getattr(own, field) == getattr(held, field) for field in prompts)
     return {
         "image_processor": image if image is not None else model.preprocessing,
         "video_processor": video,
         "patch_size": saved.get("patch_size", model.patch_size),
         "vision_feature_select_strategy": saved.get("vision_feature_select_strategy", model.strategy),
-        "chat_template": _saved_chat_template(path, saved),
+        "chat_template": _saved_chat_template(path, saved) if as_saved else None,
         "num_additional_image_tokens": saved.get("num_additional_image_tokens", 1),
-        "template": saved.get("prompt_template", model.template),
+        "preset": own,
+        "template": own.template,
         "max_positions": saved.get("max_positions") if model.max_positions is None else model.max_positions,
         "video_pooling": saved.get("video_pooling", 1),
         "frame_window": model.frame_window if config else saved.get("frame_window", 1),
     }
+
+
+def _own_preset(path: Path, saved: Mapping[str, Any], model: ModelFacts) -> Preset:
+    """The preset that a directory holds, or that of its model."""
+    preset = _for_tokenizer(path, model.preset)
+    try:
+        preset = Preset.from_json(saved["preset"]) if "preset" in saved else preset
+        return preset.changed({"template": saved["prompt_template"]} if "prompt_template" in saved else {})
+    except ValueError as error:
+        raise ValueError(f"{path / 'processor_config.json'}: {error}") from None
+
+
+def _for_tokenizer(path: Path, preset: Preset) -> Preset:
+    """The preset for the tokenizer of a directory."""
+    if preset.after_end != "trimmed":
+        return preset
+    # One that does not say `legacy: false` puts a space before text that follows a special token.
+    legacy = (read_json(path / "tokenizer_config.json") or {}).get("legacy")
+    return preset.changed({"after_end": "trimmed" if legacy is False else "anew"})
+
+
+def preset_settings(preset: Preset) -> dict[str, Any]:
+    """Returns what `processor_config.json` says of a preset: its template, and the rest unless it is `hf`'s."""
+    kept = preset.to_json()
+    return {
+        "prompt_template": get_template(preset.template).name,
+        **({"preset": kept} if kept != PRESETS["hf"].to_json() else {}),
+    }
+
+
+def with_preset(path: Path, processor_config: bytes | None) -> bytes | None:
+    """Returns a processor_config.json that holds the preset of a directory, for a copy whose config.json may not.
+
+    Args:
+        path: the directory.
+        processor_config: what the file holds so far; None where there is none.
+
+    Returns:
+        None where nothing is to be added: the preset is in the file, or is `hf`'s.
+
+    Raises:
+        ValueError: a file of the directory that cannot be read.
+    """
+    preset = read_settings(path)["preset"]
+    held = {} if processor_config is None else json.loads(processor_config)
+    if "preset" in held or "preset" not in preset_settings(preset):
+        return None
+    return _json({**preset_settings(preset), **held})
 
 
 def _saved_chat_template(path: Path, saved: Mapping[str, Any]) -> str | dict[str, str] | None:
@@ -143,4 +214,8 @@ def write_settings(
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_bytes(_json(value))
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

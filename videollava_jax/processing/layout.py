@@ -64,7 +64,7 @@ def lay_out(
     for i, row in enumerate(rows):
         own = [remaining.pop(0) for _ in row.media]
         lengths = [budget.medium(m.kind, n) for m, n in zip(row.media, own, strict=True)]
-        expanded = row.expand(lengths, media_ids)
+        expanded = row.expand(lengths, media_ids, budget.tokens_per_frame)
         if budget.truncate_to is not None and len(expanded.input_ids) > budget.truncate_to:
             expanded = _truncate(expanded, i, row, own, budget, budget.truncate_to)
         if budget.max_positions is not None:
@@ -88,7 +88,7 @@ def _account(row: Segments, frames: Sequence[int], budget: Budget) -> str:
     total = row.text_length
     seen = {"image": 0, "video": 0}
     for medium, count in zip(row.media, frames, strict=True):
-        tokens = budget.medium(medium.kind, count)
+        tokens = budget.medium(medium.kind, count) + medium.text_tokens(count)
         note = f" = {count} frames of {budget.tokens_per_frame}" if medium.kind == "video" else ""
         parts.append(f"{medium.kind} {seen[medium.kind]} {tokens}{note}")
         seen[medium.kind] += 1

@@ -10,20 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.config import SelectStrategy, checked_pooling, require_whole_windows
-from videollava_jax.media import FramePreprocessor, MediaLimits, MediumPixels, Preprocessor, Uniform
+from videollava_jax.media import FramePreprocessor, MediaLimits, MediumPixels, Preprocessor
 from videollava_jax.processing.given_media import image_pixels, read_frames_of
+from videollava_jax.processing.preset import Preset, get_preset
 from videollava_jax.processing.segments import Media, MediaKind
 
 DEFAULT_LIMITS = MediaLimits()
-DEFAULT_FRAME_SAMPLING = Uniform(num_frames=8)
+FRAMES = 8
+"""Frames of a video where a call names no rule and no number."""
 
 
 class MediaProcessor:
     """Reads images and videos as the model takes them, and counts the tokens that they become.
 
     Args:
-        image_processor: how an image becomes pixels; by default CLIP's at 224.
+        image_processor: how an image becomes pixels; by default the preset's way with CLIP's settings at 224.
         video_processor: the same for the frames of a video; `image_processor` when None.
+        preset: how media become pixels where nothing else says it.
         patch_size: patch size of the vision towers.
         vision_feature_select_strategy: "default" drops the class token of an image, "full" keeps it. The frames of a
             video keep theirs either way.
@@ -40,6 +43,7 @@ class MediaProcessor:
         image_processor: Preprocessor | None,
         video_processor: Preprocessor | None,
         *,
+        preset: str | Preset = "hf",
         patch_size: int,
         vision_feature_select_strategy: SelectStrategy,
         num_additional_image_tokens: int,
@@ -50,11 +54,12 @@ class MediaProcessor:
             raise ValueError(
                 f"vision_feature_select_strategy: expected 'default' or 'full', got {vision_feature_select_strategy!r}"
             )
-        image: Preprocessor = FramePreprocessor() if image_processor is None else image_processor
-        self._preprocessors: dict[MediaKind, Preprocessor] = {
-            "image": image,
-            "video": image if video_processor is None else video_processor,
-        }
+        self._preset = get_preset(preset)
+        usual = FramePreprocessor()
+        image = self._preset.preprocessor("image", usual) if image_processor is None else image_processor
+        if video_processor is None:
+            video_processor = self._preset.preprocessor("video", usual) if image_processor is None else image
+        self._preprocessors: dict[MediaKind, Preprocessor] = {"image": image, "video": video_processor}
         self.patch_size = patch_size
         self.vision_feature_select_strategy = vision_feature_select_strategy
         self.num_additional_image_tokens = num_additional_image_tokens
@@ -110,10 +115,20 @@ class MediaProcessor:
 
     # ── pixels ──
 
+    def frames(self, asked: Any = None) -> Any:
+        """Returns the rule that chooses frames of a video: the one asked for, or the preset's for a number of frames.
+
+        Args:
+            asked: a rule, a number of frames, or None for 8.
+        """
+        if asked is not None and not isinstance(asked, int):
+            return asked
+        return self._preset.frames(FRAMES if asked is None else asked)
+
     def read_medium(
-        self, medium: Media, frame_sampling: Any = DEFAULT_FRAME_SAMPLING, limits: MediaLimits = DEFAULT_LIMITS
+        self, medium: Media, frame_sampling: Any = None, limits: MediaLimits = DEFAULT_LIMITS
     ) -> npt.NDArray[Any]:
-        """Reads one medium, resized and cropped for the towers but not normalised.
+        """Reads one medium, resized and cropped for the towers but not normalised; frames as in `frames`.
 
         Returns:
             [F, S, S, 3], uint8 or the float32 of a `FloatPreprocessor`, RGB, 0-255; F is 1 for an image.
@@ -123,13 +138,11 @@ class MediaProcessor:
         """
         return self.read(medium, frame_sampling, limits).pixels
 
-    def read(
-        self, medium: Media, frame_sampling: Any = DEFAULT_FRAME_SAMPLING, limits: MediaLimits = DEFAULT_LIMITS
-    ) -> MediumPixels:
+    def read(self, medium: Media, frame_sampling: Any = None, limits: MediaLimits = DEFAULT_LIMITS) -> MediumPixels:
         """Reads one medium as `read_medium` does, and says which frames of a video file were taken."""
         if medium.kind == "image":
             return MediumPixels(image_pixels(medium.source, self.preprocessors["image"], limits)[None])
-        read = read_frames_of(medium.source, self.preprocessors["video"], frame_sampling, limits)
+        read = read_frames_of(medium.source, self.preprocessors["video"], self.frames(frame_sampling), limits)
         self._require_whole_windows([medium], [len(read.pixels)])
         return read
 

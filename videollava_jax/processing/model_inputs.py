@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, SupportsIndex
 
 from videollava_jax.config import poolings
@@ -11,16 +11,18 @@ from videollava_jax.media import MediaLimits, Preprocessor
 from videollava_jax.processing.given_media import known_frames, require_sources
 from videollava_jax.processing.layout import Budget, Padding, lay_out, pad
 from videollava_jax.processing.llama_tokenizer import LlamaTokenizer
-from videollava_jax.processing.media_processor import DEFAULT_FRAME_SAMPLING, DEFAULT_LIMITS, MediaProcessor
+from videollava_jax.processing.media_processor import DEFAULT_LIMITS, MediaProcessor
+from videollava_jax.processing.preset import Preset, get_preset
 from videollava_jax.processing.prompt import (
     PromptTemplate,
+    Turn,
     get_template,
     parse_conversation,
     render,
     render_conversations,
 )
 from videollava_jax.processing.room import room_for_prompt
-from videollava_jax.processing.segments import MediaKind, SegmentEncoder, Segments
+from videollava_jax.processing.segments import MediaKind, Piece, SegmentEncoder, Segments
 from videollava_jax.processing.tokenizer import load_tokenizer
 
 Conversation = Iterable[Mapping[str, Any]]
@@ -48,7 +50,9 @@ class ModelInputs(MediaProcessor):
     Args:
         image_processor, video_processor: how images and frames become pixels; see `MediaProcessor`.
         tokenizer: a fast Hugging Face tokenizer (`load_tokenizer`), or one of `read_llama_tokenizer`.
-        template: how conversations are written: a name in `prompt.TEMPLATES`, or a template of your own.
+        preset: how conversations and media become ids and pixels: a name in `preset.PRESETS`, or one of your own.
+        template: how conversations are written: a name in `prompt.TEMPLATES`, or a template of your own; None for the
+            preset's.
         max_positions: positions of the decoder; None for no check.
         media: the other arguments of `MediaProcessor`.
     """
@@ -59,15 +63,21 @@ class ModelInputs(MediaProcessor):
         video_processor: Preprocessor | None,
         tokenizer: Any,
         *,
-        template: str | PromptTemplate,
+        preset: str | Preset = "hf",
+        template: str | PromptTemplate | None = None,
         max_positions: int | None,
         **media: Any,
     ):
-        super().__init__(image_processor, video_processor, **media)
+        super().__init__(image_processor, video_processor, preset=preset, **media)
         self._tokenizer = tokenizer
-        self.template = get_template(template)
+        self.template = get_template(get_preset(preset).template if template is None else template)
         self.max_positions = max_positions
         self._encoder: SegmentEncoder | None = None
+
+    @property
+    def preset(self) -> Preset:
+        """How conversations and media become ids and pixels, with the template that this processor writes with."""
+        return replace(self._preset, template=self.template)
 
     # ── tokens ──
 
@@ -93,8 +103,36 @@ class ModelInputs(MediaProcessor):
     def encoder(self) -> SegmentEncoder:
         """Turns prompts into segments. It copies the tokenizer at its first use, so later changes have no effect."""
         if self._encoder is None or self._encoder.tokenizer is not self._tokenizer:
-            self._encoder = SegmentEncoder(self._tokenizer)
+            preset = self._preset
+            self._encoder = SegmentEncoder(self._tokenizer, preset.after_media, preset.after_end)
         return self._encoder
+
+    def write(
+        self,
+        turns: Sequence[Turn],
+        template: str | PromptTemplate | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> tuple[Piece, ...]:
+        """Writes checked turns as a prompt; what is raised is `prompt.render`'s.
+
+        Args:
+            turns: of one conversation.
+            template: None for the processor's own.
+            add_generation_prompt, continue_final_message: as in `prompt.render`.
+        """
+        return render(
+            turns,
+            template or self.template,
+            add_generation_prompt,
+            continue_final_message,
+            media_order=self._preset.media_order,
+            repeat_end=self._preset.repeat_end,
+        )
+
+    def jinja(self, template: str | PromptTemplate | None = None) -> str:
+        """Returns in Jinja what `write` does, for transformers."""
+        return get_template(template or self.template).to_jinja(self._preset.media_order, self._preset.repeat_end)
 
     def encode(
         self,
@@ -110,7 +148,7 @@ class ModelInputs(MediaProcessor):
             ValueError: a conversation that is malformed, or whose text is too long for the model's positions.
         """
         turns = parse_conversation(conversation)
-        pieces = render(turns, template or self.template, add_generation_prompt)
+        pieces = self.write(turns, template, add_generation_prompt)
         return self.encoder.encode(pieces, self._most_tokens(max_new_tokens))
 
     # ── model inputs ──
@@ -127,7 +165,7 @@ class ModelInputs(MediaProcessor):
         truncation: bool | str | None = False,
         max_length: int | None = None,
         max_new_tokens: int = 0,
-        frame_sampling: Any = DEFAULT_FRAME_SAMPLING,
+        frame_sampling: Any = None,
         limits: MediaLimits = DEFAULT_LIMITS,
         video_pooling: SupportsIndex | None = None,
         return_tensors: Literal["np"] | None = "np",
@@ -153,7 +191,7 @@ class ModelInputs(MediaProcessor):
             ValueError: a conversation is malformed, or as in a call.
         """
         prompts, _ = render_conversations(
-            conversation, template or self.template, add_generation_prompt, continue_final_message
+            conversation, lambda turns: self.write(turns, template, add_generation_prompt, continue_final_message)
         )
         most = self._most_tokens(max_new_tokens, truncation)
         rows = [self.encoder.encode(prompt, most) for prompt in prompts]
@@ -172,6 +210,7 @@ class ModelInputs(MediaProcessor):
                 "return_tensors: expected 'np' (NumPy arrays, which JAX accepts) or None (lists), "
                 f"got {options.return_tensors!r}"
             )
+        options = replace(options, frame_sampling=self.frames(options.frame_sampling))
         media = [medium for row in rows for medium in row.media]
         frames = [known_frames(m.source, options.frame_sampling) if m.kind == "video" else 1 for m in media]
         ids, budget = self.encoder.media_ids, self._budget(options)

@@ -10,13 +10,14 @@ import numpy as np
 
 from videollava_jax.config import SelectStrategy
 from videollava_jax.hub import Wanted, find_model, local_path
-from videollava_jax.media import FramePreprocessor, MediaLimits
-from videollava_jax.processing.files import read_settings, write_settings
+from videollava_jax.media import FramePreprocessor, MediaLimits, Preprocessor
+from videollava_jax.processing.files import preset_settings, read_settings, write_settings
 from videollava_jax.processing.given_media import describe, media_of, with_media
 from videollava_jax.processing.layout import Padding
 from videollava_jax.processing.llama_tokenizer import read_llama_tokenizer
-from videollava_jax.processing.media_processor import DEFAULT_FRAME_SAMPLING, DEFAULT_LIMITS
+from videollava_jax.processing.media_processor import DEFAULT_LIMITS
 from videollava_jax.processing.model_inputs import PIXELS, CallOptions, Conversation, ModelInputs
+from videollava_jax.processing.preset import Preset
 from videollava_jax.processing.prompt import PromptTemplate, render_conversations, to_string
 from videollava_jax.processing.segments import MediaKind, Segments
 from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, load_tokenizer
@@ -31,7 +32,7 @@ class VideoLlavaProcessor(ModelInputs):
     placeholder without its medium, a prompt longer than the model's positions, a medium cut by truncation.
 
     Args:
-        image_processor: how an image becomes pixels; by default CLIP's at 224.
+        image_processor: how an image becomes pixels; by default the preset's way with CLIP's settings at 224.
         video_processor: the same for the frames of a video; `image_processor` when None.
         tokenizer: a fast Hugging Face tokenizer (`load_tokenizer`).
         patch_size: patch size of the vision towers.
@@ -40,7 +41,10 @@ class VideoLlavaProcessor(ModelInputs):
         chat_template: the Jinja template that is saved with the tokenizer, for transformers; or several, by name. They
             are never run here.
         num_additional_image_tokens: tokens of a tower that are not patches: the class token.
-        template: how conversations are written as prompts: a name in `prompt.TEMPLATES`, or a template of your own.
+        preset: how conversations and media become ids and pixels: "hf" as transformers, "original" as the authors, or
+            a `preset.Preset` of your own.
+        template: how conversations are written as prompts: a name in `prompt.TEMPLATES`, or a template of your own;
+            None for the preset's.
         max_positions: positions of the decoder; None for no check.
         video_pooling: side of the windows of patches whose features the model averages in each frame of a video, so
             that more frames fit into its positions; 1 for none. No model was trained so: see docs/more_frames.md.
@@ -50,15 +54,16 @@ class VideoLlavaProcessor(ModelInputs):
 
     def __init__(
         self,
-        image_processor: FramePreprocessor | None = None,
-        video_processor: FramePreprocessor | None = None,
+        image_processor: Preprocessor | None = None,
+        video_processor: Preprocessor | None = None,
         tokenizer: Any = None,
         patch_size: int = 14,
         vision_feature_select_strategy: SelectStrategy = "default",
         chat_template: str | Mapping[str, str] | None = None,
         num_additional_image_tokens: int = 1,
         *,
-        template: str | PromptTemplate = "hf",
+        preset: str | Preset = "hf",
+        template: str | PromptTemplate | None = None,
         max_positions: int | None = None,
         video_pooling: SupportsIndex = 1,
         frame_window: int = 1,
@@ -71,6 +76,7 @@ class VideoLlavaProcessor(ModelInputs):
             image_processor,
             video_processor,
             tokenizer,
+            preset=preset,
             template=template,
             max_positions=max_positions,
             patch_size=patch_size,
@@ -79,7 +85,7 @@ class VideoLlavaProcessor(ModelInputs):
             video_pooling=video_pooling,
             frame_window=frame_window,
         )
-        self.chat_template = self.template.to_jinja() if chat_template is None else chat_template
+        self.chat_template = self.jinja() if chat_template is None else chat_template
 
     # ── loading and saving ──
 
@@ -88,6 +94,7 @@ class VideoLlavaProcessor(ModelInputs):
         cls,
         directory: str | os.PathLike[str],
         *,
+        preset: str | Preset | Mapping[str, Any] | None = None,
         template: str | PromptTemplate | None = None,
         video_pooling: SupportsIndex | None = None,
         revision: str | None = None,
@@ -97,8 +104,10 @@ class VideoLlavaProcessor(ModelInputs):
 
         Args:
             directory: a local directory, or a name such as "LanguageBind/Video-LLaVA-7B-hf".
-            template: the prompt template; by default the one saved in the directory, else "hf" for converted
-                checkpoints and "vicuna_v1" for the authors' own.
+            preset: a name in `preset.PRESETS` or a `Preset`; or fields with values, which change the directory's own:
+                {"resize": "pil"}. By default the one saved in the directory, else that of the model's variant: "hf" for
+                checkpoints of transformers, "original" for the authors'.
+            template: the prompt template; by default the preset's.
             video_pooling: by default the one saved in the directory, else 1.
             revision, token: for the hub.
 
@@ -107,9 +116,11 @@ class VideoLlavaProcessor(ModelInputs):
                 those in the model's configuration.
         """
         path = find_model(directory, Wanted.SIDE_FILES, revision=revision, token=token)
-        settings = read_settings(path)
-        for kind in ("image_processor", "video_processor"):
-            settings[kind] = None if settings[kind] is None else FramePreprocessor.from_json(settings[kind])
+        settings = read_settings(path, preset)
+        image = settings["image_processor"]
+        for kind, name in (("image", "image_processor"), ("video", "video_processor")):
+            raw = image if settings[name] is None else settings[name]
+            settings[name] = settings["preset"].preprocessor(kind, FramePreprocessor.from_json(raw))
         if template is not None:
             settings["template"] = template
         if video_pooling is not None:
@@ -117,7 +128,18 @@ class VideoLlavaProcessor(ModelInputs):
         return cls(tokenizer=read_llama_tokenizer(path) or load_tokenizer(path), **settings)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes the files that `from_pretrained` reads, both here and in transformers."""
+        """Writes the files that `from_pretrained` reads, both here and in transformers.
+
+        Raises:
+            ValueError: media become pixels in another way than the preset says, which the files cannot hold.
+        """
+        for kind, preprocess in self.preprocessors.items():
+            if self._preset.preprocessor(kind, FramePreprocessor.from_json(preprocess.to_json())) != preprocess:
+                raise ValueError(
+                    f"{kind}s become pixels by {preprocess}, and the files hold a preset of resize="
+                    f"{self._preset.resize!r}, pad_to_square={self._preset.pad_to_square}: expected one that says the "
+                    "same, as preset=…"
+                )
         self._write(save_directory, {kind: preprocess.to_json() for kind, preprocess in self.preprocessors.items()})
 
     def _write(self, directory: str | os.PathLike[str], preprocessing: Mapping[MediaKind, Mapping[str, Any]]) -> None:
@@ -126,7 +148,7 @@ class VideoLlavaProcessor(ModelInputs):
         path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(path)
         settings = {name: getattr(self, name) for name in self._settings}
-        settings["prompt_template"] = self.template.name
+        settings |= preset_settings(self.preset)
         write_settings(path, type(self).__name__, preprocessing, settings=settings, chat_template=self.chat_template)
 
     @property
@@ -177,7 +199,7 @@ class VideoLlavaProcessor(ModelInputs):
         truncation: bool | str | None = False,
         max_length: int | None = None,
         max_new_tokens: int = 0,
-        frame_sampling: Any = DEFAULT_FRAME_SAMPLING,
+        frame_sampling: Any = None,
         limits: MediaLimits = DEFAULT_LIMITS,
         video_pooling: SupportsIndex | None = None,
         return_tensors: Literal["np"] | None = "np",
@@ -194,7 +216,8 @@ class VideoLlavaProcessor(ModelInputs):
             truncation: True cuts rows to `max_length` tokens. It is an error if that cuts a medium.
             max_length: tokens, for `padding` and `truncation`.
             max_new_tokens: how many tokens will be generated; they must fit into the model's positions too.
-            frame_sampling: which frames to take from a video file; of arrays and lists all frames are taken.
+            frame_sampling: which frames to take from a video file: a rule, a number of frames by the preset's rule, or
+                None for 8 of them; of arrays and lists all frames are taken.
             limits: of media files.
             video_pooling: None for the processor's own. The output passes it on to the model.
             return_tensors: "np", or None for lists.
@@ -240,7 +263,7 @@ class VideoLlavaProcessor(ModelInputs):
             A string, or a list of strings for a list of conversations.
         """
         prompts, batched = render_conversations(
-            conversation, template or self.template, add_generation_prompt, continue_final_message
+            conversation, lambda turns: self.write(turns, template, add_generation_prompt, continue_final_message)
         )
         strings = [to_string(prompt, self.light_tokenizer.eos_token) for prompt in prompts]
         return strings if batched else strings[0]

@@ -6,13 +6,15 @@ conversation ──parse──▶ turns ──render──▶ pieces ──encod
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from videollava_jax.processing.segments import MEDIA_TOKENS, Answer, EndOfAnswer, Media, MediaKind, Piece
 
 Role = Literal["system", "user", "assistant"]
+MediaOrder = Literal["first", "text"]
+"""Where the media of a turn stand: before its text, images and then videos; or where its text has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +23,17 @@ class PromptTemplate:
 
         {system}{system_end}USER: {<image>\n}{<video>\n}{text}{user_end}ASSISTANT: {answer}{answer_end}…
 
-    In each turn the media come first, then the texts joined by spaces, because transformers' chat templates move media
-    to the front. Those of a conversation are its images and then its videos (`parse_conversation`), as there too.
+    With the media order "first" the media of a turn come first, its images and then its videos, each with a newline
+    after it, and then the texts joined by spaces: transformers' chat templates move media to the front. With "text"
+    they stay where the turn has them, and a newline divides each run of media from text, as the authors write it.
 
     Attributes:
         name: the name by which users choose it.
         system: the system prompt for conversations without one; empty for none.
         system_end: the text after a system prompt.
         user, assistant: the text that opens a turn. A generation prompt is `assistant` alone.
-        media_end: the text after each media placeholder.
+        media_end: the text after a media placeholder.
+        frame_join: the text between the frames of a video; empty for none.
         user_end: the text after a user's turn.
         media_only_end: the text after a user's turn that has media but no text.
         answer_end: text after an answer; not part of the answer.
@@ -42,14 +46,20 @@ class PromptTemplate:
     user: str = "USER: "
     assistant: str = "ASSISTANT:"
     media_end: str = "\n"
+    frame_join: str = ""
     user_end: str = " "
     media_only_end: str = " "
     answer_end: str = ""
     answer_eos: bool = True
 
-    def to_jinja(self) -> str:
-        """Returns this template in Jinja, for transformers' `apply_chat_template` (`chat_template.jinja`)."""
+    def to_jinja(self, media_order: MediaOrder = "first", repeat_end: bool = False) -> str:
+        """Returns this template in Jinja, for transformers' `apply_chat_template` (`chat_template.jinja`).
+
+        Args:
+            media_order, repeat_end: as in `render`.
+        """
         eos = " + eos_token" if self.answer_eos else ""
+        own_end = "(eos_token if add_generation_prompt else '') + " if repeat_end else ""
         default_system = (
             f"{{% if messages[0]['role'] != 'system' %}}{{{{ {_quote(self.system + self.system_end)} }}}}{{% endif %}}"
             if self.system
@@ -57,6 +67,10 @@ class PromptTemplate:
         )
         user_end = f"({_quote(self.user_end)} if texts else {_quote(self.media_only_end)})"
         texts = "message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | list"
+        if media_order == "first":
+            content = "".join(self._media_jinja(kind) for kind in MEDIA_TOKENS) + "{{ texts | join(' ') + "
+        else:
+            content = self._content_jinja() + "{{ "
         return (
             f"{default_system}"
             "{% for message in messages %}"
@@ -65,11 +79,9 @@ class PromptTemplate:
             "{% if message['role'] == 'system' %}"
             f"{{{{ texts | join(' ') + {_quote(self.system_end)} }}}}"
             "{% elif message['role'] == 'assistant' %}"
-            f"{{{{ {_quote(self.assistant + ' ')} + texts | join(' ') + {_quote(self.answer_end)}{eos} }}}}"
+            f"{{{{ {_quote(self.assistant + ' ')} + texts | join(' ') + {own_end}{_quote(self.answer_end)}{eos} }}}}"
             "{% else %}"
-            f"{{{{ {_quote(self.user)} }}}}"
-            + "".join(self._media_jinja(kind) for kind in MEDIA_TOKENS)
-            + f"{{{{ texts | join(' ') + {user_end} }}}}"
+            f"{{{{ {_quote(self.user)} }}}}{content}{user_end} }}}}"
             "{% endif %}{% endfor %}"
             f"{{% if add_generation_prompt %}}{{{{ {_quote(self.assistant)} }}}}{{% endif %}}"
         )
@@ -81,27 +93,63 @@ class PromptTemplate:
             f"{{{{ {_quote(MEDIA_TOKENS[kind] + self.media_end)} }}}}{{% endfor %}}{{% endif %}}"
         )
 
+    def _content_jinja(self) -> str:
+        """The parts of a turn in their order; `seen` has whether the one before was text."""
+        media = "".join(
+            f"{{% elif part['type'] == '{kind}' %}}"
+            f"{{{{ ({_quote(self.media_end)} if seen.text == 'yes' else '') + {_quote(token)} }}}}"
+            "{% set seen.text = 'no' %}"
+            for kind, token in MEDIA_TOKENS.items()
+        )
+        return (
+            "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+            "{% set seen = namespace(text='') %}{% for part in message['content'] %}"
+            "{% if part['type'] == 'text' %}"
+            f"{{{{ {{'yes': ' ', 'no': {_quote(self.media_end)}, '': ''}}[seen.text] + part['text'] }}}}"
+            f"{{% set seen.text = 'yes' %}}{media}{{% endif %}}{{% endfor %}}"
+            f"{{% if not texts %}}{{{{ {_quote(self.media_end)} }}}}{{% endif %}}{{% endif %}}"
+        )
+
 
 def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-_VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
+def _system(who: str) -> str:
+    return (
+        f"A chat between a curious {who} and an artificial intelligence assistant. "
+        f"The assistant gives helpful, detailed, and polite answers to the {who}'s questions."
+    )
+
 
 # `hf`: the prompts of transformers' documentation and chat templates for the converted checkpoints. No system prompt
 #   and no `</s>`: earlier answers end in a space.
-# `vicuna_v1`: the prompts that the authors trained with (conversation style "v1": separators " " and "</s>").
+# `vicuna_v1`: the prompts that the authors trained with (their conversation style "v1": separators " " and "</s>").
 # `vicuna_v1_no_system`: the same without a system prompt. One question is written exactly as by `hf`, but answers end
 #   in `</s>`, so this is the template for fine-tuning a converted checkpoint.
+# `llava_v1`: the authors' style of that name, which their benchmarks of videos use: "human" instead of "user".
+# `llava_v1_spaced`: the same with a space between the frames of a video, as the snippet of their README joins them.
+# `llava_v0`: the default of their command line.
+_HUMAN = _system("human")
 TEMPLATES: dict[str, PromptTemplate] = {
     template.name: template
     for template in (
         PromptTemplate(name="hf", media_only_end="", answer_end=" ", answer_eos=False),
-        PromptTemplate(name="vicuna_v1", system=_VICUNA_SYSTEM),
+        PromptTemplate(name="vicuna_v1", system=_system("user")),
         PromptTemplate(name="vicuna_v1_no_system"),
+        PromptTemplate(name="llava_v1", system=_HUMAN),
+        PromptTemplate(name="llava_v1_spaced", system=_HUMAN, frame_join=" "),
+        PromptTemplate(
+            name="llava_v0",
+            system=_HUMAN,
+            system_end="###",
+            user="Human: ",
+            assistant="Assistant:",
+            user_end="###",
+            media_only_end="###",
+            answer_end="###",
+            answer_eos=False,
+        ),
     )
 }
 
@@ -121,11 +169,28 @@ def get_template(template: str | PromptTemplate) -> PromptTemplate:
 
 @dataclass(frozen=True)
 class Turn:
-    """A checked message of a conversation: its texts and its media, each in their order in the prompt."""
+    """A checked message of a conversation.
+
+    Attributes:
+        role: who says it.
+        content: its texts and media, in their order.
+        verbatim: whether the texts hold all that stands between the media, as those of training data do; else they are
+            parts, and the template joins them.
+    """
 
     role: Role
-    texts: tuple[str, ...]
-    media: tuple[Media, ...] = ()
+    content: tuple[str | Media, ...]
+    verbatim: bool = False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts, in their order."""
+        return tuple(part for part in self.content if isinstance(part, str))
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """The media, in their order."""
+        return tuple(part for part in self.content if isinstance(part, Media))
 
 
 def parse_conversation(conversation: Iterable[Mapping[str, Any]]) -> tuple[Turn, ...]:
@@ -178,14 +243,12 @@ def _parse_message(message: Any, where: str) -> Turn:
         parts = [_parse_part(part, f"{where}, part {i}") for i, part in enumerate(content)]
     else:
         raise ValueError(f"{where}: expected content as a string or a list of parts, got {_kind_of(content)}")
-    texts = tuple(part for part in parts if isinstance(part, str))
-    media = [part for part in parts if isinstance(part, Media)]
-    if media and role != "user":
-        raise ValueError(f"{where}: holds a {media[0].kind}; expected media in the user's messages only")
-    if not media and not any(texts) and role != "assistant":  # a model may answer with nothing
+    turn = Turn(cast(Role, role), tuple(parts))
+    if turn.media and role != "user":
+        raise ValueError(f"{where}: holds a {turn.media[0].kind}; expected media in the user's messages only")
+    if not turn.media and not any(turn.texts) and role != "assistant":  # a model may answer with nothing
         raise ValueError(f"{where}: the content is empty; expected text" + (" or media" if role == "user" else ""))
-    ordered = [m for m in media if m.kind == "image"] + [m for m in media if m.kind == "video"]
-    return Turn(cast(Role, role), texts, tuple(ordered))
+    return turn
 
 
 def _parse_part(part: Any, where: str) -> str | Media:
@@ -222,9 +285,13 @@ def _kind_of(value: Any) -> str:
 
 
 def render_conversations(
-    given: Iterable[Any], template: str | PromptTemplate, add_generation_prompt: bool, continue_final_message: bool
+    given: Iterable[Any], write: Callable[[Sequence[Turn]], tuple[Piece, ...]]
 ) -> tuple[list[tuple[Piece, ...]], bool]:
     """Parses and renders a conversation or a list of them; also returns whether it is a list of them.
+
+    Args:
+        given: a conversation, or a list of them.
+        write: renders checked turns (see `render`).
 
     Raises:
         ValueError: as `parse_conversation` and `render`; of several conversations the message says which.
@@ -233,8 +300,7 @@ def render_conversations(
     prompts = []
     for i, conversation in enumerate(given if batched else [given]):
         try:
-            turns = parse_conversation(conversation)
-            prompts.append(render(turns, template, add_generation_prompt, continue_final_message))
+            prompts.append(write(parse_conversation(conversation)))
         except ValueError as error:
             raise ValueError(f"conversation {i}: {error}" if batched else str(error)) from None
     return prompts, batched
@@ -249,6 +315,9 @@ def render(
     template: str | PromptTemplate,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
+    *,
+    media_order: MediaOrder = "first",
+    repeat_end: bool = False,
 ) -> tuple[Piece, ...]:
     """Writes checked turns with a template, as pieces (see `segments`).
 
@@ -257,6 +326,9 @@ def render(
         template: or its name.
         add_generation_prompt: whether to open the assistant's next turn.
         continue_final_message: whether to leave the last message, the assistant's, open for more of it.
+        media_order: where media stand in a turn.
+        repeat_end: whether earlier answers keep the `</s>` with which the model ended them, before the template's own
+            end: where a generation prompt is asked for, `</s></s>`.
 
     Raises:
         ValueError: a generation prompt is asked for after an assistant's message, or an open end after another's; or
@@ -272,7 +344,7 @@ def render(
     if template.system and turns[0].role != "system":
         pieces.append(template.system + template.system_end)
     for turn in turns:
-        pieces += _render_turn(turn, template)
+        pieces += _render_turn(turn, template, media_order, own_end=repeat_end and add_generation_prompt)
     if continue_final_message:
         if turns[-1].role != "assistant" or add_generation_prompt:
             raise ValueError(
@@ -285,16 +357,49 @@ def render(
     return tuple(pieces)
 
 
-def _render_turn(turn: Turn, template: PromptTemplate) -> list[Piece]:
-    text = " ".join(turn.texts)
+def _render_turn(turn: Turn, template: PromptTemplate, media_order: MediaOrder, own_end: bool) -> list[Piece]:
     if turn.role == "system":
-        return [text + template.system_end]
+        return [" ".join(turn.texts) + template.system_end]
     if turn.role == "assistant":
         # The space belongs to the answer, as Llama's tokenizer joins it with the first word.
+        own: list[Piece] = [EndOfAnswer()] if own_end else []
         end: list[Piece] = [EndOfAnswer()] if template.answer_eos else []
-        return [template.assistant, Answer(f" {text}"), template.answer_end, *end]
-    media = [piece for medium in turn.media for piece in (medium, template.media_end)]
-    return [template.user, *media, text + (template.user_end if turn.texts else template.media_only_end)]
+        return [template.assistant, Answer(f" {' '.join(turn.texts)}"), *own, template.answer_end, *end]
+    content = _media_first(turn, template) if media_order == "first" else _in_order(turn, template)
+    has_text = bool("".join(turn.texts).strip()) if turn.verbatim else bool(turn.texts)
+    return [
+        template.user,
+        *(_with_join(part, template.frame_join) for part in content),
+        template.user_end if has_text else template.media_only_end,
+    ]
+
+
+def _with_join(part: str | Media, join: str) -> str | Media:
+    return replace(part, frame_join=join) if isinstance(part, Media) and part.kind == "video" else part
+
+
+def _media_first(turn: Turn, template: PromptTemplate) -> list[str | Media]:
+    """The media, a newline after each, and then the texts."""
+    media, text = turn.media, " ".join(turn.texts)
+    if turn.verbatim:
+        text = "".join(turn.texts).strip()
+    else:
+        media = tuple(medium for kind in MEDIA_TOKENS for medium in media if medium.kind == kind)
+    return [*(piece for medium in media for piece in (medium, template.media_end)), text]
+
+
+def _in_order(turn: Turn, template: PromptTemplate) -> list[str | Media]:
+    """Texts and media as the turn has them, a newline between a run of media and text."""
+    if turn.verbatim:
+        return list(turn.content)
+    pieces: list[str | Media] = []
+    for before, part in zip((None, *turn.content), turn.content, strict=False):
+        if before is not None and isinstance(before, str) != isinstance(part, str):
+            pieces.append(template.media_end)
+        elif isinstance(before, str):
+            pieces.append(" ")
+        pieces.append(part)
+    return pieces if turn.texts else [*pieces, template.media_end]
 
 
 def to_string(pieces: Iterable[Piece], eos_token: str = "</s>") -> str:

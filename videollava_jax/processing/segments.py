@@ -8,8 +8,9 @@ are never searched for in strings.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +19,12 @@ from videollava_jax.processing.room import TooLong
 from videollava_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, PlainEncoder, affixes, require_unicode
 
 MediaKind = Literal["image", "video"]
+AfterMedia = Literal["continued", "anew"]
+AfterEnd = Literal["continued", "anew", "trimmed"]
 MEDIA_TOKENS: dict[MediaKind, str] = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
 IGNORED_LABEL = -100
+_Before = Literal["start", "medium", "end"]
+"""What a text stands after: the start of a prompt, a medium, or `</s>`."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,18 @@ class Media:
     Attributes:
         kind: "image" or "video".
         source: a path, an array or frames; None until `Segments.with_sources` sets it.
+        frame_join: the text between the frames of a video; usually empty.
+        join_ids: its token ids, which `SegmentEncoder.encode` sets.
     """
 
     kind: MediaKind
     source: Any = None
+    frame_join: str = ""
+    join_ids: tuple[int, ...] = ()
+
+    def text_tokens(self, frames: int) -> int:
+        """Returns how many tokens of text stand between the frames of a video; 0 for an image."""
+        return len(self.join_ids) * (frames - 1) if self.kind == "video" else 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class Expanded:
     Attributes:
         input_ids: int64 [T]; a medium is its token, once for each of its features.
         answer: bool [T], whether the assistant said this token, including `</s>`.
-        media_spans: the positions [start, stop) of each medium, in order.
+        media_spans: the positions [start, stop) of each medium, in order, with the text between its frames.
     """
 
     input_ids: np.ndarray[Any, np.dtype[np.int64]]
@@ -98,7 +111,7 @@ class Segments:
         """Returns the same prompt with the sources of its media set, in order."""
         iterator = iter(sources)
         return Segments(
-            tuple(Media(part.kind, next(iterator)) if isinstance(part, Media) else part for part in self.parts)
+            tuple(replace(part, source=next(iterator)) if isinstance(part, Media) else part for part in self.parts)
         )
 
     def split(self) -> tuple[Segments, Segments]:
@@ -106,12 +119,18 @@ class Segments:
         cut = max((i + 1 for i, part in enumerate(self.parts) if isinstance(part, Media)), default=0)
         return Segments(self.parts[:cut]), Segments(self.parts[cut:])
 
-    def expand(self, media_lengths: Sequence[int], media_ids: Mapping[MediaKind, int]) -> Expanded:
+    def expand(
+        self, media_lengths: Sequence[int], media_ids: Mapping[MediaKind, int], frame_tokens: int = 0
+    ) -> Expanded:
         """Returns the token ids, with each medium's token repeated to its length.
 
         Args:
-            media_lengths: tokens of each medium, in order.
+            media_lengths: tokens of each medium, in order, without text between frames.
             media_ids: the token ids of "image" and "video".
+            frame_tokens: tokens of one frame of a video, which text between frames needs.
+
+        Raises:
+            ValueError: another number of lengths, or text between frames without `frame_tokens`.
         """
         if len(media_lengths) != len(self.media):
             raise ValueError(f"expected {len(self.media)} media lengths, got {len(media_lengths)}")
@@ -125,9 +144,15 @@ class Segments:
                 answer += part.answer
             else:
                 count = next(lengths)
-                spans.append((len(ids), len(ids) + count))
-                ids += [media_ids[part.kind]] * count
-                answer += [False] * count
+                medium = [media_ids[part.kind]] * count
+                if part.kind == "video" and part.join_ids:
+                    if not frame_tokens:
+                        raise ValueError(f"expected frame_tokens, for {part.frame_join!r} stands between frames; got 0")
+                    frame = [*part.join_ids, *medium[:frame_tokens]]
+                    medium = (frame * (count // frame_tokens))[len(part.join_ids) :]
+                spans.append((len(ids), len(ids) + len(medium)))
+                ids += medium
+                answer += [False] * len(medium)
         return Expanded(np.asarray(ids, np.int64), np.asarray(answer, np.bool_), tuple(spans))
 
 
@@ -137,12 +162,19 @@ class SegmentEncoder:
     The ids equal those of the tokenizer on the whole prompt string, unless a user's text spells a special token, which
     is encoded as ordinary characters here.
 
+    With `after_media="anew"` each text between media is tokenised as a text of its own, as the authors'
+    `tokenizer_image_token` does: with Llama's space before it, a token by itself (29871) before a newline (13).
+    `after_end` says the same of text after `</s>`; "trimmed" takes that space away from the first token, so that
+    `USER` becomes `US` `ER` (3308 1001) where it is one token (11889) otherwise: their tokenizer with `legacy: false`.
+
     Args:
         tokenizer: a fast tokenizer that knows `<image>` and `<video>` (see `load_tokenizer`).
+        after_media, after_end: how text is tokenised after a medium, and after `</s>`.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, after_media: AfterMedia = "continued", after_end: AfterEnd = "continued"):
         self._plain = PlainEncoder(tokenizer)
+        self._after: dict[_Before, AfterEnd] = {"start": after_media, "medium": after_media, "end": after_end}
         self._prefix, self._suffix = affixes(tokenizer)
         self.affix_lengths = (len(self._prefix), len(self._suffix))
         self.tokenizer = tokenizer
@@ -165,7 +197,7 @@ class SegmentEncoder:
             piece.text if isinstance(piece, Answer) else piece for piece in pieces if isinstance(piece, str | Answer)
         ]
         self._require_short(sum(map(len, texts)), most)
-        builder = _SegmentBuilder(self._plain)
+        builder = self._builder()
         builder.add_ids(self._prefix, answer=False)
         for piece in pieces:
             if isinstance(piece, str):
@@ -193,13 +225,34 @@ class SegmentEncoder:
         require_unicode(prompt)
         self._require_short(len(prompt), most)
         kinds = {token_id: kind for kind, token_id in self.media_ids.items()}
-        builder = _SegmentBuilder(self._plain)
-        for token_id in self.tokenizer(prompt)["input_ids"]:
-            if token_id in kinds:
-                builder.add_media(Media(kinds[token_id]))
+        builder = self._builder()
+        whole = set(self._after.values()) == {"continued"}
+        if not whole:
+            builder.add_ids(self._prefix, answer=False)
+        for item in self.tokenizer(prompt)["input_ids"] if whole else self._split(prompt):
+            if isinstance(item, str):
+                builder.add_text(item, answer=False)
+            elif item in kinds:
+                builder.add_media(Media(kinds[item]))
+            elif whole:
+                builder.add_ids((item,), answer=False)
             else:
-                builder.add_ids((token_id,), answer=False)
+                builder.add_special((item,), answer=False)
+        builder.flush_text()
+        if not whole:
+            builder.add_ids(self._suffix, answer=False)
         return builder.segments()
+
+    def _split(self, prompt: str) -> list[int | str]:
+        """Splits a prompt at its special tokens, which become ids."""
+        tokens = {*self.tokenizer.all_special_tokens, *MEDIA_TOKENS.values()}
+        special: dict[str, int | str] = {token: self.tokenizer.convert_tokens_to_ids(token) for token in tokens}
+        longest_first = sorted(special, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", prompt)
+        return [special.get(part, part) for part in parts if part]
+
+    def _builder(self) -> _SegmentBuilder:
+        return _SegmentBuilder(self._plain, self._after)
 
     def _require_short(self, characters: int, most: int | None) -> None:
         longest = self._plain.longest_piece
@@ -217,14 +270,14 @@ class SegmentEncoder:
 class _SegmentBuilder:
     """Builds segments. It joins neighbouring texts, as a token may span two; special tokens and media separate them."""
 
-    def __init__(self, plain: PlainEncoder):
-        self._plain = plain
+    def __init__(self, plain: PlainEncoder, after: Mapping[_Before, AfterEnd]):
+        self._plain, self._after = plain, after
         self._parts: list[TextIds | Media] = []
         self._ids: list[int] = []
         self._answer: list[bool] = []
         self._text = ""
         self._answer_spans: list[tuple[int, int]] = []
-        self._at_start = True
+        self._before: _Before = "start"
 
     def add_text(self, text: str, answer: bool) -> None:
         if answer:
@@ -233,7 +286,7 @@ class _SegmentBuilder:
 
     def add_special(self, ids: Iterable[int], answer: bool) -> None:
         self.flush_text()
-        self._at_start = False
+        self._before = "end"
         self.add_ids(ids, answer)
 
     def add_ids(self, ids: Iterable[int], answer: bool) -> None:
@@ -243,14 +296,16 @@ class _SegmentBuilder:
 
     def add_media(self, media: Media) -> None:
         self.flush_text()
-        self._at_start = False
+        self._before = "medium"
+        if media.frame_join:
+            media = replace(media, join_ids=tuple(self._encoded(media.frame_join)[0]))
         self._flush_ids()
         self._parts.append(media)
 
     def flush_text(self) -> None:
         if not self._text:
             return
-        ids, offsets = self._plain.encode(self._text, first=self._at_start)
+        ids, offsets = self._encoded(self._text)
         self._ids += ids
         # A token belongs to the answer if any of its characters does. A token without characters does if both its
         # neighbours do.
@@ -260,7 +315,15 @@ class _SegmentBuilder:
         self._answer += [
             1 in said[a:b] if a < b else 0 < a < len(said) and said[a - 1 : a + 1] == b"\1\1" for a, b in offsets
         ]
-        self._text, self._answer_spans, self._at_start = "", [], False
+        # Another text can follow only what `add_special` or `add_media` adds.
+        self._text, self._answer_spans = "", []
+
+    def _encoded(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encodes a text after what was added last: ids, and the characters of each."""
+        after = self._after[self._before]
+        if after == "continued":
+            return self._plain.encode(text, first=self._before == "start")
+        return self._plain.encode_anew(text, trimmed=after == "trimmed")
 
     def _flush_ids(self) -> None:
         if self._ids:

@@ -179,6 +179,8 @@ class PlainEncoder:
         self.longest_piece = _longest_piece(spec)
         self._first = _plain_backend(spec)
         self._later = _plain_backend(_without_prefix_space(spec))
+        self._spec = spec
+        self._bare: Any = None
 
     def encode(self, text: str, first: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns the token ids of `text`, and the characters [start, stop) that each token covers.
@@ -193,6 +195,35 @@ class PlainEncoder:
         require_unicode(text)
         encoding = (self._first if first else self._later).encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+    def encode_anew(self, text: str, trimmed: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Returns ids and characters, as `encode`, of a text that starts anew, with SentencePiece's space before it.
+
+        Args:
+            text: any text.
+            trimmed: whether that space is taken away again from the first token, as transformers' slow tokenizer does
+                with `legacy: false` where a text follows a special token and does not begin with a space itself.
+
+        Raises:
+            ValueError: `text` is not Unicode.
+        """
+        require_unicode(text)
+        if not text:
+            return [], []
+        if self._bare is None:
+            self._bare = _plain_backend(_without_prefix(self._spec))
+        encoding = self._bare.encode(f" {text}", add_special_tokens=False)
+        ids, offsets = encoding.ids, [(max(a - 1, 0), max(b - 1, 0)) for a, b in encoding.offsets]
+        if not trimmed or text.startswith((" ", "▁")):
+            return ids, offsets
+        rest = encoding.tokens[0].removeprefix("▁")
+        if not rest:
+            return ids[1:], offsets[1:]
+        found = self._bare.token_to_id(rest)
+        if found is None:  # a piece that the vocabulary has only at the start of a word
+            encoding = self._bare.encode(text, add_special_tokens=False)
+            return encoding.ids, encoding.offsets
+        return [found, *ids[1:]], offsets
 
 
 def require_unicode(text: str) -> None:
@@ -228,12 +259,21 @@ def _plain_backend(spec: dict[str, Any]) -> Any:
     return backend
 
 
-def _without_prefix_space(node: Any) -> Any:
+def _without_prefix(spec: dict[str, Any]) -> dict[str, Any]:
+    """Returns the specification of the same tokenizer without a space before any text, of whatever version it is."""
+    spec = _without_prefix_space(spec, schemes=("first", "always"))
+    normalizer = spec.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    kept = [step for step in steps if step and step["type"] != "Prepend"]
+    return {**spec, "normalizer": {"type": "Sequence", "normalizers": kept} if kept else None}
+
+
+def _without_prefix_space(node: Any, schemes: tuple[str, ...] = ("first",)) -> Any:
     """Returns the specification of the same tokenizer without the space before the first word."""
     if isinstance(node, dict):
-        if node.get("type") == "Metaspace" and node.get("prepend_scheme") == "first":
+        if node.get("type") == "Metaspace" and node.get("prepend_scheme") in schemes:
             return {**node, "prepend_scheme": "never"}
-        return {key: value if key == "model" else _without_prefix_space(value) for key, value in node.items()}
+        return {key: value if key == "model" else _without_prefix_space(value, schemes) for key, value in node.items()}
     if isinstance(node, list):
-        return [_without_prefix_space(item) for item in node]
+        return [_without_prefix_space(item, schemes) for item in node]
     return node

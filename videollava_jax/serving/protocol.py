@@ -16,7 +16,7 @@ from videollava_jax.batch.forms.form import DEEPEST
 from videollava_jax.batch.forms.openai import conversation_of, refuse_unsupported
 from videollava_jax.engine.request import MOST_LOGPROBS, Request
 from videollava_jax.generation.options import OPENAI_NAMES, from_openai
-from videollava_jax.media import Fps, FrameSampling, Uniform
+from videollava_jax.media import Fps, FrameSampling
 from videollava_jax.processing.prompt import parse_conversation
 from videollava_jax.processing.segments import MediaKind
 from videollava_jax.serving.errors import ApiError, invalid
@@ -255,8 +255,8 @@ _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {"do_sample_frames": (True,)}
 
 def frame_rule(
     by_loading: Mapping[str, Any] | None, by_processor: Mapping[str, Any] | None, settings: Settings
-) -> FrameSampling | None:
-    """Returns which frames of videos a request asks for, in either of vLLM's spellings; None for the server's default.
+) -> FrameSampling | int | None:
+    """Returns the frames of videos that a request asks for, in either of vLLM's spellings; None for the server's default.
 
     Args:
       by_loading: `media_io_kwargs`, `{"video": {"num_frames": …, "fps": …}}`.
@@ -297,7 +297,7 @@ def frame_rule(
         most = int(count or settings.max_frames)
         window = settings.frame_window
         return Fps(asked["fps"], max_frames=max(most // window, 1) * window, multiple_of=window)
-    return Uniform(int(count)) if count is not None else settings.frame_sampling
+    return int(count) if count is not None else settings.frame_sampling
 
 
 def _frame_number(where: str, param: str, key: str, value: Any) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 
 from videollava_jax.config import ModelConfig
 from videollava_jax.hub import StrPath, local_path
+from videollava_jax.processing.files import with_preset
 from videollava_jax.weights.adapters import Adapter, is_adapter, merge_adapter, open_adapter
 from videollava_jax.weights.adapters.bases import trained_on
 from videollava_jax.weights.assembling import assemble_for, is_language_model, open_towers
@@ -45,6 +46,7 @@ SIDE_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+PROCESSOR_CONFIG = "processor_config.json"
 SHARD_BYTES = 5 * 10**9
 
 
@@ -234,6 +236,7 @@ def _write(
         tensors = quantize_tensors(tensors)
     files = {"config.json": (json.dumps({**config, **checkpoint.inputs}, indent=2) + "\n").encode()}
     files |= {**_side_files(checkpoint), **options.files}
+    files |= _preset_file(checkpoint, files.get(PROCESSOR_CONFIG))
     there = is_there(target)
     stream = Stream(
         checkpoint.directory,
@@ -273,6 +276,17 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         except OSError as error:
             raise WeightsError(f"{path}: cannot be read ({cause(error)})") from None
     return files
+
+
+def _preset_file(checkpoint: Checkpoint, processor_config: bytes | None) -> dict[str, bytes]:
+    """Returns the file in which the copy says how it wants to be asked, where its config.json will not say it."""
+    if checkpoint.source is None or checkpoint.config.variant == "hf":
+        return {}
+    try:
+        made = with_preset(checkpoint.directory, processor_config)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
+    return {} if made is None else {PROCESSOR_CONFIG: made}
 
 
 def _require_same(target: StrPath, stream: Stream, files: dict[str, bytes]) -> None:

@@ -34,12 +34,16 @@ def test_every_format_gives_the_same_turns(form, plural):
     answer = Turn("assistant", ("up",))
     medium = {f"video{plural}": ["b.mp4"]}
     assert turns_of(form(("human", "<video>\nWhich way?"), ("gpt", "up"), **medium), ROOT) == (
-        Turn("user", ("Which way?",), (VIDEO,)),
+        Turn("user", (VIDEO, "\nWhich way?"), verbatim=True),
         answer,
     )
     both = {f"video{plural}": ["b.mp4"], f"image{plural}": ["a.png"], "images" if not plural else "image": []}
-    for question, media in (("<video>\n<image>\nSame?", (VIDEO, IMAGE)), ("<image> <video>Same?", (IMAGE, VIDEO))):
-        assert turns_of(form(("human", question), ("gpt", "up"), **both), ROOT)[0] == Turn("user", ("Same?",), media)
+    for question, content in (
+        ("<video>\n<image>\nSame?", (VIDEO, "\n", IMAGE, "\nSame?")),
+        ("<image> <video>Same?", (IMAGE, " ", VIDEO, "Same?")),
+    ):
+        turn = turns_of(form(("human", question), ("gpt", "up"), **both), ROOT)[0]
+        assert turn == Turn("user", content, verbatim=True)
     in_the_middle = form(("human", "Look at <image> well. How many?"), ("gpt", "up"), **{f"image{plural}": "a.png"})
     assert turns_of(in_the_middle, ROOT)[0].media == (IMAGE,)
 

@@ -56,19 +56,16 @@ def test_images_videos_and_text(tmp_path):
         1,
         "7",
         (
-            Turn("user", ("What?",), (first,)),
+            Turn("user", (first, "\nWhat?"), verbatim=True),
             Turn("assistant", ("A cat.",)),
             Turn("user", ("And?",)),
             Turn("assistant", ("A hat.",)),
         ),
     )
     assert mixed.id == ""
-    assert mixed.turns[0] == Turn(
-        "user",
-        ("Compare  and",),
-        (Media("video", str(tmp_path / "v" / "1.mp4")), Media("image", str(tmp_path / "1.png"))),
-    )
-    assert mixed.turns[2] == Turn("user", (), (Media("image", "/2.png"),))
+    video, picture = Media("video", str(tmp_path / "v" / "1.mp4")), Media("image", str(tmp_path / "1.png"))
+    assert mixed.turns[0] == Turn("user", ("Compare ", video, " and\n", picture), verbatim=True)
+    assert mixed.turns[2] == Turn("user", (Media("image", "/2.png"),), verbatim=True)
     assert [medium.source for medium in mixed.media][-1] == "/2.png"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from videollava_jax.processing.media_fields import media_under, require_no_other_media
+from videollava_jax.processing.media_fields import MEDIA_KEYS, media_under, require_no_other_media
 from videollava_jax.processing.segments import MEDIA_TOKENS, MediaKind
 
 Source = tuple[MediaKind, Any]
@@ -26,12 +26,15 @@ _TEXTS = ("id", "question_id", "prompt", "text", "media", "options", "conversati
 
 
 def images_and_videos(fields: Mapping[str, Any], more: Sequence[Source] = ()) -> list[Source]:
-    """Returns the media under `image` and `video`, each a path or URL or a list of them, and `more`.
+    """Returns the media under `image` and `video`, each a path or URL or a list of them, in their order, and `more`.
 
     Raises:
       ValueError: something else is there; or there are no media, and another field names a file of media.
     """
-    media = [*media_of_kind(fields, "image"), *media_of_kind(fields, "video"), *more]
+    kinds = {kind: media_of_kind(fields, kind) for kind in MEDIA_TOKENS}
+    named = {key: kind for kind, keys in MEDIA_KEYS.items() for key in keys}
+    order = dict.fromkeys([*(named[key] for key in fields if key in named), *MEDIA_TOKENS])
+    media = [*(source for kind in order for source in kinds[kind]), *more]
     if not media:
         require_no_other_media(fields, _TEXTS)
     return media

@@ -36,9 +36,7 @@ def _ask(fields: Mapping[str, Any]) -> RequestParts:
     options = from_json(given, others=_MEDIA_OPTIONS)
     reading: dict[str, Any] = {}
     if given.get("frames") is not None:
-        from videollava_jax.media import Uniform  # here, so that --help, which lists the forms, does not wait for PyAV
-
-        reading["frame_sampling"] = Uniform(parsed("frames", whole(1), given["frames"]))
+        reading["frame_sampling"] = parsed("frames", whole(1), given["frames"])
     if given.get("pool") is not None:
         reading["video_pooling"] = parsed("pool", whole(1), given["pool"])
     media = images_and_videos(fields, _mixed_media(fields.get("media", [])))

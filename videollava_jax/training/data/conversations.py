@@ -30,7 +30,6 @@ ROLES: dict[str, Role] = {
 _REFUSED = ("tools", "functions", "audio", "audios", "chosen", "rejected", "kto_tag")
 """Keys of samples that ask for what is not learnt here: tools, sound, preferences."""
 _TEXTS = ("id", "conversations", "messages", "system")
-_PLACEHOLDERS = re.compile("|".join(MEDIA_TOKENS.values()))
 
 
 def turns_of(entry: Any, root: Path) -> tuple[Turn, ...]:
@@ -60,14 +59,15 @@ def turns_of(entry: Any, root: Path) -> tuple[Turn, ...]:
 
 
 def _turn(i: int, role: Role, text: str, left: Mapping[MediaKind, Iterator[str]]) -> Turn:
-    """A turn whose media, of the kinds that the sample has, stand in the order of their placeholders."""
+    """A turn whose media, of the kinds that the sample has, stand in the places of their placeholders."""
     kinds = {MEDIA_TOKENS[kind]: kind for kind in left} if role == "user" else {}
-    media = [Media(kinds[p], next(left[kinds[p]])) for p in _PLACEHOLDERS.findall(text) if p in kinds]
-    if media:
-        text = _PLACEHOLDERS.sub(lambda found: "" if found[0] in kinds else found[0], text).strip()
-    elif not text.strip():
-        raise SampleError(f"turn {i} of the conversation is empty")
-    return Turn(role, (text,) if text else (), tuple(media))
+    if not kinds or not any(placeholder in text for placeholder in kinds):
+        if not text.strip():
+            raise SampleError(f"turn {i} of the conversation is empty")
+        return Turn(role, (text,))
+    parts = re.split(f"({'|'.join(kinds)})", text)
+    content = [Media(kinds[part], next(left[kinds[part]])) if part in kinds else part for part in parts]
+    return Turn(role, tuple(part for part in content if part), verbatim=True)
 
 
 # ── messages ──

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from videollava_jax.processing.media_processor import DEFAULT_FRAME_SAMPLING
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import PromptTemplate
 from videollava_jax.processing.segments import IGNORED_LABEL, Media, MediaKind
@@ -148,7 +147,7 @@ def build_corpus(
     skips: SkipCounter,
     *,
     max_tokens: int | None = None,
-    frame_sampling: Any = DEFAULT_FRAME_SAMPLING,
+    frame_sampling: Any = None,
     template: str | PromptTemplate | None = None,
     directory: str | os.PathLike[str] | None = None,
     workers: int = 0,

@@ -13,9 +13,8 @@ import numpy.typing as npt
 
 from videollava_jax.config import require_whole_windows
 from videollava_jax.processing.given_media import known_frames
-from videollava_jax.processing.media_processor import DEFAULT_FRAME_SAMPLING
 from videollava_jax.processing.processor import VideoLlavaProcessor
-from videollava_jax.processing.prompt import PromptTemplate, Turn, render
+from videollava_jax.processing.prompt import PromptTemplate, Turn
 from videollava_jax.processing.segments import Media, MediaKind
 from videollava_jax.training.data.conversations import turns_of
 from videollava_jax.training.data.entries import entries
@@ -109,12 +108,13 @@ class MediaTokens:
     frame_sampling: Any
 
     @classmethod
-    def of(cls, processor: VideoLlavaProcessor, frame_sampling: Any = DEFAULT_FRAME_SAMPLING) -> MediaTokens:
-        """Returns the ids and lengths that a processor gives.
+    def of(cls, processor: VideoLlavaProcessor, frame_sampling: Any = None) -> MediaTokens:
+        """Returns the ids and lengths that a processor gives; its own rule chooses frames where none is given.
 
         Raises:
             ValueError: the number of frames depends on the video, or the video tower does not take that number.
         """
+        frame_sampling = processor.frames(frame_sampling)
         frames = known_frames("", frame_sampling)
         if frames is None:
             raise ValueError(f"frame_sampling: expected the same number of frames of every video, got {frame_sampling}")
@@ -151,14 +151,14 @@ def tokenise(
     processor: VideoLlavaProcessor,
     max_tokens: int,
     *,
-    frame_sampling: Any = DEFAULT_FRAME_SAMPLING,
+    frame_sampling: Any = None,
     template: str | PromptTemplate | None = None,
 ) -> Tokens:
     """Tokenises a sample. Its media are counted, not read.
 
     Args:
         max_tokens: longer samples are cut on the right, as in the authors' code.
-        frame_sampling: the rule that chooses the frames of a video.
+        frame_sampling: the rule that chooses the frames of a video; None for the processor's own, 8 frames.
         template: of the prompt; None for the processor's own.
 
     Raises:
@@ -166,8 +166,11 @@ def tokenise(
         ValueError: as `MediaTokens.of`.
     """
     media = MediaTokens.of(processor, frame_sampling)
-    pieces = render(sample.turns, template or processor.template, add_generation_prompt=False)
-    segments = processor.encoder.encode(pieces)
+    segments = processor.encoder.encode(processor.write(sample.turns, template, add_generation_prompt=False))
+    if any(medium.join_ids for medium in segments.media):
+        raise ValueError(
+            "template: it writes text between the frames of a video, and none is trained; expected another"
+        )
     kinds = tuple(medium.kind for medium in segments.media)
     whole = segments.expand([media.lengths[kind] for kind in kinds], media.ids)
     length = len(whole.input_ids)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from videollava_jax.hub import Wanted, find_model, local_path
 from videollava_jax.model.sharding import STACKED
+from videollava_jax.processing.files import read_settings
 from videollava_jax.processing.prompt import get_template
 from videollava_jax.processing.tokenizer import read_json
 from videollava_jax.training.run.recipe import Recipe
@@ -91,7 +92,8 @@ def prompt_files(base: Path, template: str | None) -> dict[str, bytes]:
     if template is None:
         return {}
     settings = {**(read_json(base / PROCESSOR) or {}), "prompt_template": template}
-    jinja = get_template(template).to_jinja()
+    preset = read_settings(base)["preset"]
+    jinja = get_template(template).to_jinja(preset.media_order, preset.repeat_end)
     return {PROCESSOR: json.dumps(settings, indent=2).encode() + b"\n", "chat_template.jinja": jinja.encode()}
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 
-from videollava_jax.media import Uniform
 from videollava_jax.model.sharding import Placement
 from videollava_jax.processing.media_processor import DEFAULT_LIMITS
 from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -91,7 +90,7 @@ def read_corpus(
         processor,
         shape.row,
         skips,
-        frame_sampling=Uniform(data.frames),
+        frame_sampling=data.frames,
         # Worker processes map the arrays from these files; without them each worker would hold a copy.
         directory=stack.enter_context(tempfile.TemporaryDirectory(prefix="videollava-")) if data.workers else None,
         workers=data.workers,
