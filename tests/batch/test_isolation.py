@@ -233,7 +233,7 @@ os._exit(0)
 
 def test_float_pixels_come_as_they_are_and_are_checked():
     preprocess = FloatPreprocessor(size=4, crop_size=4)
-    reader = IsolatedReader(SimpleNamespace(preprocessors={"image": preprocess}))
+    reader = IsolatedReader(SimpleNamespace(preprocessors={"image": preprocess}, frames=lambda asked: asked))
     try:
         got = reader(IMAGE, None).pixels
         expected = preprocess(read_image(IMAGE.source)[None])

@@ -18,7 +18,6 @@ from starlette.requests import Request as HttpRequest
 
 from videollava_jax.engine.request import Request
 from videollava_jax.engine.session import QueueFull, Session, SessionClosed
-from videollava_jax.media import Uniform
 from videollava_jax.processing.segments import Media, MediaKind
 from videollava_jax.serving.answers import frames_record
 from videollava_jax.serving.errors import ApiError, invalid, of_cause
@@ -145,7 +144,7 @@ class Looking:
 
     def _read(self, path: str, kind: MediaKind, rule: Any) -> Any:
         try:
-            return self._reader(Media(kind, path), rule or Uniform(8))
+            return self._reader(Media(kind, path), rule)
         except (ValueError, OSError) as error:
             message = " ".join(str(error).split()).replace(path, "the file")
             raise of_cause(getattr(error, "cause", None), message, self._settings.request_timeout) from None

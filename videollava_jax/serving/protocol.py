@@ -256,7 +256,7 @@ _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {"do_sample_frames": (True,)}
 def frame_rule(
     by_loading: Mapping[str, Any] | None, by_processor: Mapping[str, Any] | None, settings: Settings
 ) -> FrameSampling | int | None:
-    """Returns the frames of videos that a request asks for, in either of vLLM's spellings; None for the server's default.
+    """Returns which frames of videos a request asks for, in either of vLLM's spellings; None for the server's own.
 
     Args:
       by_loading: `media_io_kwargs`, `{"video": {"num_frames": …, "fps": …}}`.

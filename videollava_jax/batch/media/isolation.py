@@ -122,7 +122,8 @@ class IsolatedReader:
             return self._processor.read(medium, frame_sampling)  # given as pixels
         processor = self._processor
         preprocess = processor.preprocessors[medium.kind]
-        task = Task(medium.kind, medium.source, frame_sampling, preprocess, self._media_limits, self._limits.seconds)
+        rule = processor.frames(frame_sampling)
+        task = Task(medium.kind, medium.source, rule, preprocess, self._media_limits, self._limits.seconds)
         read = self._attempt(task)
         if medium.kind == "video":
             require_whole_windows(os.fspath(medium.source), len(read.pixels), processor.frame_window)
