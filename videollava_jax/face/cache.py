@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from videollava_jax.generation.buckets import bucket
-from videollava_jax.generation.inputs import Mask
+from videollava_jax.generation.inputs import Ids, Mask
 from videollava_jax.model.attention import KeysValues
 
 GROWTH = 256  # positions that a cache grows by: each new capacity is a new program
@@ -60,6 +60,7 @@ class DynamicCache:
             raise ValueError(f"DynamicCache: {wrong[0]} is not supported: a cache is filled by calls of the model")
         self._layers: tuple[KeysValues, ...] | None = None  # "SGKH", with free positions at the end
         self._mask: Mask | None = None  # [B, S]
+        self._next_B: Ids | None = None  # the rotary position of the next token of each row
 
     # ── what users read ──
 
@@ -113,7 +114,8 @@ class DynamicCache:
         kept = max_length if max_length >= 0 else max(0, self.get_seq_length() + max_length)
         if kept == 0:
             self.reset()
-        elif self._mask is not None:
+        elif self._mask is not None and self._next_B is not None:
+            self._next_B = self._next_B - self._mask[:, kept:].shape[1]
             self._mask = self._mask[:, :kept]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -129,15 +131,15 @@ class DynamicCache:
         rows = np.asarray(indices)
         if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer) or (abs(rows + 0.5) > self.max_batch_size).any():
             raise ValueError(f"indices: expected rows of a cache of {self.max_batch_size}, got {rows.tolist()}")
-        if self._layers is not None and self._mask is not None:
+        if self._layers is not None and self._mask is not None and self._next_B is not None:
             self._layers = tuple(jax.tree.map(lambda x: x[:, rows], kv) for kv in self._layers)
-            self._mask = self._mask[rows]
+            self._mask, self._next_B = self._mask[rows], self._next_B[rows]
 
     reorder_cache = batch_select_indices
 
     def reset(self) -> None:
         """Empties the cache."""
-        self._layers = self._mask = None
+        self._layers = self._mask = self._next_B = None
 
     def __copy__(self) -> Self:
         return copy.deepcopy(self)  # a call of the model may write into the arrays of the copy that it is given
@@ -164,6 +166,11 @@ class DynamicCache:
             dataclasses.replace(kv, keys=jnp.pad(kv.keys, room), values=jnp.pad(kv.values, room)) for kv in layers
         )
 
-    def keep(self, layers: tuple[KeysValues, ...], mask: Mask) -> None:
-        """Takes the keys and values of a call, and the mask of all its tokens."""
-        self._layers, self._mask = layers, mask
+    @property
+    def next_B(self) -> Ids | None:
+        """int32 [B], the rotary position of the next token of each row; None for an empty cache."""
+        return self._next_B
+
+    def keep(self, layers: tuple[KeysValues, ...], mask: Mask, next_B: Ids) -> None:
+        """Takes the keys and values of a call, the mask of all its tokens, and the next position of each row."""
+        self._layers, self._mask, self._next_B = layers, mask, next_B

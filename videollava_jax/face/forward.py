@@ -69,16 +69,19 @@ def run(model: LoadedModel, call: Call, logits_to_keep: Any) -> Computed:
     Raises:
       ValueError: arguments that do not fit together.
     """
-    past = _checked_past(call.past, call.use_cache)
+    past = checked_past(call.past) if call.past is not None else DynamicCache() if call.use_cache else None
     S = 0 if past is None else past.get_seq_length()
-    embeds = _checked_embeddings(model, call)
-    ids = checked_ids(model.model_config, call.input_ids) if embeds is None else _ids_of(model, embeds)
+    if (call.input_ids is None) == (call.inputs_embeds is None):
+        both = "neither" if call.input_ids is None else "both"
+        raise ValueError(f"expected either input_ids or inputs_embeds, got {both}")
+    embeds = None if call.inputs_embeds is None else checked_embeddings(model, call.inputs_embeds)
+    ids = checked_ids(model.model_config, call.input_ids) if embeds is None else ids_of(model, embeds)
     B, T = ids.shape
     if past is not None and past.max_batch_size not in (0, B):
         raise ValueError(f"past_key_values: expected a cache of {B} rows, as input_ids have, got {past.max_batch_size}")
     keep = None if logits_to_keep is None else kept(logits_to_keep, T)
     mask = _checked_mask(call.attention_mask, past, B, T)
-    positions = _checked_positions(call.position_ids, S, B, T)
+    positions = _checked_positions(call.position_ids, past, B, T)
     features = model.encode(ids, call.images, call.videos, call.video_pooling)
     # Padding on the right changes nothing before it, and few lengths are compiled. A step of one token stays one.
     length = T if T == 1 else bucket(T, PROMPT_BUCKET)
@@ -103,7 +106,7 @@ def run(model: LoadedModel, call: Call, logits_to_keep: Any) -> Computed:
         wanted=Wanted(capacity, call.output_hidden_states, call.output_attentions),
     )
     if past is not None and result.keys_values is not None:
-        past.keep(result.keys_values, mask)
+        past.keep(result.keys_values, mask, positions[:, -1] + 1)
     hidden, weights = result.hidden_states, result.attentions
     return Computed(
         result.out[:, : T if keep is None else len(keep)],
@@ -130,9 +133,12 @@ def _padded(keep: Sequence[int]) -> Ids:
     return np.pad(np.asarray(keep, np.int32), (0, 0 if count == 1 else bucket(count, PROMPT_BUCKET) - count))
 
 
-def _checked_past(past: Any, use_cache: bool) -> DynamicCache | None:
-    if past is None:
-        return DynamicCache() if use_cache else None
+def checked_past(past: Any) -> DynamicCache:
+    """Returns what was given as `past_key_values`.
+
+    Raises:
+      ValueError: no cache of this package.
+    """
     if not isinstance(past, DynamicCache):
         raise ValueError(
             "past_key_values: expected the past_key_values of an earlier call of this model, or "
@@ -141,14 +147,12 @@ def _checked_past(past: Any, use_cache: bool) -> DynamicCache | None:
     return past
 
 
-def _checked_embeddings(model: LoadedModel, call: Call) -> jax.Array | None:
-    """The embeddings [B, T, D] where these are given instead of ids."""
-    if (call.input_ids is None) == (call.inputs_embeds is None):
-        both = "neither" if call.input_ids is None else "both"
-        raise ValueError(f"expected either input_ids or inputs_embeds, got {both}")
-    if call.inputs_embeds is None:
-        return None
-    given = call.inputs_embeds
+def checked_embeddings(model: LoadedModel, given: ArrayLike) -> jax.Array:
+    """Returns embeddings as an array [B, T, D] that the model takes.
+
+    Raises:
+      ValueError: another shape, or no floats.
+    """
     # Arrays of JAX may be on other devices than a model on a mesh.
     found = given if isinstance(given, jax.Array) and model.placement is None else np.asarray(given)
     D = model.model_config.text_config.hidden_size
@@ -157,8 +161,8 @@ def _checked_embeddings(model: LoadedModel, call: Call) -> jax.Array | None:
     return found if isinstance(found, jax.Array) else jnp.asarray(found)
 
 
-def _ids_of(model: LoadedModel, embeds_BTD: jax.Array) -> Ids:
-    """Ids int32 [B, T] of embeddings: those of media where an embedding is that of their placeholder, 0 elsewhere.
+def ids_of(model: LoadedModel, embeds_BTD: jax.Array) -> Ids:
+    """Returns ids int32 [B, T] of embeddings: those of placeholders where an embedding is theirs, 0 elsewhere.
 
     So transformers finds the places of media (`VideoLlavaModel.get_placeholder_mask`).
     """
@@ -178,10 +182,11 @@ def _checked_mask(given: ArrayLike | None, past: DynamicCache | None, B: int, T:
     return checked_mask(given, (B, before.shape[1] + T), "input_ids" if past is None else "past and new tokens")
 
 
-def _checked_positions(given: ArrayLike | None, S: int, B: int, T: int) -> Ids:
-    """Rotary positions int32 [B, T]: those given, or else S, S + 1, …, as in transformers, padding counted."""
+def _checked_positions(given: ArrayLike | None, past: DynamicCache | None, B: int, T: int) -> Ids:
+    """Rotary positions int32 [B, T]: those given, or else the next ones of each row, padding counted."""
     if given is None:
-        return np.broadcast_to(np.arange(S, S + T, dtype=np.int32), (B, T))
+        next_B: Ids = np.zeros(B, np.int32) if past is None or past.next_B is None else past.next_B
+        return (next_B[:, None] + np.arange(T)).astype(np.int32)
     found = np.asarray(given)
     found = found[None] if found.ndim == 1 else found
     if found.shape not in ((1, T), (B, T)) or not np.issubdtype(found.dtype, np.integer) or found.min() < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import tempfile
@@ -26,9 +27,10 @@ from videollava_jax.face.output import VideoLlavaOutput
 from videollava_jax.face.parts import Part
 from videollava_jax.face.pretrained import PreTrained, one_of
 from videollava_jax.face.saving import save_into, shard_bytes
+from videollava_jax.face.starting import FromCache, FromEmbeddings
 from videollava_jax.generation.asked import Criterion
 from videollava_jax.generation.call_options import as_json, fields_of, generation_config_of
-from videollava_jax.generation.generate import Prompts, generate
+from videollava_jax.generation.generate import Prompts, Start, generate
 from videollava_jax.generation.loaded import GENERATION_CONFIG
 from videollava_jax.generation.output import GenerateOutput
 from videollava_jax.generation.processors import ScoreFunction
@@ -264,6 +266,9 @@ class VideoLlavaForConditionalGeneration(PreTrained):
         pixel_values_videos: ArrayLike | None = None,
         *,
         inputs: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        past_key_values: DynamicCache | None = None,
+        cache: DynamicCache | None = None,
         pixel_values: ArrayLike | None = None,
         video_pooling: SupportsIndex = 1,
         generation_config: Any = None,
@@ -286,6 +291,10 @@ class VideoLlavaForConditionalGeneration(PreTrained):
             padding, where it does not end answers too.
           pixel_values_images, pixel_values_videos, pixel_values, video_pooling: as in `__call__`.
           inputs: transformers' other name of `input_ids`.
+          inputs_embeds: float [B, T, D], in place of input_ids; media go where an embedding is that of a placeholder.
+          past_key_values: a cache of the first tokens of input_ids, of earlier calls. It gets the others and the
+            answers, as far as they were fed back; of several answers to a prompt it gets none. Pixels are those of
+            placeholders that it does not hold. `cache` is its newer name.
           generation_config: transformers' `GenerationConfig`, or a dictionary of options.
           seed: of the draws, one for all rows or one for each. A row's draws depend on its seed alone, so equal
             prompts with equal seeds get equal answers; the answers of `num_return_sequences` differ.
@@ -302,8 +311,8 @@ class VideoLlavaForConditionalGeneration(PreTrained):
           options: the fields of transformers' `GenerationConfig`; docs/generate.md says what happens to each.
 
         Returns:
-          int64 [B × num_return_sequences, T + new]; rows that ended early are padded. With
-          `return_dict_in_generate=True` a `GenerateOutput`.
+          int64 [B × num_return_sequences, T + new]; rows that ended early are padded. Without the prompts for
+          inputs_embeds alone. With `return_dict_in_generate=True` a `GenerateOutput`.
 
         Raises:
           TypeError: an unknown argument.
@@ -312,17 +321,22 @@ class VideoLlavaForConditionalGeneration(PreTrained):
           FloatingPointError: logits that are not finite, naming the rows.
         """
         ids = one_of(input_ids=input_ids, inputs=inputs)
+        past = one_of(past_key_values=past_key_values, cache=cache)
+        images = one_of(pixel_values_images=pixel_values_images, pixel_values=pixel_values)
+        media = images, pixel_values_videos, video_pooling
+        start: Start | None = None
+        said = ids is not None
+        if inputs_embeds is not None:
+            start = FromEmbeddings.of(self, inputs_embeds, past, ids, *media)
+            ids = start.ids if ids is None else ids
+        elif past is not None and ids is not None:
+            start = FromCache(self, past, ids, *media)
         if ids is None:
             raise ValueError("input_ids: expected the tokens of prompts, got none")
-        return generate(
+        prompts = Prompts(ids, attention_mask, images, pixel_values_videos, video_pooling, start, said)
+        found = generate(
             self,
-            Prompts(
-                ids,
-                attention_mask,
-                one_of(pixel_values_images=pixel_values_images, pixel_values=pixel_values),
-                pixel_values_videos,
-                video_pooling,
-            ),
+            prompts,
             options,
             generation_config=generation_config,
             seed=seed,
@@ -332,6 +346,7 @@ class VideoLlavaForConditionalGeneration(PreTrained):
             on_tokens=on_tokens,
             streamer=streamer,
         )
+        return dataclasses.replace(found, past_key_values=past) if isinstance(found, GenerateOutput) else found
 
 
 def _loss(logits: jax.Array, labels: ArrayLike) -> jax.Array:

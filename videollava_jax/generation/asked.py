@@ -118,7 +118,7 @@ def _lookup(search: SearchOptions, rows: Sequence[npt.NDArray[np.int32]]) -> Loo
             f"prompt_lookup_num_tokens: expected one prompt with one answer and no beams, got {len(rows)} rows: leave "
             "it out, the answers are the same"
         )
-    prompt_1T = prompt_array(rows, bucket(len(rows[0]), PROMPT_BUCKET))
+    prompt_1T = prompt_array(rows, bucket(max(1, len(rows[0])), PROMPT_BUCKET))
     return Lookup(prompt_1T, search.prompt_lookup_num_tokens, search.max_matching_ngram_size)
 
 
@@ -165,7 +165,7 @@ def _processors(
 def _past(search: SearchOptions, ends: Sequence[int], rows: Sequence[npt.NDArray[np.int32]]) -> Past:
     banned = [word for word in search.bad_words_ids if word not in [(end,) for end in ends]]
     return Past(
-        prompt_BT=prompt_array(rows, bucket(max(map(len, rows)), PROMPT_BUCKET)),
+        prompt_BT=prompt_array(rows, bucket(max(1, *map(len, rows)), PROMPT_BUCKET)),
         biases=Sequences.of(search.sequence_bias),
         banned=Sequences.of([(word, -np.inf) for word in banned]),
         prompt_penalty=_float(search.encoder_repetition_penalty),

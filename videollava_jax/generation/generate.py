@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any, Protocol, SupportsIndex
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -17,24 +18,47 @@ from videollava_jax.generation.buckets import answer_capacity
 from videollava_jax.generation.call_options import CallOptions
 from videollava_jax.generation.decoding import row_keys
 from videollava_jax.generation.functions import criteria, score_functions
-from videollava_jax.generation.inputs import checked_text, inferred_mask
+from videollava_jax.generation.inputs import Mask, checked_text, inferred_mask, require_tokens_at_the_end
 from videollava_jax.generation.kinds import parsed
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.generation.options import KINDS
 from videollava_jax.generation.output import GenerateOutput, steps_of
 from videollava_jax.generation.text import OnTokens, Streamer, require_tokenizer, to_streamer
+from videollava_jax.model.cache import Cache
 from videollava_jax.processing.room import require_room
+
+
+class Start(Protocol):
+    """How prompts are computed that are not ids alone: embeddings, or the continuation of a cache."""
+
+    def prefill(self, mask: Mask, *, capacity: int) -> tuple[jax.Array, Cache]:
+        """Computes the logits [B, V] after the prompts, and their cache with `capacity` free positions.
+
+        Args:
+          mask: of the prompts, bool [B, T], with no row that ends in padding.
+        """
+
+    def keep(self, cache: Cache, new: int) -> None:
+        """Gets the cache of the prompts, with the first `new` tokens of their answers behind them."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts with their media, as users give them: the arguments of `VideoLlavaForConditionalGeneration.__call__`."""
+    """Prompts with their media, as users give them: the arguments of `VideoLlavaForConditionalGeneration.__call__`.
+
+    Attributes:
+      start: computes them; None for ids and pixels.
+      said: whether the ids are those of the prompts. False for embeddings: ids then mark media alone, and answers come
+        without the prompts.
+    """
 
     input_ids: ArrayLike
     attention_mask: ArrayLike | None
     images: ArrayLike | None
     videos: ArrayLike | None
     video_pooling: SupportsIndex
+    start: Start | None = None
+    said: bool = True
 
 
 def generate(
@@ -61,7 +85,7 @@ def generate(
     seeds = [parsed("seed", KINDS["seed"], row) for row in seed] if isinstance(seed, Iterable) else None
     said = given if seed is None or seeds is not None else {**given, "seed": seed}
     chosen = CallOptions.resolve(said, generation_config, model.generation_defaults, model.model_config, T)
-    if prompts.attention_mask is None:
+    if prompts.attention_mask is None and prompts.said:
         ids, mask = checked_text(model.model_config, ids, inferred_mask(ids, chosen.padding))
     options, search = chosen.every, chosen.search
     copies = _copies(chosen, streamed=streamer is not None or on_tokens is not None)
@@ -72,8 +96,9 @@ def generate(
     positions, why = (text.max_positions_in_parts, text.why_in_parts) if guesses else (text.max_positions, "")
     require_room(int(mask.sum(axis=1).max()), options.max_new_tokens, positions, why)
     keys = row_keys(options.seed if seeds is None else seeds, B, copies)
-    rows = [ids[row][mask[row]] for row in range(B) for _ in range(copies)]
-    repeated = np.repeat(ids, copies, axis=0).astype(np.int64)
+    told = ids if prompts.said else ids[:, :0]
+    rows = [told[row][mask[row, : told.shape[1]]] for row in range(B) for _ in range(copies)]
+    repeated = np.repeat(told, copies, axis=0).astype(np.int64)
     asked = asked_by(
         chosen,
         repeated,
@@ -84,20 +109,21 @@ def generate(
     )
     if streamer is not None:
         streamer.put(repeated)
-    logits, cache = model.prefill(
-        ids,
-        mask,
-        prompts.images,
-        prompts.videos,
-        video_pooling=prompts.video_pooling,
-        # Guesses are written behind the answer before they are checked.
-        capacity=answer_capacity(options.max_new_tokens + search.prompt_lookup_num_tokens),
-    )
+    # Guesses are written behind the answer before they are checked.
+    capacity = answer_capacity(options.max_new_tokens + search.prompt_lookup_num_tokens)
+    if prompts.start is None:
+        media = prompts.images, prompts.videos
+        logits, cache = model.prefill(ids, mask, *media, video_pooling=prompts.video_pooling, capacity=capacity)
+    else:
+        require_tokens_at_the_end(mask)
+        logits, cache = prompts.start.prefill(mask, capacity=capacity)
     if copies > 1:
+        if prompts.start is not None:
+            prompts.start.keep(cache, 0)  # the answers to a prompt differ: none of them is kept
         logits, cache = jnp.repeat(logits, copies, axis=0), cache.repeat(copies)
     if search.num_beams > 1:
         found = beam_search.search(model, logits, cache, keys, rows, chosen, asked, tokenizer)
-        prompt = np.repeat(ids, search.num_return_sequences, axis=0)
+        prompt = np.repeat(told, search.num_return_sequences, axis=0)
         sequences = np.concatenate([prompt, found.tokens], axis=1)
         if not search.return_dict_in_generate:
             return sequences
@@ -120,6 +146,8 @@ def generate(
         on_tokens=on_tokens if streamer is None else to_streamer(streamer, on_tokens),
         asked=asked,
     )
+    if prompts.start is not None and copies == 1:
+        prompts.start.keep(decoded.cache, decoded.tokens.shape[1] - 1)
     if streamer is not None:
         streamer.end()
     sequences = np.concatenate([repeated, decoded.tokens], axis=1)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self, SupportsIndex, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
@@ -242,12 +243,14 @@ class LoadedModel:
         pixel_values_videos: ArrayLike | None = None,
         *,
         video_pooling: SupportsIndex = 1,
+        embeddings: jax.Array | None = None,
         capacity: int,
     ) -> tuple[jax.Array, Cache]:
         """Computes the logits [B, V] after prompts, and the prompts' cache.
 
         Args:
           input_ids: int [B, T], padded on the left; this and the other arguments as in `sequence_logits`.
+          embeddings: float [B, T, D] of the prompts; the ids then mark media alone. None looks the ids up.
           capacity: free positions of the cache, for what `extend` and `decode` append.
 
         Raises:
@@ -256,9 +259,12 @@ class LoadedModel:
         ids, mask = checked_text(self.model_config, input_ids, attention_mask)
         require_tokens_at_the_end(mask)
         features = self.encode(ids, pixel_values_images, pixel_values_videos, video_pooling)
+        T = ids.shape[1]
         ids, mask = pad_to_bucket(ids, mask)
+        if embeddings is not None:
+            embeddings = jnp.pad(embeddings, ((0, 0), (ids.shape[1] - T, 0), (0, 0)))
         filled: tuple[jax.Array, Cache] = compiled.prefill(
-            self.graph, self.state, ids, mask, features.image, features.video, capacity=capacity
+            self.graph, self.state, ids, mask, features.image, features.video, embeddings, capacity=capacity
         )
         return filled
 

@@ -29,6 +29,7 @@ class GenerateOutput:
       logits: for each step, the same shape: what the model computed. None unless `output_logits`.
       beam_indices: int32 [rows, new], the row of `scores` that each token was chosen from, -1 behind an answer; None
         without beams.
+      past_key_values: the cache that the call was given, with the answers in it; None where it was given none.
       decoder_passes: runs of the decoder after that of the prompt; no item.
     """
 
@@ -37,6 +38,7 @@ class GenerateOutput:
     scores: Steps | None = None
     logits: Steps | None = None
     beam_indices: npt.NDArray[np.int32] | None = None
+    past_key_values: Any = None
     decoder_passes: int = 0
 
     def __getitem__(self, item: str | int) -> Any:

@@ -22,7 +22,7 @@ from videollava_jax.generation.lookup import Lookup, guess, with_guessed_tokens,
 from videollava_jax.generation.next_token import Sampling
 from videollava_jax.generation.processors import Processors
 from videollava_jax.model.attention import Implementation, KeysValues
-from videollava_jax.model.cache import Cache, PrefixCache, TailCache, empty_tail
+from videollava_jax.model.cache import Cache, PrefixCache, TailCache, empty_tail, written
 from videollava_jax.model.decoder import Context
 from videollava_jax.model.video_llava import VideoLlava
 
@@ -160,13 +160,46 @@ def prefill(
     mask_BT: jax.Array,
     image_features: jax.Array | None,
     video_features: jax.Array | None,
+    x_BTD: jax.Array | None = None,
     *,
     capacity: int,
 ) -> tuple[jax.Array, Cache]:
-    """Computes the logits [B, V] after prompts padded on the left, and their cache with `capacity` free positions."""
+    """Computes the logits [B, V] after prompts padded on the left, and their cache with `capacity` free positions.
+
+    Args:
+      x_BTD: embeddings of the prompts; None looks the ids up.
+    """
     model: VideoLlava = nnx.merge(graph, state)
-    x_BTD, prefix = model.prefill(model.embed(ids_BT, image_features, video_features), mask_BT)
+    x_BTD, prefix = model.prefill(model.embed(ids_BT, image_features, video_features, x_BTD), mask_BT)
     return model.next_logits(x_BTD), Cache(prefix, empty_tail(prefix, prefix.prefixes, capacity, x_BTD.dtype))
+
+
+@partial(jax.jit, static_argnames=("capacity", "dtype"))
+def as_cache(
+    layers: tuple[KeysValues, ...], valid_BS: jax.Array, length_B: jax.Array, *, capacity: int, dtype: Any
+) -> Cache:
+    """Makes a cache, with `capacity` free positions behind it, of keys and values in order "SGKH".
+
+    Args:
+      valid_BS: bool, which positions hold a token.
+      length_B: int32, the rotary position of the next token of each row.
+    """
+    prefix = PrefixCache(tuple(kv.reordered("GKSH") for kv in layers), valid_BS, length_B)
+    return Cache(prefix, empty_tail(prefix, prefix.prefixes, capacity, dtype))
+
+
+@partial(jax.jit, static_argnames=("capacity",))
+def joined(cache: Cache, past: jax.Array, *, capacity: int) -> tuple[KeysValues, ...]:
+    """Returns a cache's prefixes with the tails behind them, as keys and values in order "SGKH".
+
+    Args:
+      past: int32 scalar, positions of the prefix; what it holds behind them is overwritten.
+      capacity: of the result, at least the positions of prefix and tail.
+    """
+    return tuple(
+        written(_with_room(before.reordered("SGKH"), capacity), after, past)
+        for before, after in zip(cache.prefix.layers, cache.tail.layers, strict=True)
+    )
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames=("tail",))
