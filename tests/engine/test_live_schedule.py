@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.engine.simulated import Media, Question, Simulation, limits
@@ -11,32 +11,38 @@ from videollava_jax.engine import events
 from videollava_jax.engine.schedule import LIVE_STEPS, Schedule
 from videollava_jax.engine.sizes import Branches, GridShape
 
-CLIPS = "abcdef"
+CLIPS = "abcdefgh"
 GRID = GridShape(shards=1, slots=2, rows=3, prefix=320, question=64, answer=64)
 
 
 class Live(Simulation):
-    """One session: requests come, and some of them are cancelled, between any two actions."""
+    """One session: requests come, some of them are cancelled and pins released, between any two actions."""
 
-    def __init__(self, requests, media, limits, *, cancelled=(), order=None):
+    def __init__(self, requests, media, limits, *, cancelled=(), order=None, rush=0.2):
         super().__init__(requests, media, limits, order=order or random.Random(0))
+        self.rush = rush  # the probability that a request comes, or something else happens, before the next action
         self.schedule = Schedule(limits)
         self.shape, self.branches = limits.grid, Branches()
         self.waiting, self.cancelled, self.gone = list(requests), set(cancelled), []
         self.come, self.by_host = [], set()
+        self.pins = {}
+        self.scored_since_decoding, self.prefilled_since_decoding = set(), False
 
     def run(self):
         exhausted = False
         while not isinstance(action := self.schedule.next(), events.Finish):
             if isinstance(action, events.Wait) and not self.under_way and not exhausted and not self.waiting:
+                self._nothing_leaks()
                 self.schedule.take(events.Exhausted())
                 exhausted = True
                 continue
             getattr(self, f"_{type(action).__name__}")(action)
-            while self.under_way and self.order.random() < 0.3:
+            while self.under_way and self.order.random() < self.rush:
                 self._deliver()
-            while self.waiting and self.order.random() < 0.2:
+            while self.waiting and self.order.random() < self.rush:
                 self._come()
+            while self.pins and self.order.random() < 0.02:
+                self.release(self.order.choice(list(self.pins)))
         assert not self.rows
         assert len(self.results) == len(self.requests)
         return self
@@ -49,11 +55,67 @@ class Live(Simulation):
         for question in [q for q in self.come if not isinstance(q, str) and q.id in self.cancelled]:
             if self.order.random() < 0.3:
                 self.cancel(question)
+        pins = [q for q in self.come if not isinstance(q, str) and q.task == "pin" and q.id not in self.results]
+        for question in pins:
+            if self.order.random() < 0.05:
+                self.gone.append(question)
+                self.release(question)
 
     def cancel(self, question):
         self.cancelled.discard(question.id)
         self.gone.append(question)
         self.schedule.take(events.Cancelled(question, "nobody wants it", "cancelled"))
+
+    def release(self, question):
+        """Lets a prefix go, or a pin whose prefix is not there yet; a second time nothing happens."""
+        for _ in range(self.order.randrange(1, 3)):
+            self.schedule.take(events.Released(question))
+        self.pins.pop(question, None)
+
+    def _nothing_leaks(self):
+        """All requests have ended, and what is still taken is pinned."""
+        assert not self.rows
+        slots = self.schedule.slots
+        assert not any(slots.rows)
+        assert not slots.cached
+        assert all(slot.group is None for slot in slots.slots)
+        assert {question for slot in slots.slots for question in slot.pins} == self.pins.keys()
+        usage = self.schedule.usage
+        assert (usage.reading, usage.running, usage.slots_in_use) == (0, 0, sum(bool(s.pins) for s in slots.slots))
+        for question in list(self.pins):
+            self.release(question)
+        assert self.schedule.usage.slots_in_use == 0
+
+    def _holds(self, slot, question):
+        """A prefix in a slot is the one that the question is about, and as long as it says."""
+        assert slot.clip == question.clip
+        return slot
+
+    def _Prefill(self, action):
+        P = self.shape.slots
+        for shard in range(self.shape.shards):
+            assert not self.schedule.slots.slots[shard * P + action.slot].pins, "a pinned prefix goes"
+        if self.rows:
+            assert not self.prefilled_since_decoding, "rows that are being answered wait for two prefills"
+        self.prefilled_since_decoding = True
+        super()._Prefill(action)
+
+    def _Score(self, action):
+        question, prefix = action.question, self.slots[action.slot][action.shard]
+        assert question.task == "score"
+        self._holds(prefix, question)
+        assert action.prefix.tokens == prefix.tokens
+        if self.rows:
+            assert (action.slot, action.shard) not in self.scored_since_decoding, "rows wait for two scores of a slot"
+        self.scored_since_decoding.add((action.slot, action.shard))
+        self._result(question.id, "answer")
+
+    def _KeepPrefix(self, action):
+        assert action.question.task == "pin"
+        assert any(prefix.clip == action.question.clip for index in self.slots.values() for prefix in index)
+        self._result(action.question.id, "answer")
+        self.pins[action.question] = True
+        assert len({question.clip for question in self.pins}) < self.shape.slots
 
     def _TakeRequest(self, action):
         raise AssertionError("a live schedule takes no requests")
@@ -67,13 +129,14 @@ class Live(Simulation):
     def _Decode(self, action):
         assert action.steps == LIVE_STEPS
         self._none_could_begin()
+        self.scored_since_decoding, self.prefilled_since_decoding = set(), False
         super()._Decode(action)
 
     def _none_could_begin(self):
         """No question waits for a row while its slot has a free one."""
         R = self.shape.rows
         for number, slot in enumerate(self.schedule.slots.slots):
-            if slot.group is not None and slot.group.waiting:
+            if slot.group is not None and any(question.task == "answer" for question in slot.group.waiting):
                 rows = range(number * R, (number + 1) * R)
                 assert all(row in self.rows for row in rows), "a free row was left while it decodes"
 
@@ -92,14 +155,20 @@ def live(**changes):
 
 
 @st.composite
-def questions(draw, i):
+def questions(draw, i, clips):
+    task = draw(st.sampled_from(["answer", "answer", "answer", "score", "pin"]))
+    clip, tokens = draw(st.sampled_from(clips)), draw(st.integers(1, 70))
+    if task != "answer":
+        unreadable = draw(st.integers(0, 9)) == 0
+        return Question(id=str(i), clip=clip, tokens=tokens, task=task, answer_tokens=0, unreadable=unreadable)
     answer_tokens = draw(st.integers(1, 70))
     return Question(
         id=str(i),
-        clip=draw(st.sampled_from(CLIPS)),
-        tokens=draw(st.integers(1, 70)),
+        clip=clip,
+        tokens=tokens,
         answer_tokens=answer_tokens,
         draws=draw(st.booleans()),
+        wants_logprobs=draw(st.booleans()),
         length=draw(st.integers(1, answer_tokens)),
         stop=draw(st.none() | st.integers(1, answer_tokens)),
         finite=draw(st.integers(0, 9)) > 0,
@@ -109,23 +178,39 @@ def questions(draw, i):
 
 @st.composite
 def sessions(draw):
-    count = draw(st.integers(0, 24))
-    requests = [f"refused {i}" if draw(st.integers(0, 9)) == 0 else draw(questions(i)) for i in range(count)]
+    count, clips = draw(st.integers(0, 32)), CLIPS[: draw(st.integers(1, len(CLIPS)))]
+    requests = [f"refused {i}" if draw(st.integers(0, 9)) == 0 else draw(questions(i, clips)) for i in range(count)]
     media = {
         clip: ValueError("broken")
-        if draw(st.integers(0, 5)) == 0
-        else Media(clip, draw(st.integers(0, 340)), draw(st.sampled_from(["video", "image"])))
+        if draw(st.integers(0, 9)) == 0
+        else Media(clip, draw(st.integers(0, 325)), draw(st.sampled_from(["video", "image"])))
         for clip in CLIPS
     }
-    grid = GridShape(draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 4)), 320, 64, 64)
+    grid = GridShape(draw(st.integers(1, 2)), draw(st.integers(1, 5)), draw(st.integers(1, 4)), 320, 64, 64)
     chosen = live(shards=grid.shards, grid=grid, positions=draw(st.sampled_from([250, 4096])))
     cancelled = [str(i) for i in range(count) if draw(st.integers(0, 3)) == 0]
-    return {"requests": requests, "media": media, "limits": chosen, "cancelled": cancelled}
+    rush = draw(st.sampled_from([0.1, 0.3, 0.95]))
+    return {"requests": requests, "media": media, "limits": chosen, "cancelled": cancelled, "rush": rush}
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
-@given(session=sessions(), seed=st.integers(0, 2**32))
+DRAWN = {"session": sessions(), "seed": st.integers(0, 2**32)}
+DRAWING = {"deadline": None, "phases": [Phase.explicit, Phase.generate], "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=400, derandomize=True, **DRAWING)
+@given(**DRAWN)
 def test_a_drawn_session(session, seed):
+    check_session(session, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, **DRAWING)
+@given(**DRAWN)
+def test_ten_thousand_drawn_sessions(session, seed):
+    check_session(session, seed)
+
+
+def check_session(session, seed):
     """One result a request, no row used twice, none left free for a waiting question; what fits is answered."""
     done = Live(**session, order=random.Random(seed)).run()
     gone = {question.id for question in done.gone}
@@ -139,6 +224,8 @@ def test_a_drawn_session(session, seed):
             fails = media.tokens + question.tokens + question.answer_tokens > positions
             fails |= media.tokens > grid.prefix or question.tokens > grid.question
             fails |= question.answer_tokens > grid.answer
+        if question.task == "pin" and "pinned prefixes" in done.results[question.id]:
+            continue  # others were there before
         if question.id in gone:
             assert not fails or done.results[question.id] != "answer"
         else:
