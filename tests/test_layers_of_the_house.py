@@ -69,6 +69,7 @@ WITHOUT_JAX = (
     "engine.events",
     "engine.arrivals",
     "engine.groups",
+    "engine.filling",
     "engine.rows",
     "engine.usage",
     "engine.schedule",

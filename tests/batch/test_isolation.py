@@ -1,5 +1,6 @@
 """Media read by worker processes: the same pixels, and files that crash, hang or take memory are errors."""
 
+import dataclasses
 import os
 import resource
 import threading
@@ -15,6 +16,7 @@ from tests.faults.commands import MARK, await_no_process, marked_processes
 from videollava_jax.assets import MEDIA
 from videollava_jax.batch.media import isolation, worker
 from videollava_jax.batch.media.isolation import IsolatedReader, WorkerError, WorkerLimits
+from videollava_jax.engine import Engine, Request
 from videollava_jax.media import (
     FloatPreprocessor,
     FramePreprocessor,
@@ -324,3 +326,32 @@ def test_a_worker_imports_no_jax():
         "import sys, videollava_jax.batch.media.worker; assert not {'jax', 'transformers', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_bad_file_in_a_session_costs_its_own_request_alone(tiny_model, tiny_processor, faulty, mark):
+    """Workers that hang or die are replaced; questions about other files are answered meanwhile, with their frames."""
+    reader = IsolatedReader(tiny_processor, WorkerLimits(seconds=3, attempts=1))
+    engine = Engine(tiny_model, tiny_processor, reader=reader, readers=3, max_rows=4)
+    asked = {"prompt": "USER: <image>\nHow many shapes are there? ASSISTANT:", "max_new_tokens": 4}
+    for fault in ("hang", "crash", "exit"):
+        (faulty / fault).write_bytes(fault.encode())  # files of equal content are one medium
+    try:
+        with engine.session(rows=2, longest_answer=32) as session:
+            bad = {
+                fault: session.submit(Request(id=fault, images=[str(faulty / fault)], **asked))
+                for fault in ("hang", "crash", "exit")
+            }
+            prompt = "USER: <video>\nWhat is it? ASSISTANT:"
+            good = Request(id="good", prompt=prompt, videos=[CLIP.source], max_new_tokens=9)
+            result = session.submit(good).result(100)
+            assert result.error is None
+            assert result.frames == (tiny_processor.read(CLIP, Uniform(8)).frames,)
+            causes = {fault: ticket.result(100).cause for fault, ticket in bad.items()}
+            assert causes == {"hang": "worker_timeout", "crash": "worker_crashed", "exit": "worker_crashed"}
+            again = session.submit(dataclasses.replace(good, id="again")).result(100)
+            assert (again.text, again.cached_tokens) == (result.text, result.shared_tokens)
+            usage = session.usage
+            assert (usage.waiting, usage.reading, usage.running) == (0, 0, 0)
+    finally:
+        reader.close()
+    assert not marked_processes(mark)

@@ -25,7 +25,7 @@ class Live(Simulation):
         self.shape, self.branches = limits.grid, Branches()
         self.waiting, self.cancelled, self.gone = list(requests), set(cancelled), []
         self.come, self.by_host = [], set()
-        self.pins = {}
+        self.pins, self.let_go = {}, set()
         self.scored_since_decoding, self.prefilled_since_decoding = set(), False
 
     def run(self):
@@ -71,6 +71,7 @@ class Live(Simulation):
         for _ in range(self.order.randrange(1, 3)):
             self.schedule.take(events.Released(question))
         self.pins.pop(question, None)
+        self.let_go.add(question)
 
     def _nothing_leaks(self):
         """All requests have ended, and what is still taken is pinned."""
@@ -114,8 +115,14 @@ class Live(Simulation):
         assert action.question.task == "pin"
         assert any(prefix.clip == action.question.clip for index in self.slots.values() for prefix in index)
         self._result(action.question.id, "answer")
-        self.pins[action.question] = True
+        if action.question not in self.let_go:  # while the action was on its way
+            self.pins[action.question] = True
         assert len({question.clip for question in self.pins}) < self.shape.slots
+
+    def _StopReading(self, action):
+        if self.order.random() < 0.7:  # otherwise a thread has begun
+            reading = [e for e in self.under_way if isinstance(e, events.MediaRead) and e.key == action.key]
+            self.under_way = [event for event in self.under_way if event not in reading]
 
     def _TakeRequest(self, action):
         raise AssertionError("a live schedule takes no requests")
@@ -333,6 +340,8 @@ def test_a_cancelled_question_frees_what_it_holds(stage):
     made.take(events.Cancelled(question, "nobody wants it", "cancelled"))
     if row is not None:
         assert made.next() == events.EndRows((row,))
+    if stage == "identified":
+        assert made.next() == events.StopReading("a")
     failed = made.next()
     assert (failed.id, failed.error, failed.cause) == (question.id, "nobody wants it", "cancelled")
     if stage == "waiting":

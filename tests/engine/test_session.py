@@ -253,3 +253,70 @@ def test_a_session_without_requests_ends(slow):
     session, _ = slow()
     with session:
         pass
+
+
+def test_a_video_that_nobody_wants_any_more_is_not_read(slow, tiny_processor):
+    """Two threads read; those whose clients have gone before one was free are passed over."""
+    hold, read = threading.Event(), []
+
+    def reader(medium, frame_sampling):
+        read.append(len(medium.source))
+        assert hold.wait(SECONDS)
+        return tiny_processor.read_medium(medium, frame_sampling)
+
+    session, device = slow(reader=reader)
+    device.go_on.release(1000)
+    tickets = [
+        session.submit(question(str(i), "what?", videos=[clip(i, frames=i)], max_new_tokens=2)) for i in range(1, 7)
+    ]
+    wait_until(lambda: session.usage.reading == 6)
+    for ticket in tickets[2:5]:
+        ticket.cancel()
+    assert [ticket.result(SECONDS).cause for ticket in tickets[2:5]] == ["cancelled"] * 3
+    hold.set()
+    assert [tickets[i].result(SECONDS).error for i in (0, 1, 5)] == [None] * 3
+    assert sorted(read) == [1, 2, 6]
+
+
+def test_a_reader_with_a_bug_costs_the_requests_about_its_file_alone(slow, tiny_processor):
+    def reader(medium, frame_sampling):
+        if len(medium.source) == 3:
+            raise KeyError("/secret/path")
+        return tiny_processor.read_medium(medium, frame_sampling)
+
+    session, device = slow(reader=reader)
+    device.go_on.release(1000)
+    bad = session.submit(question("bad", "what?", videos=[clip(1, frames=3)], max_new_tokens=2)).result(SECONDS)
+    assert (bad.cause, bad.error) == ("reader_failed", "its media could not be read: the reader raised KeyError")
+    assert session.submit(ask("good", tokens=2)).result(SECONDS).error is None
+
+
+def test_what_a_request_holds_goes_with_its_result_and_not_with_its_deadline(slow):
+    session, device = slow()
+    device.go_on.release(1000)
+    for i in range(5):
+        session.submit(ask(str(i), tokens=2), timeout=1000).result(SECONDS)
+    wait_until(lambda: not session._deadlines._calls)
+
+
+def test_an_unexpected_error_of_submit_leaves_no_request_behind(slow, monkeypatch):
+    session, _ = slow()
+
+    def broken(*_):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(session._preparer, "question", broken)
+    with pytest.raises(KeyError, match="a bug"):
+        session.submit(ask("a"))
+    assert session.unanswered == 0
+
+
+def test_the_session_says_what_ended_it(slow):
+    session, device = slow()
+    assert session.error is None
+    ticket = session.submit(ask("a"))
+    device.broken = RuntimeError("the device is gone")
+    device.go_on.release(1)
+    with pytest.raises(SessionClosed):
+        ticket.result(SECONDS)
+    assert session.error is device.broken

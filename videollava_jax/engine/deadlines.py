@@ -14,25 +14,35 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._due: list[tuple[float, int]] = []
+        self._calls: dict[int, Callable[[], None]] = {}
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def after(self, seconds: float, call: Callable[[], None]) -> None:
-        """Calls a function, which must return quickly, after that time."""
+    def after(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
+        """Calls a function, which must return quickly, after that time; returns one that forgets it before."""
         with self._changed:
-            heapq.heappush(self._due, (time.monotonic() + seconds, next(self._numbers), call))
+            number = next(self._numbers)
+            self._calls[number] = call
+            heapq.heappush(self._due, (time.monotonic() + seconds, number))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="deadlines", daemon=True)
                 self._thread.start()
             self._changed.notify()
+        return lambda: self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        """Lets go of a function and all that it refers to; its time stays in the heap until it has come."""
+        with self._changed:
+            self._calls.pop(number, None)
 
     def close(self) -> None:
         """Forgets what has not been called."""
         with self._changed:
             self._closed = True
             self._due.clear()
+            self._calls.clear()
             self._changed.notify()
 
     def _watch(self) -> None:
@@ -44,5 +54,6 @@ class Deadlines:
                 if left is None or left > 0:
                     self._changed.wait(left)
                     continue
-                _, _, call = heapq.heappop(self._due)
-            call()
+                call = self._calls.pop(heapq.heappop(self._due)[1], None)
+            if call is not None:
+                call()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Hashable
 from concurrent.futures import Future
 from typing import Any
@@ -55,11 +56,15 @@ def content_digest(source: Any) -> str:
     return digest.hexdigest()
 
 
+MOST = 2**16
+"""Files whose digests are kept, those that were asked for last: a session may see any number."""
+
+
 class Digests:
     """Digests of media, each version of a file read once. Several threads may ask at a time."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, Future[str]] = {}
+        self._known: OrderedDict[Hashable, Future[str]] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, version: Hashable, source: Any) -> str:
@@ -73,14 +78,18 @@ class Digests:
         with self._lock:
             found = self._known.get(version)
             own = self._known[version] = Future() if found is None else found
+            self._known.move_to_end(version)
+            if len(self._known) > MOST:
+                self._known.popitem(last=False)
         if found is None:
             try:
                 own.set_result(content_digest(source))
             except BaseException as error:
-                del self._known[version]  # the next request for it tries again
+                self._known.pop(version, None)  # the next request for it tries again
                 own.set_exception(error)
         return own.result()
 
     def knows(self, version: Hashable) -> bool:
         """Returns whether the digest of a file is at hand."""
-        return version is not None and version in self._known and self._known[version].done()
+        found = None if version is None else self._known.get(version)
+        return found is not None and found.done()

@@ -132,6 +132,15 @@ class MediaRead:
     media: PrefixMedia | Exception
 
 
+class ReaderFailed(ValueError):
+    """A reader has raised what is no error about a file. In a session it costs the requests about this file alone."""
+
+    cause = "reader_failed"
+
+    def __init__(self, error: Exception):
+        super().__init__(f"its media could not be read: the reader raised {type(error).__name__}")
+
+
 @dataclass(frozen=True)
 class EndedRow:
     """A row whose answer has ended.
@@ -198,6 +207,13 @@ class ReadMedia:
 
     key: Hashable
     question: Question
+
+
+@dataclass(frozen=True)
+class StopReading:
+    """Nobody wants the media of a key any more, unless somebody asks for them again. `MediaRead` may still come."""
+
+    key: Hashable
 
 
 @dataclass(frozen=True)
@@ -321,6 +337,7 @@ Action = (
     TakeRequest
     | Identify
     | ReadMedia
+    | StopReading
     | Wait
     | MakeGrid
     | Prefill

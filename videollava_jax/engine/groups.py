@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from videollava_jax.engine.events import HeldPrefix, PrefixMedia, Question
 from videollava_jax.engine.sizes import PREFIX_BUCKET, Branches, GridShape
+from videollava_jax.engine.usage import Usage
 from videollava_jax.generation.buckets import bucket
 from videollava_jax.processing.room import TooLong
 
@@ -63,14 +64,21 @@ class Groups:
         self._groups[key].waiting.append(question)
         self.questions += 1
 
-    def drop(self, group: Group, question: Question) -> None:
-        """Removes a question that has failed, and its group if it was the only one."""
+    def drop(self, group: Group, question: Question) -> bool:
+        """Removes a question that has failed, and its group if it was the only one.
+
+        Returns:
+          Whether somebody is reading the media of a group that is no more.
+        """
         group.waiting.remove(question)
         self.questions -= 1
-        if not group.waiting:
-            del self._groups[group.key]
-            if group in self._unread:
-                self._unread.remove(group)
+        if group.waiting:
+            return False
+        del self._groups[group.key]
+        if group in self._unread:
+            self._unread.remove(group)
+            return False
+        return group.media is None
 
     def remove(self, group: Group) -> None:
         """Removes a group that a slot takes, or that has failed."""
@@ -277,3 +285,17 @@ class Slots:
         """Frees a slot if no question about its prefix is left."""
         if slot.group is not None and not slot.group.waiting and not self._taken(slot):
             self.give(slot, None)
+
+
+def usage_of(groups: Groups, slots: Slots) -> Usage:
+    """Returns what groups wait for and what slots and rows do."""
+    return Usage(
+        reading=sum(len(group.waiting) for group in groups if group.media is None),
+        running=len(slots.live),
+        rows=slots.shape.batch,
+        slots=slots.shape.prefixes,
+        slots_in_use=sum(slot.group is not None or bool(slot.pins) for slot in slots.slots),
+        held=sum(slot.holds is not None for slot in slots.slots),
+        pinned=len(slots.pinned),
+        prompt_tokens=slots.prompt_tokens,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 
 from videollava_jax.engine.events import Event, Identified, MediaRead
@@ -26,6 +26,7 @@ class Readers:
         self._preparer = preparer
         self._hashing = ThreadPoolExecutor(threads, thread_name_prefix="hash-media")
         self._reading = ThreadPoolExecutor(threads, thread_name_prefix="read-media")
+        self._reads: dict[Hashable, Future[None]] = {}
         self._events: SimpleQueue[Event] = SimpleQueue()
 
     def identify(self, question: Question) -> None:
@@ -37,7 +38,18 @@ class Readers:
 
     def read(self, key: Hashable, question: Question) -> None:
         """Reads the media of a question's prefix."""
-        self._reading.submit(self._read, key, question)
+        reading = self._reads[key] = self._reading.submit(self._read, key, question)
+
+        def ended(future: Future[None]) -> None:
+            if self._reads.get(key) is future:
+                del self._reads[key]
+
+        reading.add_done_callback(ended)
+
+    def stop(self, key: Hashable) -> None:
+        """Does not read the media of a key, if no thread has begun."""
+        if (reading := self._reads.get(key)) is not None:
+            reading.cancel()
 
     def finished(self) -> Iterator[Event]:
         """Yields the events that have come since the last call."""

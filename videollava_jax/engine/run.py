@@ -35,6 +35,7 @@ from videollava_jax.engine.events import (
     Refused,
     RowsEnded,
     Score,
+    StopReading,
     TakeRequest,
     Wait,
 )
@@ -162,6 +163,8 @@ class Run:
                 self._readers.identify(cast(Question, question))
             case ReadMedia(key, question):
                 self._readers.read(key, cast(Question, question))
+            case StopReading(key):
+                self._readers.stop(key)
             case Wait():
                 self._publish()
                 self._schedule.take(cast(Event, self._readers.wait()))

@@ -22,10 +22,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
-from videollava_jax.engine import rows
+from videollava_jax.engine import filling, rows
 from videollava_jax.engine.arrivals import Arrivals
 from videollava_jax.engine.events import (
     Action,
@@ -41,17 +41,18 @@ from videollava_jax.engine.events import (
     Identify,
     MakeGrid,
     MediaRead,
-    Prefill,
     PrefixMedia,
     Question,
+    ReaderFailed,
     ReadMedia,
     Refused,
     Released,
     RowsEnded,
+    StopReading,
     TakeRequest,
     Wait,
 )
-from videollava_jax.engine.groups import Group, Groups, Slots
+from videollava_jax.engine.groups import Group, Groups, Slots, usage_of
 from videollava_jax.engine.sizes import Branches, Demand, GridShape
 from videollava_jax.engine.usage import Usage
 from videollava_jax.processing.room import require_room
@@ -249,21 +250,21 @@ class Schedule:
         """Gives the slots of a free index to the oldest groups that fit, until none is free or no group fits."""
         slots = self.slots
         if slots is None or not (slots.busy or slots.fixed):
-            fitting = [] if slots is None else self._fitting(slots)
-            if fitting is None:
+            found = [] if slots is None else filling.fitting(slots, self._readable())
+            if found is None:
                 return Wait()
-            if not fitting and len(self._groups):
+            if not found and len(self._groups):
                 return self._new_grid()
         if slots is None or not len(self._groups) or slots.free_index([]) is None:
             self._phase = self._begin_questions
             return None
-        fitting = self._fitting(slots)
-        if fitting is None:
+        found = filling.fitting(slots, self._readable())
+        if found is None:
             return Wait()
-        if not fitting:
+        if not found:
             self._phase = self._begin_questions
             return None
-        return self._fill(slots, fitting)
+        return self._fill(slots, found)
 
     def _readable(self) -> Iterator[tuple[Group, PrefixMedia] | None]:
         """Yields the oldest groups whose media were read and whose questions fit the model; the others fail.
@@ -281,7 +282,9 @@ class Schedule:
                 return
             if isinstance(media, Exception):
                 if not isinstance(media, ValueError | OSError):
-                    raise media
+                    if not self.live:
+                        raise media
+                    media = ReaderFailed(media)
                 self._groups.remove(group)
                 self._decided += [_failure(q.id, media, q, group.first) for q in group.waiting]
                 continue
@@ -294,21 +297,6 @@ class Schedule:
                 if seen == self._limits.ahead:
                     return
 
-    def _fitting(self, slots: Slots) -> list[Group] | None:
-        """Returns the oldest groups that fit the grid and can be encoded together, one a shard; None to wait."""
-        chosen: list[Group] = []
-        signature: Hashable = None
-        for found in self._readable():
-            if found is None:
-                return None
-            group, media = found
-            if slots.fits(group, media.tokens) and (not chosen or media.signature == signature):
-                chosen.append(group)
-                signature = media.signature
-                if len(chosen) == self._limits.shards:
-                    break
-        return chosen
-
     def _new_grid(self) -> Action | None:
         """Chooses a grid for the oldest group and those like it; returns None where all groups have failed."""
         first = next(self._readable(), ())
@@ -316,21 +304,9 @@ class Schedule:
             return Wait()
         if not first:
             return None
-        questions = [question for group in self._groups for question in group.waiting]
         assert self._choose_shape is not None
-        shape = self._choose_shape(
-            Demand(
-                prefix=first[1].tokens,
-                questions=[len(group.waiting) for group in self._groups],
-                question=max(question.tokens for question in questions),
-                answer=max(question.answer_tokens for question in questions),
-            )
-        )
-        branches = Branches(
-            draw=any(question.draws for question in questions),
-            penalise=any(question.penalises for question in questions),
-            logprobs=any(question.wants_logprobs for question in questions),
-        )
+        sizes, branches = filling.demand(self._groups, first[1].tokens)
+        shape = self._choose_shape(sizes)
         self.slots = Slots(shape, branches)
         return MakeGrid(shape, branches)
 
@@ -338,29 +314,12 @@ class Schedule:
         """Gives the slots of one index to groups; their prefixes are computed unless the slots hold them already."""
         for group in groups:
             self._groups.remove(group)
-        padded = [
-            *groups,
-            *[groups[-1]] * (self._limits.shards - len(groups)),
-        ]  # a slot without a group holds the last prefix too
-        keys = [group.key for group in padded]
-        index = slots.free_index(keys)
-        assert index is not None
-        chosen = slots.of_index(index)
-        there = [slot.holds for slot in chosen] == keys
-        media = tuple(cast(PrefixMedia, group.media) for group in padded)
-        for slot, group, read in zip(chosen, padded, media, strict=True):
-            slot.holds, slot.length, slot.frames = group.key, read.tokens, read.frames
-        for slot, group in zip(chosen, groups, strict=False):
-            slots.give(slot, group)
-        for group in groups:
-            group.media = None
-        if there:
-            slots.cached.update(question for group in groups for question in group.waiting)
-            return None
-        if self.live and slots.live:
-            self._phase = self._begin_questions  # rows that are being answered wait for one prefill at a time
-        self._prefills += len(groups)
-        return Prefill(index, media)
+        prefill = filling.fill(slots, groups)
+        if prefill is not None:
+            self._prefills += len(groups)
+            if self.live and slots.live:
+                self._phase = self._begin_questions  # rows that are being answered wait for one prefill at a time
+        return prefill
 
     # ── third phase: rows ──
 
@@ -412,7 +371,8 @@ class Schedule:
         group = next((group for group in self._groups if question in group.waiting), None)
         row = next((row for row, live in slots.live.items() if live is question), None)
         if group is not None:
-            self._groups.drop(group, question)
+            if self._groups.drop(group, question):
+                self._decided.append(StopReading(group.key))
         elif row is not None:
             self._decided.append(EndRows((row,)))
             slots.free_row(row)
@@ -425,20 +385,8 @@ class Schedule:
     @property
     def usage(self) -> Usage:
         """What a live schedule has decided so far, and what it has at hand."""
-        slots = cast(Slots, self.slots)
-        return Usage(
-            reading=sum(len(group.waiting) for group in self._groups if group.media is None),
-            running=len(slots.live),
-            rows=slots.shape.batch,
-            slots=slots.shape.prefixes,
-            slots_in_use=sum(slot.group is not None or bool(slot.pins) for slot in slots.slots),
-            held=sum(slot.holds is not None for slot in slots.slots),
-            pinned=len(slots.pinned),
-            prefix_queries=self._queries,
-            prefix_hits=self._hits,
-            prefills=self._prefills,
-            prompt_tokens=slots.prompt_tokens,
-        )
+        now = usage_of(self._groups, cast(Slots, self.slots))
+        return replace(now, prefix_queries=self._queries, prefix_hits=self._hits, prefills=self._prefills)
 
 
 def _failure(id: str, error: Exception, question: Question | None = None, read_for: Question | None = None) -> Fail:

@@ -171,10 +171,15 @@ class Session:
         except (ValueError, TypeError, OSError) as error:
             self._deliver(refused(name, error, task))
             return
+        except BaseException:
+            with self._lock:
+                del self._tickets[name]
+            raise
         self._readers.put(Arrived(ticket._question))
         if timeout is not None:
             error_text = f"there was no answer within {timeout:g} s"
-            self._deadlines.after(timeout, lambda: self._cancel(ticket, error_text, "deadline"))
+            forget = self._deadlines.after(timeout, lambda: self._cancel(ticket, error_text, "deadline"))
+            ticket.add_done_callback(lambda _: forget())
 
     @property
     def unanswered(self) -> int:
