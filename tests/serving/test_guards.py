@@ -13,7 +13,8 @@ from videollava_jax.assets import MEDIA
 from videollava_jax.serving.settings import UploadLimits
 
 PATHS = [
-    ("GET", "/"),
+    ("GET", "/page/x"),
+    ("GET", "/page/../v1/models"),
     ("GET", "/health/"),
     ("GET", "/ping"),
     ("GET", "/version"),
@@ -66,11 +67,18 @@ def open_server(tiny_processor):
     ],
     ids=["none", "wrong", "longer", "bare", "latin", "broken", "elsewhere"],
 )
-def test_every_path_but_health_wants_the_key(locked, method, path, headers):
+def test_every_path_but_health_and_the_page_wants_the_key(locked, method, path, headers):
     code, answered, raw = request(locked, method, path, headers=headers)
     assert code == 401
     assert answered["WWW-Authenticate"]
     assert json.loads(raw)["error"]["code"] == "invalid_api_key"
+
+
+def test_the_page_opens_and_asks_for_the_key_itself(locked):
+    for path in ("/", "/page/page.js"):
+        assert request(locked, "GET", path)[0] == 200
+        assert request(locked, "GET", path, headers={"Host": "evil@127.0.0.1"})[0] == 403
+        assert request(locked, "POST", path)[0] == 405
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from videollava_jax.assets import TINY
 from videollava_jax.cli.common import (
     FRAMES,
     add_device_arguments,
@@ -245,4 +246,5 @@ def _settings(
         max_tokens=processor.max_positions or 0,
         longest_answer=arguments.longest_answer,
         frame_sampling=frame_sampling_of(arguments, processor),
+        examples=path == TINY,
     )

@@ -25,6 +25,7 @@ from videollava_jax.serving.lifecycle import Lifecycle, State
 from videollava_jax.serving.looking import Looking
 from videollava_jax.serving.media import MediaStore
 from videollava_jax.serving.metrics import CONTENT_TYPE, MeasuredReader, Metrics
+from videollava_jax.serving.page_route import page_routes
 from videollava_jax.serving.protocol import require_model
 from videollava_jax.serving.settings import Settings
 from videollava_jax.version import __version__
@@ -65,6 +66,7 @@ def create_app(
         Route("/ping", server.health, methods=["GET", "POST"]),
         Route("/version", server.version, methods=["GET"]),
         Route("/metrics", server.metrics_text, methods=["GET"]),
+        *page_routes(settings.hosts, examples=settings.examples),
     ]
     handlers: dict[Any, Any] = {ApiError: server.refused, HTTPException: server.no_such_path, Exception: server.fault}
     return App(Starlette(routes=routes, exception_handlers=handlers, lifespan=server.lifespan), server)

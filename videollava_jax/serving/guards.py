@@ -15,12 +15,11 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from videollava_jax.serving.errors import ApiError
+from videollava_jax.serving.page_route import is_of_page
 from videollava_jax.serving.settings import Settings
 
 OPEN = frozenset(("/health",))
-"""Paths that need no key and are answered under any name. All others are closed, known or not."""
-PAGE = frozenset(("/",))
-"""Paths that browsers open by themselves: they are asked for the key by HTTP's Basic form."""
+"""Paths that need no key and are answered under any name. All others but the page are closed, known or not."""
 
 
 class Guard:
@@ -53,7 +52,9 @@ class Guard:
         try:
             if scope["path"] not in OPEN:
                 self._require_known_host(headers)
-                self._require_key(scope["path"], headers)
+                # The page is in every installation. It asks for the key, and sends it with what it asks the server for.
+                if not is_of_page(scope["path"]):
+                    self._require_key(headers)
             limit = self._max_upload if scope["path"].startswith("/v1/files") else self._settings.max_body_bytes
             length = headers.get("content-length", "0")
             if length.isdecimal() and int(length) > limit:
@@ -76,7 +77,7 @@ class Guard:
         if origin is not None and urlsplit_netloc(origin) != host.lower():
             raise ApiError(403, "requests of other web pages are refused", code="other_origin")
 
-    def _require_key(self, path: str, headers: dict[str, str]) -> None:
+    def _require_key(self, headers: dict[str, str]) -> None:
         if self._key is None:
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
@@ -89,12 +90,11 @@ class Guard:
             except binascii.Error:
                 sent = b""
         if not hmac.compare_digest(sent, self._key):
-            challenge = 'Basic realm="videollava: any name, and the key as password"' if path in PAGE else "Bearer"
             raise ApiError(
                 401,
                 "expected the server's key: Authorization: Bearer KEY",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": challenge},
+                headers={"WWW-Authenticate": "Bearer"},
             )
 
 

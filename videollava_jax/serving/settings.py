@@ -50,6 +50,7 @@ class Settings:
       max_tokens: positions of the model.
       longest_answer: tokens of an answer, and how many there are at most where a request does not say.
       frame_sampling: which frames are taken where a request does not say; None for 8, evenly.
+      examples: whether the page offers the bundled clips, which the tiny model alone knows.
       uploads: limits of files.
     """
 
@@ -75,4 +76,5 @@ class Settings:
     max_tokens: int = 4096
     longest_answer: int = 512
     frame_sampling: Any = None
+    examples: bool = False
     uploads: UploadLimits = field(default_factory=UploadLimits)
