@@ -1,5 +1,7 @@
 """Intervals, paired tests, the comparison of two runs, and the pages."""
 
+import shutil
+
 import pytest
 
 from tests.evaluation.published import answers, right, wrong
@@ -100,3 +102,23 @@ def test_a_page_without_media(place, tmp_path):
     page = score_page(report, records(scored), {q.id: q for q in questions}, frames_of(tmp_path))
     assert "<article>" in page
     assert "data:image" not in page
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("report.json", '"task": "nextqa"', '"task": ["nextqa"]'),
+        ("report.json", '"settings": {', '"settings": [], "more": {'),
+        ("report.json", '"value": 100.0', '"value": "100"'),
+        ("records.jsonl", '"score": 1.0', '"score": null'),
+        ("records.jsonl", '"counts": {"accuracy": 1.0', '"counts": {"accuracy": "1"'),
+        ("records.jsonl", '"cluster": "0"', '"cluster": 0'),
+    ],
+)
+def test_runs_that_somebody_has_changed(place, tmp_path, file, old, new):
+    shutil.copytree(place / "right", tmp_path / "r")
+    text = (tmp_path / "r" / file).read_text()
+    assert old in text
+    (tmp_path / "r" / file).write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match="expected the report of a known task"):
+        Run.read(tmp_path / "r")

@@ -1,6 +1,7 @@
 """Every task's reader on the drawn world in its published form, and its scorer from there to the report."""
 
 import json
+import random
 import shutil
 
 import pytest
@@ -179,10 +180,10 @@ def test_video_mme_in_parquet(data, tmp_path):
             "nextqa",
             "test.csv",
             "video,question,answer,type,a0,a1,a2,a3,a4\nv,q,7,CW,a,b,c,d,e\n",
-            "from 0 to 4, got '7'",
+            "from 0 to 4 under 'answer', got '7'",
         ),
         ("mvbench", "json/moving_count.json", '[{"video": "a", "candidates": ["x"], "answer": "y"}]', "one of the"),
-        ("videomme", "test.json", '[{"videoID": "a", "options": "A"}]', "expected four options"),
+        ("videomme", "test.json", '[{"videoID": "a", "options": "A"}]', "expected a list of 4 texts"),
     ],
 )
 def test_files_that_are_not_as_published(data, tmp_path, name, file, text, message):
@@ -202,3 +203,62 @@ def test_a_record_for_each_question(data):
     assert [record["id"] for record in found] == sorted(question.id for question in questions)
     assert sum("counts" in record for record in found) == 5  # once for a question with all its rotations
     assert found[0]["media"] == [["image", "data:"]]
+
+
+JUNK = (None, 3, -1, 1.5, "", "x", [], {}, [1], {"a": 1}, True, [None], "\ud800", 10**30, "../../x.png", "/etc/x.png")
+BYTES = (b"", b"\xff\xfe", b"null", b"3", b"[]", b"{}", b"[[]]", b"[" * 5000, b"a\tb\n1\n", b"\x00" * 9)
+
+
+def places(value, at=()):
+    yield at
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*at, key))
+
+
+def spoil(value, rng):
+    """Puts something that makes no sense into a random place of a JSON value."""
+    at = rng.choice(list(places(value)))
+    if not at:
+        return rng.choice(JUNK)
+    inner = value
+    for key in at[:-1]:
+        inner = inner[key]
+    if isinstance(inner, dict) and rng.random() < 0.25:
+        del inner[at[-1]]
+    else:
+        inner[at[-1]] = rng.choice(JUNK)
+    return value
+
+
+def refusal(name, root):
+    """Returns why a task cannot be read or scored, or its directory where it can; a fault is raised."""
+    try:
+        files, questions = TASKS[name].questions(root)
+        said = answers(questions, lambda q: "A")
+        write_report(root / "report", score(TASKS[name], files, questions, join(questions, said)), {})
+    except ValueError as error:
+        return str(error)
+    return str(root)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_is_in_the_files_is_read_or_refused_by_file(data, tmp_path, name):
+    rng = random.Random(name)
+    for turn in range(40):
+        root = tmp_path / str(turn)
+        shutil.copytree(data / name, root, ignore=shutil.ignore_patterns("*.mp4", "*.png", "*.jpg"))
+        path = rng.choice(sorted(p for p in root.rglob("*.*") if p.is_file()))
+        text = path.read_text()
+        if rng.random() < 0.2:
+            path.write_bytes(rng.choice(BYTES))
+        elif path.suffix in (".tsv", ".csv"):
+            cells = text.split("\t" if path.suffix == ".tsv" else ",")
+            cells[rng.randrange(len(cells))] = rng.choice(["", "x", '"', "-1", "nan", "\x00"])
+            path.write_text(("\t" if path.suffix == ".tsv" else ",").join(cells))
+        elif path.suffix == ".jsonl" or path.parent.name == "coco":
+            rows = [json.loads(line) for line in text.splitlines()]
+            spoiled = spoil(rows, rng)
+            path.write_text("\n".join(map(json.dumps, spoiled if isinstance(spoiled, list) else [spoiled])))
+        else:
+            path.write_text(json.dumps(spoil(json.loads(text), rng)))
+        assert str(root) in refusal(name, root)

@@ -306,7 +306,7 @@ def score_task(arguments: argparse.Namespace) -> None:
     if not arguments.no_page:
         by_id = {question.id: question for question in questions}
         page = score_page(report, records(scored), by_id, frames_of(files.root))
-        (out / "page.html").write_text(page, encoding="utf-8")
+        (out / "page.html").write_text(page, encoding="utf-8", errors="backslashreplace")
     if arguments.json:
         print_json(report)
     else:
@@ -365,7 +365,7 @@ def compare_runs(arguments: argparse.Namespace) -> None:
                 raise ValueError(f"{arguments.data}: expected the data of the two runs, got other questions")
             by_id = {question.id: question for question in questions}
             page = comparison_page(found, changed_records(a, b), by_id, frames_of(files.root))
-            (arguments.output / "comparison.html").write_text(page, encoding="utf-8")
+            (arguments.output / "comparison.html").write_text(page, encoding="utf-8", errors="backslashreplace")
     elif arguments.data is not None:
         raise ValueError("--data is for the page of a comparison: expected -o DIR too")
     if arguments.json:

@@ -124,8 +124,10 @@ def write_questions(
     base = None if root is not None else files.root
     ordered = sorted(questions, key=lambda question: question.id)
     lines = [json.dumps(_line(question, base), ensure_ascii=False) for question in ordered]
-    (out / QUESTIONS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    (out / RUN).write_text(json.dumps(run, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (out / QUESTIONS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+    (out / RUN).write_text(
+        json.dumps(run, indent=1, sort_keys=True) + "\n", encoding="utf-8", errors="backslashreplace"
+    )
     return out / QUESTIONS
 
 

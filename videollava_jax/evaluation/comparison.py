@@ -41,9 +41,34 @@ class Run:
             if not (path / name).is_file():
                 raise ValueError(f"{path}: expected {name}, as `videollava eval score` writes it")
         report, rows = read_json(path / REPORT), read_rows(path / RECORDS)
-        if not isinstance(report, dict) or report.get("task") not in TASKS or not all("id" in row for row in rows):
+        if not _is_report(report) or not all(map(_is_record, rows)):
             raise ValueError(f"{path}: expected the report of a known task, as `videollava eval score` writes it")
         return cls(path, report, {str(row["id"]): row for row in rows})
+
+
+def _is_report(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("task"), str) or value["task"] not in TASKS:
+        return False
+    metrics, others = value.get("metrics"), [value.get(name) for name in ("data", "settings")]
+    numbers = isinstance(metrics, dict) and all(
+        isinstance(m, dict) and _number(m.get("value")) for m in metrics.values()
+    )
+    return numbers and "metric" in value and all(isinstance(other, dict) for other in others)
+
+
+def _is_record(row: Mapping[str, Any]) -> bool:
+    counts = row.get("counts", {})
+    texts = isinstance(row.get("id"), str) and isinstance(row.get("cluster"), str) and _text_or_none(row.get("answer"))
+    numbers = _number(row.get("score")) and isinstance(counts, dict) and all(map(_number, counts.values()))
+    return texts and numbers and "error" in row
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _text_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, str)
 
 
 def compare(a: Run, b: Run) -> dict[str, Any]:
@@ -136,4 +161,4 @@ def in_words(found: Mapping[str, Any]) -> str:
 def write_comparison(path: Path, found: Mapping[str, Any]) -> None:
     """Writes a comparison as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")

@@ -242,7 +242,7 @@ def write_report(out: Path, scored: Scored, settings: Mapping[str, Any]) -> dict
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     temporary.replace(path)
 
 

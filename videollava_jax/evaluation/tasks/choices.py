@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from videollava_jax.evaluation.question import Question
 from videollava_jax.evaluation.scorers.choices import MMBENCH as MMBENCH_SCORER
 from videollava_jax.evaluation.scorers.choices import SCIENCEQA as SCIENCEQA_SCORER
 from videollava_jax.evaluation.scorers.letters import LETTERS
-from videollava_jax.evaluation.tasks.files import by_id, read_json, read_rows, read_table, text_of
+from videollava_jax.evaluation.tasks.files import (
+    by_id,
+    index_of,
+    object_of,
+    read_json,
+    read_rows,
+    read_table,
+    rows_under,
+    text_of,
+    texts_of,
+)
 from videollava_jax.evaluation.tasks.task import LETTER_ANSWER, Files, Needed, Task
 
 ROTATED = 1_000_000
@@ -64,23 +71,27 @@ def _read_mmbench(files: Files) -> list[Question]:
 def _read_scienceqa(files: Files) -> list[Question]:
     asked, path = files["questions"], files["problems"]
     lines = by_id(read_rows(asked), "id", asked)
-    problems: Mapping[str, Any] = read_json(path)
+    problems = object_of(read_json(path), path)
     questions = []
-    for name in read_json(files["splits"])["test"]:
+    for name in rows_under(files["splits"], "test"):
         line, problem = lines.get(str(name)), problems.get(str(name))
         if line is None or problem is None:
             raise ValueError(f"{asked if line is None else path}: no problem {name!r}, which the test split has")
-        prompt = text_of(line["conversations"][0], "value", asked).replace("<image>", "").strip()
-        image = f"images/test/{line['image']}" if "image" in line else None
+        turns = line.get("conversations")
+        if not isinstance(turns, list) or not turns:
+            raise ValueError(f"{asked}: expected turns under 'conversations' of {name!r}")
+        prompt = text_of(turns[0], "value", asked).replace("<image>", "").strip()
+        image = f"images/test/{text_of(line, 'image', asked)}" if "image" in line else None
+        options = texts_of(problem, "choices", path)
         questions.append(
             Question(
                 id=str(name),
                 text=prompt + LETTER_ANSWER,
                 media=(("image", image),) if image else (),
-                target=LETTERS[int(problem["answer"])],
+                target=LETTERS[index_of(problem, "answer", path, len(options))],
                 cluster=str(name),
                 categories={key: str(problem[key]) for key in ("subject", "grade") if key in problem},
-                options=tuple(map(str, problem["choices"])),
+                options=options,
             )
         )
     return questions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,16 @@ def read_json(path: Path) -> Any:
       ValueError: it is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got something else ({error})") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, got something else at byte {error.start}") from None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -30,7 +38,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
       ValueError: it is neither.
     """
-    text = path.read_text(encoding="utf-8-sig")
+    text = _read_text(path)
     rows: list[dict[str, Any]]
     places: list[str]
     if text.lstrip()[:1] == "[":
@@ -58,12 +66,21 @@ def read_table(path: Path, delimiter: str) -> Iterator[dict[str, str]]:
     Raises:
       ValueError: a row has more or fewer fields than there are columns.
     """
+    header: list[str] = []
     csv.field_size_limit(2**30)  # images in base64
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.StringIO(_read_text(path), newline="") as file:
         rows = csv.reader(file, delimiter=delimiter)
-        header = next(rows, [])
-        for row in rows:
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise ValueError(f"{path}, line {rows.line_num}: not a table ({error})") from None
             if not row:
+                continue
+            if not header:
+                header = row
                 continue
             if len(row) != len(header):
                 raise ValueError(
@@ -88,13 +105,65 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def text_of(row: Mapping[str, Any], key: str, path: Path) -> str:
+def object_of(value: Any, path: Path) -> Mapping[str, Any]:
+    """Returns an object.
+
+    Raises:
+      ValueError: the value is something else.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected an object, got {_short(value)}")
+    return value
+
+
+def rows_under(path: Path, key: str) -> list[Any]:
+    """Reads the list under a key of a file's JSON object.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = object_of(read_json(path), path).get(key)
+    if not isinstance(found, list):
+        raise ValueError(f"{path}: expected a list under {key!r}, got {_short(found)}")
+    return found
+
+
+def texts_of(row: Any, key: str, path: Path, count: int | None = None) -> tuple[str, ...]:
+    """Returns a list of texts, of this number if one is given, from a row.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = object_of(row, path).get(key)
+    if not isinstance(found, list) or not found or count not in (None, len(found)):
+        raise ValueError(f"{path}: expected a list of {count or 'some'} texts under {key!r}, got {_short(found)}")
+    return tuple(text_of({key: each}, key, path) for each in found)
+
+
+def index_of(row: Any, key: str, path: Path, below: int) -> int:
+    """Returns a whole number from 0 to below a bound, from a row.
+
+    Raises:
+      ValueError: there is none.
+    """
+    text = text_of(row, key, path)
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) < below):
+        raise ValueError(f"{path}: expected a whole number from 0 to {below - 1} under {key!r}, got {text[:100]!r}")
+    return int(text)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return "nothing" if value is None else text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def text_of(row: Any, key: str, path: Path) -> str:
     """Returns a text, or a number as a text, from a row.
 
     Raises:
       ValueError: there is none.
     """
-    value = row.get(key)
+    value = object_of(row, path).get(key)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         got = "nothing" if value is None else f"a {type(value).__name__}"
         raise ValueError(f"{path}: expected a text under {key!r}, got {got} in {json.dumps(row, default=str)[:200]}")

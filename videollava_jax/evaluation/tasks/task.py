@@ -115,6 +115,10 @@ class Task:
         if not questions:
             raise ValueError(f"{root}: expected questions of {self.title}, but its files hold none")
         again = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
+        for question in questions:
+            for _, source in question.media:
+                if not source.startswith("data:") and (source.startswith("/") or ".." in source.split("/")):
+                    raise ValueError(f"{root}: expected media in it, but question {question.id} names {source[:200]!r}")
         if again:
             raise ValueError(
                 f"{root}: expected a different id for each question, but {_some(again)} come more than once"

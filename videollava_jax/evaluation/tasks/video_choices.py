@@ -11,30 +11,31 @@ from videollava_jax.evaluation.scorers.choices import VIDEOMME as VIDEOMME_SCORE
 from videollava_jax.evaluation.scorers.letters import LETTERS
 from videollava_jax.evaluation.tasks.files import (
     first_existing,
+    index_of,
+    object_of,
     read_json,
     read_parquet,
     read_rows,
     read_table,
     text_of,
+    texts_of,
 )
 from videollava_jax.evaluation.tasks.task import LETTER_ANSWER, Files, Needed, Task
 
 
 def _read_nextqa(files: Files) -> list[Question]:
     path = files["table"]
-    places = read_json(files["map"]) if files.get("map") else {}
+    places = object_of(read_json(files["map"]), files["map"]) if files.get("map") else {}
     seen: Counter[str] = Counter()
     questions = []
     for row in read_table(path, ","):
-        for column in ("video", "question", "answer", "type", "a0", "a4"):
+        for column in ("video", "question", "answer", "type", "a0", "a1", "a2", "a3", "a4"):
             if column not in row:
                 raise ValueError(f"{path}: expected a column {column!r}, got {', '.join(row)[:200]}")
         video = row["video"]
         number = row.get("qid") or str(seen[video])
         seen[video] += 1
         options = tuple(row[f"a{i}"].strip() for i in range(5))
-        if not row["answer"].isdecimal() or int(row["answer"]) > 4:
-            raise ValueError(f"{path}, video {video}: expected an answer from 0 to 4, got {row['answer']!r}")
         names = [f"videos/{video}.mp4", f"NExTVideo/{places.get(video, video)}.mp4", f"videos/{places.get(video)}.mp4"]
         kind = row["type"]
         questions.append(
@@ -42,7 +43,7 @@ def _read_nextqa(files: Files) -> list[Question]:
                 id=f"{video}_{number}",
                 text="\n".join([row["question"].strip(), *_lettered(options, "{}. {}")]) + LETTER_ANSWER,
                 media=(("video", first_existing(files.root, names)),),
-                target=LETTERS[int(row["answer"])],
+                target=LETTERS[index_of(row, "answer", path, 5)],
                 cluster=video,
                 categories={"kind": kind[:1], "type": "TN" if kind == "TP" else kind},
                 options=options,
@@ -85,21 +86,21 @@ def _read_mvbench(files: Files) -> list[Question]:
         path = files.get(task)
         for number, row in enumerate(read_rows(path) if path else ()):
             assert path is not None
-            options = row.get("candidates")
-            if not isinstance(options, list) or row.get("answer") not in options:
+            options = texts_of(row, "candidates", path)
+            if (answer := text_of(row, "answer", path)) not in options or len(options) > len(LETTERS):
                 raise ValueError(f"{path}, entry {number + 1}: expected an answer that is one of the 'candidates'")
             video = text_of(row, "video", path)
             places = [f"{place}{folder}/{video}" for place in ("video/", "", "data0613/", "video/data0613/")]
-            lines = "".join(f"{line}\n" for line in _lettered(tuple(map(str, options)), "({}) {}"))
+            lines = "".join(f"{line}\n" for line in _lettered(options, "({}) {}"))
             questions.append(
                 Question(
                     id=f"{task}_{number}",
                     text=f"Question:{text_of(row, 'question', path)}\nOption:\n{lines}Only give the best option.\n",
                     media=(("video", first_existing(files.root, places)),),
-                    target=LETTERS[options.index(row["answer"])],
+                    target=LETTERS[options.index(answer)],
                     cluster=f"{folder}/{video}",
                     categories={"task": task},
-                    options=tuple(map(str, options)),
+                    options=options,
                 )
             )
     return questions
@@ -115,10 +116,8 @@ def _read_videomme(files: Files) -> list[Question]:
     path = files["table"]
     questions = []
     for row in read_parquet(path) if path.suffix == ".parquet" else read_rows(path):
-        video, options = text_of(row, "videoID", path), row.get("options")
-        if not isinstance(options, list) or len(options) != 4:
-            raise ValueError(f"{path}, {video}: expected four options under 'options', got {str(options)[:100]}")
-        text = "\n".join([_VIDEOMME_ASKS, text_of(row, "question", path), *map(str, options), "The best answer is:"])
+        video, options = text_of(row, "videoID", path), texts_of(row, "options", path, 4)
+        text = "\n".join([_VIDEOMME_ASKS, text_of(row, "question", path), *options, "The best answer is:"])
         questions.append(
             Question(
                 id=text_of(row, "question_id", path),
@@ -131,7 +130,7 @@ def _read_videomme(files: Files) -> list[Question]:
                 categories={
                     key: str(row[key]) for key in ("duration", "domain", "sub_category", "task_type") if key in row
                 },
-                options=tuple(map(str, options)),
+                options=options,
             )
         )
     return questions

@@ -10,7 +10,7 @@ from typing import Any
 from videollava_jax.evaluation.question import Marked, Question
 from videollava_jax.evaluation.scorers.vqa import TEXTVQA as TEXTVQA_ACCURACY
 from videollava_jax.evaluation.scorers.vqa import VQA, normalised
-from videollava_jax.evaluation.tasks.files import by_id, read_json, read_rows, text_of
+from videollava_jax.evaluation.tasks.files import by_id, index_of, read_rows, rows_under, text_of
 from videollava_jax.evaluation.tasks.task import SHORT_ANSWER, Files, Needed, Task
 
 _LLAVA = "LLaVA-1.5's eval.zip, which the authors extend"
@@ -35,7 +35,7 @@ def _answers_of_ten(row: Any, path: Path) -> list[str]:
     given = row.get("answers")
     if not isinstance(given, list) or not given:
         raise ValueError(f"{path}: expected a list of people's answers under 'answers', got {str(given)[:100]}")
-    return [text_of(each, "answer", path) if isinstance(each, dict) else str(each) for each in given]
+    return [text_of(each if isinstance(each, dict) else {"answer": each}, "answer", path) for each in given]
 
 
 def _vqav2_upload(marked: Sequence[Marked], files: Files) -> list[dict[str, Any]]:
@@ -48,13 +48,13 @@ def _vqav2_upload(marked: Sequence[Marked], files: Files) -> list[dict[str, Any]
 
 def _read_vqav2_val(files: Files) -> list[Question]:
     asked, answered = files["questions"], files["annotations"]
-    annotations = by_id(read_json(answered)["annotations"], "question_id", answered)
+    annotations = by_id(rows_under(answered, "annotations"), "question_id", answered)
     questions = []
-    for row in read_json(asked)["questions"]:
+    for row in rows_under(asked, "questions"):
         name = text_of(row, "question_id", asked)
         if name not in annotations:
             raise ValueError(f"{answered}: no annotation of question {name}")
-        image = f"val2014/COCO_val2014_{int(row['image_id']):012d}.jpg"
+        image = f"val2014/COCO_val2014_{index_of(row, 'image_id', asked, 10**12):012d}.jpg"
         categories = {key: str(annotations[name][key]) for key in ("answer_type",) if key in annotations[name]}
         questions.append(
             Question(
@@ -114,7 +114,7 @@ def _read_textvqa(files: Files) -> list[Question]:
     asked, answered = files["questions"], files["annotations"]
     annotations = {
         (text_of(row, "image_id", answered), text_of(row, "question", answered).lower()): row
-        for row in read_json(answered)["data"]
+        for row in rows_under(answered, "data")
     }
     questions = []
     seen: dict[str, int] = {}

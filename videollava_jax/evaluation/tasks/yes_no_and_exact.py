@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from videollava_jax.evaluation.question import Question
 from videollava_jax.evaluation.scorers.gqa import GQA as GQA_SCORER
 from videollava_jax.evaluation.scorers.pope import POPE as POPE_SCORER
-from videollava_jax.evaluation.tasks.files import read_json, read_rows, text_of
+from videollava_jax.evaluation.tasks.files import object_of, read_json, read_rows, text_of, texts_of
 from videollava_jax.evaluation.tasks.task import Files, Needed, Task
 from videollava_jax.evaluation.tasks.vqa import llava_questions
 
@@ -19,8 +18,8 @@ _CATEGORIES = ("adversarial", "popular", "random")
 
 def _read_gqa(files: Files) -> list[Question]:
     path = files["annotations"]
-    annotations: Mapping[str, Any] = read_json(path)
-    choices = read_json(files["choices"]) if files.get("choices") else {}
+    annotations = object_of(read_json(path), path)
+    choices = object_of(read_json(files["choices"]), files["choices"]) if files.get("choices") else {}
     folder = "data/images" if (files.root / "data" / "images").is_dir() else "images"
     questions = []
     for question in llava_questions(files["questions"], folder):
@@ -29,14 +28,20 @@ def _read_gqa(files: Files) -> list[Question]:
             raise ValueError(f"{path}: no question {question.id!r}, which {files['questions'].name} asks")
         if not found.get("isBalanced"):
             continue
-        types = found["types"]
-        facts = {
-            "structural": types["structural"],
-            "group": (found.get("groups") or {}).get("global"),
-            "common": "Common" in types["detailed"],
-            "choices": choices.get(question.id),
+        types = object_of(found.get("types"), path)
+        structural, semantic = text_of(types, "structural", path), text_of(types, "semantic", path)
+        group = object_of(found.get("groups") or {}, path).get("global")
+        facts: dict[str, Any] = {
+            "structural": structural,
+            "group": None if group is None else str(group),
+            "common": "Common" in text_of(types, "detailed", path),
+            "choices": None,
         }
-        categories = {"structural": types["structural"], "semantic": types["semantic"]}
+        if question.id in choices:
+            facts["choices"] = {
+                name: texts_of(choices[question.id], name, files["choices"]) for name in ("valid", "plausible")
+            }
+        categories = {"structural": structural, "semantic": semantic}
         target = text_of(found, "answer", path)
         questions.append(replace(question, target=target, facts=facts, categories=categories))
     return questions
