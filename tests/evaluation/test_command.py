@@ -40,9 +40,10 @@ def test_answers_are_scored(place, capsys):
     assert f"* exact                    {report['score']:6.2f} %" in said
     assert "judge_accuracy           not scored here   paper: 70.7" in said
     assert report["score"] >= 90
-    assert report["settings"]["asked"] == {"as": "hf", "limit": None, "template": "hf"}
-    assert report["settings"]["job"]["frames"] == "Uniform(num_frames=8)"
-    assert len(report["settings"]["job"]["model's weights"]) == 32
+    assert report["settings"]["asked"] == {"as": "hf", "limit": None}
+    job = report["settings"]["job"]
+    assert (job["frames"], job["template"], job["resize"]) == ("Uniform(num_frames=8)", "hf", "pil")
+    assert len(job["model's weights"]) == 32
     first = {name: (place / "out" / name).read_bytes() for name in ("report.json", "records.jsonl", "page.html")}
     scored(place / "out", place / "data")
     assert first == {name: (place / "out" / name).read_bytes() for name in first}

@@ -30,7 +30,7 @@ joined to questions by their ids, never by position. docs/evaluation.md has ever
 
 def add_eval(made: argparse.ArgumentParser) -> None:
     """Fills the parser of `eval`."""
-    from videollava_jax.evaluation.answering import PRESETS
+    from videollava_jax.evaluation.answering import WAYS
     from videollava_jax.evaluation.tasks import TASKS
 
     made.description = f"{made.description}\n\n{DETAILS}"
@@ -55,10 +55,10 @@ def add_eval(made: argparse.ArgumentParser) -> None:
     answer.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory of the answers")
     answer.add_argument(
         "--as",
-        dest="preset",
-        choices=tuple(PRESETS),
+        dest="way",
+        choices=tuple(WAYS),
         default="paper",
-        help="how to ask: " + "; ".join(f"{preset.name}: {preset.about}" for preset in PRESETS.values())
+        help="how to ask: " + "; ".join(f"{way.name}: {way.about}" for way in WAYS.values())
         + "; default: %(default)s",
     )  # fmt: skip
     answer.add_argument(
@@ -99,8 +99,8 @@ def add_eval(made: argparse.ArgumentParser) -> None:
 
 ANSWERING = """\
 Writes questions.jsonl and run.json, and by the batch job answers.jsonl. Each video or image is decoded and encoded once
-for all its questions. All options of `videollava batch` are here; --template, --linspace and --max-new-tokens given by
-hand go before what --as says.
+for all its questions. All options of `videollava batch` are here; --preset and its fields, rules of frames and
+--max-new-tokens given by hand go before what --as says.
 """
 SCORING = """\
 Writes report.json, records.jsonl with a record for each question, page.html with the worst and the best answers, and
@@ -223,26 +223,25 @@ def _in_full(task: Task) -> str:
 
 def answer_task(arguments: argparse.Namespace) -> None:
     """Answers a task as a batch job."""
-    from videollava_jax.evaluation.answering import ANSWERS, PRESETS, media_root, require_media, write_questions
+    from videollava_jax.evaluation.answering import ANSWERS, WAYS, media_root, require_media, write_questions
     from videollava_jax.evaluation.tasks import TASKS
-    from videollava_jax.processing.prompt import TEMPLATES
 
-    task, preset = TASKS[arguments.task], PRESETS[arguments.preset]
+    task, way = TASKS[arguments.task], WAYS[arguments.way]
     files, questions = task.questions(arguments.data)
     questions = _first(questions, arguments.limit)
     missing = require_media(files, questions, arguments.max_missing)
-    if arguments.template is None:
-        wanted = preset.template or task.template
-        arguments.template = wanted if wanted in TEMPLATES else "vicuna_v1"
-    if arguments.fps is None and arguments.indices is None:
-        arguments.linspace = arguments.linspace or preset.linspace
+    if arguments.preset is None:
+        arguments.preset = way.preset
+        if way.as_task:
+            arguments.template = arguments.template or task.template
+            arguments.pad_to_square = task.pads if arguments.pad_to_square is None else arguments.pad_to_square
     if arguments.max_new_tokens is None:
         _, processor = open_processor(arguments)
         # The authors' 1024 is a quarter of their model's positions; a smaller model keeps as much room for its prompts.
         positions = processor.max_positions
         arguments.max_new_tokens = min(task.max_new_tokens, positions // 4 if positions else task.max_new_tokens)
     root = media_root(files, questions)
-    asked = {"as": preset.name, "template": arguments.template, "limit": arguments.limit}
+    asked = {"as": way.name, "limit": arguments.limit}
     arguments.files = [
         write_questions(arguments.output, task, files, questions, asked, root),
         arguments.output / ANSWERS,

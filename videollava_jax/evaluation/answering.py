@@ -23,29 +23,27 @@ QUESTIONS, RUN, ANSWERS = "questions.jsonl", "run.json", "answers.jsonl"
 
 
 @dataclass(frozen=True)
-class Preset:
-    """How a task is asked.
+class Way:
+    """A way of asking a task.
 
     Attributes:
       name: as `--as` takes it.
-      template: of prompts; None for the task's own.
-      linspace: whether frames go from the first to the last; else evenly from the first.
+      preset: of prompts, frames and pixels, in `processing.preset.PRESETS`.
+      as_task: whether the template and the padding of images are those of the task's program.
       about: what it is, in a line.
     """
 
     name: str
-    template: str | None
-    linspace: bool
+    preset: str
+    as_task: bool
     about: str
 
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            "paper", None, True, "the authors' prompts and frames: a system prompt, frames by linspace, first to last"
-        ),
-        Preset("hf", "hf", False, "transformers' documentation: no system prompt, every (n / 8)-th frame"),
+WAYS: dict[str, Way] = {
+    way.name: way
+    for way in (
+        Way("paper", "original", True, "prompts, frames and pixels of the authors' program for this task"),
+        Way("hf", "hf", False, "those of transformers' documentation"),
     )
 }
 

@@ -104,6 +104,7 @@ MMBENCH = Task(
     media="in the table",
     read=_read_mmbench,
     scorer=MMBENCH_SCORER,
+    pads=True,
     paper={"accuracy": 60.9},
     max_new_tokens=1024,
     note="The paper's figure is from MMBench's server, which asks a judge about answers without a letter; here these "

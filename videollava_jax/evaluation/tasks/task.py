@@ -68,6 +68,7 @@ class Task:
       paper: the figures of the paper's 7B model, by metric.
       max_new_tokens: of an answer, in the authors' program.
       template: of prompts, in the authors' program.
+      pads: whether that program pads images to squares.
       submission: makes what is uploaded to a server that has the answers; None if they are published.
       note: what a reader of its score must know.
     """
@@ -82,6 +83,7 @@ class Task:
     paper: Mapping[str, float] = field(default_factory=dict)
     max_new_tokens: int = 128
     template: str = "vicuna_v1"
+    pads: bool = False
     submission: Callable[[Sequence[Marked], Files], Any] | None = None
     note: str = ""
 

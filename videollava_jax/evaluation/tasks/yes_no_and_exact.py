@@ -83,6 +83,7 @@ GQA = Task(
     media="data/images/ or images/",
     read=_read_gqa,
     scorer=GQA_SCORER,
+    pads=True,
     paper={"accuracy": 60.3},
 )
 POPE = Task(
@@ -98,5 +99,6 @@ POPE = Task(
     media="val2014/",
     read=_read_pope,
     scorer=POPE_SCORER,
+    pads=True,
     paper={"f1": 84.4},
 )
