@@ -291,6 +291,9 @@ def test_a_client_that_goes_frees_its_row(served, stream):
                     next(iter(given))
                     given.close()
     served.wait_until_idle()
+    ends = time.monotonic() + 30
+    while served.server.session.usage.running and time.monotonic() < ends:
+        time.sleep(0.01)
     assert served.server.session.usage.running == 0
     assert not list(served.server.media.spool._directory.iterdir())
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.serving.asking import about, data_url
 from tests.serving.fake import FakeSession
-from tests.serving.test_scheduling import chat, request, served_by
+from tests.serving.test_scheduling import chat, request, served_by, until
 from videollava_jax.assets import MEDIA
 from videollava_jax.serving.settings import UploadLimits
 
@@ -130,7 +130,7 @@ def test_a_body_that_is_too_large_is_413_at_once_or_while_it_comes(tiny_processo
         assert chat(served, messages=about(None, "x" * 2000))[0] == 413
         pieces = (b"x" * 100 for _ in range(100))  # chunked: no length is said
         assert request(served, "POST", "/v1/chat/completions", pieces)[0] == 413
-        assert served.server.lifecycle.body_bytes == 0
+        until(lambda: served.server.lifecycle.body_bytes == 0)
         assert b'status="413"' in served.server.metrics.text()
 
 
@@ -366,8 +366,6 @@ def test_files_expire(tiny_processor, reader):
     with served_by(FakeSession(), tiny_processor, uploads=limits, reader=reader) as served:
         made = json.loads(upload(served, (MEDIA / "three-triangles.png").read_bytes())[2])
         assert made["kind"] == "image"
-        from tests.serving.test_scheduling import until
-
         until(lambda: request(served, "GET", f"/v1/files/{made['id']}")[0] == 404)
         assert not list(served.server.media.spool._directory.iterdir())
         code, _, raw = chat(served, messages=about(f"vllm-file://{made['id']}", "what?"))
@@ -406,4 +404,4 @@ def test_choices_to_score_have_limits(open_server):
 
 def test_data_urls_in_bodies_are_gone_when_the_request_is(open_server):
     assert chat(open_server, messages=about(data_url("three-triangles.png"), "what?"))[0] == 200
-    assert not list(open_server.server.media.spool._directory.iterdir())
+    until(lambda: not list(open_server.server.media.spool._directory.iterdir()))

@@ -21,7 +21,7 @@ from videollava_jax.cli.common import (
     print_json,
     worker_limits,
 )
-from videollava_jax.cli.errors import UsageError, print_error
+from videollava_jax.cli.errors import UsageError, print_error, report
 from videollava_jax.extras import installs
 from videollava_jax.generation.kinds import number, whole
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 KEY = "VIDEOLLAVA_API_KEY"
 """The environment variable that holds the key, which a command line would show to others."""
+ANSWER = 512
+"""Tokens of the longest answer where `--longest-answer` does not say."""
 DETAILS = f"""\
 Serves one model over HTTP: POST /v1/chat/completions as OpenAI's clients send it, with images and videos; files are
 uploaded to /v1/files. A page to ask from is at /. The server listens on this machine alone unless --host says more.
@@ -119,9 +121,8 @@ def add_serve(made: argparse.ArgumentParser) -> None:
     sizes.add_argument(
         "--longest-answer",
         type=argument_type(whole(1)),
-        default=512,
         metavar="N",
-        help="tokens of an answer; default: %(default)s",
+        help=f"tokens of an answer; default: what the other sizes leave of the model's positions, at most {ANSWER}",
     )
     add_media_arguments(made)
     add_device_arguments(made)
@@ -132,7 +133,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """Serves until a signal ends it.
 
     Raises:
-      SystemExit: with 1 if the engine has stopped.
+      SystemExit: with the status of the error by which the engine has stopped.
     """
     try:
         import msgspec  # noqa: F401
@@ -147,6 +148,8 @@ def serve(arguments: argparse.Namespace) -> None:
     key = arguments.api_key or os.environ.get(KEY) or None
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
         raise UsageError("--api-key: expected printable ASCII characters without spaces")
+    if arguments.media_root is not None and not arguments.media_root.is_dir():
+        raise ValueError(f"--media-root {arguments.media_root}: expected a directory")
     # Before the model is loaded, which takes minutes.
     socket = listen(arguments.host, arguments.port)
     with socket:
@@ -159,8 +162,9 @@ def serve(arguments: argparse.Namespace) -> None:
         finally:
             reader.close()
     if failed is not None:
-        print_error(failed)
-        raise SystemExit(1)
+        print_error("the engine has stopped")
+        # The command line may hold the key.
+        raise SystemExit(report(failed, ["serve", "…"]) if isinstance(failed, Exception) else 1)
 
 
 def _say(record: dict[str, Any]) -> None:
@@ -204,7 +208,7 @@ def _session(
     session = engine.session(
         longest_prefix=_longest_prefix(arguments, processor),
         longest_question=arguments.longest_question,
-        longest_answer=arguments.longest_answer,
+        longest_answer=_longest_answer(arguments, processor),
         rows=arguments.rows,
     )
     return reader, measured, session
@@ -223,6 +227,22 @@ def _longest_prefix(arguments: argparse.Namespace, processor: VideoLlavaProcesso
         return int(arguments.longest_prefix)
     wanted = _most_frames(arguments) * processor.tokens_per_frame + PREFIX_BUCKET
     return wanted if processor.max_positions is None else min(wanted, processor.max_positions)
+
+
+def _longest_answer(arguments: argparse.Namespace, processor: VideoLlavaProcessor) -> int:
+    """The tokens of the longest answer: what follows the longest prefix and question always fits the positions."""
+    if arguments.longest_answer is not None:
+        return int(arguments.longest_answer)
+    if processor.max_positions is None:
+        return ANSWER
+    prefix, question = _longest_prefix(arguments, processor), arguments.longest_question
+    left: int = processor.max_positions - prefix - question
+    if left < 1:
+        raise ValueError(
+            f"the model has {processor.max_positions} positions, and prefixes of {prefix} with questions of {question} "
+            "leave none for an answer: lower --most-frames, --longest-prefix or --longest-question"
+        )
+    return min(ANSWER, left)
 
 
 def _settings(
@@ -244,7 +264,7 @@ def _settings(
         max_frames=max(1, _longest_prefix(arguments, processor) // processor.tokens_per_frame),
         frame_window=processor.frame_window,
         max_tokens=processor.max_positions or 0,
-        longest_answer=arguments.longest_answer,
+        longest_answer=_longest_answer(arguments, processor),
         frame_sampling=frame_sampling_of(arguments, processor),
         examples=path == TINY,
     )

@@ -66,7 +66,7 @@ def run(
     reader: Callable[..., Any],
     said: Callable[[dict[str, Any]], None],
     page: bool = False,
-) -> str | None:
+) -> BaseException | None:
     """Serves until SIGTERM, SIGINT or the end of the engine.
 
     Args:
@@ -77,7 +77,7 @@ def run(
       page: whether to open the page in the browser.
 
     Returns:
-      None after a signal; a line that says why the engine has stopped otherwise.
+      None after a signal; otherwise the error by which the engine has stopped.
     """
     app = create_app(session, processor, settings, reader=reader)
     running = Running(app, session, settings, said)
@@ -95,7 +95,7 @@ class Running(uvicorn.Server):
     """A server whose state follows its session and its signals.
 
     Attributes:
-      failed: why the engine has stopped; None while it has not.
+      failed: by which the engine has stopped; None while it has not.
       when_ready: called when requests are taken.
     """
 
@@ -103,6 +103,7 @@ class Running(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                log_config=None,  # a program that serves has logging of its own; warnings go to standard error
                 log_level="warning",
                 access_log=False,
                 lifespan="on",
@@ -118,7 +119,7 @@ class Running(uvicorn.Server):
         )
         self._lifecycle, self._session, self._settings, self._said = app.server.lifecycle, session, settings, said
         self._began = time.monotonic()
-        self.failed: str | None = None
+        self.failed: BaseException | None = None
         self.when_ready: Callable[[], Any] = lambda: None
         self._signals = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -200,5 +201,5 @@ class Running(uvicorn.Server):
 
     def _fail(self, error: BaseException) -> None:
         self._lifecycle.state = State.FAILED
-        self.failed = " ".join(str(error).split())[:500] or type(error).__name__
+        self.failed = error
         self.should_exit = True
