@@ -327,6 +327,18 @@ def test_transformers_object_keeps_the_variant():
             lambda: TextConfig(head_dim=2, rope_scaling=RopeScaling(kind="dynamic", factor=2)),
             "text_config: dynamic rope_scaling needs a head_dim of at least 4, got 2",
         ),
+        (
+            lambda: RopeScaling(kind="linear", factor=10**400),
+            "rope_scaling: expected a factor from 1 to 4096, got 1000",
+        ),
+        (
+            lambda: ModelConfig(projector_layers=10**9),
+            "projector_layers: expected a whole number from 0 to 16, got 1000",
+        ),
+        (
+            lambda: ModelConfig(projector_layers=True),
+            "projector_layers: expected a whole number from 0 to 16, got True",
+        ),
         (lambda: RopeScaling(kind="yarn", factor=2), "rope_scaling: expected one of linear, dynamic, got 'yarn'"),
         (lambda: TextConfig(hidden_act="mish"), "text_config.hidden_act: expected one of .*, got 'mish'"),
         (lambda: ModelConfig(variant="pku"), "variant: expected one of hf, original, got 'pku'"),
@@ -364,9 +376,9 @@ def test_a_shape_that_cannot_be_is_refused(make, message):
             "rope_type 'yarn' is not supported: expected 'default', 'linear' or 'dynamic'",
         ),
         ({"text_config": {"rope_scaling": {"type": "llama3", "factor": 2.0}}}, "rope_type 'llama3' is not supported"),
-        ({"text_config": {"rope_scaling": {"type": "linear"}}}, "expected a factor of at least 1, got None"),
-        ({"text_config": {"rope_scaling": {"type": "linear", "factor": "4"}}}, "a factor of at least 1, got '4'"),
-        ({"text_config": {"rope_scaling": {"type": "dynamic", "factor": 0.5}}}, "a factor of at least 1, got 0.5"),
+        ({"text_config": {"rope_scaling": {"type": "linear"}}}, "expected a factor from 1 to 4096, got None"),
+        ({"text_config": {"rope_scaling": {"type": "linear", "factor": "4"}}}, "a factor from 1 to 4096, got '4'"),
+        ({"text_config": {"rope_scaling": {"type": "dynamic", "factor": 0.5}}}, "a factor from 1 to 4096, got 0.5"),
         (
             {"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}},
             "partial_rotary_factor: expected 1, got 0.5",

@@ -25,6 +25,8 @@ ACTIVATION_NAMES = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu
 _OWN_KEYS = ("variant", "temporal_frames", "projector_layers")
 PROJECTOR_LAYERS = 2
 """Of transformers' projector, and of the published models'."""
+DEEPEST_PROJECTOR = 16
+LARGEST_ROPE_FACTOR = 4096
 
 
 def _require_divisible(where: str, name: str, value: int, divisor: int) -> None:
@@ -161,7 +163,7 @@ class RopeScaling:
     Attributes:
         kind: "linear" divides every position by `factor`; "dynamic" (NTK) raises the base of the frequencies, once a
             sequence is longer than `max_position_embeddings`.
-        factor: at least 1.
+        factor: from 1 to `LARGEST_ROPE_FACTOR`.
 
     Source: transformers' `_compute_linear_scaling_rope_parameters` and `_compute_dynamic_ntk_parameters`.
     """
@@ -171,8 +173,10 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         _require_choice("rope_scaling", self.kind, get_args(RopeKind))
-        if type(self.factor) not in (int, float) or not 1 <= self.factor < math.inf:
-            raise ValueError(f"rope_scaling: expected a factor of at least 1, got {self.factor!r:.100}")
+        if type(self.factor) not in (int, float) or not 1 <= self.factor <= LARGEST_ROPE_FACTOR:
+            raise ValueError(
+                f"rope_scaling: expected a factor from 1 to {LARGEST_ROPE_FACTOR}, got {self.factor!r:.100}"
+            )
         object.__setattr__(self, "factor", float(self.factor))
 
 
@@ -278,9 +282,10 @@ class ModelConfig:
             raise ValueError(
                 f"temporal_frames: expected a whole number of at least 1, got {self.temporal_frames!r:.100}"
             )
-        if type(self.projector_layers) is not int or self.projector_layers < 0:
+        if type(self.projector_layers) is not int or not 0 <= self.projector_layers <= DEEPEST_PROJECTOR:
             raise ValueError(
-                f"projector_layers: expected a whole number of at least 0, got {self.projector_layers!r:.100}"
+                f"projector_layers: expected a whole number from 0 to {DEEPEST_PROJECTOR}, got "
+                f"{self.projector_layers!r:.100}"
             )
         if self.vision_feature_layer == ():
             raise ValueError("vision_feature_layer: expected one hidden state or several, got none")
@@ -513,7 +518,7 @@ def read_rope_scaling(rope: Mapping[str, Any] | None) -> RopeScaling | None:
     if not rope or kind == "default":
         return None
     if kind not in get_args(RopeKind):
-        raise ValueError(f"rope_type {kind!r} is not supported: expected 'default', 'linear' or 'dynamic'")
+        raise ValueError(f"rope_type {kind!r:.100} is not supported: expected 'default', 'linear' or 'dynamic'")
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise ValueError(f"partial_rotary_factor: expected 1, got {rope['partial_rotary_factor']!r:.100}")
     return RopeScaling(kind=kind, factor=rope.get("factor"))  # type: ignore[arg-type]  # refused there

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from videollava_jax.config import DEEPEST_PROJECTOR
 from videollava_jax.weights.errors import WeightsError
 
 Array = npt.NDArray[Any]
@@ -31,8 +32,6 @@ TEMPORAL = ".temporal_"
 """What the names of the video tower's attention over time have in common."""
 VOCABULARY = ("language_model.embed_tokens.weight", "lm_head.weight")
 """The matrices with a row for each token."""
-DEEPEST = 16
-"""The most layers of a projector of the authors'."""
 HEAD, EMBEDDING = "lm_head.weight", "language_model.embed_tokens.weight"
 
 
@@ -103,7 +102,10 @@ LAYOUTS: dict[str, Layout] = {
                 ("model.image_tower.image_tower.", "image_tower."),
                 ("model.video_tower.video_tower.", "video_tower."),
                 # Activations have the odd numbers. A projector of one layer ("linear") has no number at all.
-                *((f"model.mm_projector.{2 * i}.", f"multi_modal_projector.linear_{i + 1}.") for i in range(DEEPEST)),
+                *(
+                    (f"model.mm_projector.{2 * i}.", f"multi_modal_projector.linear_{i + 1}.")
+                    for i in range(DEEPEST_PROJECTOR)
+                ),
                 ("model.mm_projector.", "multi_modal_projector.linear_1."),
                 ("model.layers.", "language_model.layers."),
                 ("model.embed_tokens.", "language_model.embed_tokens."),

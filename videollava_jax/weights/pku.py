@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from videollava_jax.config import (
+    DEEPEST_PROJECTOR,
     ModelConfig,
     RopeScaling,
     SelectStrategy,
@@ -20,7 +21,6 @@ from videollava_jax.config import (
 )
 from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor
-from videollava_jax.weights.layouts import DEEPEST
 
 # LanguageBind's towers, as far as neither their config.json nor the weights' shapes say.
 HEAD_DIM = 64
@@ -41,6 +41,7 @@ SELECT_FEATURES: Mapping[str, SelectStrategy] = {"patch": "default", "cls_patch"
 INPUT_KEYS = ("image_aspect_ratio",)
 """Keys of config.json that say how inputs are made. No weight depends on them; conversions keep them."""
 
+_NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _WITHOUT_EFFECT = {
     *("mm_hidden_size", "mm_projector_lr", "mm_resampler_type", "mm_use_im_patch_token", "mm_vision_tower"),
     *("mm_image_tower", "mm_video_tower", "mm_projector_type", "mm_use_im_start_end"),  # see `refusals`
@@ -66,6 +67,9 @@ def refusals(raw: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
       raw: the object in config.json.
       given: by "image" and "video", the towers that were given apart from the checkpoint.
     """
+    for key in _NEEDED:
+        if key not in raw:
+            yield f"{key} is missing"
     kinds = " ".join(map(str, (raw.get("model_type"), raw.get("architectures"))))
     if "mpt" in kinds.lower():
         yield f"model_type {raw.get('model_type')!r}: the decoder is an MPT; expected a Llama"
@@ -90,7 +94,7 @@ def refusals(raw: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
         )
     if _projector_layers(raw, {}) is None:
         said = raw.get("mm_projector_type")
-        yield f"mm_projector_type {said!r}: expected linear, mlp1x_gelu to mlp{DEEPEST}x_gelu, or identity"
+        yield f"mm_projector_type {said!r}: expected linear, mlp1x_gelu to mlp{DEEPEST_PROJECTOR}x_gelu, or identity"
     feature = raw.get("mm_vision_select_feature", "patch")
     if feature not in SELECT_FEATURES:
         yield f"mm_vision_select_feature {feature!r}: expected one of {', '.join(SELECT_FEATURES)}"
@@ -215,18 +219,21 @@ def _projector_layers(raw: Mapping[str, Any], tensors: Mapping[str, Any]) -> int
         return int(said == "linear")
     found = re.fullmatch(r"mlp(\d{1,2})x_gelu", said)
     # Their loop makes the first layer in any case.
-    return None if found is None or int(found[1]) > DEEPEST else max(1, int(found[1]))
+    return None if found is None or int(found[1]) > DEEPEST_PROJECTOR else max(1, int(found[1]))
 
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Returns the base of the rotary embedding and its scaling, where transformers 4 or 5 writes them.
 
     Raises:
-      ValueError: a kind of scaling that this model does not have.
+      ValueError: a kind of scaling that this model does not have, or no number.
     """
     parameters = raw.get("rope_parameters") or {}
     scaling = read_rope_scaling(raw.get("rope_scaling") or parameters)
-    return float(raw.get("rope_theta", parameters.get("rope_theta", 10000.0))), scaling
+    theta = raw.get("rope_theta", parameters.get("rope_theta", 10000.0) if isinstance(parameters, Mapping) else None)
+    if type(theta) not in (int, float):
+        raise ValueError(f"rope_theta: expected a number, got {theta!r:.100}")
+    return float(theta), scaling
 
 
 def _vision(
