@@ -272,3 +272,28 @@ def test_projectors_that_are_refused(torch, tmp_path, parts, towers):
         WeightsError, match=r"another language model .*hidden_size 5120 and 16; rms_norm_eps 1e-06 and 1e-05"
     ):
         assemble(parts.llm, towers, projector, settings)
+
+
+def test_a_trained_projector_needs_a_video_tower_with_attention_over_time(torch, tmp_path, parts):
+    """LanguageBind's image tower fits in every shape, and would make another model."""
+    projector, settings = open_projector(write_projector(torch, tmp_path / "pre", parts.config, parts.projector))
+    towers = open_towers(parts.image_tower, parts.image_tower)
+    with pytest.raises(
+        WeightsError, match=r"LB_Image: a tower without attention over time.*expected LanguageBind/Lang"
+    ):
+        assemble(parts.llm, towers, projector, settings)
+    assert assemble(parts.llm, towers, projector).config.variant == "hf"  # nothing says how it was trained
+
+
+def test_damage_to_a_tower_is_not_handed_on(tmp_path, parts):
+    write_checkpoint(tmp_path / "pku", parts.config, parts.parameters, "pku")
+    export(tmp_path / "pku", tmp_path / "again", "pku")
+    file = tmp_path / "again" / "model.safetensors"
+    held = bytearray(file.read_bytes())
+    tensor = open_checkpoint(tmp_path / "again").tensors["video_tower.pre_layrnorm.weight"].read()
+    place = held.find(tensor.tobytes())
+    held[place] ^= 1
+    file.write_bytes(held)
+    open_towers(tmp_path / "again", None)
+    with pytest.raises(WeightsError, match=r"video_tower.*pre_layrnorm.*SHA-256"):
+        open_towers(None, tmp_path / "again")

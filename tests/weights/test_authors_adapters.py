@@ -297,3 +297,22 @@ def test_a_language_model_of_other_shapes(tmp_path, lora, capsys):
     wide = write_parts(tmp_path / "wide", text={"hidden_size": 32, "head_dim": 16})
     assert convert(lora[0], tmp_path / "out", "--base", wide.llm, *wide.towers) == 1
     assert "another language model than the one that was trained on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["ask", "chat", "batch"])
+def test_an_adapter_is_no_model_to_ask(torch, tmp_path, parts, lora, command, capsys):
+    """It has no tokenizer, either; the message is about what it is."""
+    pretrained = write_projector(torch, tmp_path / "pre", parts.config, parts.projector)
+    (tmp_path / "q.jsonl").write_text("")
+    for model in (lora[0], pretrained):
+        words = (
+            [str(tmp_path / "q.jsonl"), str(tmp_path / "out.jsonl")]
+            if command == "batch"
+            else ["clip.mp4", "What happens?"]
+        )
+        assert main([command, "--model", str(model), *words]) == 1
+        assert f"an adapter, not a model: merge it into one (`videollava convert {model.name} TARGET" in (
+            capsys.readouterr().err
+        )
+        with pytest.raises(WeightsError, match="an adapter, not a model: merge it into one"):
+            open_checkpoint(model)

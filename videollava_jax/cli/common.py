@@ -132,6 +132,8 @@ def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlav
     from videollava_jax.processing.processor import VideoLlavaProcessor
 
     model = find_here(arguments.model, bundled=True) or arguments.model
+    if isinstance(model, Path):
+        _require_no_adapter(model)
     given = {name: getattr(arguments, name) for name in ("template", *CHOICES)}
     changes = {name: value for name, value in given.items() if value is not None}
     preset = changes if arguments.preset is None else PRESETS[arguments.preset].changed(changes)
@@ -139,6 +141,18 @@ def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlav
     if arguments.verbose:
         print(processor.preset, file=sys.stderr)
     return model, processor
+
+
+def _require_no_adapter(model: Path) -> None:
+    """Refuses an adapter by name: it has no tokenizer, either, and what is said about that would not help."""
+    if any((model / name).is_file() for name in ("adapter_config.json", "mm_projector.bin")):
+        from videollava_jax.weights.adapters import is_adapter
+
+        if is_adapter(model):
+            raise ValueError(
+                f"{model}: an adapter, not a model: merge it into one (`videollava convert {model.name} TARGET --base "
+                "MODEL`) and ask that"
+            )
 
 
 def frame_sampling_of(arguments: argparse.Namespace, processor: VideoLlavaProcessor) -> FrameSampling:

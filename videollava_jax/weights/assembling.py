@@ -24,7 +24,8 @@ from videollava_jax.weights.checkpoint import (
 )
 from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor, open_bin, open_safetensors
-from videollava_jax.weights.layouts import EMBEDDING, LAYOUTS, learnt
+from videollava_jax.weights.layouts import EMBEDDING, LAYOUTS, TEMPORAL, learnt
+from videollava_jax.weights.manifest import check_tensors, require
 from videollava_jax.weights.pku import (
     FEATURE_LAYER,
     INPUT_KEYS,
@@ -100,8 +101,16 @@ def open_towers(image: StrPath | None, video: StrPath | None, tower_config: StrP
 
 
 def _open_tower(source: Source, kind: Kind, tower_config: StrPath | None) -> Tower:
-    if holds_tower(source):
-        return open_tower(source, kind, tower_config)
+    tower = open_tower(source, kind, tower_config) if holds_tower(source) else _tower_of(source, kind, tower_config)
+    if source.manifest is not None:  # damage is not handed on under new hashes
+        by_reader = {tensor.read: name for name, tensor in source.stored.items()}
+        names = [by_reader[tensor.read] for tensor in tower.tensors.values() if tensor.read in by_reader]
+        require(source.directory, check_tensors(source.manifest, {name: source.stored[name] for name in names}))
+    return tower
+
+
+def _tower_of(source: Source, kind: Kind, tower_config: StrPath | None) -> Tower:
+    """Opens a tower of a Video-LLaVA."""
     try:
         whole = open_checkpoint(source, tower_config)
     except WeightsError as error:
@@ -218,6 +227,11 @@ def assemble(
         **settings,
     }
     parts = {name: tensor for tower in towers.values() for name, tensor in tower.tensors.items()}
+    if settings.get("mm_video_tower") and not any(TEMPORAL in name for name in parts):
+        raise WeightsError(
+            f"--video-tower {towers['video'].directory}: a tower without attention over time, and the training ran one "
+            f"with it: expected {settings['mm_video_tower']}"
+        )
     parts |= {} if isinstance(projector, int) else projector
     with as_weights_error(path / CONFIG):
         config = read_pku_config(

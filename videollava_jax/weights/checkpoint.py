@@ -20,7 +20,7 @@ from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.layouts import EMBEDDING, HEAD, TEMPORAL, VOCABULARY, Layout, Rows, learnt, recognise
 from videollava_jax.weights.pku import INPUT_KEYS, is_pku_config, padded_rows, read_pku_config, refusals
 from videollava_jax.weights.quantize import dequantized
-from videollava_jax.weights.source import ADAPTER_CONFIG, Source
+from videollava_jax.weights.source import Source
 from videollava_jax.weights.towers import KINDS, Tower
 
 LEAST_OF_A_LAYER = 9
@@ -81,7 +81,12 @@ def open_checkpoint(
       WeightsError: everything that is missing, unknown, of another shape or dtype is listed at once.
     """
     source = Source.open(directory)
-    path, stored = source.directory, source.stored
+    path = source.directory
+    if source.has_adapter and not source.has_model:
+        raise WeightsError(
+            f"{path}: an adapter, not a model: merge it into one (`videollava convert {path.name} TARGET --base MODEL`)"
+        )
+    stored = source.stored
     tower = None if tower_config is None else local_path(tower_config)
     if source.is_orbax:
         _require_own_towers(path, towers)
@@ -89,10 +94,6 @@ def open_checkpoint(
         config = _read_config(source, found, tower)
         _require_fit(path, config, found, {})
         return Checkpoint(path, ORBAX, config, found, source, _inputs(source))
-    if ADAPTER_CONFIG in source.names and not source.has_model:
-        raise WeightsError(
-            f"{path}: an adapter, not a model: merge it into one (`videollava convert ADAPTER TARGET --base MODEL`)"
-        )
     raw = source.config_if_any
     try:
         layout = recognise(stored)

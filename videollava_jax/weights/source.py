@@ -71,6 +71,13 @@ class Source:
             fnmatch.filter(self.names, pattern) for pattern in ("model*.safetensors", "pytorch_model*.bin")
         )
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the names are those of an adapter, PEFT's or the authors'."""
+        stems = ("adapter_model", "non_lora_trainables", "mm_projector")
+        files = {f"{stem}{end}" for stem in stems for end in (".safetensors", ".bin")}
+        return not files.isdisjoint(self.names) or ADAPTER_CONFIG in self.names
+
     @cached_property
     def stored(self) -> Mapping[str, StoredTensor]:
         """Every tensor under the name that its file gives it; none is read.
