@@ -73,6 +73,8 @@ def test_the_authors_checkpoints(vocabulary: Path, tmp_path: Path) -> None:
     assert loaded.template.name == "vicuna_v1"
     assert loaded.max_positions == 4096
     assert (loaded.tokens_per_image, loaded.tokens_per_frame) == (256, 257)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scaling": {"type": "linear", "factor": 4.0}}))
+    assert VideoLlavaProcessor.from_pretrained(tmp_path).max_positions == 4 * 4096
 
 
 def test_saved_and_loaded_again(processor: VideoLlavaProcessor, tmp_path: Path) -> None:

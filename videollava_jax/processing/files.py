@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videollava_jax.config import ModelConfig, SelectStrategy
+from videollava_jax.config import ModelConfig, SelectStrategy, read_rope_scaling
 from videollava_jax.processing.preset import PRESETS, Preset, get_preset
 from videollava_jax.processing.prompt import get_template
 from videollava_jax.processing.segments import MediaKind
@@ -56,7 +56,16 @@ def model_facts(config: dict[str, Any]) -> ModelFacts:
     # 8 frames.
     preset = _preset_of("original" if config else "hf", config)
     window = 8 if "mm_video_tower" in config else 1
-    return ModelFacts(14, "default", config.get("max_position_embeddings"), window, preset, _square(224))
+    return ModelFacts(14, "default", _positions_of(config), window, preset, _square(224))
+
+
+def _positions_of(config: Mapping[str, Any]) -> int | None:
+    """The positions of an authors' model, with those that its `rope_scaling` adds; None if unknown."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int):
+        return None
+    scaling = read_rope_scaling(config.get("rope_scaling") or config.get("rope_parameters"))
+    return positions if scaling is None else int(positions * scaling.factor)
 
 
 def _preset_of(variant: str, config: Mapping[str, Any]) -> Preset:
