@@ -15,7 +15,7 @@ def right(question):
         return "Yes" if target else "No"
     if isinstance(target, list):
         return max(target, key=target.count)
-    return target if target is not None else "two"
+    return target.replace("<OR>", " ").replace("<AND>", " ") if target is not None else "two"
 
 
 def wrong(question):

@@ -41,12 +41,31 @@ def judge(url, tmp_path, **options):
     ],
 )
 def test_replies(reply, expected):
-    assert parsed(reply, match=True) == expected
+    assert parsed(reply, "match") == expected
 
 
 def test_a_reply_of_a_score_alone():
-    assert parsed("{'score': 3}", match=False) == Verdict(None, 3)
-    assert parsed("{''score': 4.8}", match=False) is None  # what the authors' own example says
+    assert parsed("{'score': 3}", "score") == Verdict(None, 3)
+    assert parsed("{''score': 4.8}", "score") is None  # what the authors' own example says
+
+
+@pytest.mark.parametrize(
+    ("reply", "reads", "expected"),
+    [
+        ("0.7", "share", Verdict(None, 0.7)),
+        ("1.0 right", "share", Verdict(None, 1.0)),
+        ("1.1", "share", None),
+        ("right", "share", None),
+        ("8 7\nThe first …", "pair", Verdict(None, 7, 8)),
+        ("8,7", "pair", Verdict(None, 7, 8)),
+        ("8, 7", "pair", None),  # three parts, an empty one among them: an error in the published program too
+        ("8", "pair", None),
+        ("8 70", "pair", None),
+        ("nan 7", "pair", None),
+    ],
+)
+def test_replies_of_numbers(reply, reads, expected):
+    assert parsed(reply, reads) == expected
 
 
 def test_a_judge_is_asked_once_for_the_same_thing(tmp_path):
@@ -70,7 +89,7 @@ def test_another_prompt_or_judge_is_asked_anew(tmp_path):
         judge(fake.url, tmp_path).judged(item)
         judge(fake.url, tmp_path, model="other").judged(item)
         judge(fake.url, tmp_path, temperature=None).judged(item)
-        other = Prompt((("user", "Correct answer: {answer}\nPredicted answer: {pred}"),), "x")
+        other = Prompt((("user", "Correct answer: {answer}\nPredicted answer: {pred}"),), "x", "match")
         judge(fake.url, tmp_path, prompts={"match": other}).judged(item)
     assert len(fake.requests) == 4
     assert "temperature" not in fake.requests[2]
@@ -139,7 +158,7 @@ def annotate():
 
 def test_a_prompt_of_a_program_is_read_and_not_run(tmp_path):
     (tmp_path / "p.py").write_text(PROGRAM)
-    prompt = read_prompt(tmp_path / "p.py")
+    prompt = read_prompt(tmp_path / "p.py", "match")
     assert prompt.fill({"question": "{answer}?", "answer": "a", "pred": "p"}) == [
         {"role": "system", "content": "Grade. Be brief."},
         {"role": "user", "content": "Q: {answer}?\nA: a psuch as {'pred': 'yes'}"},
@@ -163,13 +182,13 @@ def test_a_prompt_of_a_program_is_read_and_not_run(tmp_path):
 def test_prompts_that_are_none(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_prompt(tmp_path / name)
+        read_prompt(tmp_path / name, "score")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("judged")
-    for name in ("msvd_qa", "video_chatgpt", "video_chatgpt_consistency"):
+    for name in ("msvd_qa", "video_chatgpt", "video_chatgpt_consistency", "mmvet", "llava_bench"):
         world.write(name, root / name, media=3)
     return root
 
@@ -211,3 +230,16 @@ def test_three_dimensions_of_one_answer_and_pairs_as_one(data, tmp_path):
     last = json.dumps(fake.requests[-1])
     assert "Question 1: " in last
     assert "Predicted answer 2: " in last
+
+
+def test_shares_and_grades_next_to_a_reference(data, tmp_path):
+    for name, said, expected in (("mmvet", "0.5", 50), ("llava_bench", "8 6\nbecause", 75)):
+        task = TASKS[name]
+        files, questions = task.questions(data / name)
+        with FakeJudge(lambda body, said=said: said).running() as fake:
+            asked = judge(fake.url, tmp_path / name)
+            found = make_report(score(task, files, questions, join(questions, answers(questions, right)), asked), {})
+        assert found["metric"] == f"judge_{task.judges[0]}"
+        assert (found["score"], found["interval"]) == (expected, [expected, expected])
+        text = fake.requests[0]["messages"][-1]["content"]
+        assert questions[0].facts.get("context", "<AND>") in text

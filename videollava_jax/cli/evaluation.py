@@ -333,7 +333,7 @@ def _judge(arguments: argparse.Namespace, task: Task, out: Path) -> Judge | None
         name = name or task.judges[0]
         if name not in prompts:
             raise ValueError(f"--judge-prompt {given}: {task.title} has {', '.join(task.judges)}, not {name!r}")
-        prompts[name] = read_prompt(Path(file))
+        prompts[name] = read_prompt(Path(file), PROMPTS[name].reads)
     return Judge(
         url=arguments.judge_url,
         model=arguments.judge_model,

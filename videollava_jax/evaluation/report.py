@@ -11,6 +11,8 @@ from typing import Any
 from videollava_jax.evaluation.answers import Joined
 from videollava_jax.evaluation.digests import data_fingerprint
 from videollava_jax.evaluation.judge.endpoint import Item, Judge, Judged
+from videollava_jax.evaluation.judge.prompts import PROMPTS, Reads
+from videollava_jax.evaluation.judge.replies import Verdict
 from videollava_jax.evaluation.question import Marked, Question
 from videollava_jax.evaluation.scorers.scorer import Counts, summed, units
 from videollava_jax.evaluation.statistics import DRAWS, SEED, Interval, intervals
@@ -50,12 +52,8 @@ class Scored:
         if self.judged is None:
             return counts
         for prompt in self.task.judges:
-            verdict = self.judged.verdicts.get((name, prompt))  # none: unanswered or unparsed, which is "no" and 0
-            right = verdict.right if verdict is not None else False
-            counts[f"judge/{prompt}"] = float(verdict.score) if verdict is not None else 0.0
-            counts["judge/all"] = 1.0
-            if prompt == "match":
-                counts |= {"judge/yes": float(right is True), "judge/no": float(right is False)}
+            verdict = self.judged.verdicts.get((name, prompt))
+            counts |= judge_counts(prompt, PROMPTS[prompt].reads, verdict)
         return counts
 
     def metrics(self, sums: Counts) -> dict[str, float]:
@@ -71,19 +69,33 @@ class Scored:
         return "judge_accuracy" if "match" in self.task.judges else f"judge_{self.task.judges[0]}"
 
 
+def judge_counts(prompt: str, reads: Reads, verdict: Verdict | None) -> dict[str, float]:
+    """Returns what a verdict counts; None, where there is no answer or no reply could be read, is "no" and 0."""
+    score = float(verdict.score) if verdict is not None else 0.0
+    counts = {"judge/all": 1.0, f"judge/{reads}/{prompt}": score}
+    if reads == "pair":
+        counts["judge/reference"] = verdict.reference if verdict is not None else 10.0
+    if reads == "match":
+        right = verdict.right if verdict is not None else False
+        counts |= {"judge/yes": float(right is True), "judge/no": float(right is False)}
+    return counts
+
+
 def judge_metrics(sums: Counts) -> dict[str, float]:
-    """Returns the judge's metrics: accuracy over yes and no, in percent; mean scores, 0 to 5."""
-    total = sums.get("judge/all", 0.0)
-    if not total:
-        return {}
+    """Returns the judge's metrics: accuracy over yes and no, shares and ratios, in percent; mean scores, 0 to 5."""
     found = {}
-    decided = sums.get("judge/yes", 0.0) + sums.get("judge/no", 0.0)
-    if "judge/yes" in sums:
-        found["judge_accuracy"] = 100 * sums["judge/yes"] / decided if decided else 0.0
+    if decided := sums.get("judge/yes", 0.0) + sums.get("judge/no", 0.0):
+        found["judge_accuracy"] = 100 * sums["judge/yes"] / decided
     for name, value in sums.items():
-        if name.startswith("judge/") and name not in ("judge/all", "judge/yes", "judge/no"):
-            prompt = name.removeprefix("judge/")
-            found["judge_score" if prompt == "match" else f"judge_{prompt}"] = value / total
+        if name.count("/") < 2 or not name.startswith("judge/") or not sums["judge/all"]:
+            continue
+        _, reads, prompt = name.split("/")
+        if reads == "pair":
+            found[f"judge_{prompt}"] = 100 * value / sums["judge/reference"] if sums["judge/reference"] else 0.0
+        elif reads == "share":
+            found[f"judge_{prompt}"] = 100 * value / sums["judge/all"]
+        else:
+            found["judge_score" if reads == "match" else f"judge_{prompt}"] = value / sums["judge/all"]
     return found
 
 
@@ -115,7 +127,9 @@ def score(
 def _fields(unit: Sequence[Marked]) -> dict[str, str]:
     if len(unit) == 1:
         (one,) = unit
-        return {"question": one.question.text, "answer": str(one.question.target), "pred": one.text or ""}
+        context = str(one.question.facts.get("context", ""))
+        asked = str(one.question.facts.get("asked", one.question.text))
+        return {"question": asked, "answer": str(one.question.target), "pred": one.text or "", "context": context}
     fields = {"answer": str(unit[0].question.target)}
     for turn, one in enumerate(unit, 1):
         fields |= {f"question{turn}": one.question.text, f"pred{turn}": one.text or ""}
@@ -253,7 +267,8 @@ def in_words(report: Mapping[str, Any]) -> str:
     paper = dict(report["paper"])
     for name, interval in report["metrics"].items():
         figure = f"   paper: {paper.pop(name):g}" if name in paper else ""
-        unit = "" if name.startswith("judge_") and name != "judge_accuracy" else " %"
+        scores = [f"judge_{prompt}" for prompt, asked in PROMPTS.items() if asked.reads == "score"]
+        unit = "" if name in ("judge_score", *scores) else " %"
         head = "* " if name == report["metric"] else "  "
         lines.append(
             f"{head}{name:24} {interval['value']:6.2f}{unit}  [{interval['low']:.2f}, {interval['high']:.2f}]{figure}"

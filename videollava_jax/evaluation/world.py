@@ -358,6 +358,35 @@ def _videomme(writer: _Writer) -> None:
     writer.json("test.json", rows)
 
 
+def _mmvet(writer: _Writer) -> None:
+    rows, answers = [], {}
+    for number, drawn in enumerate(writer.drawn("images", "v1_{}.png")):
+        question, *rest = drawn.scene.questions
+        text = " ".join(each.text for each in (question, *rest[:1]))
+        rows.append({"question_id": number, "image": drawn.path.name, "text": text})
+        both = "<AND>".join(each.answer for each in (question, *rest[:1]))
+        answers[f"v1_{number}"] = {"question": text, "answer": f"{both}<OR>anything", "capability": ["rec", "spat"]}
+        if number % 2:
+            answers[f"v1_{number}"] |= {"answer": both, "capability": ["rec"]}
+    writer.lines("llava-mm-vet.jsonl", rows)
+    writer.json("mm-vet.json", answers)
+
+
+def _llava_bench(writer: _Writer) -> None:
+    rows: list[dict[str, Any]] = []
+    answers, context = [], []
+    for drawn in writer.drawn("images", "{:03d}.png"):
+        captions = [f"There is a {track.colours[0]} {track.shape}." for track in drawn.scene.tracks]
+        context.append({"image": drawn.path.name, "caption": captions if len(rows) % 2 else captions[0]})
+        for question, category in zip(drawn.scene.questions, ("conv", "detail", "complex"), strict=False):
+            row = {"question_id": len(rows), "image": drawn.path.name, "category": category}
+            rows.append({**row, "text": question.text})
+            answers.append({"question_id": row["question_id"], "text": question.answer, "answer_id": f"a{len(rows)}"})
+    writer.lines("questions.jsonl", rows)
+    writer.lines("answers_gpt4.jsonl", answers)
+    writer.lines("context.jsonl", context)
+
+
 _WRITERS: dict[str, Callable[[_Writer], None]] = {
     "msvd_qa": _video_qa(""),
     "msrvtt_qa": _video_qa(""),
@@ -375,6 +404,8 @@ _WRITERS: dict[str, Callable[[_Writer], None]] = {
     "textvqa": _textvqa,
     "pope": _pope,
     "mmbench": _mmbench,
+    "llava_bench": _llava_bench,
+    "mmvet": _mmvet,
     "nextqa": _nextqa,
     "mvbench": _mvbench,
     "videomme": _videomme,

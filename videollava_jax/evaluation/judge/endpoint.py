@@ -128,7 +128,7 @@ class Judge:
                 reply = self._ask(request)
                 replies.put(asked, reply)
             texts.append(reply)
-            if (verdict := parsed(reply["text"], match=item.prompt == "match")) is not None:
+            if (verdict := parsed(reply["text"], prompt.reads)) is not None:
                 return _Asked(verdict, texts)
         return _Asked(None, texts)
 

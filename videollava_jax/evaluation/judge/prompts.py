@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from videollava_jax.evaluation.digests import json_digest
 
-FIELDS = ("question", "answer", "pred", "question1", "question2", "pred1", "pred2")
+FIELDS = ("question", "answer", "pred", "question1", "question2", "pred1", "pred2", "context")
 """What may stand in braces in a prompt, by the names that the authors' programs give them."""
+Reads = Literal["match", "score", "share", "pair"]
 _FIELD = re.compile(r"\{(" + "|".join(FIELDS) + r")\}")
 _SAY_MATCH = (
     "Reply with a Python dictionary and nothing else, such as {'pred': 'yes', 'score': 4}: 'pred' is 'yes' or 'no'"
@@ -31,10 +32,13 @@ class Prompt:
     Attributes:
       messages: roles and texts, with fields in braces.
       source: where it is from, for the report.
+      reads: how its replies are read: "match", a dictionary with yes or no and a score; "score", one with a score;
+        "share", a number from 0 to 1; "pair", two numbers, of the reference and of the answer.
     """
 
     messages: tuple[tuple[str, str], ...]
     source: str
+    reads: Reads = "score"
 
     @property
     def digest(self) -> str:
@@ -74,6 +78,7 @@ PROMPTS: dict[str, Prompt] = {
             ("user", f"{_PAIR}{_SAY_MATCH}, 'score' a whole number from 0 to 5, where 5 is the best match."),
         ),
         "videollava",
+        "match",
     ),
     "correctness": _scored("Judge whether what the predicted answer says is true, given the correct answer."),
     "detail": _scored("Judge whether the predicted answer is complete and specific, given the correct answer."),
@@ -84,12 +89,41 @@ PROMPTS: dict[str, Prompt] = {
         "Question 1: {question1}\nQuestion 2: {question2}\nCorrect answer: {answer}\nPredicted answer 1: {pred1}\n"
         "Predicted answer 2: {pred2}\n\n",
     ),
+    "mmvet": Prompt(
+        (
+            ("system", "You grade answers to questions about images."),
+            (
+                "user",
+                f"{_PAIR}Parts of the correct answer that <AND> joins are all needed; of those that <OR> joins one is "
+                "enough. Reply with a number from 0.0 (wrong) over 0.1, 0.2, … to 1.0 (right), and nothing else.",
+            ),
+        ),
+        "videollava",
+        "share",
+    ),
+    "relative": Prompt(
+        (
+            ("system", "You compare two answers to a question about an image, which is described to you."),
+            (
+                "user",
+                "Description: {context}\nQuestion: {question}\n\nAnswer 1: {answer}\n\nAnswer 2: {pred}\n\nGrade how "
+                "helpful, relevant, accurate and detailed each is, from 1 to 10. The first line of your reply has the "
+                "two grades alone, with a space between them. Explain them below. Their order must not matter.",
+            ),
+        ),
+        "videollava",
+        "pair",
+    ),
 }
-"""By the names that tasks ask for. Each judges a score; `match` also whether the answer is right."""
+"""By the names that tasks ask for."""
 
 
-def read_prompt(path: Path) -> Prompt:
+def read_prompt(path: Path, reads: Reads) -> Prompt:
     """Reads a prompt: a JSON list of messages, or one of the authors' programs, which is parsed and not run.
+
+    Args:
+      path: of the file.
+      reads: how its replies are read.
 
     Raises:
       ValueError: the file has no messages, or none of their texts has a field.
@@ -98,7 +132,7 @@ def read_prompt(path: Path) -> Prompt:
     messages = _of_program(text, path) if path.suffix == ".py" else _of_json(text, path)
     if not any(_FIELD.search(content) for _, content in messages):
         raise ValueError(f"{path}: expected {{question}}, {{answer}} and {{pred}} in the messages, got none of them")
-    return Prompt(tuple(messages), path.name)
+    return Prompt(tuple(messages), path.name, reads)
 
 
 def _of_json(text: str, path: Path) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import sqlite3
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from videollava_jax.evaluation.digests import json_digest
+from videollava_jax.evaluation.judge.prompts import Reads
 
 
 @dataclass(frozen=True)
@@ -21,24 +23,34 @@ class Verdict:
     """What a judge says about an answer.
 
     Attributes:
-      right: whether it says yes; None where it says neither yes nor no, or only a score was asked for.
-      score: 0 to 5; of 4.8 the authors' programs take 4.
+      right: whether it says yes; None where it says neither yes nor no, or is not asked.
+      score: 0 to 5, where of 4.8 the authors' programs take 4; or a share, 0 to 1; or of a pair, 0 to 10.
+      reference: the score of the reference in a pair.
     """
 
     right: bool | None
-    score: int
+    score: float
+    reference: float = 0.0
 
 
-def parsed(reply: str, *, match: bool) -> Verdict | None:
-    """Reads a reply as the authors' programs do, a Python dictionary; else the first one in it, or JSON.
+def parsed(reply: str, reads: Reads) -> Verdict | None:
+    """Reads a reply as the authors' programs do; of a dictionary also the first one in the text, or JSON.
 
     Args:
       reply: the judge's text.
-      match: whether yes or no is expected too.
+      reads: what is expected, see `Prompt`.
 
     Returns:
       The verdict; None if it cannot be read.
     """
+    if reads == "share":
+        share = _number(reply.split(" ")[0].strip())
+        return Verdict(None, share) if share is not None and 0 <= share <= 1 else None
+    if reads == "pair":
+        grades = [_number(part) for part in reply.split("\n")[0].replace(",", " ").split(" ")]
+        if len(grades) != 2 or grades[0] is None or grades[1] is None or not all(0 <= g <= 10 for g in grades if g):
+            return None
+        return Verdict(None, grades[1], grades[0])
     candidates = [reply.strip(), *re.findall(r"\{[^{}]*\}", reply)[:1]]
     for text in candidates:
         for read in (ast.literal_eval, json.loads):
@@ -46,9 +58,17 @@ def parsed(reply: str, *, match: bool) -> Verdict | None:
                 found = read(text)
             except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
                 continue
-            if isinstance(found, dict) and (verdict := _verdict(found, match)) is not None:
+            if isinstance(found, dict) and (verdict := _verdict(found, reads == "match")) is not None:
                 return verdict
     return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _verdict(found: Mapping[Any, Any], match: bool) -> Verdict | None:

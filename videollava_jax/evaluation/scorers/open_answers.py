@@ -38,6 +38,18 @@ def _long(question: Question, text: str) -> Mark:
     return Mark(score=word_f1(answer, expected), parsed=answer, others={"exact": float(answer == expected)})
 
 
+def elements(text: str, answer: str) -> float:
+    """Returns the share of an answer's parts, joined by <AND>, that a text contains; <OR> joins alternatives."""
+    parts = [[normalised(each) for each in part.split("<OR>")] for part in answer.split("<AND>")]
+    return sum(any(contains(text, each) for each in part) for part in parts) / len(parts)
+
+
+def _parts(question: Question, text: str) -> Mark:
+    answer = normalised(text)
+    f1 = word_f1(answer, normalised(question.target.replace("<AND>", " ").replace("<OR>", " ")))
+    return Mark(score=elements(answer, question.target), parsed=answer, others={"word_f1": f1})
+
+
 def _named(name: str) -> Callable[[Counts], dict[str, float]]:
     """Returns metrics in which the headline one has a name that nobody takes for the paper's accuracy."""
 
@@ -52,3 +64,5 @@ SHORT = Scorer(mark=_short, metric="exact", metrics=_named("exact"))
 within the text; `first_word`; `word_f1`."""
 LONG = Scorer(mark=_long, metric="word_f1", metrics=_named("word_f1"))
 """For answers of sentences: `word_f1` after VQA's normalisation, and `exact`."""
+PARTS = Scorer(mark=_parts, metric="elements", metrics=_named("elements"))
+"""For MM-Vet's answers, which have parts: `elements`, the share of them that the text contains; `word_f1`."""

@@ -1,6 +1,7 @@
 """The tasks: a file for each kind of files, and one table that every command goes by."""
 
 from videollava_jax.evaluation.tasks.choices import MMBENCH, SCIENCEQA_IMG
+from videollava_jax.evaluation.tasks.open_images import LLAVA_BENCH, MMVET
 from videollava_jax.evaluation.tasks.task import Files, Needed, Task
 from videollava_jax.evaluation.tasks.video_chatgpt import CONSISTENCY, GENERIC, TEMPORAL
 from videollava_jax.evaluation.tasks.video_choices import MVBENCH, NEXTQA, VIDEOMME
@@ -15,7 +16,7 @@ TASKS: dict[str, Task] = {
     for task in (
         *(MSVD_QA, MSRVTT_QA, TGIF_QA, ACTIVITYNET_QA),
         *(GENERIC, TEMPORAL, CONSISTENCY),
-        *(VQAV2, VQAV2_VAL, GQA, VIZWIZ, VIZWIZ_VAL, SCIENCEQA_IMG, TEXTVQA, POPE, MMBENCH),
+        *(VQAV2, VQAV2_VAL, GQA, VIZWIZ, VIZWIZ_VAL, SCIENCEQA_IMG, TEXTVQA, POPE, MMBENCH, LLAVA_BENCH, MMVET),
         *(NEXTQA, MVBENCH, VIDEOMME),
     )
 }
