@@ -11,6 +11,7 @@ from videollava_jax.generation.logprobs import Logprobs
 from videollava_jax.generation.next_token import Sampling, drawn, drawn_from, next_tokens
 from videollava_jax.generation.penalties import Penalties
 from videollava_jax.generation.processors import Place, Processors, processed, renormalized
+from videollava_jax.model.sharding import like, resharded, spec_of, whole
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +41,7 @@ class Records:
             if record_NBV is None:
                 return None
             values_BV = jnp.where(live_B[:, None], values_BV.astype(jnp.float32), 0)
+            record_NBV = resharded(record_NBV, like(values_BV, None, *spec_of(values_BV)))
             updated: jax.Array = jax.lax.dynamic_update_index_in_dim(record_NBV, values_BV, step, 0)
             return updated
 
@@ -103,6 +105,8 @@ def with_next_token(
     """
     live_B = ~answers.done_B
     records = answers.records
+    if processors is not None:
+        logits_BV = whole(logits_BV)  # they look at the whole of a row, and scores are recorded
     if processors is None:
         assert records is None, "scores are recorded on the processors' path alone"
         scores_BV = jnp.where(vocabulary.suppressed_V, -jnp.inf, logits_BV.astype(jnp.float32))

@@ -19,6 +19,7 @@ from videollava_jax.generation.answers import Records, Vocabulary
 from videollava_jax.generation.next_token import Sampling, drawn_from
 from videollava_jax.generation.penalties import Penalties
 from videollava_jax.generation.processors import Place, Processors, processed, renormalized
+from videollava_jax.model.sharding import whole
 
 _NEVER = -1.0e9
 """The score of what is not there, as in transformers."""
@@ -147,7 +148,7 @@ def candidates(
     """
     B, n, N = beams.tokens_BnN.shape
     R, V = logits_RV.shape
-    logits_RV = logits_RV.astype(jnp.float32)
+    logits_RV = whole(logits_RV.astype(jnp.float32))  # beams of a prompt compete with each other
     finite_B = beams.finite_B & (jnp.isfinite(logits_RV).reshape(B, -1).all(axis=1) | processors.make_finite)
     count_R = jnp.full((R,), beams.step)
     place = Place(

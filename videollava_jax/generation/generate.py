@@ -25,6 +25,7 @@ from videollava_jax.generation.options import KINDS
 from videollava_jax.generation.output import GenerateOutput, steps_of
 from videollava_jax.generation.text import OnTokens, Streamer, require_tokenizer, to_streamer
 from videollava_jax.model.cache import Cache
+from videollava_jax.model.sharding import whole
 from videollava_jax.processing.room import require_room
 
 
@@ -120,7 +121,7 @@ def generate(
     if copies > 1:
         if prompts.start is not None:
             prompts.start.keep(cache, 0)  # the answers to a prompt differ: none of them is kept
-        logits, cache = jnp.repeat(logits, copies, axis=0), cache.repeat(copies)
+        logits, cache = jnp.repeat(whole(logits), copies, axis=0), cache.repeat(copies)
     if search.num_beams > 1:
         found = beam_search.search(model, logits, cache, keys, rows, chosen, asked, tokenizer)
         prompt = np.repeat(told, search.num_return_sequences, axis=0)

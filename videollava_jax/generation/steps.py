@@ -296,7 +296,7 @@ def decode_guessing(
         taken, tail, answers = carry
         guess_1K = guess(answers, lookup)
         ids_1T = jnp.concatenate([answers.token_B[:, None], guess_1K], axis=1)
-        logits_1TV, longer = model.extend_each(ids_1T, jnp.ones(ids_1T.shape, bool), Cache(prefix, tail))
+        logits_1TV, longer = model.extend_each(ids_1T, jnp.ones_like(ids_1T, bool), Cache(prefix, tail))
         found = with_guessed_tokens(logits_1TV[0], guess_1K, answers, vocabulary, processors)
         right = found.count_B[0] - answers.count_B[0]
         return taken + 1, without_wrong_guesses(tail, longer, right), found
@@ -384,4 +384,4 @@ def advance_beams(found: Candidates, tail: TailCache, beams: Beams, rules: BeamR
 
 def _extend_beams(model: VideoLlava, prefix: PrefixCache, tail: TailCache, beams: Beams) -> tuple[jax.Array, TailCache]:
     last_R1 = jax.lax.dynamic_index_in_dim(beams.tokens_BnN, beams.step - 1, 2).reshape(-1, 1)
-    return model.extend(last_R1, jnp.ones(last_R1.shape, bool), Cache(prefix, tail))
+    return model.extend(last_R1, jnp.ones_like(last_R1, bool), Cache(prefix, tail))
