@@ -480,7 +480,7 @@ function ask() {
   if (!visibleSides().every((side) => side.number.reportValidity()) || !$("max-tokens").reportValidity() || !$("temperature").reportValidity()) return;
   const same = questions.every((question) => question === first);
   const turn = make("li", { class: "turn" });
-  if (same) turn.append(make("h3", { class: "question" }, first, make("span", { class: "of" }, medium.name)));
+  if (same) turn.append(make("h3", { class: "question" }, first, " ", make("span", { class: "of" }, medium.name)));
   const answers = make("div", { class: "answers" });
   turn.append(answers);
   $("turns").append(turn);
