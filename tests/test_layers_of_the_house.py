@@ -78,6 +78,7 @@ WITHOUT_JAX = (
     "batch.lines",
     "batch.requests",
     "batch.records",
+    "batch.servers",
     "evaluation",
     "training.data",
     "training.update.options",

@@ -4,37 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import glob
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from videollava_jax.cli.common import (
-    FRAMES,
+    KEY,
     add_device_arguments,
     add_media_arguments,
     add_model_arguments,
     argument_type,
     begin_command,
-    frame_sampling_of,
-    open_processor,
     print_json,
-    worker_limits,
 )
 from videollava_jax.cli.errors import UsageError, print_error
 from videollava_jax.generation.kinds import number, whole
 from videollava_jax.generation.options import SHARED, from_arguments
-from videollava_jax.processing.prompt import get_template
-
-if TYPE_CHECKING:
-    from videollava_jax.batch.media.isolation import IsolatedReader
-    from videollava_jax.batch.ray.cluster import RayRunner
-    from videollava_jax.batch.runner import Runner
-    from videollava_jax.engine import Engine
-    from videollava_jax.processing.preset import Preset
-    from videollava_jax.processing.processor import VideoLlavaProcessor
 
 DETAILS = """\
 INPUT holds one question per line. OUTPUT appears when every line has a record, with the records in the same order:
@@ -124,6 +110,20 @@ def add_job_arguments(made: argparse.ArgumentParser, places: bool = True) -> Non
         metavar="N",
         help="lines that an engine gets at a time; default: 2048",
     )
+    machines.add_argument(
+        "--server",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="answer through a running `videollava serve`, which has the model; can be given several times: all "
+        f"questions about one medium go to one server. The key, if they ask for one: {KEY} in the environment",
+    )
+    machines.add_argument(
+        "--at-once",
+        type=argument_type(whole(1)),
+        metavar="N",
+        help="requests that one server has at a time; default: 16",
+    )
     add_model_arguments(made)
 
 
@@ -133,42 +133,25 @@ def batch(arguments: argparse.Namespace) -> None:
     Raises:
       SystemExit: with 128 plus the signal's number, if a signal stopped the job.
     """
-    from videollava_jax.batch.media.isolation import IsolatedReader
     from videollava_jax.batch.requests import Defaults
     from videollava_jax.batch.runner import BatchOptions, Stopped, run_batch
-    from videollava_jax.config import require_whole_windows
+    from videollava_jax.cli.answering import choose_answering
     from videollava_jax.media.remote import Fetcher
 
     sources, output = _job_files(arguments)
     generation = from_arguments(arguments)
-    path, processor = open_processor(arguments)
-    if arguments.fps is None:
-        frames = (arguments.frames or FRAMES) if arguments.indices is None else len(arguments.indices)
-        require_whole_windows("--frames", frames, processor.frame_window)
-    if not arguments.ray and (arguments.replicas or arguments.replica_resources or arguments.ray_block):
-        raise ValueError(
-            "--replicas, --replica-resources and --ray-block say how a Ray cluster is used: expected --ray"
-        )
-    limits = worker_limits(arguments)
+    answering = choose_answering(arguments, sources, output)
     fetch = Fetcher(arguments.allow_host, seconds=arguments.limit_seconds, attempts=1 + arguments.retries)
-    answering: list[IsolatedReader | RayRunner] = []
-
-    def make_runner() -> Runner:
-        if arguments.ray:
-            answering.append(runner := _ray_runner(arguments, path, sources, output))
-            return runner
-        answering.append(reader := IsolatedReader(processor, limits))
-        return _engine(arguments, path, processor, reader)
 
     def stop() -> None:
-        for part in (*answering, fetch):
-            part.stop()
+        answering.stop()
+        fetch.stop()
 
     options = BatchOptions(
         form=arguments.format,
         defaults=Defaults(
             options={name: value for name, value in generation.items() if name not in SHARED},
-            frame_sampling=frame_sampling_of(arguments, processor),
+            frame_sampling=answering.frame_sampling,
             video_pooling=arguments.pool,
         ),
         media_root=arguments.media_root,
@@ -177,23 +160,22 @@ def batch(arguments: argparse.Namespace) -> None:
         max_error_rate=arguments.max_error_rate,
         retry_errors=arguments.retry_errors,
         keep_ledger=arguments.keep_ledger,
-        model=str(arguments.model),
-        facts=_facts(arguments, path, processor.preset),
+        model=answering.model,
+        facts=answering.facts,
         on_stop=stop,
         grace=10.0,  # machines are given 25 to 30 seconds
     )
     try:
         # Ray prints events of its nodes to standard output, which is for the summary.
         with contextlib.redirect_stdout(sys.stderr):
-            summary = run_batch(sources, output, make_runner, options)
+            summary = run_batch(sources, output, answering.runner, options)
     except Stopped as stopped:
         print_error(stopped)
         raise SystemExit(128 + stopped.signal) from None
     except MemoryError as error:
         raise OSError(f"{error} What is done is kept: the same command goes on from there") from None
     finally:
-        for part in answering:
-            part.close()
+        answering.close()
     if arguments.json:
         print_json({**summary.record(), "output": str(output)})
     else:
@@ -225,83 +207,6 @@ def _named_files(name: Path) -> list[Path]:
     if folders := [path for path in found if not path.is_file()]:
         raise ValueError(f"{folders[0]}: expected a file of questions, got a directory")
     return found
-
-
-def _facts(arguments: argparse.Namespace, path: str | Path, preset: Preset) -> dict[str, str]:
-    """The part of the job's identity that is about the model: its content or revision, and how it computes."""
-    from videollava_jax.hub import Wanted, find_model
-    from videollava_jax.weights.fingerprint import model_fingerprint
-
-    if isinstance(path, Path):
-        model = model_fingerprint(path)
-    else:
-        model = {"model": f"{path} at {find_model(path, Wanted.SIDE_FILES).name}"}
-    return {
-        **model,
-        "template": get_template(preset.template).name,
-        **{name: str(value) for name, value in preset.to_json().items() if name != "name"},
-        "dtype": arguments.dtype or "the checkpoint's",
-        "int8 weights": str(arguments.int8_weights),
-        "int8 cache": str(arguments.int8_cache),
-        **{name: str(value) for name, value in _shared_options(arguments).items()},
-    }
-
-
-def _shared_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of generation that hold for the engine and not for a line."""
-    return {name: value for name, value in from_arguments(arguments).items() if name in SHARED}
-
-
-def _engine(
-    arguments: argparse.Namespace, path: str | Path, processor: VideoLlavaProcessor, reader: IsolatedReader
-) -> Engine:
-    from videollava_jax.engine import Engine
-    from videollava_jax.generation.loaded import LoadedModel
-    from videollava_jax.model.sharding import make_mesh
-
-    model = LoadedModel.load(
-        path,
-        dtype=arguments.dtype,
-        mesh=None if arguments.mesh is None else make_mesh(*arguments.mesh),
-        quantization="int8" if arguments.int8_weights else None,
-    )
-    return Engine(
-        model,
-        processor,
-        max_rows=arguments.max_rows,
-        memory=arguments.memory,
-        int8_cache=arguments.int8_cache,
-        readers=arguments.workers,
-        reader=reader,
-        **_shared_options(arguments),
-    )
-
-
-def _ray_runner(arguments: argparse.Namespace, path: str | Path, sources: list[Path], output: Path) -> RayRunner:
-    from videollava_jax.batch.ledger import Paths
-    from videollava_jax.batch.lines import read_lines, recognise
-    from videollava_jax.batch.ray.cluster import RayOptions, RayRunner
-    from videollava_jax.hub import BUNDLED
-
-    options: dict[str, Any] = {"replicas": arguments.replicas, "resources": arguments.replica_resources or {}}
-    if arguments.mesh is not None:
-        options["devices"] = math.prod(arguments.mesh)
-    if arguments.ray_block is not None:
-        options["block"] = arguments.ray_block
-    there = argparse.Namespace(**{**vars(arguments), "run": None})
-    if isinstance(path, Path) and there.model != BUNDLED:
-        there.model = path  # absolute: replicas have another working directory
-    lines = sum(1 for _ in read_lines(sources, arguments.format or recognise(sources)))
-    make_engine = functools.partial(_replica_engine, there)
-    return RayRunner(make_engine, RayOptions(**options), spool=Paths(output).media, lines=lines)
-
-
-def _replica_engine(arguments: argparse.Namespace) -> Engine:
-    """Makes the engine of a replica."""
-    from videollava_jax.batch.media.isolation import IsolatedReader
-
-    path, processor = open_processor(arguments)
-    return _engine(arguments, path, processor, IsolatedReader(processor, worker_limits(arguments)))
 
 
 def _resources(text: str) -> dict[str, float]:

@@ -51,6 +51,10 @@ def print_json(record: dict[str, Any]) -> None:
     print(json.dumps(record, ensure_ascii=not in_unicode), flush=True)
 
 
+KEY = "VIDEOLLAVA_API_KEY"
+"""The environment variable that holds a server's key, which a command line would show to others."""
+
+
 # ── a model, frames, answers ────────────────────────────────────────────────────────────────────────────────
 
 

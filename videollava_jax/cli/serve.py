@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from videollava_jax.assets import TINY
 from videollava_jax.cli.common import (
     FRAMES,
+    KEY,
     add_device_arguments,
     add_media_arguments,
     add_reading_arguments,
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from videollava_jax.serving.metrics import MeasuredReader
     from videollava_jax.serving.settings import Settings
 
-KEY = "VIDEOLLAVA_API_KEY"
-"""The environment variable that holds the key, which a command line would show to others."""
 ANSWER = 512
 """Tokens of the longest answer where `--longest-answer` does not say."""
 DETAILS = f"""\

@@ -84,6 +84,7 @@ class Result:
       cached_tokens: those of them that the device held already when the request came; all or none.
       frames: for each video which frames the model saw; None for one that was given as pixels.
       logprobs: for each of `token_ids`, where the request asks for them.
+      answer_tokens: the number of `token_ids`; of an answer that came from a server, of the tokens it does not send.
     """
 
     id: str
@@ -97,6 +98,11 @@ class Result:
     cached_tokens: int = 0
     frames: tuple[Frames | None, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    answer_tokens: int = -1
+
+    def __post_init__(self) -> None:
+        if self.answer_tokens < 0:
+            object.__setattr__(self, "answer_tokens", len(self.token_ids))
 
 
 @dataclass(frozen=True, kw_only=True)

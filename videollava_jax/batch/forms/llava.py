@@ -26,7 +26,7 @@ def _record(tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> Map
     metadata: dict[str, Any] = {
         "finish_reason": result.finish_reason,
         "prompt_tokens": result.prompt_tokens,
-        "tokens": len(result.token_ids),
+        "tokens": result.answer_tokens,
     }
     if result.error is not None:
         metadata |= {"error": result.error, "cause": cause, **tag.place}

@@ -136,8 +136,8 @@ def _completion(name: str, result: Result, facts: JobFacts) -> dict[str, Any]:
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": result.finish_reason}],
         "usage": {
             "prompt_tokens": result.prompt_tokens,
-            "completion_tokens": len(result.token_ids),
-            "total_tokens": result.prompt_tokens + len(result.token_ids),
+            "completion_tokens": result.answer_tokens,
+            "total_tokens": result.prompt_tokens + result.answer_tokens,
         },
     }
 

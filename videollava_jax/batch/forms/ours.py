@@ -82,7 +82,7 @@ def record(tag: Tag, result: Result, cause: str | None, facts: JobFacts) -> Mapp
         "error": result.error,
         **({"cause": cause} if cause is not None else {}),
         "prompt_tokens": result.prompt_tokens,
-        "tokens": len(result.token_ids),
+        "tokens": result.answer_tokens,
     }
 
 
