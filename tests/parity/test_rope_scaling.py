@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.parity.reference import assert_close
 from tests.small_models import TEXT, array, hf_config, public, sharp_hf_model
@@ -17,7 +18,6 @@ from videollava_jax.model.layers import RotaryScaling, rotary
 POSITIONS = 24  # of the training; prompts are shorter and longer
 KINDS = ("linear", "dynamic")
 FACTOR = 4.0
-pytestmark = pytest.mark.usefixtures("torch")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -86,6 +86,20 @@ def test_tokens_and_logits_of_decode_with_a_cache(torch, pair, length):
         assert_close(ours, array(reference), SELF)
 
 
+@pytest.mark.filterwarnings("ignore:.*past_key_values.*:FutureWarning")  # transformers' newer name for it
+@pytest.mark.parametrize(("first", "then"), [(10, 10), (20, 10), (30, 20)])
+def test_logits_after_a_cache_that_is_given(torch, pair, first, then):
+    """transformers does not rotate the keys of its cache again, either: those of `forward` are the same in parts."""
+    theirs, mine = pair
+    ids = prompt(first + then)
+    before, after = ids[:, :first], ids[:, first:]
+    with torch.no_grad():
+        cache = fresh(theirs)(input_ids=torch.tensor(before), use_cache=True).past_key_values
+        expected = array(theirs(input_ids=torch.tensor(after), past_key_values=cache, use_cache=True).logits)
+    held = mine(input_ids=before, use_cache=True).past_key_values
+    assert_close(mine(input_ids=after, past_key_values=held, use_cache=True).logits, expected, SELF)
+
+
 def test_a_row_does_not_depend_on_the_others_of_its_batch(pair):
     _, mine = pair
     alone = mine.generate(input_ids=prompt(10), max_new_tokens=6, do_sample=False, eos_token_id=None)[:, 10:]
@@ -144,6 +158,21 @@ def test_the_engine_answers_as_generate(scaled, tiny_processor, kind):
     expected = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, length:]
     assert answer.error is None
     np.testing.assert_array_equal(answer.token_ids, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_rows_beyond_the_trained_positions(scaled, kind):
+    """Packed rows hold several samples: with dynamic scaling the longest would rotate the others."""
+    model = scaled(kind)
+    T = 300
+    ids, positions = jnp.ones((1, T), jnp.int32), jnp.arange(T)[None]
+    packed = (ids, positions, jnp.zeros_like(ids), jnp.full_like(ids, -1), None)
+    module = nnx.merge(model.graph, model.state)
+    if kind == "dynamic":
+        with pytest.raises(ValueError, match=r"rows of 300 tokens: .*dynamic rope_scaling .* 256: .*data.row_tokens"):
+            module.packed(*packed)
+    else:
+        assert module.packed(*packed).shape == (1, T, 128)
 
 
 def test_parts_beyond_the_trained_positions_are_refused_by_name(scaled, tiny_processor):

@@ -283,7 +283,7 @@ def test_an_adapter_without_a_projector_onto_a_language_model(tmp_path, parts):
     """PEFT's adapter of a plain language model: no `llava` in its name."""
     drawn = draw(parts.config, integers=True)
     adapter = write_adapter(tmp_path / "a", drawn, "pku", base_model_name_or_path=VICUNA)
-    with pytest.raises(WeightsError, match=r"an adapter without a projector .*videollava assemble --projector FILE"):
+    with pytest.raises(WeightsError, match=r"an adapter without a projector .*--projector FILE gives the one"):
         convert_to_orbax(
             adapter,
             tmp_path / "out",
@@ -291,6 +291,33 @@ def test_an_adapter_without_a_projector_onto_a_language_model(tmp_path, parts):
             image_tower=parts.image_tower,
             video_tower=parts.video_tower,
         )
+
+
+def test_an_adapter_that_was_trained_with_a_frozen_projector(torch, tmp_path, parts, finished, lora, capsys):
+    """--freeze_mm_mlp_adapter True: non_lora_trainables.bin is empty, and the projector is that of the first stage."""
+    drawn = draw_lora(parts.config, rank=4, alpha=8)
+    drawn.whole.clear()
+    directory = write_lora(torch, tmp_path / "frozen", parts.config, drawn)
+    config = json.loads((directory / "config.json").read_text())
+    base = ["--base", parts.llm, *parts.towers]
+    assert convert(directory, tmp_path / "out", *base) == 1
+    assert "non_lora_trainables.bin is missing" in capsys.readouterr().err
+    (directory / "config.json").write_text(json.dumps(config | {"freeze_mm_mlp_adapter": True}))
+    assert convert(directory, tmp_path / "out", *base) == 1
+    assert "--projector FILE gives the one that it was trained with" in capsys.readouterr().err
+    pretrained = write_projector(torch, tmp_path / "pre", parts.config, parts.projector)
+    assert convert(directory, tmp_path / "out", *base, "--projector", pretrained / "mm_projector.bin") == 0
+    made = open_checkpoint(tmp_path / "out")
+    assert_same_bits(first_rows(arrays(made)), expected_merge(parts.parameters, drawn))
+    assert made.inputs == {"image_aspect_ratio": "pad"}  # of the adapter's training, not of the projector's
+    assert convert(lora[0], tmp_path / "twice", *base, "--projector", pretrained / "mm_projector.bin") == 1
+    assert "has a trained projector of its own: expected no --projector" in capsys.readouterr().err
+    over = ["--base", finished, "--projector", pretrained, "--trust-base"]
+    assert convert(lora[0], tmp_path / "twice", *over) == 1
+    assert "--projector: expected a language model as the base" in capsys.readouterr().err
+    for flags in (["--projector", pretrained], ["--trust-base"]):
+        with pytest.raises(SystemExit):
+            convert(finished, tmp_path / "twice", *flags)
 
 
 def test_a_language_model_of_other_shapes(tmp_path, lora, capsys):

@@ -27,6 +27,7 @@ Ask questions about images and videos with Video-LLaVA, in JAX.
   videollava eval list                                     published tasks, what each needs and the paper's figures
   videollava convert Video-LLaVA-7B-hf 7b-orbax            a checkpoint of any layout to Orbax
   videollava export 7b-orbax 7b-hf --layout hub            and back
+  videollava assemble 7b-start --llm vicuna-7b-v1.5 ...    a model from a language model, two towers and a projector
   videollava verify 7b-orbax                               is every bit as it was when it was written?
   videollava ask --model 7b-orbax clip.mp4 "Why is this funny?"
   videollava finetune --config lora --model 7b-orbax --output runs/mine --data.train mine.json

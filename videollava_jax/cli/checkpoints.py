@@ -41,14 +41,25 @@ def add_convert(made: argparse.ArgumentParser) -> None:
         "one that its adapter_config.json or config.json names",
     )
     _add_trust_base(made)
+    made.add_argument(
+        "--projector",
+        metavar="FILE",
+        help="mm_projector.bin, for an adapter onto a language model that was trained with a frozen projector",
+    )
     _add_towers(made, required=False)
     _add_int8(made)
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    """Converts SOURCE to an Orbax directory and prints what was written."""
+    """Converts SOURCE to an Orbax directory and prints what was written.
+
+    Raises:
+      UsageError: an option is for adapters, and there is no --base.
+    """
     from videollava_jax.weights import convert_to_orbax
 
+    if arguments.base is None and (arguments.projector is not None or arguments.trust_base):
+        raise UsageError(f"{'--projector' if arguments.projector else '--trust-base'}: expected an adapter, and --base")
     started = time.perf_counter()
     done = convert_to_orbax(
         _find(arguments.source),
@@ -58,6 +69,7 @@ def convert(arguments: argparse.Namespace) -> None:
         base=_find_if_given(arguments.base),
         image_tower=_find_if_given(arguments.image_tower),
         video_tower=_find_if_given(arguments.video_tower),
+        projector=arguments.projector,
         trust_base=arguments.trust_base,
     )
     _report_conversion(arguments, done, time.perf_counter() - started)

@@ -254,19 +254,32 @@ def assemble(
 
 
 def assemble_for(
-    adapter: Adapter, language_model: StrPath | Source, towers: Mapping[str, Tower], *, keep_dtypes: bool = False
+    adapter: Adapter,
+    language_model: StrPath | Source,
+    towers: Mapping[str, Tower],
+    projector_path: StrPath | None = None,
+    *,
+    keep_dtypes: bool = False,
 ) -> Checkpoint:
     """Joins a language model and towers with the projector of an adapter that was trained on them.
 
+    Args:
+      projector_path: the projector of an adapter that was trained with a frozen one (`open_projector`).
+
     Raises:
-      WeightsError: the adapter has no projector, or what `assemble` raises.
+      WeightsError: the adapter has no projector and none is given, or both, or what `assemble` raises.
     """
     projector = {name: tensor for name, tensor in adapter.replaced.items() if name.startswith(PROJECTOR)}
     settings = settings_of(adapter)
+    if projector_path is not None:
+        if projector:
+            raise WeightsError(f"{adapter.directory}: has a trained projector of its own: expected no --projector")
+        projector, its_settings = open_projector(projector_path)
+        settings = settings or its_settings
     if not projector and settings.get("mm_projector_type") != "identity":
         raise WeightsError(
             f"{adapter.directory}: an adapter without a projector (mm_projector), onto the language model "
-            f"{Source.open(language_model).directory}: expected one that was trained with a projector; `videollava "
-            "assemble --projector FILE` makes a model that it can be merged into"
+            f"{Source.open(language_model).directory}: --projector FILE gives the one that it was trained "
+            "with, such as mm_projector.bin of the first stage"
         )
     return assemble(language_model, towers, projector, settings, keep_dtypes=keep_dtypes)

@@ -103,6 +103,7 @@ def convert_to_orbax(
     base: StrPath | Checkpoint | None = None,
     image_tower: StrPath | None = None,
     video_tower: StrPath | None = None,
+    projector: StrPath | None = None,
     trust_base: bool = False,
 ) -> Conversion:
     """Converts a checkpoint in any known layout to an Orbax directory with its manifest.
@@ -114,6 +115,7 @@ def convert_to_orbax(
       base: the checkpoint that the adapter in `source` is merged into: a Video-LLaVA, or a language model, which takes
         the projector of the adapter.
       image_tower, video_tower: the towers of a language model, or of a checkpoint that was saved without them.
+      projector: the projector of an adapter onto a language model that was trained with a frozen one.
       trust_base: `base` is what the adapter was trained on, whatever the names of both say.
 
     Raises:
@@ -131,9 +133,11 @@ def convert_to_orbax(
     else:
         towers, adapter = open_towers(image_tower, video_tower, tower_config), _open_adapter(source)
         if isinstance(base, Checkpoint) or not is_language_model(base):
+            if projector is not None:
+                raise WeightsError("--projector: expected a language model as the base; a Video-LLaVA has a projector")
             checkpoint = _open(base, tower_config, towers)
         else:
-            checkpoint = assemble_for(adapter, base, towers, keep_dtypes=options.dtype is not None)
+            checkpoint = assemble_for(adapter, base, towers, projector, keep_dtypes=options.dtype is not None)
         checkpoint = merge_adapter(checkpoint, adapter, trust_base=trust_base)
     return _write(checkpoint, list(checkpoint.tensors.values()), target, ORBAX, checkpoint.config.to_hf(), options)
 

@@ -201,7 +201,7 @@ def _not_all_there(
         yield f"{ADAPTER_CONFIG} is missing: it holds alpha, which scales what is added"
     elif not halves and raw is not None and raw.get("target_modules") not in (None, [], NO_MODULES):
         yield f"{ADAPTER_CONFIG} names target_modules, and there is no lora_A or lora_B: is {ADAPTER} missing?"
-    elif halves and not whole and settings_of(directory):
+    elif halves and not whole and (settings := settings_of(directory)) and not settings.get("freeze_mm_mlp_adapter"):
         yield f"{TRAINED_APART}.bin is missing: the authors' LoRA is trained together with the projector"
 
 
