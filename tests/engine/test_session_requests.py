@@ -9,6 +9,7 @@ from tests.small_models import random_model
 from videollava_jax.assets import MEDIA
 from videollava_jax.engine import Engine
 from videollava_jax.engine.compilations import compilations
+from videollava_jax.engine.sizes import GridShape, cache_bytes
 from videollava_jax.engine.tickets import PinError
 from videollava_jax.media import Fps, Uniform, read_video
 
@@ -208,6 +209,19 @@ def test_what_does_not_fit_says_so_with_numbers(session, changes, numbers):
     result = session.submit(question("long", "what?", **{"max_new_tokens": 2, **changes})).result(SECONDS)
     assert result.cause == "too_long"
     assert numbers in result.error
+
+
+def test_a_budget_of_bytes_gives_the_slots(model, tiny_processor):
+    engine = Engine(model, tiny_processor, max_rows=12)
+    text = model.model_config.text_config
+    one = cache_bytes(GridShape(1, 1, 2, 320, 128, 64), text, model.dtype, int8=False)
+    for slots in (1, 3, 6):
+        with engine.session(rows=2, longest_answer=64, longest_prefix=320, memory=slots * one + 1) as made:
+            assert made.shape.slots == slots
+    with pytest.raises(ValueError, match="raise memory="):
+        engine.session(rows=1, memory=1000)
+    with pytest.raises(ValueError, match="memory: expected at least 1, got 0"):
+        engine.session(memory=0)
 
 
 def test_counts_return_to_nothing(session):

@@ -76,26 +76,29 @@ class Engine:
         longest_question: int = 128,
         longest_answer: int = 512,
         rows: int = 8,
+        memory: int | None = None,
         max_requests: int | None = None,
     ) -> Session:
         """Begins a session: requests from any thread are answered as they come, on a grid of fixed sizes.
 
-        As many prefixes are held as fit `memory` and `max_rows`; each stays until its memory is needed for another, the
-        one that was used least recently first.
+        As many prefixes are held as fit `memory` and `max_rows`: each has a slot of the grid with its own rows. It
+        stays until its memory is needed for another, the one that was used least recently first, unless it is pinned.
 
         Args:
           longest_prefix: tokens of a prompt up to its last medium, media included; None for a video of 8 frames with
             some text before it.
           longest_question: tokens after the media; the start of a longer text is prefilled with its media.
           longest_answer: tokens.
-          rows: questions about one prefix that are answered at a time; others wait.
+          rows: questions about one prefix that are answered at a time; others wait. Fewer leave room for more prefixes.
+          memory: bytes for the keys and values of all prefixes and rows; None for the engine's `memory`.
           max_requests: requests without a result at a time, beyond which `submit` raises `QueueFull`; None for any.
 
         Raises:
           ValueError: a size is out of range, or the memory is too small for one prefix.
         """
         given = {"longest_question": longest_question, "longest_answer": longest_answer, "rows": rows}
-        for name, value in {**given, "longest_prefix": longest_prefix, "max_requests": max_requests}.items():
+        others = {"longest_prefix": longest_prefix, "memory": memory, "max_requests": max_requests}
+        for name, value in {**given, **others}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if longest_prefix is None:
@@ -107,7 +110,7 @@ class Engine:
             preparer,
             self._device(preparer, in_pieces=True),
             self.processor.light_tokenizer,
-            self._choose_shape(demand),
+            self._choose_shape(demand, memory),
             ahead=self._ahead,
             positions=self._positions,
             readers=self.options.readers,
@@ -161,7 +164,7 @@ class Engine:
             advice=advice,
         )
 
-    def _choose_shape(self, demand: Demand) -> GridShape:
+    def _choose_shape(self, demand: Demand, memory: int | None = None) -> GridShape:
         config, dtype, int8 = self.model.model_config.text_config, self.model.dtype, self.options.int8_cache
         shards = self._shards
         shape = choose_shape(
@@ -170,7 +173,7 @@ class Engine:
             dtype,
             shards=shards,
             max_rows=max(self.max_rows, shards),
-            memory=self.memory,
+            memory=memory or self.memory,
             int8=int8,
         )
         if self.options.on_sizes:

@@ -19,6 +19,7 @@ from videollava_jax.model.cache import Cache, PrefixCache, TailCache, as_prefix
 from videollava_jax.model.decoder import Llama
 from videollava_jax.model.layers import ACTIVATIONS, Linear, Quantization
 from videollava_jax.model.sharding import like, resharded, shard_over_mesh, spec_of, whole
+from videollava_jax.model.structure import HashedGraph
 from videollava_jax.model.vision import VisionTower
 from videollava_jax.processing.segments import MediaKind
 
@@ -348,7 +349,7 @@ def structure(config: ModelConfig, quantization: Quantization | None = None) -> 
     Both are shared: nobody may change the state (`with_parameters` makes another).
     """
     graph, state = nnx.split(abstract_model(config, quantization=quantization))
-    return graph, state
+    return HashedGraph.of(graph), state
 
 
 @lru_cache
