@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -256,7 +257,18 @@ STAND_INS: dict[str, Made] = {
 }
 """What is put under a name that a page's reader brings."""
 
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+_PORT = _free_port()
 WORDS: dict[str, str] = {
+    "--port 8000": f"--port {_PORT}",
+    "127.0.0.1:8000": f"127.0.0.1:{_PORT}",
+    "kill %1": f"pkill -f -- '--[p]ort {_PORT}'",  # each command has a shell of its own here
     "/shared/": "{here}/shared/",
     "tensor=8": "tensor=2",  # the tiny model's heads are not divisible by 8
     "num_gpus=1": "num_cpus=1",
