@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,6 +43,7 @@ def namespace(model, tiny_processor):
         "ids": inputs["input_ids"],
         "config": VideoLlavaConfig(small["vision_config"], small["text_config"], 90, 91),
         "jnp": jnp,
+        "copy": copy,
         "np": np,
         "dtypes": lambda model: {str(value.dtype) for value in model.parameters.values()},
     }
@@ -173,6 +176,44 @@ HOLDS = [
         "cache = DynamicCache(config=model.config); model(**inputs, past_key_values=cache); out = cache[0][0]",
         "out.shape == (1, 2, ids.shape[1], 64)",
     ),
+    (
+        "out = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True, output_scores=True)",
+        "list(out.keys()) == ['sequences', 'scores'] and out['scores'][0].shape == (1, 643)",
+    ),
+    (
+        "o = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True, output_scores=True); "
+        "out = model.compute_transition_scores(o.sequences, o.scores, normalize_logits=True)",
+        "(out <= 0).all() and out.shape == (1, len(o.scores))",
+    ),
+    (
+        "out = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True, output_attentions=True, "
+        "output_hidden_states=True)",
+        "out.attentions[0][-1].shape[-1] == ids.shape[1] and out.hidden_states[-1][-1].shape == (1, 1, 128)",
+    ),
+    (
+        "hidden = model(**inputs, output_hidden_states=True).hidden_states; "
+        "out = [model.lm_head(model.language_model.norm(h[:, -1])).argmax(-1) for h in hidden[1:-1]]",
+        "len(out) == 3",
+    ),
+    (
+        "past = DynamicCache(); model(**inputs, past_key_values=past); "
+        "more = np.concatenate([ids, [[5, 6]]], axis=1); out = model.generate(more, past_key_values=past, max_new_tokens=2)",
+        "past.get_seq_length() == out.shape[1] - 1",
+    ),
+    (
+        "e = model.get_input_embeddings()(ids); out = model.generate(inputs_embeds=e, attention_mask=np.ones_like(ids), "
+        "pixel_values_videos=inputs['pixel_values_videos'], max_new_tokens=3)",
+        "out.shape[1] <= 3",
+    ),
+    ("out = model.language_model.generate(input_ids=np.array([[1, 5]]), max_new_tokens=2)", "out.shape[0] == 1"),
+    ("out = str(model)", "out.startswith('VideoLlavaForConditionalGeneration(')"),
+    (
+        "out = [n for n, m in model.named_modules() if n.endswith('q_proj') and 'language_model' in n]",
+        "out[0] == 'model.language_model.layers.0.self_attn.q_proj' and len(out) == 4",
+    ),
+    ("out = model.hf_device_map, model.device.type, model.main_input_name", "out == ({'': 'cpu'}, 'cpu', 'input_ids')"),
+    ("model.zero_grad(); model.set_attn_implementation('eager'); out = copy.deepcopy(model)", "out is not model"),
+    ("out = model.multi_modal_projector.load_state_dict(model.multi_modal_projector.state_dict())", "out == ([], [])"),
     # ── making ──
     ("out = Model(config)", "out.config.text_config.hidden_size == 32"),
     (

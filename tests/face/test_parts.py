@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from tests.parity.reference import assert_close, batch
 from tests.small_models import TEXT, array, hf_config, on_mesh, public, sharp_hf_model
 from tests.tolerances import LAYER, MODEL, SELF
-from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaModel
+from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaModel, VideoLlavaProcessor
 from videollava_jax.model.sharding import make_mesh
 
 
@@ -230,6 +231,58 @@ def test_a_vocabulary_grows_on_a_mesh(model):
     assert_close(mesh.get_input_embeddings()(ids), model.get_input_embeddings()(jnp.asarray(ids)), 0)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_tensors_of_torch_are_taken(torch, dtype):
+    """As transformers' page moves and casts them; in bfloat16 NumPy has no such tensors."""
+    from videollava_jax.assets import MEDIA, TINY
+
+    model = VideoLlavaForConditionalGeneration.from_pretrained(TINY, dtype=getattr(torch, dtype))
+    processor = VideoLlavaProcessor.from_pretrained(TINY)
+    given = {"text": "USER: <video>\nWhich way? ASSISTANT:", "videos": str(MEDIA / "rising-triangle.mp4")}
+    plain, cast = processor(**given), getattr(torch, dtype)
+    inputs = processor(**given, return_tensors="pt").to(model.device, cast)
+    assert inputs["pixel_values_videos"].dtype == cast
+    np.testing.assert_array_equal(model.generate(**inputs, max_new_tokens=4), model.generate(**plain, max_new_tokens=4))
+    out = model(**inputs, labels=inputs["input_ids"].clone())
+    assert np.isfinite(float(out.loss))
+    with torch.no_grad():
+        features = model.get_video_features(inputs["pixel_values_videos"]).pooler_output
+        model.multi_modal_projector(torch.ones(2, 64, requires_grad=True))
+        model.lm_head.weight.data[torch.tensor([3, 4])] = torch.ones(2, 128, requires_grad=True)
+    assert np.asarray(model.lm_head.weight[[3, 4]]).min() == 1
+    assert features.shape == (8, 17, 128)
+    model.load_state_dict({"lm_head.weight": torch.zeros(643, 128, dtype=torch.bfloat16)}, strict=False)
+    assert not np.asarray(model.lm_head.weight).any()
+
+
+def test_parts_are_listed(torch, theirs, model):
+    """Under transformers' names, but for modules without parameters."""
+    ours = dict(model.named_modules())
+    assert set(ours) <= dict(theirs.named_modules()).keys()
+    assert {name for name, part in theirs.named_modules() if isinstance(part, torch.nn.Linear)} <= ours.keys()
+    assert len(list(model.modules())) == len(ours)
+    assert [name for name, _ in model.model.named_children()] == [
+        name.removeprefix("model.") for name, _ in model.named_children() if name != "lm_head"
+    ]
+    assert "(lm_head): lm_head: 3,168 parameters" in repr(model)
+    state = model.multi_modal_projector.state_dict()
+    assert model.multi_modal_projector.load_state_dict({name: value * 0 for name, value in state.items()}) == ([], [])
+    assert not np.asarray(model.multi_modal_projector.linear_1.weight).any()
+    with pytest.raises(ValueError, match="1 names are unknown"):
+        model.multi_modal_projector.load_state_dict({"x": 1})
+
+
+def test_a_model_is_copied(model):
+    """A copy has its own parameters and configuration."""
+    other = copy.deepcopy(model)
+    before = model(np.array([[3, 4]])).logits
+    other.lm_head.weight.data[:] = 0
+    other.config.use_cache = False
+    assert_close(model(np.array([[3, 4]])).logits, before, 0)
+    assert not hasattr(model.config, "use_cache")
+    assert not np.asarray(other(np.array([[3, 4]])).logits).any()
+
+
 REFUSED = [
     (lambda m: m.gradient_checkpointing_enable(), ValueError, "videollava finetune"),
     (lambda m: m.language_model.layers[0](np.ones((1, 2, 32))), ValueError, "output_hidden_states=True"),
@@ -242,6 +295,8 @@ REFUSED = [
     (lambda m: m.language_model.wte, AttributeError, "it has embed_tokens, layers, norm, parameters"),
     (lambda m: m.load_adapter("x"), AttributeError, "videollava convert ADAPTER OUT --base MODEL"),
     (lambda m: m.register_forward_hook(print), AttributeError, "output_hidden_states=True"),
+    (lambda m: m.lm_head.register_forward_hook(print), AttributeError, "output_hidden_states=True"),
+    (lambda m: m.set_attn_implementation("flash_attention_2"), ValueError, "chosen by the device"),
     (lambda m: m.vision_tower, AttributeError, "docs/transformers.md"),
     (lambda m: m.lm_head.weight.backward(), AttributeError, "'backward' is none of them"),
     (lambda m: m.get_parameter("x"), ValueError, "named_parameters"),

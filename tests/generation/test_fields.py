@@ -23,8 +23,6 @@ ASKING = {
     "token_healing": True,
     "guidance_scale": 1.5,
     "watermarking_config": {"bias": 2.0},
-    "output_attentions": True,
-    "output_hidden_states": True,
     "is_assistant": True,
     "assistant_early_exit": 4,
     "speculation_type": "dflash",

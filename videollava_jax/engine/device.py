@@ -117,7 +117,7 @@ class Device:
             if model.placement is None:
                 # What programs return is bound to the device of the parameters. A grid that is not would be another
                 # kind of argument to JAX, and every program would be compiled twice.
-                grid = jax.device_put(grid, model.device)
+                grid = jax.device_put(grid, model.jax_device)
         self._held = _Filled(shape, branches, grid, {})
 
     def prefill(self, slot: int, prefixes: Sequence[ReadPrefix]) -> None:

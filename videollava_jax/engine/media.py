@@ -57,7 +57,7 @@ def encode_in_pieces(
     unit = config.frame_window if config.frame_window > 1 else FRAMES
     longest = max(unit * processor.pooled_tokens_per_frame(1), processor.tokens_per_image)
     shape = (len(reads), positions + longest, config.text_config.hidden_size)
-    sharding = model.device if model.placement is None else model.placement.batch(len(reads))
+    sharding = model.jax_device if model.placement is None else model.placement.batch(len(reads))
     features = on_device.no_features(shape, model.dtype, sharding)
     first = 0
     for i, kind in enumerate(reads[0].kinds):

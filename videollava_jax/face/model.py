@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 
 from videollava_jax.config import ModelConfig
 from videollava_jax.face import forward_arguments
+from videollava_jax.face.arrays import Device, from_torch
 from videollava_jax.face.base_model import OfAWhole, VideoLlavaModel
 from videollava_jax.face.cache import DynamicCache
 from videollava_jax.face.named_parts import head_of
@@ -32,7 +33,7 @@ from videollava_jax.generation.asked import Criterion
 from videollava_jax.generation.call_options import as_json, fields_of, generation_config_of
 from videollava_jax.generation.generate import Prompts, Start, generate
 from videollava_jax.generation.loaded import GENERATION_CONFIG
-from videollava_jax.generation.output import GenerateOutput
+from videollava_jax.generation.output import GenerateOutput, transition_scores
 from videollava_jax.generation.processors import ScoreFunction
 from videollava_jax.generation.text import OnTokens, Streamer
 from videollava_jax.hub import local_path
@@ -85,9 +86,35 @@ class VideoLlavaForConditionalGeneration(PreTrained):
     base_model = model
 
     @property
+    def hf_device_map(self) -> dict[str, Device]:
+        """The whole model on its device, as accelerate says it."""
+        return {"": self.device}
+
+    @property
     def lm_head(self) -> Part:
         """The head; called with hidden states [..., D]."""
         return head_of(self)
+
+    def compute_transition_scores(
+        self,
+        sequences: ArrayLike,
+        scores: Sequence[ArrayLike],
+        beam_indices: ArrayLike | None = None,
+        normalize_logits: bool = False,
+    ) -> npt.NDArray[np.float32]:
+        """Returns the scores of the chosen tokens, as transformers' method of this name does.
+
+        Args:
+          sequences, scores, beam_indices: of a `GenerateOutput`.
+          normalize_logits: whether to take the log-softmax of the scores first.
+
+        Returns:
+          float32 [rows, n], 0 behind the end of a beam.
+
+        Raises:
+          ValueError: scores that are not those of the sequences.
+        """
+        return transition_scores(sequences, scores, beam_indices, normalize_logits)
 
     def can_generate(self) -> bool:
         """Returns True."""
@@ -249,7 +276,7 @@ class VideoLlavaForConditionalGeneration(PreTrained):
         )
         logits, loss = found.out, None
         if labels is not None:
-            loss = _loss(logits, labels)
+            loss = _loss(logits, from_torch(labels))
             logits = logits[:, np.asarray(forward_arguments.kept(logits_to_keep, logits.shape[1]))]
         output = VideoLlavaOutput(
             loss, logits, found.past, found.hidden_states, found.attentions, found.image, found.video
@@ -320,10 +347,12 @@ class VideoLlavaForConditionalGeneration(PreTrained):
             and answer longer than the model's positions. It is raised before anything is computed.
           FloatingPointError: logits that are not finite, naming the rows.
         """
-        ids = one_of(input_ids=input_ids, inputs=inputs)
+        ids = from_torch(one_of(input_ids=input_ids, inputs=inputs))
+        attention_mask, inputs_embeds = from_torch(attention_mask), from_torch(inputs_embeds)
         past = one_of(past_key_values=past_key_values, cache=cache)
-        images = one_of(pixel_values_images=pixel_values_images, pixel_values=pixel_values)
-        media = images, pixel_values_videos, video_pooling
+        images = from_torch(one_of(pixel_values_images=pixel_values_images, pixel_values=pixel_values))
+        videos = from_torch(pixel_values_videos)
+        media = images, videos, video_pooling
         start: Start | None = None
         said = ids is not None
         if inputs_embeds is not None:
@@ -333,7 +362,7 @@ class VideoLlavaForConditionalGeneration(PreTrained):
             start = FromCache(self, past, ids, *media)
         if ids is None:
             raise ValueError("input_ids: expected the tokens of prompts, got none")
-        prompts = Prompts(ids, attention_mask, images, pixel_values_videos, video_pooling, start, said)
+        prompts = Prompts(ids, attention_mask, images, videos, video_pooling, start, said)
         found = generate(
             self,
             prompts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
@@ -11,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from videollava_jax.config import ModelConfig
+from videollava_jax.face.arrays import Device, from_torch
 from videollava_jax.face.embeddings import resized
-from videollava_jax.face.model_loading import dtype_of
+from videollava_jax.face.model_loading import dtype_of, sort
 from videollava_jax.face.named_parts import EMBEDDING, Decoder, Tower, head_of
 from videollava_jax.face.parameters import FINE_TUNE, Parameter, Parameters
-from videollava_jax.face.parts import Part
+from videollava_jax.face.parts import NOT_HERE, Part
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.model.sharding import Placement, put
 from videollava_jax.model.video_llava import (
@@ -27,15 +29,9 @@ from videollava_jax.model.video_llava import (
 )
 
 _EMBEDDING, _HEAD = "language_model.embed_tokens.weight", "lm_head.weight"
-_ADAPTERS = "merge the adapter into a checkpoint: videollava convert ADAPTER OUT --base MODEL"
-_HOOKS = "model(…, output_hidden_states=True, output_attentions=True) gives what layers compute"
-_NOT_HERE: Mapping[str, str] = {
-    **dict.fromkeys(("load_adapter", "add_adapter", "set_adapter", "enable_adapters", "disable_adapters"), _ADAPTERS),
-    **dict.fromkeys(("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"), _HOOKS),
-    "enable_input_require_grads": FINE_TUNE,
-    "quantize": 'expected quantization="int8" in from_pretrained',
-}
-"""Methods of torch's and transformers' models, and what to do instead."""
+
+_OWN_OBJECTS = ("_config", "_generation_config")
+"""Objects of a model that users change."""
 
 
 class Unfit(NamedTuple):
@@ -49,6 +45,10 @@ class Module(LoadedModel):
     """A loaded model with the methods of torch's modules, for code that was written for these."""
 
     training = False
+    main_input_name = "input_ids"
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = False
+    is_gradient_checkpointing = False
     _config: Any = None  # transformers' object, from the first time that it is asked for
     _model_config: ModelConfig
     _graph: Any
@@ -131,6 +131,11 @@ class Module(LoadedModel):
 
     # ── where it is, in which dtype ──
 
+    @property
+    def device(self) -> Device:
+        """Where tensors of torch are expected, the CPU; `.platform` and `.jax` say where the parameters are."""
+        return Device(self.jax_device)
+
     def to(self, *where: Any, dtype: Any = None, device: Any = None, **hints: Any) -> Self:
         """Casts the model where a dtype is among the arguments, and returns it.
 
@@ -200,10 +205,16 @@ class Module(LoadedModel):
     def gradient_checkpointing_disable(self) -> None:
         """Does nothing: the model never trains."""
 
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """False."""
-        return False
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Does nothing: there are no gradients."""
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Does nothing: the kernel of attention is chosen by the device.
+
+        Raises:
+          ValueError: a kernel that transformers has of its own.
+        """
+        sort({"attn_implementation": attn_implementation})
 
     def compile(self, *arguments: Any, **named: Any) -> None:
         """Does nothing: programs are compiled by XLA."""
@@ -253,7 +264,16 @@ class Module(LoadedModel):
         names |= {name: name for name in self.parameters}
         found = {names[name]: value for name, value in state_dict.items() if name in names}
         missing = [self._outside(name) for name in self.parameters if name not in found]
-        unfit = Unfit(missing, [name for name in state_dict if name not in names])
+        return self._load(found, Unfit(missing, [name for name in state_dict if name not in names]), strict)
+
+    def load_part(self, path: str, state_dict: Mapping[str, Any], strict: bool) -> Unfit:
+        """Sets the parameters of a part by their names in it; see `load_state_dict`."""
+        names = {name.removeprefix(path + "."): name for name in self.parameters if name.startswith(path + ".")}
+        found = {names[name]: value for name, value in state_dict.items() if name in names}
+        missing = [name for name in names if names[name] not in found]
+        return self._load(found, Unfit(missing, [name for name in state_dict if name not in names]), strict)
+
+    def _load(self, found: Mapping[str, Any], unfit: Unfit, strict: bool) -> Unfit:
         if strict and any(unfit):
             raise ValueError(
                 f"load_state_dict: {len(unfit.missing_keys)} parameters are missing, such as {unfit.missing_keys[:1]}, "
@@ -306,7 +326,7 @@ class Module(LoadedModel):
         Raises:
           ValueError: another shape.
         """
-        now, given = self.parameter(name), np.asarray(getattr(value, "weight", value))
+        now, given = self.parameter(name), np.asarray(from_torch(getattr(value, "weight", value)))
         if given.shape != now.shape:
             more = ": resize_token_embeddings changes the vocabulary" if name in (_EMBEDDING, _HEAD) else ""
             raise ValueError(f"{self._outside(name)}: expected {list(now.shape)}, got {list(given.shape)}{more}")
@@ -422,6 +442,25 @@ class Module(LoadedModel):
         """Returns the head, `.weight` [V, D]: the embedding where the two are tied."""
         return head_of(self)
 
+    def named_children(self) -> Iterator[tuple[str, Any]]:
+        """Yields the parts right below the model by name."""
+        names = dict.fromkeys(name.split(".")[0] for name in self.parameters)
+        return ((self._outside(f"{name}.weight").removesuffix(".weight"), getattr(self, name)) for name in names)
+
+    def children(self) -> Iterator[Any]:
+        """Yields the parts right below the model."""
+        return (part for _, part in self.named_children())
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """Yields the model, and all its parts, by the names of `state_dict`."""
+        yield prefix, self
+        for name, part in self.named_children():
+            yield from part.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Any]:
+        """Yields the model, and all its parts."""
+        return (part for _, part in self.named_modules())
+
     def get_submodule(self, target: str) -> Any:
         """Returns a part by its name, such as "model.language_model.layers.0.mlp".
 
@@ -433,10 +472,19 @@ class Module(LoadedModel):
             part = part[int(name)] if name.isdigit() else getattr(part, name)
         return part
 
+    def __repr__(self) -> str:
+        parts = "".join(f"\n  ({name}): {part!r}" for name, part in self.named_children())
+        return f"{type(self).__name__}({parts}\n)"
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        made = copy.copy(self)  # arrays are never changed in place
+        made.__dict__ |= {name: copy.deepcopy(getattr(self, name)) for name in _OWN_OBJECTS if name in self.__dict__}
+        return made
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        instead = _NOT_HERE.get(name, "docs/transformers.md lists what there is")
+        instead = NOT_HERE.get(name, "docs/transformers.md lists what there is")
         raise AttributeError(f"{type(self).__name__} has no {name!r} here: {instead}")
 
 

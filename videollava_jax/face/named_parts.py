@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from videollava_jax.config import require_whole_windows
+from videollava_jax.face.arrays import from_torch
 from videollava_jax.face.output import TowerOutput, VideoLlavaModelOutput
 from videollava_jax.face.parts import Part, on_its_devices
 from videollava_jax.model.video_llava import VideoLlava
@@ -38,6 +39,10 @@ class Decoder(Part):
     def lm_head(self) -> Part:
         """The head, as transformers 4.4 nests it."""
         return head_of(self._model)
+
+    def generate(self, *arguments: Any, **named: Any) -> Any:
+        """Generates text, as the model with its head does."""
+        return self._model.generate(*arguments, **named)
 
     def get_input_embeddings(self) -> Part:
         """Returns the embedding of tokens."""
@@ -119,7 +124,7 @@ class TiedHead(Part):
           ValueError: an array that does not fit.
         """
         weight = self._model.parameter(EMBEDDING + ".weight")
-        x, D = np.asarray(arguments[0] if arguments else None), weight.shape[1]
+        x, D = np.asarray(from_torch(arguments[0]) if arguments else None), weight.shape[1]
         if not x.ndim or x.shape[-1] != D or len(arguments) != 1 or named:
             raise ValueError(f"lm_head: expected floats [..., {D}], got {x.dtype} {list(x.shape)}")
         return _tied(jnp.asarray(x), weight)

@@ -2,63 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from videollava_jax.face.cache import DynamicCache
-
-
-class _Items:
-    """A dataclass whose fields are also items: by name, or by their index among those that are not None."""
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """Returns the fields that are not None."""
-        return tuple(self._present().values())
-
-    def keys(self) -> KeysView[str]:
-        """Returns the names of the fields that are not None."""
-        return self._present().keys()
-
-    def values(self) -> ValuesView[Any]:
-        """Returns the fields that are not None."""
-        return self._present().values()
-
-    def items(self) -> ItemsView[str, Any]:
-        """Returns the names and values of the fields that are not None."""
-        return self._present().items()
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Returns a field by its name; `default` where it is None."""
-        return self._present().get(_ALIASES.get(name, name), default)
-
-    def __getitem__(self, item: str | int | slice) -> Any:
-        """Returns a field by its name, or by its index among those that are not None."""
-        return self._present()[_ALIASES.get(item, item)] if isinstance(item, str) else self.to_tuple()[item]
-
-    def __contains__(self, name: str) -> bool:
-        return _ALIASES.get(name, name) in self._present()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._present())
-
-    def __len__(self) -> int:
-        return len(self._present())
-
-    def _present(self) -> dict[str, Any]:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {name: value for name, value in values.items() if value is not None}
-
-
-_ALIASES = {"cache": "past_key_values"}
-"""transformers 5.24 renames a field, and knows both names."""
+from videollava_jax.generation.output import Items
 
 
 @dataclass(frozen=True)
-class MediaFeatures(_Items):
+class MediaFeatures(Items):
     """The result of `get_image_features` and `get_video_features`.
 
     Attributes:
@@ -76,7 +30,7 @@ class MediaFeatures(_Items):
 
 
 @dataclass(frozen=True)
-class TowerOutput(_Items):
+class TowerOutput(Items):
     """The result of a tower.
 
     Attributes:
@@ -90,7 +44,7 @@ class TowerOutput(_Items):
     hidden_states: tuple[jax.Array, ...] | None = None
 
 
-class _Result(_Items):
+class _Result(Items):
     """What the results of both classes have, under the names of transformers 5.24 too."""
 
     past_key_values: DynamicCache | None

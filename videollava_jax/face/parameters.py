@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videollava_jax.face.arrays import from_torch
 from videollava_jax.model.sharding import put
 
 FINE_TUNE = "this model answers; fine-tune with `videollava finetune` (docs/training.md)"
@@ -17,6 +18,10 @@ FINE_TUNE = "this model answers; fine-tune with `videollava finetune` (docs/trai
 
 class Owner(Protocol):
     """A model whose parameters are read and set by the core's names."""
+
+    @property
+    def device(self) -> Any:
+        """Where it takes inputs."""
 
     def parameter(self, name: str) -> jax.Array:
         """Returns a parameter."""
@@ -54,6 +59,11 @@ class Parameter:
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
         self.requires_grad_(value)
+
+    @property
+    def device(self) -> Any:
+        """That of the model."""
+        return self._owner.device
 
     def requires_grad_(self, requires_grad: bool = True) -> Parameter:
         """Returns the parameter.
@@ -119,7 +129,7 @@ class Parameter:
         """
         now = self.array
         changed = np.array(now)
-        changed[_index(item)] = np.asarray(values).astype(now.dtype)
+        changed[_index(item)] = np.asarray(from_torch(values)).astype(now.dtype)
         self._owner.set_parameters({self.name: put(changed, now.sharding)})
 
     def __len__(self) -> int:
@@ -164,7 +174,7 @@ def _index(item: Any) -> Any:
     """An index with arrays of any library as those of NumPy."""
     if isinstance(item, tuple):
         return tuple(_index(each) for each in item)
-    return np.asarray(item) if hasattr(item, "__array__") or isinstance(item, list) else item
+    return np.asarray(from_torch(item)) if hasattr(item, "__array__") or isinstance(item, list) else item
 
 
 class Parameters(dict[str, jax.Array]):

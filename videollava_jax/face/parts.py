@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from videollava_jax.face.arrays import from_torch
 from videollava_jax.face.parameters import FINE_TUNE, Parameter
 from videollava_jax.model.decoder import LlamaMLP
 from videollava_jax.model.layers import Embedding, LayerNorm, Linear, RMSNorm
@@ -24,6 +25,17 @@ _CALLED: dict[type[nnx.Module], str] = {
     VisionMLP: "fc1.weight",
 }
 """Those that take one array and give one, each with the weight that the array meets first."""
+
+
+_ADAPTERS = "merge the adapter into a checkpoint: videollava convert ADAPTER OUT --base MODEL"
+_HOOKS = "model(…, output_hidden_states=True, output_attentions=True) gives what layers compute"
+NOT_HERE: Mapping[str, str] = {
+    **dict.fromkeys(("load_adapter", "add_adapter", "set_adapter", "enable_adapters", "disable_adapters"), _ADAPTERS),
+    **dict.fromkeys(("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"), _HOOKS),
+    "enable_input_require_grads": FINE_TUNE,
+    "quantize": 'expected quantization="int8" in from_pretrained',
+}
+"""Methods of torch's and transformers' models, and what to do instead."""
 
 
 class Part:
@@ -58,6 +70,8 @@ class Part:
             return Parameter(self._model, f"{self._path}.{name}")
         if any(each.startswith(name + ".") for each in below):
             return Part(self._model, f"{self._path}.{name}")
+        if name in NOT_HERE:
+            raise AttributeError(f"{self._path} has no {name!r} here: {NOT_HERE[name]}")
         there = ", ".join(dict.fromkeys(each.split(".")[0] for each in below))
         raise AttributeError(f"{self._path} has no {name!r} here: it has {there}, parameters() and named_parameters()")
 
@@ -108,6 +122,33 @@ class Part:
     def device(self) -> Any:
         """That of the model."""
         return self._model.device
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """Sets its parameters, as `load_state_dict` of the model does.
+
+        Raises:
+          ValueError: an array of another shape, or names that do not fit.
+        """
+        return self._model.load_part(self._path, state_dict, strict)
+
+    def children(self) -> Iterator[Part]:
+        """Yields the parts right below it."""
+        return (part for _, part in self.named_children())
+
+    def named_children(self) -> Iterator[tuple[str, Part]]:
+        """Yields the parts right below it by name."""
+        names = dict.fromkeys(each.split(".")[0] for each in self._below() if "." in each)
+        return ((name, Part(self._model, f"{self._path}.{name}")) for name in names)
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Part]]:
+        """Yields it, and all parts below it, by name."""
+        yield prefix, self
+        for name, part in self.named_children():
+            yield from part.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Part]:
+        """Yields it, and all parts below it."""
+        return (part for _, part in self.named_modules())
 
     # ── what code for torch does to it ──
 
@@ -170,7 +211,7 @@ def _said(ids: Any) -> str:
 
 def on_its_devices(model: Any, x: Any) -> Any:
     """An array that a compiled function of the model takes: those of JAX may be on other devices than a mesh."""
-    return x if isinstance(x, jax.Array) and model.placement is None else np.asarray(x)
+    return x if isinstance(x, jax.Array) and model.placement is None else np.asarray(from_torch(x))
 
 
 def _module(graph: Any, state: Any, path: str) -> Any:

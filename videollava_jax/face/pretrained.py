@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from videollava_jax.config import ModelConfig
 from videollava_jax.face import forward_arguments, model_loading
+from videollava_jax.face.arrays import from_torch
 from videollava_jax.face.forward import Call, Computed, by_frame, run
 from videollava_jax.face.module import Module
 from videollava_jax.face.output import MediaFeatures, VideoLlavaModelOutput, VideoLlavaOutput
@@ -77,7 +78,7 @@ class PreTrained(Module):
         Raises:
           ValueError: no images, images of another shape, or hidden states that the projector does not take.
         """
-        pixels = one_of(pixel_values=pixel_values, pixel_values_images=pixel_values_images)
+        pixels = from_torch(one_of(pixel_values=pixel_values, pixel_values_images=pixel_values_images))
         model = self._selecting(vision_feature_layer, vision_feature_select_strategy)
         features_of(model.model_config, "images", np.shape(pixels) if pixels is not None else (), 4, 1)
         found = MediaFeatures(compiled.encode_images(model.graph, self.state, np.asarray(pixels)))
@@ -103,8 +104,8 @@ class PreTrained(Module):
           ValueError: videos of another shape, or hidden states that the projector does not take.
         """
         model = self._selecting(vision_feature_layer, None)
-        features_of(model.model_config, "videos", np.shape(pixel_values_videos), 5, video_pooling)
-        pixels = np.asarray(pixel_values_videos)
+        pixels = np.asarray(from_torch(pixel_values_videos))
+        features_of(model.model_config, "videos", pixels.shape, 5, video_pooling)
         found = MediaFeatures(
             by_frame(compiled.encode_videos(model.graph, self.state, pixels, video_pooling), len(pixels[0]))
         )
@@ -125,12 +126,12 @@ class PreTrained(Module):
           keep: its `logits_to_keep`; None for hidden states instead of logits.
           others: its further arguments.
         """
-        known = forward_arguments.sort(others)
+        known = {name: from_torch(value) for name, value in forward_arguments.sort(others).items()}
         call = Call(
-            input_ids,
-            attention_mask,
-            one_of(pixel_values_images=images, pixel_values=known.get("pixel_values")),
-            videos,
+            from_torch(input_ids),
+            from_torch(attention_mask),
+            one_of(pixel_values_images=from_torch(images), pixel_values=known.get("pixel_values")),
+            from_torch(videos),
             known.get("video_pooling", 1),
             known.get("inputs_embeds"),
             known.get("position_ids"),
@@ -140,7 +141,7 @@ class PreTrained(Module):
             output_attentions=self._said(known, "output_attentions", False),
         )
         model = self._selecting(known.get("vision_feature_layer"), known.get("vision_feature_select_strategy"))
-        return run(model, call, keep)
+        return run(model, call, from_torch(keep))
 
     def _keep(self, config: Any) -> None:
         """Keeps transformers' configuration that the model was made of: `config` is that object from then on."""

@@ -103,6 +103,7 @@ class SearchOptions:
       begin_suppress_tokens: tokens that are not chosen first.
       return_dict_in_generate: the result is a `GenerateOutput`.
       output_scores, output_logits: it holds the scores, or the logits, of each step.
+      output_attentions, output_hidden_states: it holds those of every layer and step.
       prompt_lookup_num_tokens: tokens that are guessed from earlier ones at a time; 0 for none. Answers stay the same.
       max_matching_ngram_size: the most last tokens that are looked up for a guess.
     """
@@ -133,6 +134,8 @@ class SearchOptions:
     return_dict_in_generate: bool = _option(False, TRUTH, alone="nothing")
     output_scores: bool = _option(False, TRUTH, alone="nothing")
     output_logits: bool = _option(False, TRUTH, alone="nothing")
+    output_attentions: bool = _option(False, TRUTH, alone="nothing")
+    output_hidden_states: bool = _option(False, TRUTH, alone="nothing")
     prompt_lookup_num_tokens: int = _option(0, whole(1))
     max_matching_ngram_size: int = _option(2, whole(1), alone="nothing")
 
@@ -202,8 +205,6 @@ REFUSED: Mapping[str, Refused] = {
     "token_healing": Refused("let the prompt end where a token ends", (False,)),
     "guidance_scale": Refused("combine the logits of two prompts from model(...).logits yourself", (1, 1.0)),
     "watermarking_config": Refused("pass a watermark as logits_processor=, a function of JAX arrays"),
-    "output_attentions": Refused("attention weights are never computed as arrays; use transformers on torch", (False,)),
-    "output_hidden_states": Refused("use transformers on torch for the hidden states of each step", (False,)),
     "is_assistant": Refused("models do not assist each other; prompt_lookup_num_tokens guesses tokens", (False,)),
     "assistant_early_exit": Refused("use prompt_lookup_num_tokens, which guesses tokens without a model"),
     "speculation_type": Refused("use prompt_lookup_num_tokens, which guesses tokens without a model"),

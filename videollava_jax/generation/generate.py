@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, SupportsIndex
@@ -24,6 +25,7 @@ from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.generation.options import KINDS
 from videollava_jax.generation.output import GenerateOutput, steps_of
 from videollava_jax.generation.text import OnTokens, Streamer, require_tokenizer, to_streamer
+from videollava_jax.generation.traced import traced
 from videollava_jax.model.cache import Cache
 from videollava_jax.model.sharding import whole
 from videollava_jax.processing.room import require_room
@@ -91,6 +93,12 @@ def generate(
     options, search = chosen.every, chosen.search
     copies = _copies(chosen, streamed=streamer is not None or on_tokens is not None)
     require_tokenizer(options, tokenizer)
+    wanted = search.return_dict_in_generate and (search.output_attentions or search.output_hidden_states)
+    if wanted and (copies > 1 or prompts.start is not None):
+        raise ValueError(
+            "output_hidden_states and output_attentions: expected one answer to each prompt, and neither inputs_embeds "
+            "nor past_key_values: call the model with the sequences, model(…, output_hidden_states=True)"
+        )
     text = model.model_config.text_config
     # Guesses are checked several at a time.
     guesses = bool(search.prompt_lookup_num_tokens)
@@ -155,7 +163,19 @@ def generate(
     if not search.return_dict_in_generate:
         return sequences
     scores, step_logits = steps_of(decoded.records, decoded.tokens.shape[1])
-    return GenerateOutput(sequences, scores=scores, logits=step_logits, decoder_passes=decoded.passes)
+    output = GenerateOutput(sequences, scores=scores, logits=step_logits, decoder_passes=decoded.passes)
+    if not wanted:
+        return output
+    steps = traced(
+        model,
+        ids,
+        mask,
+        decoded.tokens,
+        *(prompts.images, prompts.videos, prompts.video_pooling),
+        hidden_states=search.output_hidden_states,
+        attentions=search.output_attentions,
+    )
+    return dataclasses.replace(output, attentions=steps.attentions, hidden_states=steps.hidden_states)
 
 
 def _copies(call: CallOptions, *, streamed: bool) -> int:

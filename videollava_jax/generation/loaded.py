@@ -164,7 +164,7 @@ class LoadedModel:
         return np.dtype(self.parameters["language_model.embed_tokens.weight"].dtype)
 
     @property
-    def device(self) -> jax.Device:
+    def jax_device(self) -> jax.Device:
         """The device of the parameters; on a mesh, one of its devices."""
         return next(iter(self.parameters["language_model.embed_tokens.weight"].devices()))
 
