@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.processing.inputs import ask
-from videollava_jax import VideoLlavaProcessor
+from videollava_jax import VideoLlavaProcessor, register
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.engine import Engine, Request
 from videollava_jax.face import call, opening
@@ -147,3 +147,18 @@ def test_pushed_to_the_hub(processor: VideoLlavaProcessor, monkeypatch: pytest.M
     monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *a, **k: SimpleNamespace(save=len))
     processor.push_to_hub("owner/name")
     assert {"chat_template.jinja", "processor_config.json", "preprocessor_config.json"} <= set(sent["owner/name"])
+
+
+def test_registering_alone_leaves_auto_processor_with_the_class_of_transformers(monkeypatch):
+    """Why `register` takes the name out of transformers' list: once this fails, it need not."""
+    from transformers import AutoProcessor
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    register()
+    assert type(AutoProcessor.from_pretrained(TINY)) is VideoLlavaProcessor
+    monkeypatch.setitem(PROCESSOR_MAPPING_NAMES, "video_llava", "VideoLlavaProcessor")
+    try:
+        found = type(AutoProcessor.from_pretrained(TINY))
+    except ImportError:  # it needs torchvision
+        return
+    assert found is not VideoLlavaProcessor

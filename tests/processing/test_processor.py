@@ -213,3 +213,9 @@ def test_a_video_file_is_sampled(processor: VideoLlavaProcessor, clip: Path) -> 
         for i in range(8)
     ]
     np.testing.assert_allclose(greys, want, atol=0.1)  # every second frame, as the documentation samples
+
+
+def test_an_unknown_argument_is_named_with_the_nearest_known_one(processor: VideoLlavaProcessor) -> None:
+    for call in (processor, processor.conversation_inputs):
+        with pytest.raises(TypeError, match="unknown argument 'max_new_token': did you mean 'max_new_tokens'"):
+            call("a" if call is processor else [{"role": "user", "content": "a"}], max_new_token=3)

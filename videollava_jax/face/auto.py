@@ -16,5 +16,6 @@ def register() -> None:
     """
     AutoConfig.register("video_llava", VideoLlavaConfig, exist_ok=True)
     AutoProcessor.register(VideoLlavaConfig, VideoLlavaProcessor, exist_ok=True)
-    # A checkpoint's files name the class, and transformers looks a name up in its own list before the registered ones.
+    # A checkpoint's files name the class, and transformers looks a name up in its own list before the registered ones:
+    # with `AutoProcessor.register` alone its own class is found, which needs torchvision. There is no public way.
     PROCESSOR_MAPPING_NAMES.pop("video_llava", None)

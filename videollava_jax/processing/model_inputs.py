@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, SupportsIndex
 
 from videollava_jax.config import poolings
@@ -32,16 +33,44 @@ PIXELS: dict[MediaKind, str] = {"image": "pixel_values_images", "video": "pixel_
 
 @dataclass(frozen=True)
 class CallOptions:
-    """The arguments of a call that say how its inputs are made; see `VideoLlavaProcessor.__call__`."""
+    """The arguments of a call that say how its inputs are made, of prompts and of conversations.
 
-    padding: Padding
-    truncation: bool | str | None
-    max_length: int | None
-    max_new_tokens: int
-    frame_sampling: Any
-    limits: MediaLimits
-    return_tensors: str | None
-    video_pooling: int
+    Attributes:
+        padding: True or "longest" pads to the longest row, "max_length" to `max_length`, on the tokenizer's padding
+            side.
+        truncation: True cuts rows to `max_length` tokens. It is an error if that cuts a medium.
+        max_length: tokens, for `padding` and `truncation`.
+        max_new_tokens: how many tokens will be generated; they must fit into the model's positions too.
+        frame_sampling: which frames to take from a video file: a rule, a number of frames by the preset's rule, or None
+            for 8 of them; of arrays and lists all frames are taken.
+        limits: of media files.
+        video_pooling: None for the processor's own. The output passes it on to the model.
+        return_tensors: "np", or None for lists.
+    """
+
+    padding: Padding = False
+    truncation: bool | str | None = False
+    max_length: int | None = None
+    max_new_tokens: int = 0
+    frame_sampling: Any = None
+    limits: MediaLimits = DEFAULT_LIMITS
+    video_pooling: SupportsIndex | None = None
+    return_tensors: Literal["np"] | None = "np"
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> CallOptions:
+        """Returns the options that are given by name.
+
+        Raises:
+            TypeError: an unknown name; the message has the nearest known one.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in given.keys() - known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise TypeError(
+                f"unknown argument {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"known: {known}")
+            )
+        return cls(**given)
 
 
 class ModelInputs(MediaProcessor):
@@ -161,14 +190,7 @@ class ModelInputs(MediaProcessor):
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         return_assistant_tokens_mask: bool = False,
-        padding: Padding = False,
-        truncation: bool | str | None = False,
-        max_length: int | None = None,
-        max_new_tokens: int = 0,
-        frame_sampling: Any = None,
-        limits: MediaLimits = DEFAULT_LIMITS,
-        video_pooling: SupportsIndex | None = None,
-        return_tensors: Literal["np"] | None = "np",
+        **asked: Any,
     ) -> dict[str, Any]:
         """Turns conversations (see `prompt.parse_conversation`) and their media into model inputs.
 
@@ -181,8 +203,7 @@ class ModelInputs(MediaProcessor):
             continue_final_message: whether to leave the last message, the assistant's, open for more of it.
             return_assistant_tokens_mask: whether to add `assistant_masks` int64 [B, T], which is 1 on the assistant's
                 tokens (including `</s>`), for labels.
-            padding, truncation, max_length, max_new_tokens: as in a call of `VideoLlavaProcessor`.
-            frame_sampling, limits, video_pooling, return_tensors: as in a call.
+            asked: the fields of `CallOptions`.
 
         Returns:
             What a call of `VideoLlavaProcessor` returns, as a plain dictionary.
@@ -193,13 +214,10 @@ class ModelInputs(MediaProcessor):
         prompts, _ = render_conversations(
             conversation, lambda turns: self.write(turns, template, add_generation_prompt, continue_final_message)
         )
-        most = self._most_tokens(max_new_tokens, truncation)
+        options = CallOptions.of(asked)
+        most = self._most_tokens(options.max_new_tokens, options.truncation)
         rows = [self.encoder.encode(prompt, most) for prompt in prompts]
         require_sources(rows)
-        pooling = self._pooling_or_default(video_pooling)
-        options = CallOptions(
-            padding, truncation, max_length, max_new_tokens, frame_sampling, limits, return_tensors, pooling
-        )
         return self._inputs(rows, options, with_answers=return_assistant_tokens_mask)
 
     def _inputs(
@@ -210,10 +228,11 @@ class ModelInputs(MediaProcessor):
                 "return_tensors: expected 'np' (NumPy arrays, which JAX accepts) or None (lists), "
                 f"got {options.return_tensors!r}"
             )
+        pooling = self._pooling_or_default(options.video_pooling)
         options = replace(options, frame_sampling=self.frames(options.frame_sampling))
         media = [medium for row in rows for medium in row.media]
         frames = [known_frames(m.source, options.frame_sampling) if m.kind == "video" else 1 for m in media]
-        ids, budget = self.encoder.media_ids, self._budget(options)
+        ids, budget = self.encoder.media_ids, self._budget(options, pooling)
         self._require_whole_windows(media, frames)
         known = [count for count in frames if count is not None]
         if with_text and len(known) == len(frames):
@@ -235,8 +254,8 @@ class ModelInputs(MediaProcessor):
             chosen = [p for p, medium in zip(pixels, media, strict=True) if medium.kind == kind]
             if chosen:
                 data[name] = self._normalized(kind, chosen, as_arrays=options.return_tensors is not None)
-        if "pixel_values_videos" in data and options.video_pooling != 1:
-            data["video_pooling"] = options.video_pooling
+        if "pixel_values_videos" in data and pooling != 1:
+            data["video_pooling"] = pooling
         return data
 
     def _most_tokens(self, max_new_tokens: int, truncation: bool | str | None = False) -> int | None:
@@ -245,7 +264,7 @@ class ModelInputs(MediaProcessor):
             return None
         return room_for_prompt(self.max_positions, max_new_tokens)
 
-    def _budget(self, options: CallOptions) -> Budget:
+    def _budget(self, options: CallOptions, pooling: int) -> Budget:
         tokenizer = self._tokenizer
         if options.truncation not in (True, False, None, "longest_first", "do_not_truncate"):
             raise ValueError(f"truncation: expected True or False, got {options.truncation!r}")
@@ -254,11 +273,11 @@ class ModelInputs(MediaProcessor):
             limit = tokenizer.model_max_length if options.max_length is None else options.max_length
         return Budget(
             tokens_per_image=self.tokens_per_image,
-            tokens_per_frame=self.pooled_tokens_per_frame(options.video_pooling),
+            tokens_per_frame=self.pooled_tokens_per_frame(pooling),
             pooled=tuple(
-                (pooling, self.pooled_tokens_per_frame(pooling))
-                for pooling in poolings(self._patches_per_side("video"))
-                if pooling > options.video_pooling
+                (larger, self.pooled_tokens_per_frame(larger))
+                for larger in poolings(self._patches_per_side("video"))
+                if larger > pooling
             ),
             frame_window=self.frame_window,
             max_positions=self.max_positions,

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
 from videollava_jax.config import SelectStrategy
 from videollava_jax.hub import Wanted, find_model, local_path
-from videollava_jax.media import FramePreprocessor, MediaLimits, Preprocessor
+from videollava_jax.media import FramePreprocessor, Preprocessor
 from videollava_jax.processing.files import preset_settings, read_settings, write_settings
 from videollava_jax.processing.given_media import describe, media_of, with_media
-from videollava_jax.processing.layout import Padding
 from videollava_jax.processing.llama_tokenizer import read_llama_tokenizer
-from videollava_jax.processing.media_processor import DEFAULT_LIMITS
 from videollava_jax.processing.model_inputs import PIXELS, CallOptions, Conversation, ModelInputs
 from videollava_jax.processing.preset import Preset
 from videollava_jax.processing.prompt import PromptTemplate, render_conversations, to_string
@@ -194,15 +192,7 @@ class VideoLlavaProcessor(ModelInputs):
         text: str | Sequence[str] | None = None,
         images: Any = None,
         videos: Any = None,
-        *,
-        padding: Padding = False,
-        truncation: bool | str | None = False,
-        max_length: int | None = None,
-        max_new_tokens: int = 0,
-        frame_sampling: Any = None,
-        limits: MediaLimits = DEFAULT_LIMITS,
-        video_pooling: SupportsIndex | None = None,
-        return_tensors: Literal["np"] | None = "np",
+        **asked: Any,
     ) -> Any:
         """Turns prompts and media into model inputs.
 
@@ -211,16 +201,7 @@ class VideoLlavaProcessor(ModelInputs):
             images: paths, PIL images or uint8 arrays [H, W, 3]: one, a list in the order of the placeholders, or a
                 list for each row.
             videos: likewise paths, uint8 arrays [F, H, W, 3], or lists of frames.
-            padding: True or "longest" pads to the longest row, "max_length" to `max_length`, on the tokenizer's
-                padding side.
-            truncation: True cuts rows to `max_length` tokens. It is an error if that cuts a medium.
-            max_length: tokens, for `padding` and `truncation`.
-            max_new_tokens: how many tokens will be generated; they must fit into the model's positions too.
-            frame_sampling: which frames to take from a video file: a rule, a number of frames by the preset's rule, or
-                None for 8 of them; of arrays and lists all frames are taken.
-            limits: of media files.
-            video_pooling: None for the processor's own. The output passes it on to the model.
-            return_tensors: "np", or None for lists.
+            asked: the fields of `model_inputs.CallOptions`.
 
         Returns:
             transformers' `BatchFeature` with `input_ids` and `attention_mask` int64 [B, T]. With images it has
@@ -233,18 +214,15 @@ class VideoLlavaProcessor(ModelInputs):
                 videos of different lengths cannot become one array, or the video tower does not take a number of
                 frames.
         """
+        options = CallOptions.of(asked)
         if text is None:
             rows = [Segments(media_of(images, videos))]
         else:
             prompts = [text] if isinstance(text, str) else text
             if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
                 raise ValueError(f"text: expected a string or a list of strings, got {describe(text)}")
-            most = self._most_tokens(max_new_tokens, truncation)
+            most = self._most_tokens(options.max_new_tokens, options.truncation)
             rows = with_media([self.encoder.encode_string(prompt, most) for prompt in prompts], images, videos)
-        pooling = self._pooling_or_default(video_pooling)
-        options = CallOptions(
-            padding, truncation, max_length, max_new_tokens, frame_sampling, limits, return_tensors, pooling
-        )
         return _batch_feature(self._inputs(rows, options, with_text=text is not None))
 
     def conversation_text(
