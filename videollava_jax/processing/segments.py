@@ -227,9 +227,10 @@ class SegmentEncoder:
         kinds = {token_id: kind for kind, token_id in self.media_ids.items()}
         builder = self._builder()
         whole = set(self._after.values()) == {"continued"}
+        special = {*self.tokenizer.all_special_tokens, *MEDIA_TOKENS.values()}
         if not whole:
             builder.add_ids(self._prefix, answer=False)
-        for item in self.tokenizer(prompt)["input_ids"] if whole else self._split(prompt):
+        for item in self.tokenizer(prompt)["input_ids"] if whole else self._split(prompt, special):
             if isinstance(item, str):
                 builder.add_text(item, answer=False)
             elif item in kinds:
@@ -243,12 +244,34 @@ class SegmentEncoder:
             builder.add_ids(self._suffix, answer=False)
         return builder.segments()
 
-    def _split(self, prompt: str) -> list[int | str]:
-        """Splits a prompt at its special tokens, which become ids."""
-        tokens = {*self.tokenizer.all_special_tokens, *MEDIA_TOKENS.values()}
-        special: dict[str, int | str] = {token: self.tokenizer.convert_tokens_to_ids(token) for token in tokens}
+    def encode_verbatim(self, parts: Iterable[str | Media]) -> Segments:
+        """Tokenises texts in which control words such as `</s>` are special, and the media between them.
+
+        Nothing in it is marked as an answer. Unlike in `encode_string`, `<image>` and `<video>` are characters.
+
+        Raises:
+            ValueError: text that is not Unicode.
+        """
+        control = {self.tokenizer.bos_token, self.tokenizer.eos_token, "<unk>"}
+        builder = self._builder()
+        builder.add_ids(self._prefix, answer=False)
+        for part in parts:
+            for item in self._split(part, control) if isinstance(part, str) else [part]:
+                if isinstance(item, Media):
+                    builder.add_media(item)
+                elif isinstance(item, str):
+                    builder.add_text(item, answer=False)
+                else:
+                    builder.add_special((item,), answer=False)
+        builder.flush_text()
+        builder.add_ids(self._suffix, answer=False)
+        return builder.segments()
+
+    def _split(self, text: str, control: Iterable[str]) -> list[int | str]:
+        """Splits a text at control words, which become ids."""
+        special: dict[str, int | str] = {token: self.tokenizer.convert_tokens_to_ids(token) for token in control}
         longest_first = sorted(special, key=len, reverse=True)
-        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", prompt)
+        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
         return [special.get(part, part) for part in parts if part]
 
     def _builder(self) -> _SegmentBuilder:

@@ -32,12 +32,13 @@ _REFUSED = ("tools", "functions", "audio", "audios", "chosen", "rejected", "kto_
 _TEXTS = ("id", "conversations", "messages", "system")
 
 
-def turns_of(entry: Any, root: Path) -> tuple[Turn, ...]:
+def turns_of(entry: Any, root: Path, *, keep_empty: bool = False) -> tuple[Turn, ...]:
     """Returns the checked turns of a sample: the user's and the assistant's in alternation, perhaps after a system's.
 
     Args:
         entry: the sample's JSON.
         root: the directory that paths of media are relative to.
+        keep_empty: whether a turn may be empty.
 
     Raises:
         SampleError: the sample cannot be learnt from.
@@ -55,14 +56,14 @@ def turns_of(entry: Any, root: Path) -> tuple[Turn, ...]:
     for kind, given in sources.items():
         _check_placeholders(questions, kind, len(given))
     left = {kind: iter(given) for kind, given in sources.items() if given}
-    return tuple(_turn(i, role, text, left) for i, (role, text) in enumerate(messages))
+    return tuple(_turn(i, role, text, left, keep_empty) for i, (role, text) in enumerate(messages))
 
 
-def _turn(i: int, role: Role, text: str, left: Mapping[MediaKind, Iterator[str]]) -> Turn:
+def _turn(i: int, role: Role, text: str, left: Mapping[MediaKind, Iterator[str]], keep_empty: bool) -> Turn:
     """A turn whose media, of the kinds that the sample has, stand in the places of their placeholders."""
     kinds = {MEDIA_TOKENS[kind]: kind for kind in left} if role == "user" else {}
     if not kinds or not any(placeholder in text for placeholder in kinds):
-        if not text.strip():
+        if not text.strip() and not keep_empty:
             raise SampleError(f"turn {i} of the conversation is empty")
         return Turn(role, (text,))
     parts = re.split(f"({'|'.join(kinds)})", text)

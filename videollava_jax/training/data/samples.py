@@ -16,6 +16,7 @@ from videollava_jax.processing.given_media import known_frames
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import PromptTemplate, Turn
 from videollava_jax.processing.segments import Media, MediaKind
+from videollava_jax.training.data.authors import Version, authors_segments
 from videollava_jax.training.data.conversations import turns_of
 from videollava_jax.training.data.entries import entries
 from videollava_jax.training.data.skips import BadSample, SampleError
@@ -46,7 +47,10 @@ class Sample:
 
 
 def read_samples(
-    paths: Iterable[str | os.PathLike[str]], media_root: str | os.PathLike[str] | None = None
+    paths: Iterable[str | os.PathLike[str]],
+    media_root: str | os.PathLike[str] | None = None,
+    *,
+    keep_empty: bool = False,
 ) -> Iterator[Sample | BadSample]:
     """Yields the samples of some files, in order, each read when it is asked for.
 
@@ -58,6 +62,7 @@ def read_samples(
     Args:
         paths: files with a JSON list, or with a JSON object on each line; each may be compressed.
         media_root: the directory that paths of media are relative to; None for that of the file that names them.
+        keep_empty: whether a turn may be empty, as in the authors' code; else its sample is bad.
 
     Raises:
         ValueError: a file is not JSON. A bad line among good ones is a bad sample.
@@ -67,16 +72,16 @@ def read_samples(
     for path in map(Path, paths):
         root = path.parent if media_root is None else Path(media_root)
         for entry in entries(path):
-            yield _parsed(index, entry, root)
+            yield _parsed(index, entry, root, keep_empty)
             index += 1
 
 
-def _parsed(index: int, entry: Any, root: Path) -> Sample | BadSample:
+def _parsed(index: int, entry: Any, root: Path, keep_empty: bool) -> Sample | BadSample:
     name = _name(entry)
     if isinstance(entry, SampleError):
         return BadSample(index, name, str(entry))
     try:
-        return Sample(index, name, turns_of(entry, root))
+        return Sample(index, name, turns_of(entry, root, keep_empty=keep_empty))
     except SampleError as error:
         return BadSample(index, name, str(error))
 
@@ -153,6 +158,7 @@ def tokenise(
     *,
     frame_sampling: Any = None,
     template: str | PromptTemplate | None = None,
+    version: Version | None = None,
 ) -> Tokens:
     """Tokenises a sample. Its media are counted, not read.
 
@@ -160,13 +166,18 @@ def tokenise(
         max_tokens: longer samples are cut on the right, as in the authors' code.
         frame_sampling: the rule that chooses the frames of a video; None for the processor's own, 8 frames.
         template: of the prompt; None for the processor's own.
+        version: for the ids and labels of the authors' training code (`authors_segments`), which may leave nothing to
+            learn; None for this package's.
 
     Raises:
         SampleError: the cut would reach into a medium, or leave no answer.
         ValueError: as `MediaTokens.of`.
     """
     media = MediaTokens.of(processor, frame_sampling)
-    segments = processor.encoder.encode(processor.write(sample.turns, template, add_generation_prompt=False))
+    if version is None:
+        segments = processor.encoder.encode(processor.write(sample.turns, template, add_generation_prompt=False))
+    else:
+        segments = authors_segments(sample.turns, processor, media.frames, version)
     if any(medium.join_ids for medium in segments.media):
         raise ValueError(
             "template: it writes text between the frames of a video, and none is trained; expected another"
@@ -178,6 +189,6 @@ def tokenise(
     if length > max_tokens and end > max_tokens:
         raise SampleError(f"its media reach to token {end}, over the {max_tokens} tokens that a sample may have")
     ids, labels = (array[:max_tokens].astype(np.int32) for array in (whole.input_ids, whole.labels))
-    if not whole.answer[:max_tokens].any():
+    if version is None and not whole.answer[:max_tokens].any():
         raise SampleError(f"no answer begins within the first {max_tokens} of its {length} tokens")
     return Tokens(ids, labels, kinds, whole.media_spans, length > max_tokens)
