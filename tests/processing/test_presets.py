@@ -163,6 +163,12 @@ def test_a_preset_of_another_variant(vocabulary: Path, tmp_path: Path) -> None:
     given = VideoLlavaProcessor(tokenizer=plain.tokenizer, preset="original")
     assert given.preset.changed({"template": "hf"}) == PRESETS["original"].changed({"template": "hf"})
     assert given.template.name == "vicuna_v1"
+    old = directory_of(tmp_path / "legacy", vocabulary / "tokenizer.model", legacy=True)
+    for asked in ("original", {"name": "original", "resize": "pil"}):  # each for the directory's tokenizer
+        assert VideoLlavaProcessor.from_pretrained(old, preset=asked).preset.after_end == "anew"
+    # Next to a model whose own preset is another, `hf` is said too.
+    plain.save_pretrained(directory)
+    assert VideoLlavaProcessor.from_pretrained(directory).preset == plain.preset
     mine = Preset(template="llava_v0", resize="torch")
     assert VideoLlavaProcessor.from_pretrained(directory, preset=mine).template.name == "llava_v0"
 

@@ -140,7 +140,7 @@ def open_processor(arguments: argparse.Namespace) -> tuple[str | Path, VideoLlav
         _require_no_adapter(model)
     given = {name: getattr(arguments, name) for name in ("template", *CHOICES)}
     changes = {name: value for name, value in given.items() if value is not None}
-    preset = changes if arguments.preset is None else PRESETS[arguments.preset].changed(changes)
+    preset = changes if arguments.preset is None else {"name": arguments.preset, **changes}
     processor = VideoLlavaProcessor.from_pretrained(model, preset=preset, video_pooling=arguments.pool)
     if arguments.verbose:
         print(processor.preset, file=sys.stderr)

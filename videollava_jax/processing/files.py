@@ -87,7 +87,7 @@ def read_settings(path: Path, preset: str | Preset | Mapping[str, Any] | None = 
 
     Args:
         path: the directory.
-        preset: instead of the directory's; or the fields of that which are to change.
+        preset: instead of the directory's; or the fields of that which are to change, or under "name" of another.
 
     Raises:
         ValueError: a file that cannot be read, or a setting that is not supported.
@@ -99,10 +99,10 @@ def read_settings(path: Path, preset: str | Preset | Mapping[str, Any] | None = 
     model = model_facts(config)
     held = own = _own_preset(path, saved, model)
     if isinstance(preset, Mapping):
-        own = held.changed(preset)
+        start = _for_tokenizer(path, get_preset(preset["name"])) if "name" in preset else held
+        own = start.changed({field: value for field, value in preset.items() if field != "name"})
     elif preset is not None:
-        named = isinstance(preset, str) and preset in PRESETS
-        own = _for_tokenizer(path, get_preset(preset)) if named else get_preset(preset)
+        own = _for_tokenizer(path, get_preset(preset)) if isinstance(preset, str) else preset
     prompts = ("template", "media_order", "repeat_end")
     as_saved = all(getattr(own, field) == getattr(held, field) for field in prompts)
     return {
@@ -139,12 +139,17 @@ def _for_tokenizer(path: Path, preset: Preset) -> Preset:
     return preset.changed({"after_end": "trimmed" if legacy is False else "anew"})
 
 
-def preset_settings(preset: Preset) -> dict[str, Any]:
-    """Returns what `processor_config.json` says of a preset: its template, and the rest unless it is `hf`'s."""
+def preset_settings(preset: Preset, frame_window: int) -> dict[str, Any]:
+    """Returns what `processor_config.json` says of a preset: its template, and the rest where no file means another.
+
+    Args:
+        preset: to be saved.
+        frame_window: of the model; that of variant `hf`, whose own preset is `hf`, is 1.
+    """
     kept = preset.to_json()
     return {
         "prompt_template": get_template(preset.template).name,
-        **({"preset": kept} if kept != PRESETS["hf"].to_json() else {}),
+        **({"preset": kept} if frame_window != 1 or kept != PRESETS["hf"].to_json() else {}),
     }
 
 
@@ -161,11 +166,12 @@ def with_preset(path: Path, processor_config: bytes | None) -> bytes | None:
     Raises:
         ValueError: a file of the directory that cannot be read.
     """
-    preset = read_settings(path)["preset"]
+    settings = read_settings(path)
+    made = preset_settings(settings["preset"], settings["frame_window"])
     held = {} if processor_config is None else json.loads(processor_config)
-    if "preset" in held or "preset" not in preset_settings(preset):
+    if "preset" in held or "preset" not in made:
         return None
-    return _json({**preset_settings(preset), **held})
+    return _json({**made, **held})
 
 
 def _saved_chat_template(path: Path, saved: Mapping[str, Any]) -> str | dict[str, str] | None:

@@ -102,9 +102,10 @@ class VideoLlavaProcessor(ModelInputs):
 
         Args:
             directory: a local directory, or a name such as "LanguageBind/Video-LLaVA-7B-hf".
-            preset: a name in `preset.PRESETS` or a `Preset`; or fields with values, which change the directory's own:
-                {"resize": "pil"}. By default the one saved in the directory, else that of the model's variant: "hf" for
-                checkpoints of transformers, "original" for the authors'.
+            preset: a name in `preset.PRESETS` or a `Preset`; or fields with values, which change the directory's own,
+                {"resize": "pil"}, or another, {"name": "hf", "resize": "torch"}. By default the one saved in the
+                directory, else that of the model's variant: "hf" for checkpoints of transformers, "original" for the
+                authors'.
             template: the prompt template; by default the preset's.
             video_pooling: by default the one saved in the directory, else 1.
             revision, token: for the hub.
@@ -146,7 +147,7 @@ class VideoLlavaProcessor(ModelInputs):
         path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(path)
         settings = {name: getattr(self, name) for name in self._settings}
-        settings |= preset_settings(self.preset)
+        settings |= preset_settings(self.preset, self.frame_window)
         write_settings(path, type(self).__name__, preprocessing, settings=settings, chat_template=self.chat_template)
 
     @property

@@ -207,6 +207,20 @@ def test_the_runs_template_is_the_models(fine_tune, tmp_path):
     assert VideoLlavaProcessor.from_pretrained(tmp_path / "model").template.name == "vicuna_v1"
 
 
+def test_a_run_as_the_authors_learns_their_ids_and_pixels_and_its_model_is_asked_so(fine_tune, tmp_path):
+    asked = ("--data.preset", "original", "--data.image_aspect_ratio", "pad", "--data.sampling", "uniform")
+    assert fine_tune(tmp_path / "run", *FULL, *asked, "--data.version", "v1", steps=1) == 0
+    export(tmp_path / "run", tmp_path / "model")
+    changes = {"name": "original", "pad_to_square": True, "sampling": "uniform"}
+    expected = VideoLlavaProcessor.from_pretrained(TINY, preset=changes)
+    got = VideoLlavaProcessor.from_pretrained(tmp_path / "model")
+    assert got.preset == expected.preset != VideoLlavaProcessor.from_pretrained(TINY).preset
+    assert got.preprocessors == expected.preprocessors
+    assert got.chat_template == expected.chat_template
+    question = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    assert got.conversation_text(question) == expected.conversation_text(question)
+
+
 def test_a_finished_run_has_nothing_to_do(fine_tune, lora_run, data):
     lines = (lora_run / "metrics.jsonl").read_text().splitlines()
     assert fine_tune(lora_run, *LORA, "--data.held_out", str(data)) == 0
@@ -283,6 +297,9 @@ def test_recipes_are_read_and_wrong_ones_refused(capsys):
         "--data.batch=0": "data.batch: expected at least 1",
         "--keeping.keep=0": "keeping.keep",
         "--rates.projector=-1": "expected a learning rate above 0",
+        "--data.sampling=random": "data.sampling",
+        "--data.image_aspect_ratio=anyres": "data.image_aspect_ratio",
+        "--data.version=v1;--data.template=hf": "data.template: no effect with data.version",
     }
     for argument, message in wrong.items():
         with pytest.raises(SystemExit):

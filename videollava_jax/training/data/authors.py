@@ -35,7 +35,7 @@ def authors_segments(turns: Sequence[Turn], processor: VideoLlavaProcessor, fram
 
     Raises:
         ValueError: the preset tokenises a prompt as a whole.
-        SampleError: a sample that their code does not take, or whose cut would reach into a video.
+        SampleError: a sample that their code does not take, or whose cut would reach into a medium.
     """
     if processor.preset.after_media != "anew":
         raise ValueError(
@@ -101,15 +101,13 @@ def _marked(whole: Segments, at: int, learnt: Iterable[tuple[int, int]] | None, 
     position = 0
     for part in whole.parts:
         count = len(part.ids) if isinstance(part, TextIds) else _places(part, frames)
-        left = MOST_IDS - position
-        if left <= 0:
-            break
+        left = max(MOST_IDS - position, 0)
         if isinstance(part, TextIds):
             ids = part.ids[:left]
             answer = tuple(any(start <= position + i < stop for start, stop in spans) for i in range(len(ids)))
             parts.append(TextIds(ids, answer))
         elif count > left:
-            raise SampleError(f"a video reaches over id {MOST_IDS}, where the authors' code cuts a sample")
+            raise SampleError(f"a medium reaches over id {MOST_IDS}, where the authors' code cuts a sample")
         else:
             parts.append(part)
         position += count

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import PromptTemplate
 from videollava_jax.processing.segments import IGNORED_LABEL, Media, MediaKind
+from videollava_jax.training.data.authors import Version
 from videollava_jax.training.data.packing import RowShape, Sizes
 from videollava_jax.training.data.samples import MediaTokens, Sample, Tokens, tokenise
 from videollava_jax.training.data.skips import BadSample, SampleError, SkipCounter
@@ -149,6 +150,7 @@ def build_corpus(
     max_tokens: int | None = None,
     frame_sampling: Any = None,
     template: str | PromptTemplate | None = None,
+    version: Version | None = None,
     directory: str | os.PathLike[str] | None = None,
     workers: int = 0,
 ) -> Corpus:
@@ -160,7 +162,7 @@ def build_corpus(
         skips: counts the bad samples and keeps their names.
         max_tokens: the length that samples are cut to; by default that of a row, or the model's number of positions
             where that is less.
-        frame_sampling, template: as in `tokenise`.
+        frame_sampling, template, version: as in `tokenise`.
         directory: for the arrays' files, which the loader's worker processes map; no other process may write there.
             None keeps the arrays in memory, with a copy in each worker process.
         workers: processes that tokenise; 0 tokenises in this process. Worker processes import the main program, which
@@ -180,7 +182,7 @@ def build_corpus(
         )
     media = MediaTokens.of(processor, frame_sampling)
     builder = _Builder()
-    for result in _tokenised(samples, _Tokeniser(processor, row, limit, frame_sampling, template), workers):
+    for result in _tokenised(samples, _Tokeniser(processor, row, limit, frame_sampling, template, version), workers):
         if isinstance(result, BadSample):
             skips.add(1, [result])
         else:
@@ -212,6 +214,7 @@ class _Tokeniser:
     max_tokens: int
     frame_sampling: Any
     template: str | PromptTemplate | None
+    version: Version | None
 
     def __call__(self, sample: Sample | BadSample) -> Result:
         if isinstance(sample, BadSample):
@@ -221,7 +224,7 @@ class _Tokeniser:
                 count = sum(medium.kind == kind for medium in sample.media)
                 if count > slots:
                     raise SampleError(f"it has {count} {kind}s, and a row has room for {slots}")
-            options = {"frame_sampling": self.frame_sampling, "template": self.template}
+            options = {"frame_sampling": self.frame_sampling, "template": self.template, "version": self.version}
             return sample, tokenise(sample, self.processor, self.max_tokens, **options)
         except SampleError as error:
             return BadSample(sample.index, sample.id, str(error))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from videollava_jax.hub import Wanted, find_model, local_path
 from videollava_jax.model.sharding import STACKED
-from videollava_jax.processing.files import read_settings
+from videollava_jax.processing.files import preset_settings, read_settings
+from videollava_jax.processing.preset import Preset
 from videollava_jax.processing.prompt import get_template
 from videollava_jax.processing.tokenizer import read_json
 from videollava_jax.training.run.recipe import Recipe
@@ -74,7 +77,7 @@ def export_run(
         names = layout or "memory"
         return Exported(run, target, names, len(write_peft(found, target, names)), None)
     base = find_model(model or recipe.model, Wanted.WEIGHTS, bundled=True)
-    options = Options(files=prompt_files(base, recipe.data.template))
+    options = Options(files=prompt_files(base, recipe.data.preset_changes))
     if layout == "orbax":
         done = convert_to_orbax(found, target, options, base=base)
     else:
@@ -82,19 +85,24 @@ def export_run(
     return Exported(run, target, done.layout, len(done.tensors), base)
 
 
-def prompt_files(base: Path, template: str | None) -> dict[str, bytes]:
-    """Returns the files that make a processor write prompts as the run did, here and in transformers.
+def prompt_files(base: Path, changes: Mapping[str, Any]) -> dict[str, bytes]:
+    """Returns the files that make a processor ask as the run did, here and in transformers.
 
     Args:
       base: the directory of the model that the run began with.
-      template: of the run's recipe; None, the model's own, needs no files.
+      changes: of its preset, by the run's recipe; with none, the model's own files hold.
     """
-    if template is None:
+    if not changes:
         return {}
-    settings = {**(read_json(base / PROCESSOR) or {}), "prompt_template": template}
-    preset = read_settings(base)["preset"]
-    jinja = get_template(template).to_jinja(preset.media_order, preset.repeat_end)
-    return {PROCESSOR: json.dumps(settings, indent=2).encode() + b"\n", "chat_template.jinja": jinja.encode()}
+    settings = read_settings(base, changes)
+    preset: Preset = settings["preset"]
+    held = {name: value for name, value in (read_json(base / PROCESSOR) or {}).items() if name != "preset"}
+    saved = {**held, **preset_settings(preset, settings["frame_window"])}
+    files = {PROCESSOR: json.dumps(saved, indent=2).encode() + b"\n"}
+    if changes.keys() & {"name", "template"}:
+        jinja = get_template(preset.template).to_jinja(preset.media_order, preset.repeat_end)
+        files["chat_template.jinja"] = jinja.encode()
+    return files
 
 
 def learnt(run: Path, recipe: Recipe, step: int | None = None) -> Adapter:

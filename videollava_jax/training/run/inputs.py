@@ -86,11 +86,12 @@ def read_corpus(
     """Reads and tokenises all samples of some files; names each one that is left out on standard error."""
     data = recipe.data
     corpus = build_corpus(
-        read_samples(files, media_root=data.media_root),
+        read_samples(files, media_root=data.media_root, keep_empty=data.version is not None),
         processor,
         shape.row,
         skips,
         frame_sampling=data.frames,
+        version=data.version,
         # Worker processes map the arrays from these files; without them each worker would hold a copy.
         directory=stack.enter_context(tempfile.TemporaryDirectory(prefix="videollava-")) if data.workers else None,
         workers=data.workers,

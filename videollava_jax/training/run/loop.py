@@ -72,7 +72,7 @@ def _run(recipe: Recipe, text: str, stack: ExitStack) -> int:
     mesh = mesh_of(recipe.compute)
 
     # ── data ──
-    processor = VideoLlavaProcessor.from_pretrained(checkpoint, template=recipe.data.template)
+    processor = VideoLlavaProcessor.from_pretrained(checkpoint, preset=recipe.data.preset_changes)
     shape = batch_shape(recipe, mesh.shape["data"])
     skips = SkipCounter(max_rate=recipe.data.max_bad)
     learnt, held_out = read_data(recipe, processor, shape, skips, stack)

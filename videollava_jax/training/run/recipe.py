@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from videollava_jax.extras import installs
 from videollava_jax.hub import BUNDLED, local_path
+from videollava_jax.processing.preset import Sampling
+from videollava_jax.training.data.authors import Version
 from videollava_jax.training.update.options import Lora, Optimizer, Rates, Remat
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -37,9 +39,14 @@ class Data:
       layout: packed puts several samples into a row; padded gives each a row of its own, padded to one of the buckets.
       buckets: lengths of padded rows; the last one is row_tokens.
       frames: the number of frames of a video.
+      preset: how prompts, frames and pixels are made, hf or original; null for the model's own (docs/presets.md).
+      sampling: which frames, uniform or linspace; null for the preset's.
+      image_aspect_ratio: pad makes images squares with the mean colour, square crops them; null for the preset's.
+      version: v1 or plain gives samples the ids and labels of the authors' training code, its masks of whole samples
+        and its cut at 2048 ids included; null gives them this package's.
       features: a directory for the outputs of frozen towers: each medium is encoded once, before the first step, and
         then read from there, by later runs too. null encodes media anew in each step.
-      template: of prompts; null for the model's own. Conversations of the template hf never end in </s>, so a model
+      template: of prompts; null for the preset's. Conversations of the template hf never end in </s>, so a model
         trained with it does not learn to stop; vicuna_v1_no_system is the same with it.
       workers: processes on each host that read media ahead; 0 reads them when a micro-batch is needed.
       ahead: micro-batches that each worker holds ready.
@@ -59,6 +66,10 @@ class Data:
     layout: Literal["packed", "padded"] = "packed"
     buckets: list[int] = field(default_factory=list)
     frames: int = 8
+    preset: Literal["hf", "original"] | None = None
+    sampling: Sampling | None = None
+    image_aspect_ratio: Literal["pad", "square"] | None = None
+    version: Version | None = None
     features: str | None = None
     template: str | None = None
     workers: int = 4
@@ -73,8 +84,22 @@ class Data:
                 raise ValueError(f"data.{name}: expected at least 1, got {getattr(self, name)}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"data.steps: expected at least 1, or null for epochs; got {self.steps}")
+        if self.version is not None and self.template is not None:
+            raise ValueError("data.template: no effect with data.version, which has a template of its own")
         if self.layout == "packed" and self.buckets:
             raise ValueError("data.buckets: packed rows all have row_tokens; expected no buckets, or layout: padded")
+
+    @property
+    def preset_changes(self) -> dict[str, Any]:
+        """What of the model's preset is to be another, as `VideoLlavaProcessor.from_pretrained` takes it."""
+        ratio = self.image_aspect_ratio
+        changes = {
+            "name": self.preset,
+            "template": self.template,
+            "sampling": self.sampling,
+            "pad_to_square": None if ratio is None else ratio == "pad",
+        }
+        return {name: value for name, value in changes.items() if value is not None}
 
     @property
     def files(self) -> list[str]:
