@@ -102,7 +102,7 @@ def test_what_cannot_be_read_is_asked_for_again_and_then_counted(tmp_path):
             [Item("a", "match", FIELDS), Item("b", "match", FIELDS | {"pred": "x"})]
         )
     assert found.verdicts == {("a", "match"): Verdict(True, 3), ("b", "match"): None}
-    assert found.counts() == {"judged": 2, "asked_again": 1, "unparsed": 1}
+    assert found.counts() == {"judged": 2, "asked_again": 1, "unparsed": 1, "refused": 0}
     assert found.replies["b", "match"] == ["no idea", "really", "none"]
 
 
@@ -129,6 +129,19 @@ def test_a_judge_that_refuses_ends_the_run_at_once(tmp_path, said, message):
     with FakeJudge(lambda body: said).running() as fake, pytest.raises(ValueError, match=message):
         judge(fake.url, tmp_path, key="k").judged([Item("a", "match", FIELDS)])
     assert len(fake.requests) == 1
+
+
+def test_a_request_that_is_refused_for_what_it_says_is_counted(tmp_path):
+    def said(body):
+        return (400, "too long") if "long" in body["messages"][-1]["content"] else "{'pred': 'yes', 'score': 5}"
+
+    items = [Item("a", "match", FIELDS), Item("b", "match", FIELDS | {"pred": "long"})]
+    with FakeJudge(said).running() as fake:
+        found = judge(fake.url, tmp_path).judged(items)
+        assert found.counts() == {"judged": 2, "asked_again": 0, "unparsed": 0, "refused": 1}
+        assert found.verdicts["b", "match"] is None
+        with pytest.raises(ValueError, match="refuses with status 400: too long"):
+            judge(fake.url, tmp_path).judged(items[1:])  # every one: a wrong setting
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "file:///etc/passwd", "", "http://"])

@@ -157,6 +157,13 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
         help="times to ask in all where a reply cannot be read; default: %(default)s",
     )
     judge.add_argument(
+        "--judge-max-tokens",
+        type=argument_type(whole(1)),
+        default=256,
+        metavar="N",
+        help="of a reply; default: %(default)s",
+    )
+    judge.add_argument(
         "--judge-workers",
         type=argument_type(whole(1)),
         default=8,
@@ -263,6 +270,8 @@ def _first(questions: list[Question], limit: int | None) -> list[Question]:
 
 def score_task(arguments: argparse.Namespace) -> None:
     """Scores answers."""
+    from tqdm import tqdm
+
     from videollava_jax.evaluation.answering import ANSWERS, RUN, read_run
     from videollava_jax.evaluation.answers import join, read_answers
     from videollava_jax.evaluation.digests import data_fingerprint, same_data
@@ -300,7 +309,8 @@ def score_task(arguments: argparse.Namespace) -> None:
     joined = join(questions, read_answers(path))
     joined.require(len(questions), arguments.max_missing, path)
     judge = _judge(arguments, task, out)
-    scored = score(task, files, questions, joined, judge)
+    with tqdm(unit="reply", disable=True if judge is None else None) as bar:
+        scored = score(task, files, questions, joined, judge, lambda done: _moved(bar, done))
     report = write_report(out, scored, settings)
     if not arguments.no_page:
         by_id = {question.id: question for question in questions}
@@ -310,6 +320,10 @@ def score_task(arguments: argparse.Namespace) -> None:
         print_json(report)
     else:
         print(f"{in_words(report)}\n{out}")
+
+
+def _moved(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)
 
 
 def _judge(arguments: argparse.Namespace, task: Task, out: Path) -> Judge | None:
@@ -341,6 +355,7 @@ def _judge(arguments: argparse.Namespace, task: Task, out: Path) -> Judge | None
         cache=arguments.judge_cache or out / "judge.db",
         key=os.environ.get(arguments.judge_key_variable, ""),
         temperature=arguments.judge_temperature,
+        max_tokens=arguments.judge_max_tokens,
         tries=arguments.judge_tries,
         workers=arguments.judge_workers,
     )

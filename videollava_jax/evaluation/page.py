@@ -12,6 +12,7 @@ from typing import Any
 
 from videollava_jax.evaluation.digests import json_digest
 from videollava_jax.evaluation.question import Question
+from videollava_jax.evaluation.report import counts_in_words
 
 SHOWN = 12
 """How many questions of each kind are shown."""
@@ -110,7 +111,12 @@ def _metrics(report: Mapping[str, Any]) -> str:
         f"<td>{report['paper'].get(name, '')}</td></tr>"
         for name, row in report["metrics"].items()
     )
-    counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in report["counts"].items() if value)
+    rows += "".join(
+        f"<tr><th>{html.escape(name)}</th><td>not scored here</td><td></td><td>{figure}</td></tr>"
+        for name, figure in report["paper"].items()
+        if name not in report["metrics"]
+    )
+    counts = counts_in_words(report["counts"])
     head = "<tr><th>metric</th><th>score</th><th>95 %</th><th>paper</th></tr>"
     return f"<p>{html.escape(counts)}\n{html.escape(report['note'])}</p><table>{head}{rows}</table>"
 

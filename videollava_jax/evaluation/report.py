@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,14 @@ def judge_metrics(sums: Counts) -> dict[str, float]:
 
 
 def score(
-    task: Task, files: Files, questions: Sequence[Question], joined: Joined, judge: Judge | None = None
+    task: Task,
+    files: Files,
+    questions: Sequence[Question],
+    joined: Joined,
+    judge: Judge | None = None,
+    done: Callable[[int], None] = lambda _: None,
 ) -> Scored:
-    """Marks all answers, and asks the judge if there is one."""
+    """Marks all answers, and asks the judge if there is one; `done` gets the number of its verdicts so far."""
     ordered = sorted(questions, key=lambda question: question.id)
     marked = [task.scorer.marked(question, joined.texts.get(question.id)) for question in ordered]
     scored = Scored(task=task, files=files, marked=marked, joined=joined)
@@ -120,7 +125,7 @@ def score(
         marked=marked,
         joined=joined,
         judge=judge,
-        judged=judge.judged(items) if items else Judged(),
+        judged=judge.judged(items, done) if items else Judged(),
     )
 
 
@@ -260,6 +265,12 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def counts_in_words(counts: Mapping[str, int]) -> str:
+    """Returns the counts of a report that say something, on one line."""
+    shown = {name: count for name, count in counts.items() if count and (name, count) != ("units", counts["questions"])}
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in shown.items())
+
+
 def in_words(report: Mapping[str, Any]) -> str:
     """Returns a report in a few lines."""
     counts = report["counts"]
@@ -274,5 +285,5 @@ def in_words(report: Mapping[str, Any]) -> str:
             f"{head}{name:24} {interval['value']:6.2f}{unit}  [{interval['low']:.2f}, {interval['high']:.2f}]{figure}"
         )
     lines += [f"  {name:24} not scored here   paper: {figure:g}" for name, figure in paper.items()]
-    said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+    said = counts_in_words(counts)
     return "\n".join([*lines, f"  {said}", *([f"  {report['note']}"] if report["note"] else [])])

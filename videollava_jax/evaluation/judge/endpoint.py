@@ -21,6 +21,8 @@ from videollava_jax.evaluation.judge.replies import Replies, Verdict, parsed
 _MOST_BYTES = 2**20
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Statuses after which the same request may succeed."""
+_REFUSED = (400, 413, 422)
+"""Statuses of a request that is refused for what it says: a prompt that is too long, or that a filter stops."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -111,6 +113,8 @@ class Judge:
             for number, (item, one) in enumerate(zip(items, found, strict=True), 1):
                 result.add(item, one)
                 done(number)
+            if items and len(result.refused) == len(items):
+                raise ValueError(next(iter(result.refused.values())))
         finally:
             pool.shutdown(cancel_futures=True)
         return result
@@ -125,7 +129,10 @@ class Judge:
             asked = {**request, "turn": turn}
             reply = replies.get(asked)
             if reply is None:
-                reply = self._ask(request)
+                try:
+                    reply = self._ask(request)
+                except _Refused as error:
+                    return _Asked(None, texts, str(error))
                 replies.put(asked, reply)
             texts.append(reply)
             if (verdict := parsed(reply["text"], prompt.reads)) is not None:
@@ -148,6 +155,8 @@ class Judge:
                     return self._reply(response.read(_MOST_BYTES), url)
             except urllib.error.HTTPError as error:
                 last = f"status {error.code}: {error.read(2000).decode('utf-8', 'replace').strip()[:300]}"
+                if error.code in _REFUSED:
+                    raise _Refused(f"the judge at {url} refuses with {last}") from None
                 if error.code not in _AGAIN:
                     raise ValueError(f"the judge at {url} refuses with {last}") from None
             except (OSError, http.client.HTTPException) as error:
@@ -168,10 +177,15 @@ class Judge:
         return {"text": text if isinstance(text, str) else "", "model": str(found.get("model", "")), "date": date}
 
 
+class _Refused(ValueError):
+    """One request is refused; others may be answered."""
+
+
 @dataclass(frozen=True)
 class _Asked:
     verdict: Verdict | None
     replies: list[Mapping[str, Any]]
+    refused: str = ""
 
 
 @dataclass
@@ -181,11 +195,13 @@ class Judged:
     Attributes:
       verdicts: by unit and prompt; None where no reply could be read.
       replies: the raw replies, likewise.
+      refused: why the endpoint refused to judge, likewise.
       models, dates: that the endpoint said, and on which it was asked.
     """
 
     verdicts: dict[tuple[str, str], Verdict | None] = field(default_factory=dict)
     replies: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    refused: dict[tuple[str, str], str] = field(default_factory=dict)
     models: set[str] = field(default_factory=set)
     dates: set[str] = field(default_factory=set)
 
@@ -193,11 +209,14 @@ class Judged:
         """Adds what was said about an answer."""
         self.verdicts[item.unit, item.prompt] = asked.verdict
         self.replies[item.unit, item.prompt] = [reply["text"] for reply in asked.replies]
+        if asked.refused:
+            self.refused[item.unit, item.prompt] = asked.refused
         self.models |= {reply["model"] for reply in asked.replies}
         self.dates |= {reply["date"] for reply in asked.replies}
 
     def counts(self) -> dict[str, int]:
-        """Returns how many answers were judged, how many replies were read late and how many not at all."""
+        """Returns how many answers were judged, how many replies were read late or not at all, how many refused."""
         late = sum(len(texts) > 1 and self.verdicts[key] is not None for key, texts in self.replies.items())
-        unread = sum(verdict is None for verdict in self.verdicts.values())
-        return {"judged": len(self.verdicts), "asked_again": late, "unparsed": unread}
+        unread = sum(verdict is None for verdict in self.verdicts.values()) - len(self.refused)
+        refused = len(self.refused)
+        return {"judged": len(self.verdicts), "asked_again": late, "unparsed": unread, "refused": refused}
