@@ -78,7 +78,9 @@ def write_bases(place: Path) -> dict[str, Base]:
         ("tied", "hub", "hf", "bfloat16", 1),
     ):
         tied = name == "tied"
-        config = small_config(variant, vision=small, text={"num_hidden_layers": 1}, tie_word_embeddings=tied)
+        # The heads of the authors' towers are read off their width.
+        vision = small | {"hidden_size": 64} if layout == "pku" else small
+        config = small_config(variant, vision=vision, text={"num_hidden_layers": 1}, tie_word_embeddings=tied)
         parameters = random_parameters(config, 7, dtype)
         if tied:  # some writers store the head as well
             parameters["lm_head.weight"] = parameters["language_model.embed_tokens.weight"]
