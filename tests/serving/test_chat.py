@@ -174,8 +174,9 @@ def test_without_a_seed_draws_differ(client):
 
 def test_stop_strings_end_an_answer(client):
     choice = ask(client, about(IMAGE, "How many shapes are there?"), stop=["th"]).choices[0]
-    assert choice.finish_reason == "stop"
-    assert choice.message.content.startswith("th")
+    assert (choice.finish_reason, choice.message.content) == ("stop", "")
+    pieces, last = streamed(client, about(IMAGE, "How many shapes are there?"), stop=["ee", "x"])
+    assert ("".join(pieces), last.choices[0].finish_reason) == ("thr", "stop")
 
 
 def test_an_answer_is_cut_at_max_tokens(client):

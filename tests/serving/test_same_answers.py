@@ -19,6 +19,7 @@ from tests.serving.asking import CLIP, IMAGE, OTHER, data_url, part
 from videollava_jax.assets import MEDIA
 from videollava_jax.generation.text import answer_text
 from videollava_jax.media import Fps, Uniform
+from videollava_jax.serving.stops import before
 
 CASES = 10
 TEXTS = (
@@ -112,7 +113,7 @@ def check(served, model, processor, count, seed):
             done.set()
             noise.join()
     for (body, *case), (whole, streamed) in zip(cases, answers, strict=True):
-        expected = by_generate(model, processor, *case)
+        expected = before(by_generate(model, processor, *case), body.get("stop", ()))
         assert whole == expected, (body, case)
         assert "".join(streamed) == expected, (body, case)
         pieces += sum(map(bool, streamed))
@@ -142,14 +143,17 @@ def main() -> None:
     """Draws the number of requests that the command line says."""
     from tests import conftest  # noqa: F401  (JAX as the tests have it)
     from tests.serving.conftest import LONGEST_ANSWER, serving
+    from videollava_jax import VideoLlavaForConditionalGeneration
     from videollava_jax.assets import TINY
     from videollava_jax.engine import Engine
-    from videollava_jax.generation.loaded import LoadedModel
     from videollava_jax.processing.processor import VideoLlavaProcessor
     from videollava_jax.serving.settings import Settings
 
     count, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    processor, model = VideoLlavaProcessor.from_pretrained(TINY), LoadedModel.load(TINY)
+    processor, model = (
+        VideoLlavaProcessor.from_pretrained(TINY),
+        VideoLlavaForConditionalGeneration.from_pretrained(TINY),
+    )
     session = Engine(model, processor, max_rows=8).session(rows=4, longest_answer=LONGEST_ANSWER)
     settings = Settings(model="tiny", media_root=MEDIA, longest_answer=LONGEST_ANSWER, max_tokens=512)
     with serving(session, processor, settings) as served:

@@ -211,6 +211,33 @@ def test_starting_is_503_and_health_says_so(tiny_processor):
         until(lambda: status(served, "/health") == 200)
 
 
+def test_a_server_that_is_still_compiling_ends_at_once(tiny_processor):
+    session = FakeSession(warm=False)
+    began = time.monotonic()
+    with served_by(session, tiny_processor, ready=False) as served:
+        served.running.drain_soon()
+        until(lambda: served.running.should_exit)
+    assert time.monotonic() - began < 10
+    session.warm.set()
+
+
+def test_bytes_that_are_announced_and_do_not_come_take_nothing_from_others(tiny_processor):
+    session = FakeSession()
+    session.answer_at_once = "yes"
+    with served_by(session, tiny_processor, max_body_bytes=10**6, max_bodies_bytes=10**6) as served:
+        host, port = urlsplit(served.url).netloc.split(":")
+        head = posted(b"x" * 900_000)[:-900_000]
+        with socket.create_connection((host, int(port))) as slow:
+            slow.sendall(head + b"x")
+            until(lambda: served.server.lifecycle.body_bytes == 1)
+            assert chat(served)[0] == 200
+            slow.sendall(b"x" * 800_000)
+            until(lambda: served.server.lifecycle.body_bytes == 800_001)
+            code, _, raw = chat(served, messages=about(None, "y" * 300_000))
+            assert (code, json.loads(raw)["error"]["code"]) == (429, "bodies_full")
+        until(lambda: served.server.lifecycle.body_bytes == 0)
+
+
 def test_draining_lets_open_requests_end_and_takes_no_more(tiny_processor):
     session = FakeSession()
     with served_by(session, tiny_processor) as served:

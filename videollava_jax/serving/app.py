@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -68,7 +68,12 @@ def create_app(
         Route("/metrics", server.metrics_text, methods=["GET"]),
         *page_routes(settings.hosts, examples=settings.examples),
     ]
-    handlers: dict[Any, Any] = {ApiError: server.refused, HTTPException: server.no_such_path, Exception: server.fault}
+    handlers: dict[Any, Any] = {
+        ApiError: server.refused,
+        HTTPException: server.no_such_path,
+        ClientDisconnect: server.gone,
+        Exception: server.fault,
+    }
     return App(Starlette(routes=routes, exception_handlers=handlers, lifespan=server.lifespan), server)
 
 
@@ -161,7 +166,8 @@ class Server:
     async def upload(self, request: Request) -> Response:
         """Takes a file."""
         self.lifecycle.require_ready()
-        return JSONResponse((await self.looking.upload(request)).record())
+        with self.lifecycle.place_for(1):
+            return JSONResponse((await self.looking.upload(request)).record())
 
     async def file(self, request: Request) -> Response:
         """Describes an uploaded file."""
@@ -175,7 +181,8 @@ class Server:
     async def frames(self, request: Request) -> Response:
         """Shows the frames of an uploaded file that the model would see."""
         self.lifecycle.require_ready()
-        return JSONResponse(await self.looking.frames(request.path_params["id"], request.query_params))
+        with self.lifecycle.place_for(1):
+            return JSONResponse(await self.looking.frames(request.path_params["id"], request.query_params))
 
     # ── the server itself ──
 
@@ -208,6 +215,10 @@ class Server:
         """Answers with Starlette's error, in words of our own."""
         said = {404: "there is no such path", 405: "this path has no such method"}.get(error.status_code, "bad request")
         return JSONResponse(ApiError(error.status_code, said).body(), error.status_code, error.headers)
+
+    async def gone(self, request: Request, error: Any) -> Response:
+        """Ends a request whose client closed its connection while it sent a file: nobody reads this."""
+        return Response(status_code=400)
 
     async def fault(self, request: Request, error: Exception) -> Response:
         """Answers after a fault of ours, which the log has with its traceback."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import dataclasses
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -30,6 +31,7 @@ from videollava_jax.serving.protocol import (
     require_model,
     score_asked,
 )
+from videollava_jax.serving.stops import TextBefore, before
 
 Made = TypeVar("Made")
 Answer = Callable[[bytes, Send], Coroutine[Any, Any, None]]
@@ -41,6 +43,8 @@ _STREAM_HEADERS = [
 ]
 _LARGE = 2**18
 """Bytes of a body whose reading would keep other requests waiting."""
+_UNREAD = 30.0
+"""Seconds that a client has to read what is left of its answer when its time is over."""
 _TEXT = 16
 """How many times the positions of the model a text may have tokens, whose number is asked for."""
 
@@ -75,6 +79,7 @@ class Chatting:
         asked = await _aside(raw, chat_asked, raw, self._settings, self._kind_of)
         one = asked.requests[0]
         made = Completion(self._settings.model, self._tokenizer, self._specials, one.logprobs is not None)
+        stops = one.options.get("stop_strings", ())
         self._metrics.asked.observe(len(asked.requests))
         self._metrics.most.observe(one.max_new_tokens)
         with self._lifecycle.place_for(len(asked.requests)):
@@ -82,19 +87,22 @@ class Chatting:
             try:
                 await asking.submit(asked.requests, pieces=asked.stream, media_there=watch.media_there)
                 if asked.stream:
-                    await self._stream(asking, asked, made, send, watch)
+                    await self._stream(asking, asked, made, stops, send, watch)
                     return
                 results = {}
                 async for part in asking.written():
                     if part is not None and part.result is not None:
-                        results[part.index] = part.result
+                        results[part.index] = dataclasses.replace(part.result, text=before(part.result.text, stops))
                         watch.ended(part.result)
                 await send_json(200, made.whole([results[i] for i in range(len(results))]), send)
             finally:
                 asking.close()
 
-    async def _stream(self, asking: Asking, asked: Asked, made: Completion, send: Send, watch: Stopwatch) -> None:
+    async def _stream(
+        self, asking: Asking, asked: Asked, made: Completion, stops: Sequence[str], send: Send, watch: Stopwatch
+    ) -> None:
         """Sends answers while they are written. An error before the first text has a status of its own."""
+        texts = [TextBefore(stops) for _ in asked.requests]
         begun: set[int] = set()
         started = False
         results: dict[int, Any] = {}
@@ -113,14 +121,17 @@ class Chatting:
                     continue
                 content = b"" if part.index in begun else made.opening(part.index)
                 begun.add(part.index)
-                if part.text or part.logprobs:
+                text = texts[part.index](part.text, last=part.result is not None)
+                if part.text:
                     watch.text_came()
-                    content += made.piece(part.index, part.text, part.logprobs)
+                if text or part.logprobs:
+                    content += made.piece(part.index, text, part.logprobs)
                 if part.result is not None:
                     results[part.index] = part.result
                     watch.ended(part.result)
                     content += made.closing(part.index, part.result)
-                await write(content)
+                if content:
+                    await write(content)
             if asked.include_usage:
                 await write(made.usage_chunk([results[i] for i in range(len(results))]))
             await write(END)
@@ -200,15 +211,24 @@ class Endpoint:
           ApiError: it is not answered.
         """
         self._lifecycle.require_ready()
-        request = Request(scope, receive)
-        with self._lifecycle.body_of(int(request.headers.get("content-length") or 0)):
+        pieces = []
+        with self._lifecycle.body() as come:
             try:
                 async with asyncio.timeout(self._seconds):
-                    raw = await request.body()
-                await unless_gone(receive, self._answer(raw, send))
+                    async for piece in Request(scope, receive).stream():
+                        come(len(piece))
+                        pieces.append(piece)
             except TimeoutError:
                 raise ApiError(408, f"the body was not there within {self._seconds:g} s", code="deadline") from None
-            except (ClientGone, ClientDisconnect):
+            except ClientDisconnect:
+                return
+            raw = b"".join(pieces)
+            pieces.clear()
+            try:
+                # The engine has the same time. What is left is a client that does not read its answer.
+                async with asyncio.timeout(self._seconds + _UNREAD):
+                    await unless_gone(receive, self._answer(raw, send))
+            except (ClientGone, TimeoutError):
                 self._metrics.requests("abort").inc()
 
 

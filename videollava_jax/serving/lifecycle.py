@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 
@@ -75,22 +75,30 @@ class Lifecycle:
         )
 
     @contextmanager
-    def body_of(self, size: int) -> Iterator[None]:
-        """Counts the bytes of a body while its request is open.
+    def body(self) -> Iterator[Callable[[int], None]]:
+        """Counts the bytes of a body while its request is open: gives what is called with those that have come.
+
+        They are counted as they come: a client that announces many and sends none takes nothing from others.
 
         Raises:
-          ApiError: 429, the bodies of all requests are too large together.
+          ApiError: 429, from that call: the bodies of all requests are too large together.
         """
-        if self.body_bytes and self.body_bytes + size > self._settings.max_bodies_bytes:
-            self.refused["bodies_full"] += 1
-            raise ApiError(
-                TOO_MANY,
-                "the bodies of the requests that are open are too large together: come again later, or upload files",
-                code="bodies_full",
-                retry_after=self._settings.retry_seconds,
-            )
-        self.body_bytes += size
+        counted = 0
+
+        def come(size: int) -> None:
+            nonlocal counted
+            if self.body_bytes + size > self._settings.max_bodies_bytes and self.body_bytes > counted:
+                self.refused["bodies_full"] += 1
+                raise ApiError(
+                    TOO_MANY,
+                    "the bodies of open requests are too large together: come again later, or upload files",
+                    code="bodies_full",
+                    retry_after=self._settings.retry_seconds,
+                )
+            counted += size
+            self.body_bytes += size
+
         try:
-            yield
+            yield come
         finally:
-            self.body_bytes -= size
+            self.body_bytes -= counted

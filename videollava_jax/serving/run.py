@@ -91,6 +91,28 @@ def run(
     return running.failed
 
 
+async def _in_daemon(call: Callable[[], Any]) -> None:
+    """Calls a function in a thread that the process does not wait for when it ends, unlike those of `to_thread`."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def set_result(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error is not None else done.set_result(None)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            call()
+        except Exception as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(set_result, error)
+
+    threading.Thread(target=run, name="compile", daemon=True).start()
+    await done
+
+
 class Running(uvicorn.Server):
     """A server whose state follows its session and its signals.
 
@@ -184,7 +206,7 @@ class Running(uvicorn.Server):
     async def _watch(self) -> None:
         """Compiles, takes requests, and ends the server when the engine has stopped."""
         try:
-            await asyncio.to_thread(self._session.warm_up)
+            await _in_daemon(self._session.warm_up)
         except Exception as error:
             self._fail(error)
             return
