@@ -1,5 +1,8 @@
 """What requests ask of a session: log-probabilities, penalties, scores, pins; and what their results say."""
 
+import dataclasses
+import random
+
 import jax
 import numpy as np
 import pytest
@@ -72,6 +75,77 @@ def test_every_option_together_gives_what_generate_gives_and_compiles_nothing(se
     for result in results:
         assert result.token_ids == again[result.id].token_ids
         assert len(result.logprobs) == len(again[result.id].logprobs)
+
+
+def drawn_request(rng, name):
+    """About one of four clips or about none, with any options."""
+
+    def maybe(value):
+        return value if rng.random() < 0.4 else None
+
+    options = {
+        "repetition_penalty": maybe(rng.choice([0.8, 1.3])),
+        "frequency_penalty": maybe(rng.uniform(-2, 2)),
+        "presence_penalty": maybe(rng.uniform(-2, 2)),
+        "logit_bias": maybe({rng.randrange(3, 600): rng.uniform(-9, 9) for _ in range(rng.randrange(1, 300))}),
+        "stop_strings": maybe([rng.choice("aeiou")]),
+    }
+    if rng.random() < 0.6:
+        options |= {
+            "do_sample": True,
+            "temperature": maybe(rng.uniform(0.3, 3)),
+            "top_k": maybe(rng.randrange(0, 99)),
+            "top_p": maybe(rng.uniform(0.1, 1)),
+            "min_p": maybe(rng.uniform(0, 0.3)),
+        }
+    return question(
+        name,
+        rng.choice(QUESTIONS),
+        videos=[clip(rng.randrange(4))] if rng.random() < 0.8 else [],
+        max_new_tokens=rng.randrange(1, 50),
+        seed=rng.randrange(2**31),
+        options={key: value for key, value in options.items() if value is not None},
+        logprobs=maybe(rng.randrange(21)),
+    )
+
+
+def check_drawn_requests(session, model, processor, count, seed):
+    """Joined pieces, results and `generate` are the same text, whatever else is asked for and cancelled meanwhile."""
+    rng, before = random.Random(seed), compilations()
+    job = [drawn_request(rng, str(i)) for i in range(count)]
+    pieces, tokens = {request.id: [] for request in job}, {request.id: [] for request in job}
+    tickets, pins = {}, []
+    for request in job:
+        if rng.random() < 0.2:
+            session.submit(dataclasses.replace(request, seed=1), timeout=rng.choice([0.01, 60])).cancel()
+        if rng.random() < 0.1:
+            session.score(dataclasses.replace(request, choices=["red", "blue"]))
+        if rng.random() < 0.1:
+            pins.append(session.pin(request))
+        for pin in [pin for pin in pins if rng.random() < 0.3]:
+            pin.release()
+        heard = {"on_text": pieces[request.id].append, "on_tokens": tokens[request.id].append}
+        tickets[request.id] = session.submit(request, **heard)
+    results = {name: ticket.result(SECONDS) for name, ticket in tickets.items()}
+    for pin in pins:
+        pin.release()
+    assert compilations() == before
+    for request in job:
+        result = results[request.id]
+        assert result.error is None
+        assert "".join(pieces[request.id]) == result.text
+        assert tuple(each for batch in tokens[request.id] for each in batch) == result.logprobs
+        assert len(result.logprobs) == (0 if request.logprobs is None else len(result.token_ids))
+        assert result.token_ids == generated(model, processor, request), request.options
+
+
+def test_drawn_requests_are_answered_as_generate_answers_them(session, model, tiny_processor):
+    check_drawn_requests(session, model, tiny_processor, 30, seed=0)
+
+
+@pytest.mark.slow
+def test_two_hundred_drawn_requests(session, model, tiny_processor):
+    check_drawn_requests(session, model, tiny_processor, 200, seed=1)
 
 
 @pytest.mark.parametrize("way", ["session", "run"])

@@ -159,6 +159,7 @@ class Chat:
                 self._held = held
                 raise
             logits, cache, cached = self._continue(held, ids, decoding)
+        stream = None if on_text is None else TextStream(tokenizer, on_text)
         answers, cache, *_ = model.decode(
             logits,
             cache,
@@ -166,8 +167,10 @@ class Chat:
             [ids],
             decoding,
             tokenizer=tokenizer,
-            on_tokens=None if on_text is None else TextStream(tokenizer, on_text),
+            on_tokens=stream,
         )
+        if stream is not None:
+            stream.end()
         answer = answers[0].astype(np.int32)
         text = answer_text(tokenizer, answer.tolist()).rstrip()
         self._held = _Held(cache, np.concatenate([ids, answer[:-1]]))  # the last token was never fed back

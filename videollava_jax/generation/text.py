@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from videollava_jax.generation.options import GenerationOptions
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 OnTokens = Callable[[npt.NDArray[np.int64]], None]
 """Called with the new tokens int64 [rows, n] after every chunk of steps."""
 
@@ -39,21 +41,39 @@ def to_streamer(streamer: Streamer, on_tokens: OnTokens | None = None) -> OnToke
 class TextStream:
     """An `on_tokens` that turns the tokens of one row into text and passes on each new piece.
 
-    A character whose bytes are spread over several tokens is held back until all of them have come.
+    Tokens that are single bytes are held back until another token has come: a run of them is decoded as a whole, and
+    one that is no UTF-8 changes all its characters.
     """
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None]):
         self._tokenizer, self._on_text = tokenizer, on_text
         self._tokens: list[int] = []
+        self._settled = 0
         self._sent = ""
 
     def __call__(self, tokens: npt.NDArray[np.int64]) -> None:
         """Takes the next tokens, int64 [1, n]."""
+        before = len(self._tokens)
         self._tokens += tokens[0].tolist()
-        text = answer_text(self._tokenizer, self._tokens)
+        ends = (end for end in range(len(self._tokens), before, -1) if not self._is_open(self._tokens[end - 1]))
+        self._settled = next(ends, self._settled)
+        text = answer_text(self._tokenizer, self._tokens[: self._settled])
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._on_text(text.removeprefix(self._sent))
-            self._sent = text
+            self._send(text)
+
+    def end(self) -> None:
+        """Passes on what was held back: no tokens come any more."""
+        self._send(answer_text(self._tokenizer, self._tokens))
+
+    def _send(self, text: str) -> None:
+        self._on_text(text.removeprefix(self._sent))
+        self._sent = text
+
+    def _is_open(self, id: int) -> bool:
+        """Returns whether a run of bytes may go on behind a token: a byte, or one that adds nothing to the text."""
+        if _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(id)):
+            return True
+        return not self._tokenizer.decode([id], skip_special_tokens=True)
 
 
 def answer_text(tokenizer: Any, tokens: Sequence[int]) -> str:
