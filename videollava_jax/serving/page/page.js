@@ -361,19 +361,25 @@ class Side {
     this.looked = Promise.resolve([]); // the images that the rule takes
     this.number.onchange = () => this.look();
     this.unit.onchange = () => {
-      this.number.value = this.unit.value === "fps" ? 1 : 8;
+      this.number.value = { num_frames: 8, fps: 1 }[this.unit.value] ?? "";
+      this.number.hidden = !this.unit.value;
       this.look();
     };
   }
 
-  /** What the request says about frames; null for a picture. */
+  /** What the request says about frames; null for a picture, and for the server's own rule. */
   get rule() {
-    return state.medium?.kind === "video" ? { [this.unit.value]: Number(this.number.value) } : null;
+    return state.medium?.kind === "video" && this.unit.value ? { [this.unit.value]: Number(this.number.value) } : null;
   }
 
   get ruleInWords() {
-    const number = this.number.value;
-    return this.unit.value === "fps" ? `${number} a second` : `${number} frames`;
+    const { value } = this.number;
+    return { fps: `${value} a second`, num_frames: `${value} frames` }[this.unit.value] ?? "the server's frames";
+  }
+
+  /** Whether the rule has a number, or needs none; the browser says what is wrong with it. */
+  isWhole() {
+    return this.number.hidden || this.number.reportValidity();
   }
 
   forMedium(medium) {
@@ -390,7 +396,7 @@ class Side {
 
   async fetchFrames() {
     const { medium } = state;
-    if (!medium?.file || !this.number.reportValidity()) return [];
+    if (!medium?.file || !this.isWhole()) return [];
     const turn = (this.turn = {}); // of two answers on their way, the later question's counts
     this.strip.setAttribute("aria-busy", "true");
     let images = [];
@@ -477,7 +483,7 @@ function ask() {
   const questions = [first, $("question-b").value.trim() || first].slice(0, visibleSides().length);
   show($("ask-error"), !medium ? "Choose a video or a picture first." : !first ? "Write a question first." : "");
   if (!medium || !first) return (medium ? $("question-a") : $("file")).focus();
-  if (!visibleSides().every((side) => side.number.reportValidity()) || !$("max-tokens").reportValidity() || !$("temperature").reportValidity()) return;
+  if (!visibleSides().every((side) => side.isWhole()) || !$("max-tokens").reportValidity() || !$("temperature").reportValidity()) return;
   const same = questions.every((question) => question === first);
   const turn = make("li", { class: "turn" });
   if (same) turn.append(make("h3", { class: "question" }, first, " ", make("span", { class: "of" }, medium.name)));
