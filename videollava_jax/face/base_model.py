@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from videollava_jax.config import ModelConfig
+from videollava_jax.face.model_loading import core_config
 from videollava_jax.face.output import VideoLlavaModelOutput
 from videollava_jax.face.parameters import Parameters
 from videollava_jax.face.pretrained import PreTrained
@@ -40,7 +41,7 @@ class VideoLlavaModel(PreTrained):
         Raises:
           ValueError: the configuration asks for something that this model does not do.
         """
-        stated = config if isinstance(config, ModelConfig) else ModelConfig.from_hf(config)
+        stated = core_config(config)
         self._tied = stated.tie_word_embeddings
         if parameters is None:
             drawn = VideoLlava(self._core(stated), dtype=jnp.float32, rngs=nnx.Rngs(params=seed))
@@ -163,5 +164,5 @@ class OfAWhole(VideoLlavaModel):
     def _said(self, given: Mapping[str, Any], name: str, default: bool) -> bool:
         return self._whole._said(given, name, default)
 
-    def _selecting(self, layer: int | Sequence[int] | None, strategy: str | None) -> Self:
+    def _selecting(self, layer: Any, strategy: str | None) -> Self:
         return self._whole._selecting(layer, strategy)  # type: ignore[return-value]

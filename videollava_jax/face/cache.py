@@ -110,7 +110,13 @@ class DynamicCache:
     # ── what users change ──
 
     def crop(self, max_length: int) -> None:
-        """Keeps the first `max_length` tokens; a negative number drops as many at the end."""
+        """Keeps the first `max_length` tokens; a negative number drops as many at the end.
+
+        Raises:
+          ValueError: no whole number.
+        """
+        if not isinstance(max_length, (int, np.integer)):
+            raise ValueError(f"max_length: expected a whole number, got a {type(max_length).__name__}")
         kept = max_length if max_length >= 0 else max(0, self.get_seq_length() + max_length)
         if kept == 0:
             self.reset()
@@ -119,7 +125,13 @@ class DynamicCache:
             self._mask = self._mask[:, :kept]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeats each row `repeats` times; the copies are neighbours."""
+        """Repeats each row `repeats` times; the copies are neighbours.
+
+        Raises:
+          ValueError: no whole number from 1 on.
+        """
+        if not isinstance(repeats, (int, np.integer)) or repeats < 1:
+            raise ValueError(f"repeats: expected a whole number from 1 on, got {repeats!r:.80}")
         self.batch_select_indices(np.repeat(np.arange(self.max_batch_size), repeats))
 
     def batch_select_indices(self, indices: ArrayLike) -> None:

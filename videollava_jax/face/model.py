@@ -23,6 +23,7 @@ from videollava_jax.face import forward_arguments
 from videollava_jax.face.arrays import Device, from_torch
 from videollava_jax.face.base_model import OfAWhole, VideoLlavaModel
 from videollava_jax.face.cache import DynamicCache
+from videollava_jax.face.model_loading import core_config
 from videollava_jax.face.named_parts import head_of
 from videollava_jax.face.output import VideoLlavaOutput
 from videollava_jax.face.parts import Part
@@ -71,7 +72,7 @@ class VideoLlavaForConditionalGeneration(PreTrained):
         Raises:
           ValueError: the configuration asks for something that this model does not do.
         """
-        model_config = config if isinstance(config, ModelConfig) else ModelConfig.from_hf(config)
+        model_config = core_config(config)
         if parameters is None:
             drawn = VideoLlava(model_config, dtype=jnp.float32, rngs=nnx.Rngs(params=seed))
             parameters = named_parameters(nnx.state(drawn))

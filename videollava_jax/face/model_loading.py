@@ -7,6 +7,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
+from videollava_jax.config import ModelConfig
+
 _HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 _OWN = ("mesh", "quantization", "verify")
 _HINTS = (
@@ -75,16 +79,39 @@ def configuration(given: Any) -> Any:
     return given
 
 
+def core_config(given: Any) -> ModelConfig:
+    """Returns the core's configuration of transformers' object, of a dictionary, or of the core's own.
+
+    Raises:
+      ValueError: none of these, or one that asks for what this model does not do.
+    """
+    if isinstance(given, ModelConfig):
+        return given
+    if not isinstance(given, Mapping) and getattr(given, "model_type", None) != "video_llava":
+        raise ValueError(f"config: expected a VideoLlavaConfig, got a {type(given).__name__}")
+    return ModelConfig.from_hf(given)
+
+
 def dtype_of(value: Any) -> Any:
     """Returns a dtype that JAX takes; None for the checkpoint's.
 
     Args:
       value: None or "auto"; a name, also as torch's; a dtype of NumPy, JAX or torch.
+
+    Raises:
+      ValueError: no dtype of floating point.
     """
-    if value is None or value == "auto":
+    if value is None or (isinstance(value, str) and value == "auto"):
         return None
     name = str(value)
-    return name.removeprefix("torch.") if name.startswith("torch.") else value
+    found = name.removeprefix("torch.") if name.startswith("torch.") else value
+    try:
+        floating = jnp.issubdtype(jnp.dtype(found), jnp.floating)
+    except (TypeError, ValueError):
+        floating = False
+    if not floating:
+        raise ValueError(f"dtype: expected a dtype of floating point such as 'bfloat16', got {_short(value)}")
+    return found
 
 
 def _short(value: Any) -> str:

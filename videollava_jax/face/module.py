@@ -14,7 +14,7 @@ import numpy as np
 from videollava_jax.config import ModelConfig
 from videollava_jax.face.arrays import Device, from_torch
 from videollava_jax.face.embeddings import resized
-from videollava_jax.face.model_loading import dtype_of, sort
+from videollava_jax.face.model_loading import configuration, core_config, dtype_of, sort
 from videollava_jax.face.named_parts import EMBEDDING, Decoder, Tower, head_of
 from videollava_jax.face.parameters import FINE_TUNE, Parameter, Parameters
 from videollava_jax.face.parts import NOT_HERE, Part
@@ -73,7 +73,7 @@ class Module(LoadedModel):
 
     @config.setter
     def config(self, value: Any) -> None:
-        before, self._config = self._config, value
+        before, self._config = self._config, configuration(value)
         try:
             self._follow_config()
         except ValueError:
@@ -116,7 +116,7 @@ class Module(LoadedModel):
         """Takes over what was changed in `config` since the last call."""
         if self._config is None:
             return
-        wanted = self._core(ModelConfig.from_hf(self._config))
+        wanted = self._core(core_config(self._config))
         if wanted == self._model_config:
             return
         now, then = parameter_shapes(self._model_config), parameter_shapes(wanted)
@@ -260,6 +260,7 @@ class Module(LoadedModel):
         Raises:
           ValueError: an array of another shape, or names that do not fit. Nothing is set then.
         """
+        _require(Mapping, state_dict=state_dict)
         names = {self._outside(name): name for name in self.parameters}
         names |= {name: name for name in self.parameters}
         found = {names[name]: value for name, value in state_dict.items() if name in names}
@@ -268,6 +269,7 @@ class Module(LoadedModel):
 
     def load_part(self, path: str, state_dict: Mapping[str, Any], strict: bool) -> Unfit:
         """Sets the parameters of a part by their names in it; see `load_state_dict`."""
+        _require(Mapping, state_dict=state_dict)
         names = {name.removeprefix(path + "."): name for name in self.parameters if name.startswith(path + ".")}
         found = {names[name]: value for name, value in state_dict.items() if name in names}
         missing = [name for name in names if names[name] not in found]
@@ -311,6 +313,7 @@ class Module(LoadedModel):
         Raises:
           ValueError: no such parameter.
         """
+        _require(str, target=target)
         found = dict(self.named_parameters()).get(target)
         if found is None:
             raise ValueError(f"no parameter {target!r}: named_parameters() yields their names")
@@ -466,7 +469,9 @@ class Module(LoadedModel):
 
         Raises:
           AttributeError: no such part.
+          ValueError: no name.
         """
+        _require(str, target=target)
         part: Any = self
         for name in target.removeprefix("model.").split(".") if target else ():
             part = part[int(name)] if name.isdigit() else getattr(part, name)
@@ -488,6 +493,12 @@ class Module(LoadedModel):
         raise AttributeError(f"{type(self).__name__} has no {name!r} here: {instead}")
 
 
+def _require(kind: type, **named: Any) -> None:
+    for name, value in named.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{name}: expected a {kind.__name__}, got a {type(value).__name__}")
+
+
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "no parameter"
 
@@ -497,6 +508,6 @@ def _is_float_dtype(value: Any) -> bool:
     if value is None or isinstance(value, (int, jax.Device)):
         return False
     try:
-        return bool(jnp.issubdtype(jnp.dtype(dtype_of(value)), jnp.floating))
-    except TypeError:
+        return dtype_of(value) is not None
+    except ValueError:
         return False

@@ -129,7 +129,10 @@ class Parameter:
         """
         now = self.array
         changed = np.array(now)
-        changed[_index(item)] = np.asarray(from_torch(values)).astype(now.dtype)
+        try:
+            changed[_index(item)] = np.asarray(from_torch(values)).astype(now.dtype)
+        except (TypeError, IndexError, ValueError) as error:
+            raise ValueError(f"{self.name} {list(now.shape)} cannot be set: {error}") from None
         self._owner.set_parameters({self.name: put(changed, now.sharding)})
 
     def __len__(self) -> int:

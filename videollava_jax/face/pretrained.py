@@ -46,6 +46,11 @@ class PreTrained(Module):
           ValueError: no such checkpoint, tensors that do not fit its configuration (all are listed), or an argument
             that asks for what is not done.
         """
+        if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
+            raise ValueError(
+                "pretrained_model_name_or_path: expected a directory or a name on the hub, got a "
+                f"{type(pretrained_model_name_or_path).__name__}"
+            )
         model = cls.load(pretrained_model_name_or_path, **model_loading.sort(kwargs))
         if kwargs.get("config") is not None:
             model.config = model_loading.configuration(kwargs["config"])
@@ -158,7 +163,7 @@ class PreTrained(Module):
                 return bool(value)
         return bool(getattr(getattr(self._config, "text_config", None), name, default))
 
-    def _selecting(self, layer: int | Sequence[int] | None, strategy: str | None) -> Self:
+    def _selecting(self, layer: Any, strategy: str | None) -> Self:
         """Returns this model, or one with its weights that selects other hidden states of the towers.
 
         Raises:
@@ -166,7 +171,10 @@ class PreTrained(Module):
         """
         config = self.model_config
         if layer is not None:
-            chosen = layer if isinstance(layer, int) else tuple(layer)
+            several = isinstance(layer, (list, tuple))
+            chosen = tuple(layer) if several else layer
+            if not all(type(each) is int for each in (chosen if several else [chosen])):
+                raise ValueError(f"vision_feature_layer: expected a whole number or a list of such, got {layer!r:.80}")
             config = dataclasses.replace(config, vision_feature_layer=chosen)
         if strategy is not None:
             config = dataclasses.replace(config, vision_feature_select_strategy=strategy)  # type: ignore[arg-type]

@@ -85,6 +85,10 @@ def generate(
     ids, mask = checked_text(model.model_config, prompts.input_ids, prompts.attention_mask)
     B, T = ids.shape
     V = model.model_config.text_config.vocab_size
+    if isinstance(seed, np.ndarray) and not seed.ndim:
+        seed = seed.item()
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise ValueError(f"streamer: expected an object with put(tokens) and end(), got a {type(streamer).__name__}")
     seeds = [parsed("seed", KINDS["seed"], row) for row in seed] if isinstance(seed, Iterable) else None
     said = given if seed is None or seeds is not None else {**given, "seed": seed}
     chosen = CallOptions.resolve(said, generation_config, model.generation_defaults, model.model_config, T)

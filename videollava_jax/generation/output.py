@@ -121,7 +121,8 @@ def transition_scores(
     Raises:
       ValueError: scores that are not those of the sequences.
     """
-    tokens, rows_NBV = np.asarray(sequences), np.array([np.asarray(step, np.float32) for step in scores or ()])
+    steps = [np.asarray(step, np.float32) for step in scores] if isinstance(scores, (list, tuple)) else []
+    tokens, rows_NBV = np.asarray(sequences), np.array(steps)
     if tokens.ndim != 2 or rows_NBV.ndim != 3 or rows_NBV.shape[0] > tokens.shape[1]:
         raise ValueError(
             "scores: expected those of each step, as generate(…, return_dict_in_generate=True, output_scores=True) "
