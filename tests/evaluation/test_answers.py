@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from videollava_jax.evaluation.answering import media_root, write_questions
 from videollava_jax.evaluation.answers import Answer, join, read_answers
 from videollava_jax.evaluation.question import Question
+from videollava_jax.evaluation.tasks import TASKS, Files
 
 QUESTIONS = [Question(id=name, text=f"{name}?", target=name, cluster=name) for name in "abc"]
 
@@ -80,3 +82,26 @@ def test_answers_of_other_data_and_too_few_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"2 of 3 questions .* 1 failed, 1 missing.*such as c, b; .*no such file"):
         found.require(3, 0.5, tmp_path)
     found.require(3, 0.67, tmp_path)
+
+
+def test_what_a_job_is_asked(tmp_path):
+    """Placeholders that a question has in its text are text; links out of the data are named by their files."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "videos").symlink_to(tmp_path / "disk")
+    questions = [
+        Question(id="b", text="what?", media=(("video", "videos/a.mp4"),), cluster="a"),
+        Question(id="a", text="is <image> here?", media=(("video", "videos/a.mp4"),), cluster="a"),
+    ]
+    files = Files(tmp_path / "data", {})
+    assert media_root(files, questions) is None
+    path = write_questions(tmp_path / "out", TASKS["msvd_qa"], files, questions, {}, None)
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    clip = str(tmp_path / "disk" / "a.mp4")
+    assert first["conversation"][0]["content"] == [
+        {"type": "video", "video": clip},
+        {"type": "text", "text": "is <image> here?"},
+    ]
+    assert second == {"id": "b", "video": [clip], "prompt": "what?"}
+    path = write_questions(tmp_path / "two", TASKS["msvd_qa"], files, questions, {}, tmp_path / "data")
+    assert json.loads(path.read_text().splitlines()[1])["video"] == ["videos/a.mp4"]

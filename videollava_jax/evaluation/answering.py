@@ -18,6 +18,7 @@ from videollava_jax.evaluation.digests import data_fingerprint, same_data
 from videollava_jax.evaluation.question import Question
 from videollava_jax.evaluation.tasks.files import read_json
 from videollava_jax.evaluation.tasks.task import Files, Task
+from videollava_jax.processing.segments import MEDIA_TOKENS
 
 QUESTIONS, RUN, ANSWERS = "questions.jsonl", "run.json", "answers.jsonl"
 
@@ -142,8 +143,14 @@ def read_run(out: Path) -> dict[str, Any]:
 
 
 def _line(question: Question, base: Path | None) -> dict[str, Any]:
-    media: dict[str, list[str]] = {}
-    for kind, source in question.media:
-        absolute = base is not None and not source.startswith("data:")
-        media.setdefault(kind, []).append(str((base / source).resolve()) if base and absolute else source)
-    return {"id": question.id, **media, "prompt": question.text}
+    def place(source: str) -> str:
+        return str((base / source).resolve()) if base is not None and not source.startswith("data:") else source
+
+    media = [(kind, place(source)) for kind, source in question.media]
+    if any(token in question.text for token in MEDIA_TOKENS.values()):  # a job would take it for the whole prompt
+        parts = [*({"type": kind, kind: source} for kind, source in media), {"type": "text", "text": question.text}]
+        return {"id": question.id, "conversation": [{"role": "user", "content": parts}]}
+    named: dict[str, list[str]] = {}
+    for kind, source in media:
+        named.setdefault(kind, []).append(source)
+    return {"id": question.id, **named, "prompt": question.text}

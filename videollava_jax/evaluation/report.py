@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,12 +43,17 @@ class Scored:
     judge: Judge | None = None
     judged: Judged | None = None
 
+    @functools.cached_property
     def units(self) -> dict[str, list[Marked]]:
-        """Returns the questions by unit, under the names that `counts_of` takes."""
+        """The questions by unit."""
         return {one[0].question.unit or one[0].question.id: one for one in units(self.marked).values()}
 
-    def counts_of(self, name: str, unit: Sequence[Marked]) -> Counts:
-        """Returns what a unit counts, the judge's verdicts included."""
+    @functools.cached_property
+    def counts(self) -> dict[str, Counts]:
+        """What each unit counts, the judge's verdicts included."""
+        return {name: self._counts_of(name, unit) for name, unit in self.units.items()}
+
+    def _counts_of(self, name: str, unit: Sequence[Marked]) -> Counts:
         counts = dict(self.task.scorer.counts(unit))
         if self.judged is None:
             return counts
@@ -115,7 +121,7 @@ def score(
         return scored
     items = [
         Item(name, prompt, _fields(unit))
-        for name, unit in scored.units().items()
+        for name, unit in scored.units.items()
         if all(one.text is not None for one in unit)
         for prompt in task.judges
     ]
@@ -143,15 +149,15 @@ def _fields(unit: Sequence[Marked]) -> dict[str, str]:
 
 def _clusters(scored: Scored) -> dict[str, list[Counts]]:
     found: dict[str, list[Counts]] = {}
-    for name, unit in scored.units().items():
-        found.setdefault(unit[0].question.cluster, []).append(scored.counts_of(name, unit))
+    for name, unit in scored.units.items():
+        found.setdefault(unit[0].question.cluster, []).append(scored.counts[name])
     return found
 
 
 def _categories(scored: Scored) -> dict[str, dict[str, Any]]:
     groups: dict[str, dict[str, list[Counts]]] = {}
-    for name, unit in scored.units().items():
-        counts = scored.counts_of(name, unit)
+    for name, unit in scored.units.items():
+        counts = scored.counts[name]
         for kind, category in unit[0].question.categories.items():
             groups.setdefault(kind, {}).setdefault(category, []).append(counts)
     return {
@@ -180,11 +186,7 @@ def make_report(scored: Scored, settings: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Interval] = {}
     if known:
         found = intervals([summed(counts) for counts in clusters.values()], scored.metrics)
-    answered = [
-        scored.counts_of(name, unit)
-        for name, unit in scored.units().items()
-        if all(one.text is not None for one in unit)
-    ]
+    answered = [scored.counts[name] for name, unit in scored.units.items() if all(one.text is not None for one in unit)]
     report: dict[str, Any] = {
         "task": task.name,
         "title": task.title,
@@ -200,7 +202,7 @@ def make_report(scored: Scored, settings: Mapping[str, Any]) -> dict[str, Any]:
             "questions": len(scored.marked),
             **scored.joined.counts(),
             "unparsed": sum(one.text is not None and one.mark.parsed is None for one in scored.marked),
-            "units": len(scored.units()),
+            "units": len(scored.units),
             "clusters": len(clusters),
         },
         "categories": _categories(scored) if known else {},
@@ -221,7 +223,7 @@ def make_report(scored: Scored, settings: Mapping[str, Any]) -> dict[str, Any]:
 def records(scored: Scored) -> list[dict[str, Any]]:
     """Returns a record for each question, and with the first one of a unit what the unit counts."""
     found = []
-    for name, unit in scored.units().items():
+    for name, unit in scored.units.items():
         for turn, one in enumerate(unit):
             question = one.question
             record: dict[str, Any] = {
@@ -239,7 +241,7 @@ def records(scored: Scored) -> list[dict[str, Any]]:
                 "others": {key: round(value, 6) for key, value in sorted(one.mark.others.items())},
             }
             if turn == 0:
-                record["counts"] = dict(sorted(scored.counts_of(name, unit).items()))
+                record["counts"] = dict(sorted(scored.counts[name].items()))
                 if scored.judged is not None:
                     record["judge"] = {
                         prompt: scored.judged.replies.get((name, prompt), []) for prompt in scored.task.judges

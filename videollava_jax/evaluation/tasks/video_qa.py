@@ -22,11 +22,14 @@ def _reader(prefix: str) -> Callable[[Files], list[Question]]:
         asked, answered = files["questions"], files["answers"]
         answers = by_id(read_rows(answered), "question_id", answered)
         questions = []
+        found: dict[str, str] = {}
         for row in read_rows(asked):
             name, text = text_of(row, "question_id", asked), text_of(row, "question", asked)
             if name not in answers:
                 raise ValueError(f"{answered}: no answer to question {name!r} of {asked.name}")
             video = text_of(row, "video_name", asked)
+            if video not in found:
+                found[video] = video_named(files.root, "videos", f"{prefix}{video}")
             categories = {"first word": first_word(text)}
             if "type" in answers[name]:
                 categories["type"] = text_of(answers[name], "type", answered)
@@ -34,7 +37,7 @@ def _reader(prefix: str) -> Callable[[Files], list[Question]]:
                 Question(
                     id=name,
                     text=text,
-                    media=(("video", video_named(files.root, "videos", f"{prefix}{video}")),),
+                    media=(("video", found[video]),),
                     target=text_of(answers[name], "answer", answered),
                     cluster=video,
                     categories=categories,
