@@ -204,7 +204,19 @@ def test_every_option_of_generation_is_a_flag(capsys):
     assert capsys.readouterr().out.strip() == "three"
 
 
-COMMANDS = ["demo", "ask", "chat", "batch", "convert", "export", "verify", "plan", "finetune", "train-export"]
+COMMANDS = [
+    "demo",
+    "ask",
+    "chat",
+    "batch",
+    "convert",
+    "export",
+    "assemble",
+    "verify",
+    "plan",
+    "finetune",
+    "train-export",
+]
 HELPS = """
 import contextlib, io, json, sys
 from videollava_jax.cli import main

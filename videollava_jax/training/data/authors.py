@@ -9,12 +9,14 @@ Control words in a text are special here, as in their code: `</s>` in a question
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import TEMPLATES, Turn
 from videollava_jax.processing.segments import Media, SegmentEncoder, Segments, TextIds
 from videollava_jax.training.data.skips import SampleError
+
+if TYPE_CHECKING:  # recipes, and so the command's help, know the versions' names without it
+    from videollava_jax.processing.processor import VideoLlavaProcessor
 
 Version = Literal["v1", "plain"]
 MOST_IDS = 2048
