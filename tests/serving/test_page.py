@@ -125,6 +125,50 @@ def test_a_picture_and_what_is_said_about_it(page):
     assert ask(page, "How many shapes are there?")[0] == "three"
 
 
+@pytest.mark.parametrize("by", ["drop", "paste"])
+def test_a_file_is_dropped_or_pasted(page, by):
+    page.evaluate(
+        """async (by) => {
+            const bytes = await (await fetch('page/examples/three-triangles.png')).blob();
+            const given = new DataTransfer();
+            given.items.add(new File([bytes], 'given.png', { type: 'image/png' }));
+            document.body.dispatchEvent(
+                by === 'drop' ? new DragEvent('drop', { dataTransfer: given, bubbles: true })
+                : new ClipboardEvent('paste', { clipboardData: given, bubbles: true }),
+            );
+        }""",
+        by,
+    )
+    page.locator("#medium-state", has_text="uploaded").wait_for()
+    assert ask(page, "How many shapes are there?")[0] == "three"
+
+
+def test_a_medium_of_an_allowed_host_is_played_from_there_and_named_by_its_address(browser, tiny_processor):
+    host = "media.example"
+    with (
+        served_by(FakeSession(), tiny_processor, hosts=(host,)) as served,
+        run_page(browser, served.url) as page,
+    ):
+        page.route(f"https://{host}/a/clip.mp4", lambda route: route.fulfill(path=CLIP, content_type="video/mp4"))
+        page.route(f"https://{host}/b?id=7", lambda route: route.fulfill(path=PICTURE, content_type="image/png"))
+        seen = {"frames": [0, 8], "seconds": [0.0, 1.0], "total_frames": 16}
+        chunks = [{"choices": [{"delta": {"content": "yes"}}]}, {"choices": [], "videos": [seen]}]
+        stream = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        page.route("**/chat/completions", lambda route: route.fulfill(body=stream, content_type="text/event-stream"))
+        media = (("a/clip.mp4", "video", "readyState"), ("b?id=7", "image", "naturalWidth"))
+        for number, (path, kind, loaded) in enumerate(media, 1):
+            page.get_by_label("or give the address").fill(f"https://{host}/{path}")
+            page.keyboard.press("Enter")
+            until(page, f"document.querySelector('#screen > *')?.{loaded} > 1")
+            with page.expect_request("**/chat/completions") as sent:
+                assert ask(page, "Is it red?", number)[0] == "yes"
+            part = sent.value.post_data_json["messages"][0]["content"][0]
+            assert part == {"type": f"{kind}_url", f"{kind}_url": {"url": f"https://{host}/{path}"}}
+            if kind == "video":  # no images of frames are to be had; the answer says which were taken
+                assert page.locator(".strip li").all_inner_texts() == ["0.00 s", "1.00 s"]
+            page.get_by_role("button", name="Another").click()
+
+
 def test_the_examples_of_the_tiny_model_have_questions_that_are_asked_by_a_click(page):
     page.get_by_role("button", name="circle then square").click()
     page.get_by_role("button", name="Which shape comes first?").click()

@@ -55,9 +55,13 @@ const MEDIUM = "\u0000medium\u0000"; // stands for the medium's URL in the body 
 export function requestBody({ model, kind, url, turns, question, rule, maxTokens, temperature }) {
   const part = `${kind}_url`;
   const content = [{ type: part, [part]: { url } }];
-  const messages = [...turns.flatMap((turn) => [["user", turn.question], ["assistant", turn.answer]]), ["user", question]].map(
-    ([role, text], index) => ({ role, content: index ? text : [...content, { type: "text", text }] }),
-  );
+  const messages = [
+    ...turns.flatMap((turn) => [
+      ["user", turn.question],
+      ["assistant", turn.answer],
+    ]),
+    ["user", question],
+  ].map(([role, text], index) => ({ role, content: index ? text : [...content, { type: "text", text }] }));
   const body = { model, messages, temperature };
   if (maxTokens) body.max_tokens = maxTokens;
   if (rule) body.media_io_kwargs = { video: rule };
@@ -79,7 +83,9 @@ export function pythonLiteral(value, medium = '"medium"', indent = "") {
     : Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${pythonLiteral(item, medium, inner)}`);
   const [open, close] = Array.isArray(value) ? "[]" : "{}";
   const short = open + entries.join(", ") + close;
-  return short.length + indent.length < 100 && !short.includes("\n") ? short : `${open}\n${entries.map((entry) => `${inner}${entry},\n`).join("")}${indent}${close}`;
+  return short.length + indent.length < 100 && !short.includes("\n")
+    ? short
+    : `${open}\n${entries.map((entry) => `${inner}${entry},\n`).join("")}${indent}${close}`;
 }
 
 /** A request as commands of a shell. `source` is {file: name} or {url}; with `keyed` the key comes from the environment. */
@@ -97,12 +103,16 @@ export function asCurl(request, source, server, keyed) {
 /** A request as a program with the `openai` package. */
 export function asPython(request, source, server, keyed) {
   const { media_io_kwargs: frames, ...body } = requestBody({ ...request, url: source.url ?? MEDIUM });
-  const fields = Object.entries(body).map(([key, value]) => `    ${key}=${pythonLiteral(value, '"vllm-file://" + file.id', "    ")},\n`);
+  const fields = Object.entries(body).map(
+    ([key, value]) => `    ${key}=${pythonLiteral(value, '"vllm-file://" + file.id', "    ")},\n`,
+  );
   if (frames) fields.push(`    extra_body=${pythonLiteral({ media_io_kwargs: frames }, "", "    ")},\n`);
   return (
     `${keyed ? "import os\n\n" : ""}from openai import OpenAI\n\n` +
     `client = OpenAI(base_url="${server}v1", api_key=${keyed ? 'os.environ["VIDEOLLAVA_API_KEY"]' : '"none"'})\n` +
-    (source.url ? "" : `file = client.files.create(file=open(${JSON.stringify(source.file)}, "rb"), purpose="user_data")\n`) +
+    (source.url
+      ? ""
+      : `file = client.files.create(file=open(${JSON.stringify(source.file)}, "rb"), purpose="user_data")\n`) +
     `stream = client.chat.completions.create(\n${fields.join("")}    stream=True,\n)\n` +
     `for chunk in stream:\n    if chunk.choices:\n        print(chunk.choices[0].delta.content or "", end="", flush=True)\nprint()\n`
   );
@@ -111,7 +121,8 @@ export function asPython(request, source, server, keyed) {
 // ── words ──
 
 const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
-export const inSeconds = (time) => (time < 60 ? `${time.toFixed(2)} s` : `${Math.floor(time / 60)}:${(time % 60).toFixed(1).padStart(4, "0")}`);
+export const inSeconds = (time) =>
+  time < 60 ? `${time.toFixed(2)} s` : `${Math.floor(time / 60)}:${(time % 60).toFixed(1).padStart(4, "0")}`;
 
 /** The length of what a text begins with in whole sentences or lines. */
 export const wholeSentences = (text) => text.length - text.split(/(?<=[.!?](?=\s)|[。！？\n])/u).at(-1).length;
@@ -121,8 +132,15 @@ export function facts(usage, took) {
   if (!usage) return `${took.toFixed(2)} s`;
   const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
   const rate = usage.completion_tokens / took;
-  const words = [`${count(usage.completion_tokens, "token")} in ${took.toFixed(2)} s`, `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`];
-  words.push(cached ? `${cached.toLocaleString("en")} of ${count(usage.prompt_tokens, "prompt token")} from the cache` : count(usage.prompt_tokens, "prompt token"));
+  const words = [
+    `${count(usage.completion_tokens, "token")} in ${took.toFixed(2)} s`,
+    `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`,
+  ];
+  words.push(
+    cached
+      ? `${cached.toLocaleString("en")} of ${count(usage.prompt_tokens, "prompt token")} from the cache`
+      : count(usage.prompt_tokens, "prompt token"),
+  );
   return words.join(" · ");
 }
 
@@ -151,7 +169,7 @@ const ready = new Promise((resolve) => (isReady = resolve));
 const state = { model: "", key: "", medium: null, sides: [], turns: [], known: new Map(), ids: [] };
 
 function make(tag, properties = {}, ...children) {
-  const { class: name, data, ...rest } = properties;
+  const { class: name, ...rest } = properties;
   const element = Object.assign(document.createElement(tag), rest);
   if (name) element.className = name;
   element.append(...children);
@@ -190,14 +208,17 @@ async function connect() {
   };
   try {
     const [model] = (await (await call("v1/models")).json()).data;
-    if (!state.model) showExamples();
+    if (!state.model) await showExamples();
     state.model = model.id;
     $("key-form").hidden = true;
     await call("health");
     words("ready", `${model.id}, ready`);
     isReady();
   } catch (error) {
-    const [kind, text] = { 401: ["failed", "needs an API key"], 503: ["", "starting"] }[error.status] ?? ["failed", "not reachable"];
+    const [kind, text] = { 401: ["failed", "needs an API key"], 503: ["", "starting"] }[error.status] ?? [
+      "failed",
+      "not reachable",
+    ];
     words(kind, text);
     if (error.status === 401) $("key").focus();
     else setTimeout(connect, 1000);
@@ -228,7 +249,10 @@ function upload(medium) {
           const made = JSON.parse(request.responseText);
           state.ids.push(made.id);
           resolve(made);
-        } else reject(await refusal(request.status, request.responseText, { get: (name) => request.getResponseHeader(name) }));
+        } else
+          reject(
+            await refusal(request.status, request.responseText, { get: (name) => request.getResponseHeader(name) }),
+          );
       };
       request.onerror = () => reject(new TypeError("no connection"));
       request.send(form);
@@ -243,7 +267,8 @@ function upload(medium) {
 const PICTURE = /\.(png|jpe?g|webp|bmp|tiff?|heic|avif)$/i; // GIFs may move: they are taken for videos
 
 function chosen(file) {
-  const kind = file.type === "image/gif" ? "video" : file.type.startsWith("image/") || PICTURE.test(file.name) ? "image" : "video";
+  const kind =
+    file.type === "image/gif" ? "video" : file.type.startsWith("image/") || PICTURE.test(file.name) ? "image" : "video";
   open({ kind, name: file.name, file, src: URL.createObjectURL(file), still: file.type.startsWith("image/") });
 }
 
@@ -319,31 +344,51 @@ const mediumUrl = async (medium) => medium.url ?? `vllm-file://${(await upload(m
 async function showExamples() {
   const examples = await (await fetch(`${API}page/examples.json`)).json();
   $("examples").hidden = !examples.length;
-  $("examples").querySelector("ul").replaceChildren(
-    ...examples.map(({ name, type, questions }) =>
-      make("li", {}, make("button", {
-        type: "button", class: "quiet",
-        onclick: async () => {
-          const bytes = await (await fetch(`${API}page/examples/${name}`)).blob();
-          chosen(new File([bytes], name, { type, lastModified: 0 }));
-          suggest(questions);
-        },
-      }, type.startsWith("image/") ? make("img", { src: `${API}page/examples/${name}`, alt: "" })
-        : make("video", { src: `${API}page/examples/${name}`, muted: true, preload: "auto", tabIndex: -1 }), name.replace(/\.\w+$/, "").replaceAll("-", " "))),
-    ),
-  );
+  $("examples")
+    .querySelector("ul")
+    .replaceChildren(
+      ...examples.map(({ name, type, questions }) =>
+        make(
+          "li",
+          {},
+          make(
+            "button",
+            {
+              type: "button",
+              class: "quiet",
+              onclick: async () => {
+                const bytes = await (await fetch(`${API}page/examples/${name}`)).blob();
+                chosen(new File([bytes], name, { type, lastModified: 0 }));
+                suggest(questions);
+              },
+            },
+            type.startsWith("image/")
+              ? make("img", { src: `${API}page/examples/${name}`, alt: "" })
+              : make("video", { src: `${API}page/examples/${name}`, muted: true, preload: "auto", tabIndex: -1 }),
+            name.replace(/\.\w+$/, "").replaceAll("-", " "),
+          ),
+        ),
+      ),
+    );
 }
 
 function suggest(questions) {
   $("suggestions").hidden = false;
   $("suggestions").replaceChildren(
-    ...questions.map((question) => make("li", {}, make("button", {
-      type: "button", textContent: question,
-      onclick: () => {
-        $("question-a").value = question;
-        ask();
-      },
-    }))),
+    ...questions.map((question) =>
+      make(
+        "li",
+        {},
+        make("button", {
+          type: "button",
+          textContent: question,
+          onclick: () => {
+            $("question-a").value = question;
+            ask();
+          },
+        }),
+      ),
+    ),
   );
 }
 
@@ -354,7 +399,13 @@ class Side {
     this.letter = letter;
     this.element = $("side").content.firstElementChild.cloneNode(true);
     const find = (selector) => this.element.querySelector(selector);
-    [this.number, this.unit, this.strip, this.timeline, this.about] = ["input", "select", ".strip", ".timeline", ".about"].map(find);
+    [this.number, this.unit, this.strip, this.timeline, this.about] = [
+      "input",
+      "select",
+      ".strip",
+      ".timeline",
+      ".about",
+    ].map(find);
     find(".letter").textContent = letter;
     find("legend .unseen").textContent = `Frames for ${letter}`;
     this.times = [];
@@ -401,7 +452,9 @@ class Side {
     this.strip.setAttribute("aria-busy", "true");
     let images = [];
     try {
-      const rule = this.rule ? Object.entries(this.rule).map(([name, value]) => `${name === "fps" ? "fps" : "frames"}=${value}`) : [];
+      const rule = this.rule
+        ? Object.entries(this.rule).map(([name, value]) => `${name === "fps" ? "fps" : "frames"}=${value}`)
+        : [];
       const seen = await (await call(`v1/files/${(await upload(medium)).id}/frames?${rule.join("&")}`)).json();
       images = seen.data.map(({ image }) => image);
       if (this.turn === turn) this.showFrames(seen, images);
@@ -416,9 +469,17 @@ class Side {
   }
 
   showFrames({ data, total_frames: total }, images) {
-    this.showTimes(data.map(({ seconds }) => seconds), images);
+    this.showTimes(
+      data.map(({ seconds }) => seconds),
+      images,
+    );
     const timed = data.some(({ seconds }) => seconds !== null);
-    show(this.about, timed ? `${count(data.length, "frame")} of ${total.toLocaleString("en")}, as the model gets them` : "As the model gets it");
+    show(
+      this.about,
+      timed
+        ? `${count(data.length, "frame")} of ${total.toLocaleString("en")}, as the model gets them`
+        : "As the model gets it",
+    );
   }
 
   /** Shows frames by their times, seconds, and by images where there are any. A picture's time is null. */
@@ -441,7 +502,10 @@ class Side {
     const length = state.medium?.screen?.duration;
     this.place = (element, time) => (element.style.left = `${Math.min(100, (100 * time) / length)}%`);
     this.playhead = make("b");
-    const marks = length > 0 && length < Infinity ? this.times.filter((time) => time !== null).map((time) => [make("i"), time]) : [];
+    const marks =
+      length > 0 && length < Infinity
+        ? this.times.filter((time) => time !== null).map((time) => [make("i"), time])
+        : [];
     for (const [mark, time] of marks) this.place(mark, time);
     this.timeline.replaceChildren(...marks.map(([mark]) => mark), ...(marks.length ? [this.playhead] : []));
   }
@@ -465,7 +529,8 @@ const visibleSides = () => state.sides.slice(0, $("compare").checked ? 2 : 1);
 
 function follow() {
   const { screen } = state.medium ?? {};
-  if (screen instanceof HTMLVideoElement && screen.readyState) for (const side of visibleSides()) side.follow(screen.currentTime);
+  if (screen instanceof HTMLVideoElement && screen.readyState)
+    for (const side of visibleSides()) side.follow(screen.currentTime);
   requestAnimationFrame(follow);
 }
 
@@ -483,7 +548,12 @@ function ask() {
   const questions = [first, $("question-b").value.trim() || first].slice(0, visibleSides().length);
   show($("ask-error"), !medium ? "Choose a video or a picture first." : !first ? "Write a question first." : "");
   if (!medium || !first) return (medium ? $("question-a") : $("file")).focus();
-  if (!visibleSides().every((side) => side.isWhole()) || !$("max-tokens").reportValidity() || !$("temperature").reportValidity()) return;
+  if (
+    !visibleSides().every((side) => side.isWhole()) ||
+    !$("max-tokens").reportValidity() ||
+    !$("temperature").reportValidity()
+  )
+    return;
   const same = questions.every((question) => question === first);
   const turn = make("li", { class: "turn" });
   if (same) turn.append(make("h3", { class: "question" }, first, " ", make("span", { class: "of" }, medium.name)));
@@ -492,14 +562,31 @@ function ask() {
   $("turns").append(turn);
   questions.forEach((question, index) => {
     const side = state.sides[index];
-    const before = $("follow").checked ? state.turns.filter((past) => past.medium === medium && past.letter === side.letter && past.answer) : [];
+    const before = $("follow").checked
+      ? state.turns.filter((past) => past.medium === medium && past.letter === side.letter && past.answer)
+      : [];
     const request = {
-      model: state.model, kind: medium.kind, question, rule: side.rule,
+      model: state.model,
+      kind: medium.kind,
+      question,
+      rule: side.rule,
       turns: before.map((past) => ({ question: past.request.question, answer: past.answer })),
-      maxTokens: Number($("max-tokens").value), temperature: Number($("temperature").value),
+      maxTokens: Number($("max-tokens").value),
+      temperature: Number($("temperature").value),
     };
-    const answer = { medium, letter: side.letter, request, answer: "", label: questions.length > 1 ? `${side.letter}: ` : "" };
-    const title = make(same ? "h4" : "h3", { class: same ? "small" : "question" }, make("span", { class: "letter" }, side.letter), same ? side.ruleInWords : question);
+    const answer = {
+      medium,
+      letter: side.letter,
+      request,
+      answer: "",
+      label: questions.length > 1 ? `${side.letter}: ` : "",
+    };
+    const title = make(
+      same ? "h4" : "h3",
+      { class: same ? "small" : "question" },
+      make("span", { class: "letter" }, side.letter),
+      same ? side.ruleInWords : question,
+    );
     answers.append(draw(answer, questions.length > 1 ? title : null, side));
     state.turns.push(answer);
     run(answer);
@@ -518,11 +605,28 @@ function draw(answer, title, side) {
   answer.error.setAttribute("role", "alert");
   const tool = (words, act) => make("button", { type: "button", class: "quiet", textContent: words, onclick: act });
   const source = answer.medium.url ? { url: answer.medium.url } : { file: answer.medium.name };
-  const copy = (words, write) => tool(words, (event) => copyText(event.target, words, write(answer.request, source, API, Boolean(state.key))));
+  const copy = (words, write) =>
+    tool(words, (event) => copyText(event.target, words, write(answer.request, source, API, Boolean(state.key))));
   answer.halt = tool("Stop", () => answer.abort.abort());
   answer.again = tool("Ask again", () => run(answer));
-  answer.tools = make("p", { class: "tools" }, answer.halt, answer.again, copy("Copy as curl", asCurl), copy("Copy as Python", asPython));
-  answer.element = make("div", { class: "answer" }, ...(title ? [title] : []), frames, answer.text, answer.facts, answer.error, answer.tools);
+  answer.tools = make(
+    "p",
+    { class: "tools" },
+    answer.halt,
+    answer.again,
+    copy("Copy as curl", asCurl),
+    copy("Copy as Python", asPython),
+  );
+  answer.element = make(
+    "div",
+    { class: "answer" },
+    ...(title ? [title] : []),
+    frames,
+    answer.text,
+    answer.facts,
+    answer.error,
+    answer.tools,
+  );
   return answer.element;
 }
 
@@ -534,7 +638,9 @@ async function run(answer) {
   show(answer.error, "");
   running(answer, true);
   const started = performance.now();
-  let usage, spoken = 0, ended = "";
+  let usage,
+    spoken = 0,
+    ended = "";
   try {
     const stream = await begin(answer);
     for await (const chunk of completionChunks(stream)) {
@@ -550,7 +656,8 @@ async function run(answer) {
       spoken += whole;
     }
     if (answer.answer.length > spoken) say(answer.label + answer.answer.slice(spoken));
-    answer.facts.textContent = facts(usage, (performance.now() - started) / 1000) + (ended === "length" ? " · cut at the longest answer" : "");
+    answer.facts.textContent =
+      facts(usage, (performance.now() - started) / 1000) + (ended === "length" ? " · cut at the longest answer" : "");
   } catch (error) {
     if (answer.abort.signal.aborted) {
       answer.facts.textContent = `stopped after ${((performance.now() - started) / 1000).toFixed(2)} s`;
@@ -573,10 +680,17 @@ function seen(answer, { frames, seconds: times, total_frames: total }) {
 async function begin(answer) {
   const { medium, request } = answer;
   for (let attempt = 0; ; attempt += 1) {
-    const body = { ...requestBody({ ...request, url: await mediumUrl(medium) }), stream: true, stream_options: { include_usage: true } };
+    const body = {
+      ...requestBody({ ...request, url: await mediumUrl(medium) }),
+      stream: true,
+      stream_options: { include_usage: true },
+    };
     try {
       const response = await call("v1/chat/completions", {
-        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: answer.abort.signal,
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify(body),
+        signal: answer.abort.signal,
       });
       return response.body;
     } catch (error) {
@@ -678,7 +792,8 @@ function start() {
   };
   addEventListener("pagehide", () => {
     // Files take room on the server. Whoever comes back to the page asks with a new upload.
-    for (const id of state.ids) fetch(`${API}v1/files/${id}`, { method: "DELETE", headers: authorization(), keepalive: true }).catch(() => {});
+    for (const id of state.ids)
+      fetch(`${API}v1/files/${id}`, { method: "DELETE", headers: authorization(), keepalive: true }).catch(() => {});
     state.ids.length = 0;
     state.known.clear();
   });
