@@ -145,6 +145,8 @@ def test_a_port_in_use_is_one_line(capsys):
         (["--host", "host.invalid"], "--host host.invalid: expected an address of this machine"),
         (["--host", "192.0.2.1"], "--host 192.0.2.1: expected an address of this machine"),
         (["--longest-question", "500"], "leave none for an answer"),
+        (["--longest-answer", "512"], "--longest-answer 512: expected less than the model's 512 positions"),
+        (["--memory", "1KiB"], "there are 0 MiB for them"),
         (["--media-root", "nowhere"], "expected a directory"),
     ],
 )

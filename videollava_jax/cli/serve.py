@@ -142,7 +142,7 @@ def serve(arguments: argparse.Namespace) -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ImportError(f"serving needs {error.name}: {installs('serve')}") from None
-    from videollava_jax.serving.run import listen, run
+    from videollava_jax.serving.run import leave_if_compiling, listen, run
 
     key = arguments.api_key or os.environ.get(KEY) or None
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
@@ -164,6 +164,7 @@ def serve(arguments: argparse.Namespace) -> None:
         print_error("the engine has stopped")
         # The command line may hold the key.
         raise SystemExit(report(failed, ["serve", "…"]) if isinstance(failed, Exception) else 1)
+    leave_if_compiling()
 
 
 def _say(record: dict[str, Any]) -> None:
@@ -230,8 +231,13 @@ def _longest_prefix(arguments: argparse.Namespace, processor: VideoLlavaProcesso
 
 def _longest_answer(arguments: argparse.Namespace, processor: VideoLlavaProcessor) -> int:
     """The tokens of the longest answer: what follows the longest prefix and question always fits the positions."""
-    if arguments.longest_answer is not None:
-        return int(arguments.longest_answer)
+    given = arguments.longest_answer
+    if given is not None:
+        if processor.max_positions is not None and given >= processor.max_positions:
+            raise ValueError(
+                f"--longest-answer {given}: expected less than the model's {processor.max_positions} positions"
+            )
+        return int(given)
     if processor.max_positions is None:
         return ANSWER
     prefix, question = _longest_prefix(arguments, processor), arguments.longest_question

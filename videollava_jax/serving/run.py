@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import webbrowser
@@ -26,6 +27,8 @@ _HEADERS = 2**16
 """The most bytes of a request's headers."""
 _LAST_WORDS = 2.0
 """Seconds that clients have to read their errors after the engine has stopped."""
+_COMPILING = "compile"
+"""The name of the thread that compiles."""
 _KEEP_ALIVE = 75
 """Seconds that a connection stays open without a request: longer than most balancers keep theirs."""
 
@@ -91,6 +94,17 @@ def run(
     return running.failed
 
 
+def leave_if_compiling() -> None:
+    """Ends the process at once if programs are still being compiled: the compiler's threads crash if Python ends first.
+
+    The caller has cleaned up. Otherwise it does nothing.
+    """
+    if any(thread.name == _COMPILING and thread.is_alive() for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 async def _in_daemon(call: Callable[[], Any]) -> None:
     """Calls a function in a thread that the process does not wait for when it ends, unlike those of `to_thread`."""
     loop = asyncio.get_running_loop()
@@ -109,7 +123,7 @@ async def _in_daemon(call: Callable[[], Any]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(set_result, error)
 
-    threading.Thread(target=run, name="compile", daemon=True).start()
+    threading.Thread(target=run, name=_COMPILING, daemon=True).start()
     await done
 
 
