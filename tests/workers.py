@@ -28,6 +28,7 @@ LONGEST = (
     "tests/documents/test_documents.py",
     "tests/training/test_gradients.py",
     "tests/assets/test_tiny_model.py",
+    "tests/evaluation/test_command.py",
     "tests/serving/test_page.py",
     "tests/planning/test_plan.py",
     "tests/model/test_attention.py",

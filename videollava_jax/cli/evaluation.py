@@ -52,6 +52,7 @@ def add_eval(made: argparse.ArgumentParser) -> None:
 
     answer = command("answer", "answer a task's questions, resuming what was begun", answer_task, ANSWERING)
     _add_task(answer, tuple(TASKS))
+    _add_max_missing(answer)
     answer.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory of the answers")
     answer.add_argument(
         "--as",
@@ -68,6 +69,7 @@ def add_eval(made: argparse.ArgumentParser) -> None:
 
     score = command("score", "score answers and report them", score_task, SCORING)
     _add_task(score, tuple(TASKS))
+    _add_max_missing(score)
     score.add_argument(
         "--answers",
         type=Path,
@@ -115,6 +117,9 @@ published.
 def _add_task(parser: argparse.ArgumentParser, tasks: tuple[str, ...]) -> None:
     parser.add_argument("task", choices=tasks, metavar="TASK", help=f"one of {', '.join(tasks)}")
     parser.add_argument("--data", type=local_path, required=True, metavar="DIR", help="directory of the task's files")
+
+
+def _add_max_missing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-missing",
         type=argument_type(number(0, 1)),
