@@ -1,12 +1,14 @@
-"""Every usage of `usages.py`, as one test: what holds of each holds, and few are refused."""
+"""Every usage of `usages/` and of test_model.py, as one test: what holds of each holds, and few are refused."""
 
 from __future__ import annotations
 
 import base64
 import copy
 import inspect
+import itertools
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.face import test_model
+from tests.face.test_model import model, model_namespace  # noqa: F401  (fixtures)
 from tests.face.usages import HOLDS, MISTAKES, REFUSED
 from videollava_jax import (
     VideoLlavaConfig,
@@ -115,27 +119,55 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**named, **names, "np": np, "jnp": jnp, "TINY": str(TINY)}
 
 
+def failures(cases: Sequence[tuple[str, str]], names_of: Callable[[], dict[str, Any]], raises: bool) -> list[str]:
+    """Runs usages, each with names of its own; returns what is wrong with those that are not as they should be."""
+    failed = []
+    for code, expected in cases:
+        names = names_of()
+        try:
+            exec(code, names)
+            if raises:
+                failed.append(f"{code}\n    was not refused")
+            elif not eval(expected, names):
+                failed.append(f"{code}\n    does not hold: {expected}; out is {names['out']!r:.200}")
+        except Exception as error:
+            if not (raises and isinstance(error, (ValueError, TypeError)) and expected in str(error)):
+                failed.append(f"{code}\n    {type(error).__name__}: {str(error)[:300]}")
+    return failed
+
+
 @pytest.mark.filterwarnings("error")
-def test_every_usage(namespace: dict[str, Any], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_usage(
+    namespace: dict[str, Any],
+    model_namespace: dict[str, Any],  # noqa: F811
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All that hold, all that are refused by name, and mistakes; the refused ones are few."""
     register()
     processor = VideoLlavaProcessor.from_pretrained(TINY)
     side = processor.tokenizer.padding_side
-    failed = []
-    for i, (code, expected) in enumerate([*HOLDS, *REFUSED, *MISTAKES]):
+    directories = (str(tmp_path / str(number)) for number in itertools.count())
+
+    def names_of_processor() -> dict[str, Any]:
         p = copy.copy(processor)
         p.image_processor, p.video_processor = copy.copy(p.image_processor), copy.copy(p.video_processor)
-        names = {**namespace, "p": p, "tmp": str(tmp_path / str(i))}
         processor.tokenizer.padding_side = side
-        try:
-            exec(code, names)
-            if i >= len(HOLDS):
-                failed.append(f"{code}\n    was not refused")
-            elif not eval(expected, names):
-                failed.append(f"{code}\n    does not hold: {expected}")
-        except Exception as error:
-            if i < len(HOLDS) or not isinstance(error, (ValueError, TypeError)) or expected not in str(error):
-                failed.append(f"{code}\n    {type(error).__name__}: {str(error)[:300]}")
-    usages = len(HOLDS) + len(REFUSED)
+        return {**namespace, "p": p, "tmp": next(directories)}
+
+    def names_of_model() -> dict[str, Any]:
+        return dict(model_namespace)
+
+    failed = []
+    for names_of, holds, refused, mistakes in (
+        (names_of_processor, HOLDS, REFUSED, MISTAKES),
+        (names_of_model, test_model.HOLDS, test_model.REFUSED, test_model.MISTAKES),
+    ):
+        failed += failures(holds, names_of, raises=False) + failures([*refused, *mistakes], names_of, raises=True)
+    refusals = len(REFUSED) + len(test_model.REFUSED)
+    usages = len(HOLDS) + len(test_model.HOLDS) + refusals
     with capsys.disabled():
-        print(f" {usages} usages of configuration and processors, {len(REFUSED)} of them refused by name", end=" ")
-    assert not failed, f"{len(failed)} of {usages + len(MISTAKES)}:\n" + "\n".join(failed)
+        print(f" {usages} usages, {refusals} of them refused by name", end=" ")
+    assert not failed, f"{len(failed)} usages:\n" + "\n".join(failed)
+    assert usages >= 200
+    assert refusals <= 10
