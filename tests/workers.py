@@ -16,7 +16,12 @@ CLUSTERS = ("tests/batch/test_ray.py", "tests/batch/test_large_jobs.py")
 """They start clusters of processes, and mostly wait for them."""
 DOWNLOADS = ("tests/media/test_real_files.py", "tests/test_real_files_answered.py")
 """They fetch the same packages."""
-SERVERS = ("tests/serving/test_chat.py", "tests/serving/test_same_answers.py")
+SERVERS = (
+    "tests/serving/test_chat.py",
+    "tests/serving/test_faults.py",
+    "tests/serving/test_jobs.py",
+    "tests/serving/test_same_answers.py",
+)
 """They share a server, whose programs are compiled once."""
 GROUPS = (PAIRS, CLUSTERS, DOWNLOADS, SERVERS)
 

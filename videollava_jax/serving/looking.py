@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from videollava_jax.engine.request import Request
@@ -54,6 +55,8 @@ class Looking:
         with self._uploads.room_for(min(length, self._uploads.limits.bytes)):
             try:
                 form = await request.form(max_files=1, max_fields=8, max_part_size=2**16)
+            except ClientDisconnect:
+                raise ApiError(499, "the client has gone") from None
             except HTTPException:
                 raise invalid("expected a multipart body with one file, under 'file'", "file") from None
             try:

@@ -1,0 +1,248 @@
+"""Measures the server under load: Poisson arrivals of questions about clips, streamed, and transformers the same way.
+
+    python benchmarks/serving.py --model tiny
+    python benchmarks/serving.py --model random        # 157 M parameters, as in benchmarks/qa.py
+
+First the offline engine answers the same questions, all known in advance: its rate is the capacity. Then `videollava
+serve` gets questions at 0.5, 0.8 and 1.2 times that rate for `--seconds` each, about `--clips` clips, chosen at random,
+with answers of `--answer-tokens` tokens. Then transformers' `generate`, one question at a time behind the same HTTP
+(benchmarks/serving_theirs.py), gets the same loads. Times are those of a client on the same machine, which takes its
+share of the processors. A load ends when its last request has ended; refusals are answers with status 429.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from videollava_jax.assets import TINY
+from videollava_jax.assets.world import encode_mp4, sample_clip
+
+LOADS = (0.5, 0.8, 1.2)
+WORDS = ("which", "way", "does", "it", "move", "what", "shape", "is", "first", "colour", "how", "many", "are", "there")
+
+
+@dataclass
+class Asked:
+    """One request as its client saw it: seconds since it was sent, None if it did not come so far.
+
+    Attributes:
+      sent: when, on the clock of the load.
+      pieces: when each piece of text came, since it was sent.
+      ended: when the answer ended.
+      status: of HTTP; 0 without one.
+      cached: tokens of its prompt that were there already.
+    """
+
+    sent: float
+    pieces: list[float] = field(default_factory=list)
+    ended: float | None = None
+    status: int = 0
+    cached: int = 0
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("tiny", "random"), default="tiny")
+    parser.add_argument("--seconds", type=float, default=60.0, help="that questions come, for each load")
+    parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--answer-tokens", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--max-queue", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ours-only", action="store_true", help="without transformers")
+    arguments = parser.parse_args()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        model = TINY if arguments.model == "tiny" else random_model(place / "random")
+        write_clips(place / "clips", arguments.clips, arguments.seed)
+        capacity, facts = offline(model, place / "clips", arguments)
+        print(f"{facts}; {os.cpu_count()} cores; offline engine: {capacity:.2f} answers/s")
+        rows = [f"| | load | asked/s | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 3) + "|"]
+        for side, command in commands(model, arguments).items():
+            with serving(command, place / "clips") as url:
+                asyncio.run(load(url, 1.0, 4, arguments))  # the first requests of connections and readers
+                for share in LOADS:
+                    rate = share * capacity
+                    asked = asyncio.run(load(url, rate, max(4, round(rate * arguments.seconds)), arguments))
+                    rows.append(f"| {side} | {share} | {rate:.2f} | {' | '.join(summary(asked, capacity))} |")
+                    print(rows[-1], file=sys.stderr, flush=True)
+        print("\n".join(rows))
+
+
+# ── the load ──
+
+COLUMNS = (
+    "answers/s", "of the offline engine", "first text, s: p50", "p99", "between pieces, ms: p50", "p99", "refused",
+    "failed",
+)  # fmt: skip
+
+
+async def load(url: str, rate: float, count: int, arguments: argparse.Namespace) -> list[Asked]:
+    """Sends `count` questions at random moments, `rate` a second on average, and waits for all answers."""
+    rng = random.Random(arguments.seed)
+    host, port = url.removeprefix("http://").split(":")
+    started, asked, tasks = time.perf_counter(), [], []
+    at = 0.0
+    for number in range(count):
+        at += rng.expovariate(rate)
+        await asyncio.sleep(max(0.0, started + at - time.perf_counter()))
+        asked.append(one := Asked(time.perf_counter() - started))
+        body = question(rng, number, arguments)
+        tasks.append(asyncio.create_task(ask(host, int(port), body, one, started)))
+    await asyncio.gather(*tasks)
+    return asked
+
+
+def question(rng: random.Random, number: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Draws the body of a request."""
+    clip = {"type": "video_url", "video_url": {"url": f"{rng.randrange(arguments.clips)}.mp4"}}
+    text = " ".join(rng.choices(WORDS, k=6)) + f" {number % 97}?"
+    return {
+        "model": "served",
+        "messages": [{"role": "user", "content": [clip, {"type": "text", "text": text}]}],
+        "max_tokens": arguments.answer_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "logit_bias": {"2": -100},  # so that all answers have the same length
+    }
+
+
+async def ask(host: str, port: int, body: dict[str, Any], asked: Asked, started: float) -> None:
+    """Sends a request on a connection of its own and reads the events of its answer."""
+
+    def now() -> float:
+        return time.perf_counter() - started - asked.sent
+
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+        raw = json.dumps(body).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(raw)}\r\nConnection: close\r\n\r\n"
+        )
+        writer.write(head.encode() + raw)
+        asked.status = int((await reader.readline()).split()[1])
+        async for line in reader:
+            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                asked.status = 500
+            elif event["choices"] and event["choices"][0]["delta"].get("content"):
+                asked.pieces.append(now())
+            elif not event["choices"]:
+                asked.cached = event["usage"]["prompt_tokens_details"]["cached_tokens"]
+        asked.ended = now()
+        writer.close()
+    except (OSError, ValueError, IndexError):
+        asked.status = asked.status if asked.status != 200 else 500
+
+
+def summary(asked: Sequence[Asked], capacity: float) -> list[str]:
+    """Returns the cells of a load's row."""
+    done = [one for one in asked if one.status == 200 and one.ended is not None]
+    first = [one.pieces[0] for one in done if one.pieces]
+    between = [1000 * (b - a) for one in done for a, b in zip(one.pieces, one.pieces[1:], strict=False)]
+    last = max((one.sent + (one.ended or 0) for one in done), default=1.0)
+    rate = len(done) / last
+    refused = sum(one.status == 429 for one in asked)
+    return [
+        f"{rate:.2f}", f"{rate / capacity:.0%}", *(f"{share(first, p):.3f}" for p in (50, 99)),
+        *(f"{share(between, p):.0f}" for p in (50, 99)), f"{refused} of {len(asked)}",
+        str(len(asked) - len(done) - refused),
+    ]  # fmt: skip
+
+
+def share(values: Sequence[float], percent: int) -> float:
+    """Returns a percentile; not a number of too few values."""
+    return statistics.quantiles(values, n=100)[percent - 1] if len(values) > 1 else float("nan")
+
+
+# ── what is measured ──
+
+
+def write_clips(place: Path, count: int, seed: int) -> None:
+    """Writes clips of the drawn world."""
+    place.mkdir()
+    for number in range(count):
+        (place / f"{number}.mp4").write_bytes(encode_mp4(sample_clip(seed + number).frames))
+
+
+def random_model(place: Path) -> Path:
+    """Saves the random model of benchmarks/qa.py, with a processor for its 224 pixels."""
+    import torch
+    from qa import random_model as made
+    from questions import processor_for_224_pixels
+
+    torch.set_grad_enabled(False)
+    place.mkdir()
+    made(place)
+    processor_for_224_pixels().save_pretrained(place)
+    return place
+
+
+def offline(model: Path, clips: Path, arguments: argparse.Namespace) -> tuple[float, str]:
+    """Returns the offline engine's rate on such questions, answers a second, and what it was measured with."""
+    code = Path(__file__).with_name("serving_offline.py")
+    command = [sys.executable, str(code), str(model), str(clips), str(arguments.rows), str(arguments.answer_tokens)]
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    return found["rate"], found["facts"]
+
+
+def commands(model: Path, arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """Returns the command of each side's server."""
+    ours = [
+        *(sys.executable, "-c", "import sys; from videollava_jax.cli import main; sys.exit(main())", "serve"),
+        *("--model", str(model), "--port", "0", "--json", "--served-model-name", "served", "--dtype", "float32"),
+        *("--rows", str(arguments.rows), "--longest-answer", str(max(32, arguments.answer_tokens))),
+        *("--max-queue", str(arguments.max_queue), "--media-root", "."),
+        *("--max-rows", str(arguments.rows * arguments.clips)),  # as the offline engine has
+    ]
+    theirs = [sys.executable, str(Path(__file__).with_name("serving_theirs.py")), str(model), str(arguments.max_queue)]
+    return {"ours": ours} if arguments.ours_only else {"ours": ours, "transformers": theirs}
+
+
+@contextmanager
+def serving(command: list[str], clips: Path) -> Iterator[str]:
+    """Starts a server in the directory of the clips and yields its URL when it is ready."""
+    process = subprocess.Popen(command, cwd=clips, stdout=subprocess.PIPE, text=True, env=environment())
+    assert process.stdout is not None
+    try:
+        url = ""
+        for line in process.stdout:
+            record = json.loads(line)
+            url = record.get("url", url)
+            if record["state"] == "ready":
+                break
+        else:
+            raise SystemExit(f"the server has ended with status {process.wait()}")
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def environment() -> dict[str, str]:
+    """The environment of servers: modules of this directory and of the package are found from any other one."""
+    here = Path(__file__).resolve()
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(here.parent), str(here.parents[1])))}
+
+
+if __name__ == "__main__":
+    main()
