@@ -39,6 +39,7 @@ LONGEST = (
     "tests/model/test_attention.py",
     "tests/sharding/test_engine_meshes.py",
     "tests/faults/test_checkpoints.py",
+    "tests/parity/test_as_the_authors.py",
     "tests/parity/test_ladder.py",
     "tests/batch/test_media_job.py",
     "tests/assets/test_world.py",

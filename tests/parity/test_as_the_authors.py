@@ -22,6 +22,7 @@ from tests.weights.checkpoints import theirs
 from videollava_jax.cli import main
 from videollava_jax.engine import Engine, Request
 from videollava_jax.face.model import VideoLlavaForConditionalGeneration
+from videollava_jax.face.processor import VideoLlavaProcessor as FaceProcessor
 from videollava_jax.media import Linspace, read_video
 from videollava_jax.media.preprocess import CLIP_MEAN, CLIP_STD, background
 from videollava_jax.model.video_llava import parameter_shapes
@@ -123,15 +124,21 @@ def pixels(torch: Any) -> dict[str, np.ndarray]:
     return made
 
 
-def their_answer(model: VideoLlavaForConditionalGeneration, name: str, pixels: np.ndarray) -> list[int]:
-    """The greedy tokens after their ids and their pixels."""
+def their_inputs(name: str, pixels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Their ids and their pixels."""
     kind = ASKED[name][0]
     ids = authors.prompts()["image" if kind == "image" else name]["ids"]
     token, count = {"image": (32000, 256), "video": (32001, 257)}[kind]
     spread = [i for token_id in ids for i in ([token] * count if token_id == authors.PLACE else [token_id])]
-    given = {f"pixel_values_{kind}s": pixels[None]}
-    answer = model.generate(input_ids=np.array([spread]), max_new_tokens=TOKENS, do_sample=False, **given)
-    return np.asarray(answer)[0, len(spread) :].tolist()
+    medium = pixels["video" if kind == "video" else name]
+    return {"input_ids": np.array([spread]), f"pixel_values_{kind}s": medium[None]}
+
+
+def their_answer(model: VideoLlavaForConditionalGeneration, name: str, pixels: dict[str, np.ndarray]) -> list[int]:
+    """The greedy tokens after their ids and their pixels."""
+    inputs = their_inputs(name, pixels)
+    answer = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    return np.asarray(answer)[0, inputs["input_ids"].shape[1] :].tolist()
 
 
 def conversation(kind: str, source: Path, question: str) -> list[dict[str, Any]]:
@@ -142,7 +149,7 @@ def conversation(kind: str, source: Path, question: str) -> list[dict[str, Any]]
 def test_the_command_answers_as_their_ids_and_pixels_do(
     checkpoint: Path, model: VideoLlavaForConditionalGeneration, pixels: dict[str, np.ndarray], name: str, capsys: Any
 ) -> None:
-    expected = their_answer(model, name, pixels["video" if name == "video_vicuna" else name])
+    expected = their_answer(model, name, pixels)
     assert len(set(expected)) > TOKENS // 3
     _, source, question = ASKED[name]
     ask = ["ask", "--model", str(checkpoint), str(source), question, "--json", "--max-new-tokens", str(TOKENS)]
@@ -150,6 +157,38 @@ def test_the_command_answers_as_their_ids_and_pixels_do(
     assert json.loads(capsys.readouterr().out)["token_ids"] == expected
     assert main([*ask, "--preset", "hf"]) == 0  # ids, frames and pixels matter
     assert json.loads(capsys.readouterr().out)["token_ids"] != expected
+
+
+@pytest.mark.parametrize("name", ["video_vicuna", "wide"])
+def test_the_logits_are_theirs_and_each_piece_matters(
+    checkpoint: Path, model: VideoLlavaForConditionalGeneration, pixels: dict[str, np.ndarray], name: str
+) -> None:
+    theirs_ = np.asarray(model(**their_inputs(name, pixels)).logits)[0, -1]
+
+    def difference(**changes: Any) -> float:
+        processor = VideoLlavaProcessor.from_pretrained(checkpoint, preset=changes)
+        inputs = processor.conversation_arrays(conversation(*ASKED[name]))
+        return float(np.abs(np.asarray(model(**inputs).logits)[0, -1] - theirs_).max())
+
+    assert difference() < 2e-3  # logits have a standard deviation of 6
+    other = {"sampling": "uniform"} if name == "video_vicuna" else {"pad_to_square": True}
+    for changes in ({"resize": "pil"}, {"after_media": "continued"}, other):
+        assert difference(**changes) > 0.05, changes
+
+
+def test_transformers_face_prepares_the_same(checkpoint: Path) -> None:
+    processor, face = VideoLlavaProcessor.from_pretrained(checkpoint), FaceProcessor.from_pretrained(checkpoint)
+    for asked in ASKED.values():
+        expected = processor.conversation_arrays(conversation(*asked))
+        for got in (
+            face.apply_chat_template(
+                conversation(*asked), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np"
+            ),
+            face(text=face.conversation_text(conversation(*asked)), **{f"{asked[0]}s": str(asked[1])}),
+        ):
+            assert got.keys() == expected.keys()
+            for key, array in expected.items():
+                np.testing.assert_array_equal(got[key], array)
 
 
 def test_the_engine_and_a_converted_checkpoint_do_too(
@@ -163,7 +202,7 @@ def test_the_engine_and_a_converted_checkpoint_do_too(
         Request(id=name, conversation=conversation(*asked), max_new_tokens=TOKENS) for name, asked in ASKED.items()
     ]
     for result in engine.run(requests):
-        expected = their_answer(model, result.id, pixels["video" if result.id == "video_vicuna" else result.id])
+        expected = their_answer(model, result.id, pixels)
         assert list(result.token_ids) == expected, result
 
 
