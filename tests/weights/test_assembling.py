@@ -215,6 +215,15 @@ def test_towers_that_are_refused(tmp_path, parts):
     wide = write_tower(tmp_path / "wide", config, parameters, "image", num_attention_heads=3)
     with pytest.raises(WeightsError, match="hidden_size 64 does not divide into 3"):
         open_towers(wide, None)
+    for said, words in (
+        ("x", "config.json: vision_config: expected an object"),
+        ([1], "config.json: vision_config: expected an object"),
+        ({"hidden_size": "64"}, "config.json: vision_config.hidden_size: expected a whole number"),
+        ({"hidden_act": "mish"}, "config.json: vision_config.hidden_act: expected one of"),
+    ):
+        (wide / "config.json").write_text(json.dumps({"vision_config": said}))
+        with pytest.raises(WeightsError, match=words):
+            open_towers(wide, parts.video_tower)
     deep = write_tower(tmp_path / "deep", config, parameters, "image", num_hidden_layers=3)
     with pytest.raises(WeightsError, match="num_hidden_layers 3 and 2"):
         assemble(parts.llm, open_towers(deep, parts.video_tower), 0)

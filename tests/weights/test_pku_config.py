@@ -145,6 +145,7 @@ def test_a_new_model_with_another_projector(tmp_path, said):
         ({"rope_scaling": [2]}, r"rope_scaling: expected an object or null, got \[2\]"),
         ({"rope_parameters": [2]}, r"rope_scaling: expected an object or null, got \[2\]"),
         ({"rope_theta": None}, "rope_theta: expected a number, got None"),
+        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres': expected pad, square or null"),
         ({"mm_patch_merge_type": "spatial"}, "mm_patch_merge_type 'spatial': not known here"),
         ({"model_type": "llava_mpt"}, "model_type 'llava_mpt': the decoder is an MPT"),
         ({"architectures": ["LlavaMPTForCausalLM"]}, "the decoder is an MPT"),

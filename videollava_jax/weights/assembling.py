@@ -137,7 +137,7 @@ def open_projector(path: StrPath) -> tuple[dict[str, StoredTensor], Mapping[str,
     elif not path.is_file():
         raise WeightsError(f"{path}: no such file; expected a projector, such as mm_projector.bin")
     else:
-        opened = open_bin(path) if path.suffix == ".bin" else open_safetensors(path)
+        opened = open_safetensors(path) if path.suffix == ".safetensors" else open_bin(path)
         tensors = {_NAMES.to_ours(plain_name(name)) or name: tensor for name, tensor in opened.items()}
     others = [tensor.name for name, tensor in tensors.items() if not name.startswith(PROJECTOR)]
     if others or not tensors:

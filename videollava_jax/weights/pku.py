@@ -38,6 +38,7 @@ IMAGE_TOWER, VIDEO_TOWER = "LanguageBind_Image", "LanguageBind_Video_merge"
 PROJECTOR_TYPE = "mlp2x_gelu"
 SELECT_FEATURES: Mapping[str, SelectStrategy] = {"patch": "default", "cls_patch": "full"}
 """Their words for the features of an image that are taken, and transformers'."""
+ASPECT_RATIOS = (None, "pad", "square")
 INPUT_KEYS = ("image_aspect_ratio",)
 """Keys of config.json that say how inputs are made. No weight depends on them; conversions keep them."""
 
@@ -105,6 +106,8 @@ def refusals(raw: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
         _rope(raw)
     except ValueError as error:
         yield str(error)
+    if raw.get("image_aspect_ratio") not in ASPECT_RATIOS:
+        yield f"image_aspect_ratio {raw['image_aspect_ratio']!r}: expected pad, square or null"
     for key, value in raw.items():
         if key.startswith("mm_") and value and key not in _WITHOUT_EFFECT and not key.endswith("_lr"):
             yield f"{key} {value!r}: not known here, and it may change what the model computes"

@@ -100,7 +100,10 @@ def _config_of(path: Path, raw: Mapping[str, Any]) -> VisionConfig:
     vision = raw
     if "vision_config" in raw or "vision_config_dict" in raw:
         # The latter goes before the former, as in LanguageBind's and transformers' classes.
-        vision = {**(raw.get("vision_config") or {}), **(raw.get("vision_config_dict") or {})}
+        parts = [raw.get(key) or {} for key in ("vision_config", "vision_config_dict")]
+        if not all(isinstance(part, Mapping) for part in parts):
+            raise WeightsError(f"{path}: vision_config: expected an object")
+        vision = {**parts[0], **parts[1]}
     try:
         return VisionConfig(**{key: vision.get(key, default) for key, default in _DEFAULTS.items()})
     except (TypeError, ValueError) as error:
