@@ -12,8 +12,10 @@ from tests.small_models import random_model
 from videollava_jax.assets import MEDIA
 from videollava_jax.engine import Engine
 from videollava_jax.engine.compilations import compilations
+from videollava_jax.engine.schedule import LIVE_STEPS, WATCHED_STEPS
 from videollava_jax.engine.sizes import GridShape, cache_bytes
 from videollava_jax.engine.tickets import PinError
+from videollava_jax.generation.logprobs import WINDOW
 from videollava_jax.media import Fps, Uniform, read_video
 
 SECONDS = 120
@@ -177,6 +179,10 @@ def test_log_probabilities_are_those_of_the_models_own_logits(session, model, ti
         likeliest = np.argsort(-log_V, kind="stable")[:4]
         assert [token for token, _ in found.top] == likeliest.tolist()
         np.testing.assert_allclose([value for _, value in found.top], log_V[likeliest], atol=1e-4)
+
+
+def test_the_host_looks_before_the_device_writes_over_log_probabilities():
+    assert 1 + max(WATCHED_STEPS, LIVE_STEPS) < WINDOW, "a row begins with a token, and then these are decoded"
 
 
 @pytest.mark.parametrize("wrong", [21, -1, True, 1.5, "3"])

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.engine.jobs import generated, mixed_job
+from tests.engine.jobs import clip, generated, mixed_job, question
 from tests.small_models import on_mesh, random_model
 from tests.tolerances import SELF
 from videollava_jax import VideoLlavaForConditionalGeneration
@@ -135,3 +135,28 @@ def test_gradients_through_int8_weights_are_those_of_what_they_stand_for(split):
     exact = weight.astype(np.float32) * scale[:, None]
     np.testing.assert_allclose(found, (x @ exact.T * y).sum(), rtol=SELF)
     np.testing.assert_allclose(gradient, y @ exact, rtol=0, atol=SELF * np.abs(y @ exact).max())
+
+
+def test_a_session_on_a_mesh_answers_scores_and_pins_as_on_one_device(model, tiny_processor):
+    """With log-probabilities and penalties; nothing is compiled for them."""
+    asked = {"max_new_tokens": 9, "logprobs": 3, "options": {"frequency_penalty": 1.0, "logit_bias": {9: 2.0}}}
+    job = [question(f"{i}", "what colour is it?", videos=[clip(i % 3)], **asked) for i in range(5)]
+    scored = [question(f"s{i}", "what?", videos=[clip(i)], choices=["red", "blue square", "a"]) for i in range(2)]
+    alone = {result.id: result for result in Engine(model, tiny_processor).run(job)}
+    likelihoods = [each.log_likelihoods for each in Engine(model, tiny_processor).score(scored)]
+    engine = Engine(on_mesh(model, make_mesh(2, 4)), tiny_processor, max_rows=8)
+    with engine.session(rows=2, longest_question=64, longest_answer=32) as session:
+        session.warm_up()
+        assert session.pin(scored[0]).result(100).tokens > 100
+        tickets = [session.submit(request) for request in job]
+        scores = [session.score(request) for request in scored]
+        for ticket in tickets:
+            result = ticket.result(100)
+            assert result.error is None
+            expected = alone[result.id]
+            assert result.token_ids == expected.token_ids
+            for ours, theirs in zip(result.logprobs, expected.logprobs, strict=True):
+                assert abs(ours.logprob - theirs.logprob) < 1e-4
+        for ticket, expected in zip(scores, likelihoods, strict=True):
+            np.testing.assert_allclose(ticket.result(100).log_likelihoods, expected, rtol=1e-4)
+        assert session.usage.compiled == 0

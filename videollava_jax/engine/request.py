@@ -25,7 +25,7 @@ class Request:
       images, videos: in the order of the prompt's placeholders; those of a conversation are in its messages.
       max_new_tokens: the answer is cut there.
       seed: of the random draws, where the options hold `do_sample=True`.
-      choices: for `Engine.score`, the answers whose likelihoods are wanted.
+      choices: for `Engine.score` and `Session.score`, the answers whose likelihoods are wanted.
       frame_sampling: which frames of a video file to take: a rule, a number of them, or None for 8; by the rule of the
         processor's preset.
       video_pooling: how far the tokens of videos are pooled; None for the processor's setting.
