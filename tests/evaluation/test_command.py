@@ -117,15 +117,21 @@ def test_answers_of_the_authors_program_with_a_judge(place, tmp_path, monkeypatc
     rows = [{"id": q.id, "question": q.text, "answer": q.target, "pred": q.target} for q in questions]
     (tmp_path / "merge.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setenv("JUDGE_KEY", "k1")
+    said = "Correct answer: {answer}\nPredicted answer: {pred}\nby somebody else"
+    (tmp_path / "prompt.json").write_text(json.dumps([{"role": "user", "content": said}]))
     with FakeJudge(strict).running() as fake:
         line = ["score", "msvd_qa", "--data", place / "data", "--answers", tmp_path / "merge.jsonl", "--no-page"]
         line += ["--judge-url", fake.url, "--judge-model", "m", "--judge-key-variable", "JUDGE_KEY", "--json"]
         assert run(*line) == 0
         assert run(*line) == 0
-    assert len(fake.requests) <= len(questions)
+        assert len(fake.requests) <= len(questions)
+        assert run(*line, "--judge-prompt", f"match={tmp_path / 'prompt.json'}") == 0
+        assert fake.requests[-1]["messages"][0]["content"].endswith("by somebody else")
     assert fake.headers[0]["Authorization"] == "Bearer k1"
-    one, two = map(json.loads, capsys.readouterr().out.splitlines())
+    one, two, other = map(json.loads, capsys.readouterr().out.splitlines())
     assert one == two
+    assert other["judge"]["prompts"]["match"]["source"] == "prompt.json"
+    assert other["judge"]["prompts"]["match"]["digest"] != one["judge"]["prompts"]["match"]["digest"]
     assert (one["metric"], one["score"]) == ("judge_accuracy", 100)
     assert (tmp_path / "merge-report" / "judge.db").is_file()
 
