@@ -169,6 +169,13 @@ def test_a_medium_of_an_allowed_host_is_played_from_there_and_named_by_its_addre
             page.get_by_role("button", name="Another").click()
 
 
+def test_a_picture_with_the_name_of_a_clip_is_asked_about_before_it_is_uploaded(page, tmp_path):
+    shutil.copy(PICTURE, tmp_path / "no-clip.mp4")
+    page.locator("#file").set_input_files(tmp_path / "no-clip.mp4")
+    assert ask(page, "How many shapes are there?")[0] == "three"
+    assert page.locator(".strip li").count() == 1
+
+
 def test_the_examples_of_the_tiny_model_have_questions_that_are_asked_by_a_click(page):
     page.get_by_role("button", name="circle then square").click()
     page.get_by_role("button", name="Which shape comes first?").click()
@@ -227,6 +234,15 @@ def test_an_answer_comes_in_pieces_and_is_stopped(page, served):
     served.wait_until_idle()
     page.unroute_all()
     assert ask(page, "What shape is it?", 2)[0] == "triangle"  # the server goes on
+
+
+def test_questions_need_not_wait_for_each_other(page):
+    choose(page)
+    asked = {"Which way does it move?": "up", "What shape is it?": "triangle", "Does it change colour?": "yes"}
+    for question in asked:
+        page.get_by_label("Your question").fill(question)
+        page.keyboard.press("Enter")
+    assert [ended(page, number)[0] for number in (1, 2, 3)] == list(asked.values())
 
 
 def test_stopping_has_the_server_stop(browser, tiny_processor):

@@ -680,8 +680,10 @@ function seen(answer, { frames, seconds: times, total_frames: total }) {
 async function begin(answer) {
   const { medium, request } = answer;
   for (let attempt = 0; ; attempt += 1) {
+    const url = await mediumUrl(medium);
+    request.kind = medium.kind; // which the server may have corrected
     const body = {
-      ...requestBody({ ...request, url: await mediumUrl(medium) }),
+      ...requestBody({ ...request, url }),
       stream: true,
       stream_options: { include_usage: true },
     };
