@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tests.parity.reference import Batch, assert_close, batch
-from tests.small_models import TEXT, array, hf_config, public, sharp_hf_model
+from tests.small_models import TEXT, array, hf_config, on_mesh, public, sharp_hf_model
 from tests.tolerances import MODEL
 from videollava_jax import DynamicCache
+from videollava_jax.model.sharding import make_mesh
 
 PAD = 0
 
@@ -136,6 +137,17 @@ def test_many_questions_about_one_prefix(pair):
     step = ours(got[:, -1:], mask, past_key_values=cache).logits
     everything = ours(**{**longer.for_ours(), "input_ids": got, "attention_mask": mask}, logits_to_keep=1).logits
     assert_close(step, everything, MODEL)
+
+
+def test_both_on_a_mesh(pair):
+    one, mesh = pair[1], on_mesh(pair[1], make_mesh(1, 2))
+    ids = np.random.default_rng(7).integers(3, TEXT, (2, 9))
+    expected = one.generate(ids, max_new_tokens=4)
+    cache = mesh(ids[:, :5]).past_key_values
+    np.testing.assert_array_equal(mesh.generate(ids, past_key_values=cache, max_new_tokens=4), expected)
+    assert cache.get_seq_length() == expected.shape[1] - 1
+    embeds = one.get_input_embeddings()(ids)
+    np.testing.assert_array_equal(mesh.generate(inputs_embeds=embeds, max_new_tokens=4), expected[:, 9:])
 
 
 REFUSED = [

@@ -130,7 +130,9 @@ def forward_pass(
     if past is None:
         contexts = [Context(new.mask_BS)] * layers
     else:
-        contexts = [Context(new.mask_BS, kv, new.write_at) for kv in past]
+        # The mask alone hides what is behind a single token: kernels for decoding know no causal rule.
+        causal = new.ids_BT.shape[1] > 1
+        contexts = [Context(new.mask_BS, kv, new.write_at, causal) for kv in past]
     trace = model.language_model.trace(x_BTD, new.positions_BT, contexts, attentions=wanted.attentions)
     out = trace.hidden_states[-1]
     if new.keep_K is not None:
