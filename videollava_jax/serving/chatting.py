@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from videollava_jax.media import Uniform
 from videollava_jax.processing.given_media import known_frames
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import parse_conversation, render
@@ -185,7 +184,7 @@ class Chatting:
         """The tokens of a medium; of a video whose frames its length decides, the most that there can be."""
         if kind == "image":
             return self._processor.tokens_per_image
-        rule = self._settings.frame_sampling or Uniform(8)
+        rule = self._processor.frames(self._settings.frame_sampling)
         frames = known_frames(source, rule)
         if frames is None:
             frames = getattr(rule, "max_frames", self._settings.max_frames)

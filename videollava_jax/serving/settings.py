@@ -49,7 +49,7 @@ class Settings:
       frame_window: frames that the model takes together.
       max_tokens: positions of the model.
       longest_answer: tokens of an answer, and how many there are at most where a request does not say.
-      frame_sampling: which frames are taken where a request does not say; None for 8, evenly.
+      frame_sampling: which frames are taken where a request does not say; None for 8, by the preset's rule.
       examples: whether the page offers the bundled clips, which the tiny model alone knows.
       uploads: limits of files.
     """

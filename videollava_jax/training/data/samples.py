@@ -55,9 +55,10 @@ def read_samples(
     """Yields the samples of some files, in order, each read when it is asked for.
 
     The keys of LLaVA, ShareGPT and LLaMA-Factory are read (`conversations.py`). An answer before the first question is
-    dropped, as in the authors' training code. The media of a turn come before its text, in the order of their
-    placeholders. `<image>` in a sample without images is text, unless a question begins or ends with it: then the
-    sample has lost its images and is bad, as is a sample without media that names some under a key that is not read.
+    dropped, as in the authors' training code. The media of a turn stand in the places of their placeholders; the preset
+    of the processor may write them before the text. `<image>` in a sample without images is text, unless a question
+    begins or ends with it: then the sample has lost its images and is bad, as is a sample without media that names some
+    under a key that is not read.
 
     Args:
         paths: files with a JSON list, or with a JSON object on each line; each may be compressed.
