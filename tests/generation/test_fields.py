@@ -42,6 +42,7 @@ ASKING = {
     "negative_prompt_attention_mask": np.ones((1, 2)),
     "custom_generate": "repo",
     "trust_remote_code": True,
+    "logits_to_keep": 5,
     "use_model_defaults": False,
 }
 """A value of each refused name that asks for something."""

@@ -228,6 +228,7 @@ FACE_ARGUMENTS: Mapping[str, Refused] = {
     "negative_prompt_attention_mask": Refused("combine the logits of two prompts from model(...).logits yourself"),
     "custom_generate": Refused("call your function with model.prefill and model.decode"),
     "trust_remote_code": Refused("code of a checkpoint is never run", (False,)),
+    "logits_to_keep": Refused("a token is chosen by the last logits; call the model for others", (0, 1)),
     "use_model_defaults": Refused("give the options whose defaults you do not want", (True,)),
 }
 """Arguments of transformers' `generate` that are no fields of `GenerationConfig`, likewise."""
