@@ -71,7 +71,7 @@ class TextStream:
 
     def _is_open(self, id: int) -> bool:
         """Returns whether a run of bytes may go on behind a token: a byte, or one that adds nothing to the text."""
-        if _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(id)):
+        if _BYTE.fullmatch(piece(self._tokenizer, id)):
             return True
         return not self._tokenizer.decode([id], skip_special_tokens=True)
 
@@ -116,5 +116,11 @@ def ended(tokens: npt.NDArray[np.int32], checked: int, options: GenerationOption
 def _continuation(tokenizer: Any, tokens: list[int]) -> str:
     """The text of tokens that follow others. `decode` drops the space before the first word; here it stays."""
     text: str = tokenizer.decode(tokens)
-    opens_a_word = tokenizer.convert_ids_to_tokens(tokens[0]).startswith("\N{LOWER ONE EIGHTH BLOCK}")
+    opens_a_word = piece(tokenizer, tokens[0]).startswith("\N{LOWER ONE EIGHTH BLOCK}")
     return f" {text}" if opens_a_word else text
+
+
+def piece(tokenizer: Any, id: int) -> str:
+    """Returns the token of an id; "" for one of those that only fill up the model's vocabulary, and have no token."""
+    token: str | None = tokenizer.convert_ids_to_tokens(id)
+    return token or ""

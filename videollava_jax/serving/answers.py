@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from videollava_jax.engine.request import Result, Scored, TokenLogprob
+from videollava_jax.generation.text import piece
 from videollava_jax.media import Frames
 
 PING = b": ping\n\n"
@@ -106,7 +107,7 @@ class Completion:
 
 def token_bytes(tokenizer: Any, token_id: int) -> bytes:
     """Returns the bytes of a token of Llama's vocabulary: a space for its mark of a word, a byte for `<0x0A>`."""
-    token: str = tokenizer.convert_ids_to_tokens(token_id)
+    token = piece(tokenizer, token_id)
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         return bytes([int(token[3:5], 16)])
     return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode("utf-8", "replace")
