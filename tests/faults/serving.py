@@ -139,12 +139,18 @@ def drop(server: Process, rng: random.Random) -> str:
     body = json.dumps(valid(rng)).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     whole = head + body
-    moment = rng.choice(["within the head", "within the body", "at once", "soon", "within the answer", "reset"])
+    moment = rng.choice(
+        ["within the head", "within the body", "within an upload", "at once", "soon", "within the answer", "reset"]
+    )
     with socket.create_connection((server.host, server.port), timeout=SECONDS) as client:
         if moment == "within the head":
             client.sendall(whole[: rng.randrange(len(head))])
         elif moment == "within the body":
             client.sendall(whole[: len(head) + rng.randrange(len(body))])
+        elif moment == "within an upload":
+            upload = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x.mp4"\r\n\r\n' + bytes(5000)
+            told = b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 9000\r\n\r\n"
+            client.sendall(b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\n" + told + upload)
         else:
             client.sendall(whole)
         if moment in ("soon", "reset"):
@@ -215,6 +221,7 @@ def run(server: Process, connections: int, bodies: int, seed: int, report: Any =
         statuses[status] += 1
         assert status < 500, (status, raw, body[:2000])
         assert str(server.directory).encode() not in raw, raw
+        assert not re.search(rb"0x[0-9a-f]{6}|Traceback|site-packages", raw), raw
     until_nothing_is_left(server)
     server.answers()
     assert server.metric("compiled_programs_total") == 0
