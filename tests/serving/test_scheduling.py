@@ -1,5 +1,6 @@
 """Overload, cancelling, draining and failing, with a session that the tests drive: nothing is computed."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -274,6 +275,7 @@ def test_when_the_engine_dies_open_requests_end_and_the_server_too(tiny_processo
         for ticket in session.tickets:
             ticket.write("a beginning")
         session.die(RuntimeError("the device is lost"))
+        assert asyncio.run(served.server.health(None)).status_code == 503
         assert b'"error"' in streamed()[2]
         assert whole()[0] == 503
         until(lambda: served.running.failed is not None)

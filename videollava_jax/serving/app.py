@@ -188,7 +188,7 @@ class Server:
 
     async def health(self, request: Request) -> Response:
         """Says whether requests are taken."""
-        state = self.lifecycle.state
+        state = self.lifecycle.state if self.session.error is None else State.FAILED
         ready = state is State.READY
         return JSONResponse({"status": state.value}, 200 if ready else 503, {} if ready else {"Retry-After": "5"})
 
