@@ -212,8 +212,8 @@ def test_two_questions_side_by_side(page):
 
 
 def test_an_answer_comes_in_pieces_and_is_stopped(page, served):
-    choose(page)
     without_end(page)
+    choose(page)
     page.evaluate(
         """() => {
             globalThis.lengths = [];
@@ -587,6 +587,7 @@ def check(page, axe):
 
 
 def test_the_keyboard_alone_is_enough(page):
+    without_end(page)
     page.keyboard.press("Tab")
     assert page.locator(":focus").inner_text() == "Skip to the question"
     page.keyboard.press("Tab")
@@ -603,7 +604,6 @@ def test_the_keyboard_alone_is_enough(page):
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("is it?")
     assert page.locator("#question-a").input_value() == "What shape\nis it?"
-    without_end(page)
     page.keyboard.press("Enter")
     until(page, "document.querySelector('.text').textContent.length > 0")
     page.keyboard.press("Escape")

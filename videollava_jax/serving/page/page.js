@@ -286,6 +286,7 @@ async function open(medium) {
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     Object.assign(screen, { controls: true, muted: true, loop: true, playsInline: true, autoplay: !calm });
     screen.setAttribute("aria-label", medium.name);
+    screen.onplay = screen.onseeked = follow;
   }
   screen.onerror = () => cannotShow(medium, screen);
   $("screen").replaceChildren(screen);
@@ -495,6 +496,7 @@ class Side {
       }),
     );
     this.markTimes();
+    follow();
   }
 
   /** Draws the frames' times on the line below the player. */
@@ -527,11 +529,15 @@ function seek(time) {
 
 const visibleSides = () => state.sides.slice(0, $("compare").checked ? 2 : 1);
 
+let following = 0;
+
+/** Marks the frames that the player is at, again and again while it plays. */
 function follow() {
+  cancelAnimationFrame(following);
   const { screen } = state.medium ?? {};
-  if (screen instanceof HTMLVideoElement && screen.readyState)
-    for (const side of visibleSides()) side.follow(screen.currentTime);
-  requestAnimationFrame(follow);
+  if (!(screen instanceof HTMLVideoElement)) return;
+  for (const side of visibleSides()) side.follow(screen.currentTime);
+  if (!screen.paused) following = requestAnimationFrame(follow);
 }
 
 // ── questions and answers ──
@@ -801,7 +807,6 @@ function start() {
   });
   document.addEventListener("loadedmetadata", () => state.sides.forEach((side) => side.markTimes()), true);
   connect();
-  requestAnimationFrame(follow);
 }
 
 if (globalThis.document) start();
