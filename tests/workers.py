@@ -27,6 +27,7 @@ GROUPS = (PAIRS, CLUSTERS, DOWNLOADS, SERVERS)
 LONGEST = (
     PAIRS[0],
     "tests/engine/test_engine.py",
+    "tests/engine/test_session_requests.py",
     CLUSTERS[0],
     "tests/training/run/test_resume.py",
     "tests/documents/test_documents.py",
