@@ -164,7 +164,7 @@ def tokenise(
     """Tokenises a sample. Its media are counted, not read.
 
     Args:
-        max_tokens: longer samples are cut on the right, as in the authors' code.
+        max_tokens: longer samples are cut on the right.
         frame_sampling: the rule that chooses the frames of a video; None for the processor's own, 8 frames.
         template: of the prompt; None for the processor's own.
         version: for the ids and labels of the authors' training code (`authors_segments`), which may leave nothing to

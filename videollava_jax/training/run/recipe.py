@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,13 +13,42 @@ from pathlib import Path
 from typing import Any, Literal
 
 from videollava_jax.extras import installs
+from videollava_jax.generation.kinds import Kind, number, whole
 from videollava_jax.hub import BUNDLED, local_path
 from videollava_jax.processing.preset import Sampling
 from videollava_jax.training.data.authors import Version
-from videollava_jax.training.update.options import Lora, Optimizer, Rates, Remat
+from videollava_jax.training.update.options import RANGES as UPDATE_RANGES
+from videollava_jax.training.update.options import Lora, Optimizer, Rates, Remat, require_ranges
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 """The recipes of the package, by file name."""
+
+RANGES: dict[str, Kind] = {
+    **UPDATE_RANGES,
+    "data.epochs": number(0.0, 1e6, above=True),
+    "data.steps": whole(1),
+    "data.batch": whole(1),
+    "data.rows": whole(1),
+    "data.row_tokens": whole(2),
+    "data.images_per_row": whole(0, 4096),
+    "data.videos_per_row": whole(0, 4096),
+    "data.buckets": whole(2),
+    "data.frames": whole(1, 4096),
+    "data.workers": whole(0, 1024),
+    "data.ahead": whole(1, 1024),
+    "data.max_bad": number(0.0, 1.0),
+    "compute.data": whole(1),
+    "compute.tensor": whole(1),
+    "compute.loss_chunk": whole(1),
+    "keeping.save_every": whole(1),
+    "keeping.keep": whole(1),
+    "keeping.log_every": whole(1),
+    "keeping.evaluate_every": whole(0),
+    "max_skipped": whole(0),
+    "stall_seconds": number(0.0, 1e7, above=True),
+    "seed": whole(0),
+}
+"""The type and range of every number of a recipe, by its path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +109,7 @@ class Data:
     def __post_init__(self) -> None:
         if not self.train:
             raise ValueError("data.train: expected files in LLaVA's format, got none")
-        for name in ("batch", "row_tokens", "frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name}: expected at least 1, got {getattr(self, name)}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"data.steps: expected at least 1, or null for epochs; got {self.steps}")
+        require_ranges(self, "data.", RANGES)
         if self.version is not None and self.template is not None:
             raise ValueError("data.template: no effect with data.version, which has a template of its own")
         if self.layout == "packed" and self.buckets:
@@ -135,6 +161,9 @@ class Compute:
     remat: Remat = "full"
     loss_chunk: int = 512
 
+    def __post_init__(self) -> None:
+        require_ranges(self, "compute.", RANGES)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Keeping:
@@ -153,9 +182,7 @@ class Keeping:
     evaluate_every: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("save_every", 1), ("keep", 1), ("log_every", 1), ("evaluate_every", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"keeping.{name}: expected at least {least}, got {getattr(self, name)}")
+        require_ranges(self, "keeping.", RANGES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +216,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_ranges(self, "", RANGES)
         if (self.lora is None) != (self.rates.lora is None):
             raise ValueError(
                 "lora and rates.lora: expected both or neither: the adapters' shape and their learning rate"
@@ -247,7 +275,13 @@ def read_recipe(
     class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):  # type: ignore[misc]
         """Keeps the lines of the description, and shows defaults."""
 
-    parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False, formatter_class=Formatter)
+    class Parser(ArgumentParser):  # type: ignore[misc]
+        """Says the range of a number that is none."""
+
+        def error(self, message: str, *rest: Any) -> None:
+            super().error(_with_range(message), *rest)
+
+    parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=Formatter)
     parser.add_argument(
         "--config",
         action=ActionConfigFile,
@@ -266,6 +300,19 @@ def read_recipe(
     except ValueError as error:
         parser.error(str(error))
         raise  # not reached: it has ended the program
+
+
+def _with_range(message: str) -> str:
+    """Returns jsonargparse's message; where it is about a number, one line with the field's range instead."""
+    for found in re.finditer(r"([\w.]+): expected [^\n]*", message):
+        if (kind := RANGES.get(found[1])) is not None and f": expected {kind.expected}" in found[0]:
+            return found[0]
+    name = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    value = re.search(r"(?:Got|Given) value: ([^\n]*)", message)
+    if not value or (kind := RANGES.get(name)) is None:
+        return message
+    null = ", or null" if "NoneType" in message and not name.startswith("lora.") else ""
+    return f"{name}: expected {kind.expected}{null}, got {value[1]}"
 
 
 def require_packages(*names: str) -> None:

@@ -24,7 +24,7 @@ def build_optimizer(optimizer: Optimizer, rates: Rates, steps: int) -> optax.Gra
         return {name: -(rates.of(group_of(name)) or 0.0) * update for name, update in updates.items()}
 
     return optax.chain(
-        optax.clip_by_global_norm(optimizer.clip),
+        optax.clip_by_global_norm(optimizer.clip) if optimizer.clip else optax.identity(),
         optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps, mu_dtype=optimizer.moments),
         optax.add_decayed_weights(optimizer.weight_decay, mask=_matrices),
         optax.scale_by_schedule(rate_schedule(optimizer, steps)),

@@ -5,9 +5,13 @@ A recipe is made of these, and `--help` reads them: it answers at once, without 
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
+
+from videollava_jax.generation.kinds import Kind, number, parsed, whole
 
 T = TypeVar("T")
 
@@ -42,6 +46,47 @@ def is_tower(name: str) -> bool:
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+_BELOW_ONE = math.nextafter(1.0, 0.0)
+_SHARE_BELOW_ONE = dataclasses.replace(number(0.0, _BELOW_ONE), expected="a number from 0 to below 1")
+_RATE = number(0.0, 1.0, above=True)
+RANGES: dict[str, Kind] = {
+    **{f"rates.{group}": _RATE for group in GROUPS},
+    "lora.rank": whole(1, 65_536),
+    "lora.alpha": number(0.0, 1e6, above=True),
+    "lora.dropout": _SHARE_BELOW_ONE,
+    "optimizer.b1": _SHARE_BELOW_ONE,
+    "optimizer.b2": _SHARE_BELOW_ONE,
+    "optimizer.eps": number(0.0, 1.0, above=True),
+    "optimizer.weight_decay": number(0.0, 10.0),
+    "optimizer.clip": number(0.0, 1e6),
+    "optimizer.warmup": number(0.0, 1.0),
+}
+"""The type and range of each number here, by its path in a recipe."""
+
+
+def require_ranges(part: Any, before: str, ranges: Mapping[str, Kind]) -> None:
+    """Checks the numbers of a part of a recipe; null passes where the field may be null.
+
+    Args:
+      part: a dataclass.
+      before: its path in the recipe with a dot, such as "data."; empty for the recipe itself.
+      ranges: by path in the recipe, for some of its fields.
+
+    Raises:
+      ValueError: a number out of its range; the message begins with its path and has the range.
+    """
+    for field in dataclasses.fields(part):
+        name, value = f"{before}{field.name}", getattr(part, field.name)
+        if (kind := ranges.get(name)) is None:
+            continue
+        if "None" in str(field.type):
+            if value is None:
+                continue
+            kind = dataclasses.replace(kind, expected=f"{kind.expected}, or null")
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            parsed(name, kind, one)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lora:
     """Which projections are adapted, and how.
@@ -59,12 +104,9 @@ class Lora:
     targets: tuple[str, ...] = PROJECTIONS
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.targets) - set(PROJECTIONS))
-        if self.rank < 1 or not 0 <= self.dropout < 1 or unknown or not self.targets:
-            raise ValueError(
-                f"LoRA: expected a rank of at least 1, a dropout from 0 to below 1 and some of "
-                f"{', '.join(PROJECTIONS)}; got rank {self.rank}, dropout {self.dropout}, targets {self.targets}"
-            )
+        require_ranges(self, "lora.", RANGES)
+        if not self.targets or set(self.targets) - set(PROJECTIONS):
+            raise ValueError(f"lora.targets: expected some of {', '.join(PROJECTIONS)}; got {self.targets}")
 
     @property
     def scale(self) -> float:
@@ -90,10 +132,7 @@ class Rates:
     video_tower: float | None = None
 
     def __post_init__(self) -> None:
-        for group in GROUPS:
-            rate = self.of(group)
-            if rate is not None and not rate > 0:
-                raise ValueError(f"rates.{group}: expected a learning rate above 0, or null to freeze it; got {rate}")
+        require_ranges(self, "rates.", RANGES)
         if all(self.of(group) is None for group in GROUPS):
             raise ValueError(f"rates: expected a learning rate for one of {', '.join(GROUPS)} at least")
         if self.lora is not None and self.decoder is not None:
@@ -116,12 +155,14 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW with the defaults of transformers' Trainer, which the authors train with.
+    """AdamW with the defaults of transformers' Trainer.
+
+    The authors train with the same betas, eps, schedule and warm-up, and without clipping.
 
     Attributes:
       b1, b2, eps: of Adam.
       weight_decay: of matrices; the authors take 0.
-      clip: the largest norm of all gradients together.
+      clip: the largest norm of all gradients together; null or 0 does not clip, as the authors do not.
       warmup: share of the steps in which the rate rises from 0, rounded up to whole steps.
       schedule: "cosine" falls to 0 at the last step, "constant" stays.
       moments: dtype of the first moments; the second have that of the parameters.
@@ -131,7 +172,10 @@ class Optimizer:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
-    clip: float = 1.0
+    clip: float | None = 1.0
     warmup: float = 0.03
     schedule: Literal["cosine", "constant"] = "cosine"
     moments: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        require_ranges(self, "optimizer.", RANGES)

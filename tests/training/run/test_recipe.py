@@ -1,0 +1,73 @@
+"""The numbers of a recipe, and the recipes of the package."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+
+import pytest
+
+from videollava_jax.training.run.recipe import RANGES, Recipe, read_recipe
+
+GIVEN = ("--config", "lora", "--data.train", "mine.json")
+NONSENSE = ("-1", ".nan", ".inf", "1e30", "x")
+
+
+def numbers(part=Recipe, before=""):
+    """The paths of all fields of a recipe whose type has a number, by reflection; lists of numbers included."""
+    for name, kind in typing.get_type_hints(part).items():
+        kinds = [kind, *typing.get_args(kind)]
+        inner = next((one for one in kinds if dataclasses.is_dataclass(one)), None)
+        if inner is not None:
+            yield from numbers(inner, f"{before}{name}.")
+        elif {int, float} & {*kinds, *(one for kind in kinds for one in typing.get_args(kind))}:
+            yield f"{before}{name}"
+
+
+def refusal(capsys, *arguments):
+    """What is said of a command line that is refused; its last line."""
+    with pytest.raises(SystemExit) as status:
+        read_recipe([*GIVEN, *arguments])
+    assert status.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_every_number_of_a_recipe_has_a_range():
+    assert set(numbers()) == set(RANGES)
+    assert len(RANGES) > 30
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_numbers_that_make_no_sense_are_refused_by_name_with_the_range(name, capsys):
+    for text in NONSENSE:
+        given = f"[{text}]" if name == "data.buckets" else text
+        said = refusal(capsys, f"--{name}={given}")
+        assert said.startswith(f"error: {name}: expected {RANGES[name].expected}"), (given, said)
+        assert ", got " in said, said
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_zero_is_taken_where_the_range_has_it(name, capsys):
+    try:
+        RANGES[name].parse(0)
+    except ValueError:
+        given = "[0]" if name == "data.buckets" else "0"
+        assert refusal(capsys, f"--{name}={given}").startswith(f"error: {name}: expected {RANGES[name].expected}")
+    else:
+        recipe, _ = read_recipe([*GIVEN, f"--{name}=0"])
+        value = recipe
+        for key in name.split("."):
+            value = getattr(value, key)
+        assert value == 0
+
+
+def test_numbers_from_python_are_checked_too():
+    from videollava_jax.training.run.recipe import Data
+    from videollava_jax.training.update.options import Optimizer
+
+    for value in (-1, math.nan, math.inf, 1e30, "x", True):
+        with pytest.raises(ValueError, match=r"optimizer\.clip: expected a number from 0 to 1000000, or null, got"):
+            Optimizer(clip=value)
+        with pytest.raises(ValueError, match=r"data\.batch: expected a whole number from 1 to"):
+            Data(train="mine.json", batch=value)
