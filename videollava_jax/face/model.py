@@ -230,7 +230,7 @@ class VideoLlavaForConditionalGeneration(PreTrained):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         logits_to_keep: int | ArrayLike = 0,
-        video_pooling: SupportsIndex = 1,
+        video_pooling: SupportsIndex | None = None,
         return_dict: bool | None = None,
         **others: Any,
     ) -> Any:
@@ -250,8 +250,8 @@ class VideoLlavaForConditionalGeneration(PreTrained):
           use_cache: whether the result has `past_key_values`; None for what `config.use_cache` says, mostly True.
           output_hidden_states, output_attentions: whether those of every layer are wanted; None for what `config` says.
           logits_to_keep: how many last positions have logits in the result, or int [n] which; 0 for all.
-          video_pooling: side of the windows of patches whose features are averaged, 1 for none. The processor's output
-            carries it. Checkpoints were trained with 1 (docs/more_frames.md).
+          video_pooling: side of the windows of patches whose features are averaged; None or 1 for none. The
+            processor's output carries it. Checkpoints were trained with 1 (docs/more_frames.md).
           return_dict: False for a tuple of what is not None.
           others: `vision_feature_layer` and `vision_feature_select_strategy` in place of those of `config`, and
             transformers' further arguments, as far as they ask for nothing.
@@ -298,7 +298,7 @@ class VideoLlavaForConditionalGeneration(PreTrained):
         past_key_values: DynamicCache | None = None,
         cache: DynamicCache | None = None,
         pixel_values: ArrayLike | None = None,
-        video_pooling: SupportsIndex = 1,
+        video_pooling: SupportsIndex | None = None,
         generation_config: Any = None,
         seed: int | Sequence[int] | None = None,
         tokenizer: Any = None,
@@ -353,6 +353,7 @@ class VideoLlavaForConditionalGeneration(PreTrained):
         past = one_of(past_key_values=past_key_values, cache=cache)
         images = from_torch(one_of(pixel_values_images=pixel_values_images, pixel_values=pixel_values))
         videos = from_torch(pixel_values_videos)
+        video_pooling = 1 if video_pooling is None else video_pooling
         media = images, videos, video_pooling
         start: Start | None = None
         said = ids is not None
