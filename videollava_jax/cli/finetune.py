@@ -13,6 +13,7 @@ FINETUNE = """\
 Fine-tune Video-LLaVA by a recipe; the same command goes on where a run was stopped.
 
   videollava finetune --config lora --model 7b-orbax --output runs/mine --data.train mine.json
+  videollava finetune --as paper --config lora ...         as the authors' scripts train
   videollava finetune --config lora --print_config         the whole recipe as YAML, to edit
   videollava train-export runs/mine mine-hf                the model that it has learnt
 

@@ -120,3 +120,16 @@ def test_the_samples_that_lost_their_media_have_them(tmp_path):
     assert [[medium.kind for medium in sample.media] for sample in (fine, middle, order)] == [
         ["video"], ["image"], ["video", "image"],
     ]  # fmt: skip
+
+
+def test_images_and_videos_may_have_roots_of_their_own(tmp_path):
+    entry = llava(("human", "<image><video>Hi"), ("gpt", "x"), image="a.png", video="b.mp4")
+    (tmp_path / "samples.json").write_text(json.dumps([entry]))
+
+    def paths(**roots):
+        (sample,) = read_samples([tmp_path / "samples.json"], **roots)
+        return [medium.source for medium in sample.media]
+
+    assert paths(image_root="/i", video_root="/v") == ["/i/a.png", "/v/b.mp4"]
+    assert paths(media_root="/m", video_root="/v") == ["/m/a.png", "/v/b.mp4"]
+    assert paths(image_root="/i") == ["/i/a.png", str(tmp_path / "b.mp4")]

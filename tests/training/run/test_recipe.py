@@ -71,3 +71,36 @@ def test_numbers_from_python_are_checked_too():
             Optimizer(clip=value)
         with pytest.raises(ValueError, match=r"data\.batch: expected a whole number from 1 to"):
             Data(train="mine.json", batch=value)
+
+
+PAPER = ("pretrain", "finetune", "lora")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_as_paper_is_the_authors_script(name):
+    """Facts of their scripts that a recipe must not lose."""
+    recipe, text = read_recipe(["--as", "paper", "--config", name])
+    assert (recipe, text) == read_recipe(["--config", f"paper_{name}"])
+    assert (recipe, text) == read_recipe([f"--config={name}", "--as=paper"])
+    data, ours = recipe.data, read_recipe(["--config", name, "--data.train", "mine.json"])[0]
+    assert recipe.optimizer == dataclasses.replace(ours.optimizer, clip=None)
+    assert (recipe.rates, recipe.lora) == (ours.rates, ours.lora)
+    assert (data.version, data.sampling, data.row_tokens) == ("v1", "linspace", 3072)
+    assert data.preset_changes["name"] == "original"
+    assert data.image_aspect_ratio == ("square" if name == "pretrain" else "pad")
+    assert data.batch == (256 if name == "pretrain" else 128)
+    files = [file.rsplit("/", 1)[-1] for file in data.files]
+    assert ("nlp_tune.json" in files) == (name != "pretrain")
+
+
+def test_what_the_paper_has_no_recipe_for_is_refused(capsys):
+    for arguments, message in {
+        ("--as", "paper", "--config", "qlora"): "keeps the frozen weights in NF4, which is not supported",
+        ("--as", "paper", "--config", "tiny"): "--as paper: expected --config pretrain, finetune or lora, got tiny",
+        ("--as", "paper"): "--as paper: expected --config pretrain, finetune or lora, got no --config",
+        ("--as", "article", "--config", "lora"): "--as: expected paper, got article",
+        ("--config", "lora", "--as"): "--as: expected paper, got nothing",
+    }.items():
+        with pytest.raises(SystemExit):
+            read_recipe(arguments)
+        assert message in capsys.readouterr().err

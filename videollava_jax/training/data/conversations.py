@@ -32,12 +32,12 @@ _REFUSED = ("tools", "functions", "audio", "audios", "chosen", "rejected", "kto_
 _TEXTS = ("id", "conversations", "messages", "system")
 
 
-def turns_of(entry: Any, root: Path, *, keep_empty: bool = False) -> tuple[Turn, ...]:
+def turns_of(entry: Any, root: Path | Mapping[MediaKind, Path], *, keep_empty: bool = False) -> tuple[Turn, ...]:
     """Returns the checked turns of a sample: the user's and the assistant's in alternation, perhaps after a system's.
 
     Args:
         entry: the sample's JSON.
-        root: the directory that paths of media are relative to.
+        root: the directory that paths of media are relative to; or one for each kind.
         keep_empty: whether a turn may be empty.
 
     Raises:
@@ -49,7 +49,7 @@ def turns_of(entry: Any, root: Path, *, keep_empty: bool = False) -> tuple[Turn,
         if entry.get(key) not in (None, "", [], "[]"):
             raise SampleError(f"{key!r} is not learnt here: expected it to be left out")
     messages = _messages(entry)
-    sources = {kind: _sources(entry, kind, root) for kind in MEDIA_TOKENS}
+    sources = {kind: _sources(entry, kind, root if isinstance(root, Path) else root[kind]) for kind in MEDIA_TOKENS}
     if not any(sources.values()):
         _as_sample_error(require_no_other_media, entry, _TEXTS)
     questions = [text for role, text in messages if role == "user"]

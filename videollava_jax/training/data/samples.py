@@ -50,6 +50,8 @@ def read_samples(
     paths: Iterable[str | os.PathLike[str]],
     media_root: str | os.PathLike[str] | None = None,
     *,
+    image_root: str | os.PathLike[str] | None = None,
+    video_root: str | os.PathLike[str] | None = None,
     keep_empty: bool = False,
 ) -> Iterator[Sample | BadSample]:
     """Yields the samples of some files, in order, each read when it is asked for.
@@ -63,6 +65,7 @@ def read_samples(
     Args:
         paths: files with a JSON list, or with a JSON object on each line; each may be compressed.
         media_root: the directory that paths of media are relative to; None for that of the file that names them.
+        image_root, video_root: the same for images and for videos; None for `media_root`.
         keep_empty: whether a turn may be empty, as in the authors' code; else its sample is bad.
 
     Raises:
@@ -72,12 +75,14 @@ def read_samples(
     index = 0
     for path in map(Path, paths):
         root = path.parent if media_root is None else Path(media_root)
+        given: dict[MediaKind, str | os.PathLike[str] | None] = {"image": image_root, "video": video_root}
+        roots = {kind: root if own is None else Path(own) for kind, own in given.items()}
         for entry in entries(path):
-            yield _parsed(index, entry, root, keep_empty)
+            yield _parsed(index, entry, roots, keep_empty)
             index += 1
 
 
-def _parsed(index: int, entry: Any, root: Path, keep_empty: bool) -> Sample | BadSample:
+def _parsed(index: int, entry: Any, root: Mapping[MediaKind, Path], keep_empty: bool) -> Sample | BadSample:
     name = _name(entry)
     if isinstance(entry, SampleError):
         return BadSample(index, name, str(entry))

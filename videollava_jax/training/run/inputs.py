@@ -86,7 +86,13 @@ def read_corpus(
     """Reads and tokenises all samples of some files; names each one that is left out on standard error."""
     data = recipe.data
     corpus = build_corpus(
-        read_samples(files, media_root=data.media_root, keep_empty=data.version is not None),
+        read_samples(
+            files,
+            media_root=data.media_root,
+            image_root=data.image_root,
+            video_root=data.video_root,
+            keep_empty=data.version is not None,
+        ),
         processor,
         shape.row,
         skips,

@@ -22,6 +22,10 @@ from videollava_jax.training.update.options import Lora, Optimizer, Rates, Remat
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 """The recipes of the package, by file name."""
+_PATHS = ("train", "held_out", "media_root", "image_root", "video_root", "features")
+"""The fields of `Data` that are paths."""
+PAPER = "paper"
+"""What `--as` takes: the recipes of the package that train as the authors' scripts do."""
 
 RANGES: dict[str, Kind] = {
     **UPDATE_RANGES,
@@ -59,6 +63,8 @@ class Data:
       train: a file in LLaVA's format, JSON or JSONL, or a list of files.
       held_out: the same, for evaluation while training; an empty list for none.
       media_root: the directory that paths of media are relative to; null for the directory of each file.
+      image_root: the same for images; null for media_root.
+      video_root: the same for videos; null for media_root.
       epochs: how often each sample is used.
       steps: optimiser steps, instead of `epochs`.
       batch: samples of an optimiser step, on all hosts together.
@@ -86,6 +92,8 @@ class Data:
     train: list[str] | str
     held_out: list[str] | str = field(default_factory=list)
     media_root: str | None = None
+    image_root: str | None = None
+    video_root: str | None = None
     epochs: float = 1.0
     steps: int | None = None
     batch: int = 128
@@ -238,7 +246,7 @@ class Recipe:
         whole = dataclasses.asdict(self)
         for name in ("output", "model", "keeping", "stall_seconds", "max_skipped"):
             del whole[name]
-        for name in ("train", "held_out", "media_root", "features", "workers", "ahead", "max_bad"):
+        for name in (*_PATHS, "workers", "ahead", "max_bad"):
             del whole["data"][name]
         for name in ("data", "tensor", "remat", "loss_chunk"):
             del whole["compute"][name]
@@ -263,6 +271,7 @@ def read_recipe(
     Args:
       arguments: of the command line; None for the program's own. `--config FILE` reads YAML, or a recipe of the
         package by its name (`--config lora`), and what follows it changes single fields: `--data.epochs 2`.
+        `--as paper --config lora` is the packaged recipe that trains as the authors' script does.
       description, prog: of `--help`.
 
     Raises:
@@ -285,7 +294,8 @@ def read_recipe(
     parser.add_argument(
         "--config",
         action=ActionConfigFile,
-        help=f"a recipe: a YAML file, or one of {_names()}; what follows it changes single fields",
+        help=f"a recipe: a YAML file, or one of {_names()}; what follows it changes single fields. "
+        f"With --as {PAPER} before it, {_PAPERS} train as the authors' scripts do",
     )
     parser.add_class_arguments(Recipe)
     try:
@@ -328,8 +338,11 @@ def _with_recipe_files(arguments: Sequence[str]) -> list[str]:
     Raises:
       ValueError: neither a file nor a packaged recipe.
     """
+    found, paper = _without_as(arguments)
 
     def file_of(name: str) -> str:
+        if paper:
+            name = _of_the_paper(name)
         path, packaged = local_path(name), RECIPES / f"{name}.yaml"
         if path.exists():
             return str(path)
@@ -337,13 +350,52 @@ def _with_recipe_files(arguments: Sequence[str]) -> list[str]:
             raise ValueError(f"--config: expected a YAML file, or one of {_names()}; got {name}")
         return str(packaged)
 
-    found = list(arguments)
+    if paper and not any(argument.split("=")[0] == "--config" for argument in found):
+        raise ValueError(f"--as {PAPER}: expected --config {_PAPERS}, got no --config")
     for i, argument in enumerate(found):
         if i and found[i - 1] == "--config":
             found[i] = file_of(argument)
         elif argument.startswith("--config="):
             found[i] = f"--config={file_of(argument.removeprefix('--config='))}"
     return found
+
+
+_PAPERS = "pretrain, finetune or lora"
+
+
+def _without_as(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """Returns the arguments without `--as paper`, and whether it was there.
+
+    Raises:
+      ValueError: `--as` with another word, or with none.
+    """
+    left, paper = [], False
+    rest = iter(arguments)
+    for argument in rest:
+        if argument != "--as" and not argument.startswith("--as="):
+            left.append(argument)
+            continue
+        word = next(rest, "nothing") if argument == "--as" else argument.removeprefix("--as=")
+        if word != PAPER:
+            raise ValueError(f"--as: expected {PAPER}, got {word}")
+        paper = True
+    return left, paper
+
+
+def _of_the_paper(name: str) -> str:
+    """Returns the name of the recipe that trains as the authors' script for `name` does.
+
+    Raises:
+      ValueError: there is no such recipe.
+    """
+    if name == "qlora":
+        raise ValueError(
+            f"--as {PAPER} --config qlora: the authors' QLoRA keeps the frozen weights in NF4, which is not supported; "
+            f"expected --config {_PAPERS}, or qlora without --as {PAPER}, whose weights are int8"
+        )
+    if not (RECIPES / f"{PAPER}_{name}.yaml").exists():
+        raise ValueError(f"--as {PAPER}: expected --config {_PAPERS}, got {name}")
+    return f"{PAPER}_{name}"
 
 
 def _names() -> str:
@@ -362,5 +414,5 @@ def _make_absolute(chosen: Any) -> None:
     if chosen.model not in (None, BUNDLED) and local_path(chosen.model).is_dir():
         chosen.model = absolute(chosen.model)
     chosen.output = absolute(chosen.output)
-    for name in ("train", "held_out", "media_root", "features"):
+    for name in _PATHS:
         chosen.data[name] = absolute(chosen.data[name])
