@@ -74,6 +74,18 @@ def test_a_request_that_cannot_be_carried_out_has_its_error_as_result(session, c
     assert message in result.error
 
 
+def test_a_ticket_knows_when_its_request_was_begun_and_answered(session):
+    first = session.submit(question("a", "what?", videos=[clip(7)], max_new_tokens=9))
+    assert first.moments.begun is None
+    first.result(SECONDS)
+    second = session.submit(question("b", "which?", videos=[clip(7)], max_new_tokens=9))
+    second.result(SECONDS)
+    for ticket in (first, second):
+        now = ticket.moments
+        assert now.submitted <= now.begun < now.first_token <= now.ended <= time.monotonic()
+    assert second.moments.submitted > first.moments.ended
+
+
 def test_warm_up_comes_first(session):
     session.submit(question("text", "say something", max_new_tokens=2)).result(SECONDS)
     with pytest.raises(RuntimeError, match="warm_up comes before the first request"):
@@ -149,6 +161,27 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def test_what_is_prefilled_for_a_request_is_time_that_the_device_gave_it(slow):
+    """The device takes a tenth of a second for a prefill, which the first question pays and a later one does not."""
+    session, device = slow()
+    prefill, prefilled = device.prefill, []
+
+    def prefill_slowly(*arguments):
+        prefilled.append(time.monotonic())
+        time.sleep(0.1)
+        return prefill(*arguments)
+
+    device.prefill = prefill_slowly
+    device.go_on.release(100)
+    first = session.submit(ask("a", 3))
+    first.result(SECONDS)
+    second = session.submit(ask("b", 3))
+    second.result(SECONDS)
+    (began,) = prefilled
+    assert first.moments.begun <= began <= first.moments.first_token - 0.1
+    assert second.moments.begun > first.moments.ended
 
 
 def test_a_request_is_cancelled_while_it_is_decoded_and_its_row_is_free(slow):

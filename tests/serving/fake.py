@@ -6,6 +6,8 @@ from concurrent.futures import Future
 
 from videollava_jax.engine.request import Result, Scored
 from videollava_jax.engine.session import QueueFull, SessionClosed
+from videollava_jax.engine.sizes import GridShape
+from videollava_jax.engine.tickets import Moments
 from videollava_jax.engine.usage import Usage
 
 
@@ -16,6 +18,7 @@ class FakeTicket:
         self.session, self.request, self.on_text, self.timeout = session, request, on_text, timeout
         self.future = Future()
         self.cancelled = False
+        self.moments = Moments(time.monotonic())
 
     def result(self, timeout=None):
         return self.future.result(timeout)
@@ -76,6 +79,7 @@ class FakeSession:
         if warm:
             self.warm.set()
         self.error = None
+        self.shape = GridShape(shards=1, slots=2, rows=2, prefix=64, question=64, answer=64)
         self.closed = False
         self.max_requests = max_requests
         self.answer_at_once = None

@@ -217,6 +217,7 @@ def test_models_are_listed(client):
 def test_metrics_are_what_prometheus_reads(client, served):
     ask(client, about(CLIP, "Which way does it move?"))
     list(ask(client, about(CLIP, "Which way does it move?"), stream=True))
+    served.wait_until_idle()
     text = served.server.metrics.text().decode()
     found = {
         sample.name: sample.value
@@ -227,7 +228,15 @@ def test_metrics_are_what_prometheus_reads(client, served):
     assert found["videollava:num_requests_running"] == 0
     assert found["videollava:generation_tokens_total"] > 0
     assert found["videollava:prefix_cache_hits_total"] > 0
-    assert found["videollava:time_to_first_token_seconds_count"] > 0
+    answers = found["videollava:e2e_request_latency_seconds_count"]
+    assert answers >= 2
+    assert found["videollava:time_to_first_token_seconds_count"] == answers
+    for part in ("queue", "prefill", "decode", "inference"):
+        assert found[f"videollava:request_{part}_time_seconds_count"] == answers
+    whole = found["videollava:request_prefill_time_seconds_sum"] + found["videollava:request_decode_time_seconds_sum"]
+    assert found["videollava:request_inference_time_seconds_sum"] == pytest.approx(whole)
+    assert found["videollava:num_preemptions_total"] == 0
+    assert 'videollava:cache_config_info{answer="32",model_name="tiny"' in text
     assert found["videollava:media_decode_seconds_count"] > 0
     assert found["videollava:compiled_programs_total"] == 0
     assert "rising-triangle" not in text

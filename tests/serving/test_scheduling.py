@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from tests.serving.asking import about, data_url
 from tests.serving.conftest import serving
 from tests.serving.fake import FakeSession
+from videollava_jax.engine.tickets import Moments
 from videollava_jax.serving.settings import Settings
 
 SECONDS = 30
@@ -198,6 +200,25 @@ def test_the_status_of_an_error_says_whether_to_try_again(tiny_processor, cause,
         assert (headers["Retry-After"] is not None) == (code == 503)
         assert b"secret" not in raw
         assert b"0x7f" not in raw
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_the_times_of_an_answer_are_those_of_its_ticket(tiny_processor, stream):
+    session = FakeSession()
+    with served_by(session, tiny_processor) as served:
+        done = in_thread(lambda: chat(served, stream=stream))
+        ticket = session.wait_for(1)
+        began = ticket.moments.submitted
+        ticket.moments = Moments(began, began + 2, began + 5, began + 11)
+        ticket.answer("yes")
+        assert done()[0] == 200
+        until(lambda: served.server.lifecycle.open == 0)
+        text = served.server.metrics.text().decode()
+        for part, seconds in (("queue", 2), ("prefill", 3), ("decode", 6), ("inference", 9)):
+            (sum_of,) = re.findall(rf"request_{part}_time_seconds_sum\{{.*?\}} (\S+)", text)
+            assert float(sum_of) == pytest.approx(seconds, abs=1e-3)
+        (first,) = re.findall(r"time_to_first_token_seconds_sum\{.*?\} (\S+)", text)
+        assert 5 <= float(first) < 6
 
 
 def test_starting_is_503_and_health_says_so(tiny_processor):

@@ -7,6 +7,7 @@ requests ──▶ Preparer ──▶ ┌──────────┐ ─�
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast
@@ -49,6 +50,8 @@ from videollava_jax.engine.usage import Usage
 
 Written = Callable[[Question, npt.NDArray[np.int32], Sequence[TokenLogprob]], None]
 """Called with a question, all tokens of its answer so far, and their log-probabilities if it wants them."""
+Begun = Callable[[Question, float], None]
+"""Called with a question that has got a row, and when the device began with it, in seconds of `time.monotonic`."""
 
 
 class GridDevice(Protocol):
@@ -96,15 +99,21 @@ class Run:
         self._logprobs = Logprobs()
         self._counts: dict[Question, int] = {}
         self._generated = 0
+        self._begun: Begun | None = None
+        self._prefills: dict[int, float] = {}  # by slot, until its first questions begin
         self.usage = Usage()
 
-    def results(self, requests: Iterable[Request] = (), written: Written | None = None) -> Iterator[Outcome]:
+    def results(
+        self, requests: Iterable[Request] = (), written: Written | None = None, begun: Begun | None = None
+    ) -> Iterator[Outcome]:
         """Yields each request's result when it is known; see `Engine.run`.
 
         Args:
           requests: of a schedule that takes them; to a live one they come as events.
           written: called with each answer's tokens so far, after every call of the device.
+          begun: called with each question when it is begun.
         """
+        self._begun = begun
         schedule, incoming = self._schedule, iter(requests)
         try:
             while not isinstance(action := self._next_action(), Finish):
@@ -171,11 +180,21 @@ class Run:
             case MakeGrid(shape, branches):
                 self._device.make_grid(shape, branches)
             case Prefill(slot, prefixes):
+                self._prefills[slot] = time.monotonic()
                 self._device.prefill(slot, cast(Sequence[ReadPrefix], prefixes))
             case Begin(slot, questions):
-                self._device.begin(slot, cast(Sequence[Question | None], questions))
+                self._begin(slot, cast(Sequence[Question | None], questions))
             case EndRows(rows):
                 self._device.end_rows(rows)
+
+    def _begin(self, slot: int, questions: Sequence[Question | None]) -> None:
+        """Begins questions. The first ones after a prefill have been worked for since that began."""
+        when = self._prefills.pop(slot, time.monotonic())
+        if self._begun is not None:
+            for question in questions:
+                if question is not None:
+                    self._begun(question, when)
+        self._device.begin(slot, questions)
 
     def _next_request(self, incoming: Iterator[Request]) -> Event:
         request = next(incoming, None)

@@ -231,7 +231,7 @@ class Session:
     def _serve(self) -> None:
         ended = SessionClosed("the session was closed")
         try:
-            for outcome in self._run.results(written=self._written):
+            for outcome in self._run.results(written=self._written, begun=self._begun):
                 self._deliver(outcome)
         except BaseException as error:
             ended = SessionClosed(f"the engine has stopped: {error}")
@@ -242,6 +242,11 @@ class Session:
             self._tickets.clear()
         for ticket in left:
             ticket._future.set_exception(ended)
+
+    def _begun(self, question: Question, when: float) -> None:
+        ticket = self._tickets.get(question.id)
+        if ticket is not None:
+            ticket._begin(when)
 
     def _written(self, question: Question, tokens: npt.NDArray[np.int32], logprobs: Sequence[TokenLogprob]) -> None:
         ticket = self._tickets.get(question.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, Self, TypeVar, cast
@@ -19,8 +20,29 @@ OnTokens = Callable[[tuple[TokenLogprob, ...]], None]
 R = TypeVar("R", Result, Scored, Pinned)
 
 
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """When things happened to a request, in seconds of `time.monotonic`; None for what has not happened.
+
+    Attributes:
+      submitted: it was given to the session.
+      begun: the device began with it: with its prefix, where that was computed just before its row, or else its row.
+      first_token: the first token of its answer was there.
+      ended: its result was there.
+    """
+
+    submitted: float
+    begun: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+
+
 class Ticket(Generic[R]):
-    """A submitted request, whose result comes later. Any thread may use it."""
+    """A submitted request, whose result comes later. Any thread may use it.
+
+    Attributes:
+      moments: when it was submitted, begun and answered, as far as that has happened.
+    """
 
     def __init__(
         self,
@@ -30,6 +52,7 @@ class Ticket(Generic[R]):
         on_tokens: OnTokens | None = None,
     ):
         self.request = request
+        self.moments = Moments(time.monotonic())
         self._cancel, self._on_text, self._on_tokens = cancel, on_text, on_tokens
         self._stream: TextStream | None = None
         self._seen = 0
@@ -64,8 +87,14 @@ class Ticket(Generic[R]):
 
     # ── for the session ──
 
+    def _begin(self, when: float) -> None:
+        """Notes when the device began with the request."""
+        self.moments = dataclasses.replace(self.moments, begun=when)
+
     def _take(self, tokens: npt.NDArray[np.int32], logprobs: Sequence[TokenLogprob], tokenizer: Any) -> None:
         """Passes on the text of new tokens, and their log-probabilities."""
+        if len(tokens) and self.moments.first_token is None:
+            self.moments = dataclasses.replace(self.moments, first_token=time.monotonic())
         if (self._on_text is None and self._on_tokens is None) or self.done:
             return
         if self._stream is None:
@@ -91,6 +120,7 @@ class Ticket(Generic[R]):
         """Gives the result, after the rest of its text: a character may have been held back."""
         if self.done:
             return
+        self.moments = dataclasses.replace(self.moments, ended=time.monotonic())
         try:
             if isinstance(outcome, Result) and outcome.error is None:
                 self._pass_on(outcome.logprobs)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from videollava_jax.engine.request import Request, Scored, TokenLogprob
 from videollava_jax.engine.session import QueueFull, Session, SessionClosed
-from videollava_jax.engine.tickets import Ticket
+from videollava_jax.engine.tickets import Moments, Ticket
 from videollava_jax.serving.errors import TOO_MANY, UNAVAILABLE, ApiError, of_cause
 from videollava_jax.serving.media import HeldMedia, MediaStore
 from videollava_jax.serving.settings import Settings
@@ -31,12 +31,14 @@ class Written:
       text: that follows what was there.
       logprobs: of the tokens that have come.
       result: the whole answer, at its end; None before.
+      moments: when the answer was begun and written, at its end; None before.
     """
 
     index: int
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     result: Any = None
+    moments: Moments | None = None
 
 
 class Desk:
@@ -179,7 +181,7 @@ class Asking:
             result: Any = ticket.result(0)
         except Exception as error:
             result = error
-        self._put(Written(index, result=result))
+        self._put(Written(index, result=result, moments=ticket.moments))
         self._release_if_done()
 
     def _release_if_done(self) -> None:

@@ -92,7 +92,7 @@ class Chatting:
                 async for part in asking.written():
                     if part is not None and part.result is not None:
                         results[part.index] = dataclasses.replace(part.result, text=before(part.result.text, stops))
-                        watch.ended(part.result)
+                        watch.ended(part)
                 await send_json(200, made.whole([results[i] for i in range(len(results))]), send)
             finally:
                 asking.close()
@@ -122,12 +122,12 @@ class Chatting:
                 begun.add(part.index)
                 text = texts[part.index](part.text, last=part.result is not None)
                 if part.text:
-                    watch.text_came()
+                    watch.text_came(part.index)
                 if text or part.logprobs:
                     content += made.piece(part.index, text, part.logprobs)
                 if part.result is not None:
                     results[part.index] = part.result
-                    watch.ended(part.result)
+                    watch.ended(part)
                     content += made.closing(part.index, part.result)
                 if content:
                     await write(content)

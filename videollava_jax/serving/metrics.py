@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from videollava_jax.engine.session import Session
+from videollava_jax.serving.asking import Written
 from videollava_jax.serving.lifecycle import Lifecycle
 from videollava_jax.serving.media import MediaStore
 from videollava_jax.serving.settings import Settings
@@ -46,9 +48,21 @@ class Metrics:
         self.media_bytes = Counter(
             _PREFIX + "media_bytes", "Bytes of the media that were read", ["model_name"], registry=self._registry
         ).labels(self._model)
-        self.first = self._histogram("time_to_first_token_seconds", "Time to the first text of a stream", _SECONDS)
+        self.first = self._histogram("time_to_first_token_seconds", "Time to the first token of an answer", _SECONDS)
         self.between = self._histogram("inter_token_latency_seconds", "Time for each token after the first", _SECONDS)
         self.whole = self._histogram("e2e_request_latency_seconds", "Time to the end of an answer", _SECONDS)
+        self.queue = self._histogram(
+            "request_queue_time_seconds", "Time from the engine's queue to the device, media read in it", _SECONDS
+        )
+        self.inference = self._histogram(
+            "request_inference_time_seconds", "Time from the start on the device to the end of an answer", _SECONDS
+        )
+        self.prefill = self._histogram(
+            "request_prefill_time_seconds", "Time from the start on the device to the first token", _SECONDS
+        )
+        self.decode = self._histogram(
+            "request_decode_time_seconds", "Time from the first token to the end of an answer", _SECONDS
+        )
         self.prompt = self._histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
         self.written = self._histogram("request_generation_tokens", "Tokens of an answer", _TOKENS)
         self.asked = self._histogram("request_params_n", "Answers that a request asks for", (1, 2, 5, 10, 20))
@@ -79,32 +93,40 @@ class Metrics:
 
 
 class Stopwatch:
-    """Measures one request: when it came, its first text, its end."""
+    """Measures one request: when it came, and of each answer its first text, its times on the device, its end."""
 
     def __init__(self, metrics: Metrics):
         self._metrics = metrics
         self._began = time.monotonic()
-        self._first: float | None = None
+        self._first: dict[int, float] = {}
 
     def media_there(self) -> None:
         """Is called when the media are files."""
         self._metrics.media_seconds.observe(time.monotonic() - self._began)
 
-    def text_came(self) -> None:
-        """Is called with each text."""
-        if self._first is None:
-            self._first = time.monotonic()
-            self._metrics.first.observe(self._first - self._began)
+    def text_came(self, index: int, at: float | None = None) -> None:
+        """Is called with each text of a streamed answer; `at` is its moment, None for now."""
+        if index not in self._first:
+            self._first[index] = time.monotonic() if at is None else at
+            self._metrics.first.observe(self._first[index] - self._began)
 
-    def ended(self, result: Any) -> None:
-        """Is called with each answer."""
+    def ended(self, answer: Written) -> None:
+        """Is called with the last part of each answer."""
+        result, moments = answer.result, answer.moments
         now, metrics, count = time.monotonic(), self._metrics, len(result.token_ids)
         metrics.requests(result.finish_reason).inc()
         metrics.whole.observe(now - self._began)
         metrics.prompt.observe(result.prompt_tokens)
         metrics.written.observe(count)
-        if self._first is not None and count > 1:
-            metrics.between.observe((now - self._first) / (count - 1))
+        if moments is not None and moments.first_token is not None:
+            self.text_came(answer.index, moments.first_token)  # of an answer that is not streamed
+            if moments.begun is not None and moments.ended is not None:
+                metrics.queue.observe(moments.begun - moments.submitted)
+                metrics.prefill.observe(moments.first_token - moments.begun)
+                metrics.decode.observe(moments.ended - moments.first_token)
+                metrics.inference.observe(moments.ended - moments.begun)
+        if answer.index in self._first and count > 1:
+            metrics.between.observe((now - self._first[answer.index]) / (count - 1))
 
 
 class MeasuredReader:
@@ -161,6 +183,7 @@ class _Now(Collector):
             "prefix_cache_hits": ("Requests whose prefix was there", usage.prefix_hits),
             "prefills": ("Prefixes that were computed", usage.prefills),
             "compiled_programs": ("Programs that were compiled since the server is ready", usage.compiled),
+            "num_preemptions": ("Answers that gave their row to another: there are none", 0),
         }
         model = [self._settings.model]
         for families, kind in ((gauges, GaugeMetricFamily), (counters, CounterMetricFamily)):
@@ -168,6 +191,12 @@ class _Now(Collector):
                 family = kind(_PREFIX + name, about, labels=["model_name"])
                 family.add_metric(model, value)
                 yield family
+        sizes = {name: str(value) for name, value in dataclasses.asdict(self._session.shape).items()}
+        info = GaugeMetricFamily(
+            _PREFIX + "cache_config_info", "Sizes of the keys and values", labels=["model_name", *sizes]
+        )
+        info.add_metric([*model, *sizes.values()], 1)
+        yield info
         refused = CounterMetricFamily(_PREFIX + "rejected", "Requests turned away", labels=["model_name", "why"])
         for why, count in self._lifecycle.refused.items():
             refused.add_metric([*model, why], count)
