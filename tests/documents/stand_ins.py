@@ -155,6 +155,7 @@ def _recipe(name: str) -> Made:
     def make(target: Path) -> None:
         recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
         recipe["data"] |= {"batch": 1, "row_tokens": 320, "images_per_row": 0, "workers": 0}
+        recipe["data"].pop("loss_samples", None)  # it divides the batch
         recipe["compute"] = recipe.get("compute", {}) | {"dtype": "float32"}
         if "lora" in recipe:
             recipe["lora"] |= {"rank": 4}

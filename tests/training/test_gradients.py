@@ -105,6 +105,40 @@ def torch_gradients(model: Any) -> dict[str, np.ndarray]:
     }
 
 
+def test_the_mean_of_micro_batch_means_is_torchs_however_rows_are_packed(torch):
+    """The authors' loss: the mean over devices of each one's mean over its targets."""
+    model = sharp_hf_model(torch, hf_config())
+    config, rng = ModelConfig.from_hf(model.config), np.random.default_rng(1)
+    samples = [drawn(config, rng, media) for media in MEDIA]
+    groups = [samples[:2], samples[2:4]]
+    expected = torch.stack([torch_loss(torch, model, group) for group in groups]).mean()
+    expected.backward()
+    theirs = torch_gradients(model)
+    counts = [sum(int((sample.labels[1:] != -100).sum()) for sample in group) for group in groups]
+    assert counts[0] != counts[1]
+
+    def weighted(*rows):
+        batch = batch_of(config, *rows)
+        weights = np.zeros(batch.targets.shape, np.float32)
+        for r, row in enumerate(rows):
+            for segment, sample in enumerate(row, 1):
+                group = next(g for g, members in enumerate(groups) if any(sample is one for one in members))
+                weights[r][np.asarray(batch.segments)[r] == segment] = sum(counts) / len(groups) / counts[group]
+        return dataclasses.replace(batch, weights=jnp.asarray(weights))
+
+    trainer, parameters = trainer_of(config, EVERYTHING), parameters_of(weights_of(model))
+    by_token, _ = gradients(trainer, parameters, EVERYTHING, batch_of(config, *groups))
+    for batches in (
+        [weighted(samples[:3], samples[3:4])],
+        [weighted(samples[:1]), weighted(samples[3:4], samples[1:3])],
+    ):
+        loss, mine = gradients(trainer, parameters, EVERYTHING, *batches)
+        assert_close(loss, expected.item(), GRADIENT)
+        assert abs(loss - by_token) > 100 * GRADIENT
+        for key, value in mine.items():
+            assert_close(value, theirs.get(key, np.zeros_like(value)), GRADIENT)
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_loss_and_every_gradient_are_transformers(torch, name):
     model = sharp_hf_model(torch, hf_config(**CONFIGURATIONS[name]))

@@ -161,3 +161,28 @@ def test_what_cannot_be_is_refused():
         BatchShape(batch=0, rows=1, row=ROW)
     with pytest.raises(ValueError, match="videos of a row: expected at least 0, got -1"):
         RowShape(tokens=100, videos=-1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=sizes_of_samples(), shape=shapes(), loss_samples=st.integers(1, 20), seed=st.integers(0, 2**31))
+def test_weights_make_the_loss_the_mean_of_the_groups_means(sizes, shape, loss_samples, seed):
+    if shape.batch % loss_samples:
+        with pytest.raises(ValueError, match=r"data\.loss_samples: expected a number that divides the"):
+            make_plan(sizes, shape, steps=1, seed=seed, loss_samples=loss_samples)
+        return
+    rng = np.random.default_rng(seed)
+    sizes = Sizes(sizes.tokens, sizes.images, sizes.videos, rng.integers(1, 30, len(sizes)).astype(np.int32))
+    losses = rng.random(len(sizes)) * sizes.targets  # of all targets of a sample together
+    steps = steps_of(2.0, len(sizes), shape.batch)
+    plan = make_plan(sizes, shape, steps=steps, seed=seed, loss_samples=loss_samples)
+    assert plan.digest != make_plan(sizes, shape, steps=steps, seed=seed).digest
+    weighted, targets = np.zeros(steps), np.zeros(steps)
+    for number in range(len(plan)):
+        micro_batch = plan.micro_batch(number)
+        for row, weights in zip(micro_batch.rows, micro_batch.weights, strict=True):
+            for sample, weight in zip(row, weights, strict=True):
+                weighted[micro_batch.step] += weight * losses[sample]
+                targets[micro_batch.step] += sizes.targets[sample]
+    drawn = sample_order(len(sizes), 0, steps * shape.batch, seed).reshape(steps, -1, loss_samples)
+    theirs = (losses[drawn].sum(axis=2) / sizes.targets[drawn].sum(axis=2)).mean(axis=1)
+    np.testing.assert_allclose(weighted / targets, theirs, rtol=1e-5)

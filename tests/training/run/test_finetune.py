@@ -356,3 +356,15 @@ def test_the_readmes_example_answers_with_sentences(recipe, tmp_path):
     arguments += ["--data.train", str(tmp_path / "data" / "train.json")]
     assert program("finetune").main([*arguments, "--data.held_out", str(tmp_path / "data" / "held_out.json")]) == 0
     assert read_metrics(tmp_path / "run")[-1]["held_out_exact"] >= 0.95
+
+
+def test_a_run_whose_loss_is_a_mean_of_means(fine_tune, data, tmp_path):
+    """The first step's loss is that of the groups' means; with one group it is the mean over all targets."""
+
+    def first_loss(name, *more):
+        assert fine_tune(tmp_path / name, *FULL, *more, steps=1) == 0
+        return read_metrics(tmp_path / name)[0]["loss"]
+
+    by_token = first_loss("tokens")
+    assert first_loss("one", "--data.loss_samples", "6") == pytest.approx(by_token, rel=1e-5)
+    assert first_loss("each", "--data.loss_samples", "1") != pytest.approx(by_token, rel=0.05)

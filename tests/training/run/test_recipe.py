@@ -86,6 +86,7 @@ def test_as_paper_is_the_authors_script(name):
     assert recipe.optimizer == dataclasses.replace(ours.optimizer, clip=None)
     assert (recipe.rates, recipe.lora) == (ours.rates, ours.lora)
     assert (data.version, data.sampling, data.row_tokens) == ("v1", "linspace", 3072)
+    assert data.loss_samples == data.batch // 8  # their 8 devices
     assert data.preset_changes["name"] == "original"
     assert data.image_aspect_ratio == ("square" if name == "pretrain" else "pad")
     assert data.batch == (256 if name == "pretrain" else 128)

@@ -104,7 +104,10 @@ class Corpus:
         tokens = np.diff(self._arrays.text_starts)
         for kind_name, count in zip(_KINDS, counts, strict=True):
             tokens = tokens + count.astype(np.int64) * self.media.lengths[kind_name]
-        return Sizes(tokens.astype(np.int32), *counts)
+        before = np.concatenate([[0], np.cumsum(self._arrays.answers)])
+        targets = np.diff(before[self._arrays.text_starts]).astype(np.int32)
+        images, videos = counts
+        return Sizes(tokens.astype(np.int32), images, videos, targets)
 
     def tokens(self, number: int) -> Tokens:
         """Returns a sample's tokens, equal to what `tokenise` returned for it."""

@@ -52,6 +52,7 @@ class HostBatch:
                 width]. Empty slots are zeros.
             videos: [R, videos, F, S, S, 3], likewise; or features [R, videos, tokens, width]. Empty slots are zeros.
             samples: int32 [R, K], the samples' numbers in the corpus, -1 for none.
+            weights: float32 [R, T], of each target in the loss; only where the plan has weights.
             skipped: bool [R, K], samples with a medium that could not be read: their tokens are padding.
         bad: these samples with the reasons, in the order of the rows.
     """
@@ -184,7 +185,8 @@ class _Rows:
         arrays = self._empty(micro_batch)
         bad: list[BadSample] = []
         for r, row in enumerate(micro_batch.rows[self.first : self.first + self.count]):
-            bad += self._fill({name: array[r] for name, array in arrays.items()}, row)
+            weights = None if micro_batch.weights is None else micro_batch.weights[self.first + r]
+            bad += self._fill({name: array[r] for name, array in arrays.items()}, row, weights)
         return arrays, tuple(bad)
 
     def _empty(self, micro_batch: MicroBatch) -> Arrays:
@@ -193,7 +195,9 @@ class _Rows:
         def filled(value: int, *axes: int) -> npt.NDArray[np.int32]:
             return np.full((rows, *axes), value, np.int32)
 
+        weights = {"weights": np.zeros((rows, micro_batch.tokens), np.float32)}
         return {
+            **({} if micro_batch.weights is None else weights),
             "input_ids": filled(self.padding, micro_batch.tokens),
             "positions": filled(0, micro_batch.tokens),
             "segments": filled(0, micro_batch.tokens),
@@ -205,7 +209,7 @@ class _Rows:
             "skipped": np.zeros((rows, shape.samples_per_row), np.bool_),
         }
 
-    def _fill(self, row: Arrays, samples: tuple[int, ...]) -> Iterator[BadSample]:
+    def _fill(self, row: Arrays, samples: tuple[int, ...], weights: tuple[float, ...] | None) -> Iterator[BadSample]:
         """Writes samples one after the other into the arrays of their row; yields those that are skipped."""
         at = 0
         slots: dict[MediaKind, int] = {"image": 0, "video": 0}
@@ -223,6 +227,8 @@ class _Rows:
             row["positions"][at:stop] = np.arange(stop - at)
             row["segments"][at:stop] = k + 1
             row["targets"][at : stop - 1] = tokens.labels[1:]
+            if weights is not None:
+                row["weights"][at:stop] = weights[k]
             for kind, (start, end), array in zip(tokens.kinds, tokens.spans, media, strict=True):
                 row[f"{kind}s"][slots[kind]] = array
                 features = self._first_feature(kind, slots[kind]) + np.arange(end - start)

@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,11 +81,15 @@ class BatchShape:
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
-    """The number of tokens (media included), images and videos of each sample: int32 [N] each."""
+    """The number of tokens (media included), images and videos of each sample: int32 [N] each.
+
+    `targets` are the tokens that are learnt; None where no plan weights them.
+    """
 
     tokens: Int32
     images: Int32
     videos: Int32
+    targets: Int32 | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -99,12 +104,14 @@ class MicroBatch:
         last: whether it is the last micro-batch of its step.
         tokens: the length of its rows.
         rows: the samples of each row, in order; the last micro-batch of a step may have empty rows.
+        weights: of the targets of each of these samples in the step's loss; None where all targets weigh 1.
     """
 
     step: int
     last: bool
     tokens: int
     rows: tuple[tuple[int, ...], ...]
+    weights: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,7 @@ class PackingPlan:
         step_micro_batches: int64 [steps + 1], the first micro-batch of each step.
         lengths: int32 [micro-batches], the length of the rows of each.
         report: the totals.
+        weights: float32 [steps · batch], of the targets of each sample of `order` in the loss; None where all weigh 1.
     """
 
     shape: BatchShape
@@ -163,6 +171,7 @@ class PackingPlan:
     step_micro_batches: Int64
     lengths: Int32
     report: PackingReport
+    weights: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """The number of micro-batches."""
@@ -179,6 +188,8 @@ class PackingPlan:
         digest = hashlib.blake2b(repr(self.shape).encode(), digest_size=16)
         for array in (self.order, self.row_starts, self.step_rows, self.lengths):
             digest.update(array.tobytes())
+        if self.weights is not None:
+            digest.update(self.weights.tobytes())
         return digest.hexdigest()
 
     def micro_batch(self, number: int) -> MicroBatch:
@@ -192,10 +203,14 @@ class PackingPlan:
         step = int(np.searchsorted(self.step_micro_batches, number, side="right")) - 1
         first = self.step_rows[step] + (number - self.step_micro_batches[step]) * self.shape.rows
         stop = min(first + self.shape.rows, self.step_rows[step + 1])
-        rows = [tuple(self.order[self.row_starts[r] : self.row_starts[r + 1]].tolist()) for r in range(first, stop)]
-        rows += [()] * (self.shape.rows - len(rows))
         last = number + 1 == self.step_micro_batches[step + 1]
-        return MicroBatch(step, bool(last), int(self.lengths[number]), tuple(rows))
+
+        def by_row(array: npt.NDArray[Any]) -> tuple[tuple[Any, ...], ...]:
+            rows = [tuple(array[self.row_starts[r] : self.row_starts[r + 1]].tolist()) for r in range(first, stop)]
+            return (*rows, *[()] * (self.shape.rows - len(rows)))
+
+        weights = None if self.weights is None else by_row(self.weights)
+        return MicroBatch(step, bool(last), int(self.lengths[number]), by_row(self.order), weights)
 
 
 def steps_of(epochs: float, samples: int, batch: int) -> int:
@@ -203,7 +218,9 @@ def steps_of(epochs: float, samples: int, batch: int) -> int:
     return math.ceil(epochs * samples / batch)
 
 
-def make_plan(sizes: Sizes, shape: BatchShape, *, steps: int, seed: int) -> PackingPlan:
+def make_plan(
+    sizes: Sizes, shape: BatchShape, *, steps: int, seed: int, loss_samples: int | None = None
+) -> PackingPlan:
     """Plans a run.
 
     Each step takes the next `batch` samples of an endless sequence: epoch after epoch, each in an order of its own. The
@@ -214,15 +231,18 @@ def make_plan(sizes: Sizes, shape: BatchShape, *, steps: int, seed: int) -> Pack
         sizes: of all samples.
         steps: optimiser steps; see `steps_of`.
         seed: decides the orders.
+        loss_samples: the loss of a step is the mean over groups of this many samples, neighbours in the epoch's order,
+            of each group's mean over its targets; None for the mean over all targets of the step.
 
     Raises:
-        ValueError: no samples or steps, or a sample that no row holds.
+        ValueError: no samples or steps, a sample that no row holds, or groups that do not divide a step.
     """
     if not len(sizes) or steps < 1:
         raise ValueError(f"expected samples and steps, got {len(sizes)} samples and {steps} steps")
     _require_room(sizes, shape.row)
     table = np.stack([sizes.tokens, sizes.images, sizes.videos], axis=1)
     drawn = sample_order(len(sizes), 0, steps * shape.batch, seed).reshape(steps, shape.batch)
+    weights: list[npt.NDArray[np.float32]] = []
     order: list[int] = []
     row_sizes, step_rows, step_micro_batches, lengths = [], [0], [0], []
     for group in drawn:
@@ -234,7 +254,10 @@ def make_plan(sizes: Sizes, shape: BatchShape, *, steps: int, seed: int) -> Pack
         else:
             rows = _pack(longest_first.tolist(), table[longest_first].tolist(), shape.row)
             lengths += [shape.row.tokens] * math.ceil(len(rows) / shape.rows)
-        order += [sample for row in rows for sample in row]
+        packed = [sample for row in rows for sample in row]
+        if loss_samples is not None:
+            weights.append(_weights(group, packed, sizes, loss_samples))
+        order += packed
         row_sizes += [len(row) for row in rows]
         step_rows.append(len(row_sizes))
         step_micro_batches.append(len(lengths))
@@ -260,7 +283,31 @@ def make_plan(sizes: Sizes, shape: BatchShape, *, steps: int, seed: int) -> Pack
         np.array(step_micro_batches, np.int64),
         np.array(lengths, np.int32),
         report,
+        np.concatenate(weights) if weights else None,
     )
+
+
+def _weights(group: Int64, packed: Sequence[int], sizes: Sizes, loss_samples: int) -> npt.NDArray[np.float32]:
+    """Returns the weight of each packed sample's targets, with which a step's mean is the mean of its groups' means.
+
+    Args:
+        group: int64 [batch], the samples of a step in the epoch's order; one may come twice, at the turn of an epoch.
+        packed: the same samples, in the order of the rows.
+
+    Raises:
+        ValueError: the groups do not divide the step.
+    """
+    if len(group) % loss_samples:
+        raise ValueError(
+            f"data.loss_samples: expected a number that divides the {len(group)} samples of a step, got {loss_samples}"
+        )
+    assert sizes.targets is not None
+    targets = sizes.targets[group].reshape(-1, loss_samples).astype(np.float64)
+    weights = targets.sum() / len(targets) / np.maximum(targets.sum(axis=1), 1)
+    left: dict[int, list[float]] = {}
+    for sample, weight in zip(group.tolist(), np.repeat(weights, loss_samples).tolist(), strict=True):
+        left.setdefault(sample, []).append(weight)
+    return np.array([left[sample].pop() for sample in packed], np.float32)
 
 
 def _require_room(sizes: Sizes, row: RowShape) -> None:

@@ -67,7 +67,9 @@ def read_data(
     data = recipe.data
     corpus = read_corpus(data.files, recipe, processor, shape, skips, stack)
     steps = data.steps or steps_of(data.epochs, len(corpus), data.batch)
-    learnt = PlannedSamples(corpus, make_plan(corpus.sizes, shape, steps=steps, seed=recipe.seed))
+    learnt = PlannedSamples(
+        corpus, make_plan(corpus.sizes, shape, steps=steps, seed=recipe.seed, loss_samples=data.loss_samples)
+    )
     if not data.held_out_files:
         return learnt, None
     unseen = read_corpus(data.held_out_files, recipe, processor, shape, SkipCounter(max_rate=0.0), stack)
@@ -164,5 +166,5 @@ def on_devices(batch: HostBatch, placement: Placement, rows: int) -> Batch:
       batch: this process's rows.
       rows: of the whole micro-batch, on all processes together.
     """
-    names = (field.name for field in dataclasses.fields(Batch))
+    names = (field.name for field in dataclasses.fields(Batch) if field.name in batch.arrays)
     return Batch(**{name: rows_on_devices(batch.arrays[name], placement, rows) for name in names})

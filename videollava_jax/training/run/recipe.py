@@ -32,6 +32,7 @@ RANGES: dict[str, Kind] = {
     "data.epochs": number(0.0, 1e6, above=True),
     "data.steps": whole(1),
     "data.batch": whole(1),
+    "data.loss_samples": whole(1),
     "data.rows": whole(1),
     "data.row_tokens": whole(2),
     "data.images_per_row": whole(0, 4096),
@@ -68,6 +69,8 @@ class Data:
       epochs: how often each sample is used.
       steps: optimiser steps, instead of `epochs`.
       batch: samples of an optimiser step, on all hosts together.
+      loss_samples: the loss of a step is the mean over groups of this many samples of each group's mean loss, as the
+        authors' code has it with that many samples on a device; null: the mean over all answer tokens of the step.
       rows: of a micro-batch, on all hosts together: a multiple of the mesh's batch shards; null takes one for each.
       row_tokens: tokens of a row, media included; longer samples are cut to this length.
       images_per_row: slots for images in each row.
@@ -97,6 +100,7 @@ class Data:
     epochs: float = 1.0
     steps: int | None = None
     batch: int = 128
+    loss_samples: int | None = None
     rows: int | None = None
     row_tokens: int = 3072
     images_per_row: int = 6
@@ -118,6 +122,10 @@ class Data:
         if not self.train:
             raise ValueError("data.train: expected files in LLaVA's format, got none")
         require_ranges(self, "data.", RANGES)
+        if self.loss_samples is not None and self.batch % self.loss_samples:
+            raise ValueError(
+                f"data.loss_samples: expected a number that divides data.batch ({self.batch}), got {self.loss_samples}"
+            )
         if self.version is not None and self.template is not None:
             raise ValueError("data.template: no effect with data.version, which has a template of its own")
         if self.layout == "packed" and self.buckets:

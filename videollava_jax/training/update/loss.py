@@ -15,7 +15,7 @@ class LossSums(NamedTuple):
     """The sums of micro-batches: the loss of a step is their total loss over their total tokens.
 
     Attributes:
-      loss: float32 scalar, summed over targets.
+      loss: float32 scalar, summed over targets, each with its weight.
       tokens: int32 scalar, the number of targets.
     """
 
@@ -23,7 +23,14 @@ class LossSums(NamedTuple):
     tokens: jax.Array
 
 
-def cross_entropy_sums(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, *, chunk: int) -> LossSums:
+def cross_entropy_sums(
+    hidden_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array | None = None,
+    *,
+    chunk: int,
+) -> LossSums:
     """Sums the cross-entropy of targets.
 
     `loss / tokens` is transformers' loss for `labels`; targets are labels that are shifted already. The logits of
@@ -34,6 +41,7 @@ def cross_entropy_sums(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: ja
       hidden_BTD: the decoder's hidden states.
       head_VD: the head's weight; its vocabulary may be sharded.
       targets_BT: int32, -100 where nothing is learnt.
+      weights_BT: float32, what each target's loss is multiplied by; None for 1.
       chunk: tokens of each row whose logits are held at a time.
     """
     T = targets_BT.shape[1]
@@ -49,36 +57,48 @@ def cross_entropy_sums(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: ja
             x.reshape(x.shape[0], chunks, size, *x.shape[2:], out_sharding=like(x, *spec_of(x)[:1])), 1, 0
         )
 
-    loss = _summed(in_chunks(hidden_BTD), head_VD, in_chunks(targets_BT))
+    weights_NBC = None
+    if weights_BT is not None:
+        weights_NBC = in_chunks(jnp.pad(weights_BT, ((0, 0), (0, filled))))
+    loss = _summed(in_chunks(hidden_BTD), head_VD, in_chunks(targets_BT), weights_NBC)
     return LossSums(loss, (targets_BT != IGNORED_LABEL).sum(dtype=jnp.int32))
 
 
 # The gradient is written by hand: JAX's own keeps a float32 copy of the head, and two of its gradient.
 @jax.custom_vjp
-def _summed(x_NBCD: jax.Array, head_VD: jax.Array, targets_NBC: jax.Array) -> jax.Array:
+def _summed(x_NBCD: jax.Array, head_VD: jax.Array, targets_NBC: jax.Array, weights_NBC: jax.Array | None) -> jax.Array:
     """Sums the losses of all chunks, float32."""
 
-    def step(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        x_BCD, targets_BC = chunk
+    def step(total: jax.Array, chunk: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, None]:
+        x_BCD, targets_BC, weights_BC = chunk
         logits_BCV, is_target_BCV = _logits(x_BCD, head_VD, targets_BC)
         losses_BC = jax.nn.logsumexp(logits_BCV, axis=-1) - jnp.where(is_target_BCV, logits_BCV, 0).sum(axis=-1)
+        if weights_BC is not None:
+            losses_BC = losses_BC * weights_BC
         return total + jnp.where(targets_BC != IGNORED_LABEL, losses_BC, 0).sum(), None
 
-    return jax.lax.scan(step, _zeros((), x_NBCD), (x_NBCD, targets_NBC))[0]
+    return jax.lax.scan(step, _zeros((), x_NBCD), (x_NBCD, targets_NBC, weights_NBC))[0]
 
 
-def _forward(x_NBCD: jax.Array, head_VD: jax.Array, targets_NBC: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    return _summed(x_NBCD, head_VD, targets_NBC), (x_NBCD, head_VD, targets_NBC)
+Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]
 
 
-def _backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    """Returns the gradients; that of the logits is their softmax, less 1 at the target."""
-    x_NBCD, head_VD, targets_NBC = kept
+def _forward(
+    x_NBCD: jax.Array, head_VD: jax.Array, targets_NBC: jax.Array, weights_NBC: jax.Array | None
+) -> tuple[jax.Array, Kept]:
+    return _summed(x_NBCD, head_VD, targets_NBC, weights_NBC), (x_NBCD, head_VD, targets_NBC, weights_NBC)
 
-    def step(total_VD: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        x_BCD, targets_BC = chunk
+
+def _backward(kept: Kept, gradient: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
+    """Returns the gradients; that of the logits is their softmax, less 1 at the target. Weights have none."""
+    x_NBCD, head_VD, targets_NBC, weights_NBC = kept
+
+    def step(total_VD: jax.Array, chunk: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+        x_BCD, targets_BC, weights_BC = chunk
         logits_BCV, is_target_BCV = _logits(x_BCD, head_VD, targets_BC)
         of_logits_BCV = gradient * (jax.nn.softmax(logits_BCV, axis=-1) - is_target_BCV)
+        if weights_BC is not None:
+            of_logits_BCV = of_logits_BCV * weights_BC[..., None]
         of_logits_BCV = jnp.where(targets_BC[..., None] != IGNORED_LABEL, of_logits_BCV, 0).astype(x_BCD.dtype)
         of_x_BCD = jnp.einsum("BCV,VD->BCD", of_logits_BCV, head_VD, out_sharding=like(x_BCD, *spec_of(x_BCD)))
         of_head_VD = jnp.einsum(
@@ -91,8 +111,8 @@ def _backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Arr
         return total_VD + of_head_VD, of_x_BCD
 
     zeros_VD = _zeros(head_VD.shape, head_VD, *spec_of(head_VD))
-    of_head_VD, of_x_NBCD = jax.lax.scan(step, zeros_VD, (x_NBCD, targets_NBC))
-    return of_x_NBCD, of_head_VD.astype(head_VD.dtype), None
+    of_head_VD, of_x_NBCD = jax.lax.scan(step, zeros_VD, (x_NBCD, targets_NBC, weights_NBC))
+    return of_x_NBCD, of_head_VD.astype(head_VD.dtype), None, None
 
 
 _summed.defvjp(_forward, _backward)

@@ -54,6 +54,7 @@ class Batch:
       images: [R, image slots, S, S, 3], RGB, 0-255, uint8 or float32; the content of an empty slot is never read. Or
         precomputed features of the images, `TrainingModel.encoded`: floats [R, image slots, tokens, width].
       videos: [R, video slots, F, S, S, 3]; or features, [R, video slots, tokens, width].
+      weights: float32 [R, T], of each target in the loss; None where all weigh 1.
     """
 
     input_ids: jax.Array
@@ -63,6 +64,7 @@ class Batch:
     media_index: jax.Array
     images: jax.Array
     videos: jax.Array
+    weights: jax.Array | None = None
 
 
 class TrainingModel:
@@ -123,7 +125,8 @@ class TrainingModel:
           key: random key of the dropout; None for no dropout.
         """
         model = self._merged(parameters, key)
-        return cross_entropy_sums(self._hidden(model, batch), model.head_VD, batch.targets, chunk=self.loss_chunk)
+        hidden_BTD = self._hidden(model, batch)
+        return cross_entropy_sums(hidden_BTD, model.head_VD, batch.targets, batch.weights, chunk=self.loss_chunk)
 
     def logits(self, parameters: Parameters, batch: Batch) -> jax.Array:
         """Returns all logits at once, float32 [R, T, V]: for evaluation and tests."""
