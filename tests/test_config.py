@@ -403,6 +403,7 @@ def test_a_json_of_something_else_is_refused(changes, message):
     [
         (None, "no such file; expected the config.json"),
         ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),  # deeper than Python's stack
         ("[1]", "expected a JSON object, got a list"),
     ],
 )

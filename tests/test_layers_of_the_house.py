@@ -19,6 +19,7 @@ PACKAGE = ROOT / "videollava_jax"
 ORDER = (
     "version",
     "config_json",
+    "json_files",
     "extras",
     "config",
     "assets",
@@ -46,6 +47,7 @@ ORDER = (
 WITHOUT_JAX = (
     "version",
     "config_json",
+    "json_files",
     "extras",
     "config",
     "assets",

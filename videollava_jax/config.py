@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import operator
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, SupportsIndex, get_args
 
 from videollava_jax.config_json import read_usual
+from videollava_jax.json_files import read_object
 
 Variant = Literal["hf", "original"]
 SelectStrategy = Literal["default", "full"]
@@ -527,11 +527,6 @@ def read_rope_scaling(rope: Mapping[str, Any] | None) -> RopeScaling | None:
 def _read_json(path: Path) -> dict[str, Any]:
     path = path / "config.json" if path.is_dir() else path
     try:
-        raw = json.loads(path.read_text())
+        return read_object(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; expected the config.json of a Video-LLaVA checkpoint") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(raw).__name__}")
-    return raw

@@ -83,7 +83,7 @@ def test_the_checkpoints_options_hold_where_nothing_is_said(tmp_path, tiny_model
     assert other.generate(**inputs, tokenizer=tiny_processor.tokenizer)[0, T:].tolist() == answer[:1]
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[1]", "expected a JSON object, got a list")])
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[1]", "expected a JSON object, got a list")])
 def test_a_damaged_generation_config_is_named(tmp_path, text, message):
     directory = with_generation_config(tmp_path / "tiny", text)
     with pytest.raises(ValueError, match=message) as refused:

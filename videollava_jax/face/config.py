@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import VideoLlavaConfig as TransformersConfig
 
 from videollava_jax.config import ModelConfig
+from videollava_jax.json_files import read_object
 
 _POSITIONAL = (
     "image_token_index",
@@ -74,7 +74,7 @@ def of_checkpoint(directory: Path, config: ModelConfig) -> VideoLlavaConfig:
         config: that it was loaded with.
     """
     try:
-        written = json.loads((directory / "config.json").read_bytes())
+        written = read_object(directory / "config.json")
         if written.get("model_type") == "video_llava":
             found: VideoLlavaConfig = VideoLlavaConfig.from_dict(written)
             if to_model_config(found) == config:

@@ -8,7 +8,6 @@ Chats, the engine and the face that transformers' users see all stand on it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from videollava_jax.generation.inputs import (
 from videollava_jax.generation.options import GenerationOptions
 from videollava_jax.generation.text import OnTokens
 from videollava_jax.hub import Wanted, find_model
+from videollava_jax.json_files import read_object
 from videollava_jax.model.cache import Cache
 from videollava_jax.model.layers import Quantization
 from videollava_jax.model.sharding import Placement, put
@@ -324,12 +324,4 @@ def _on_device(array: ArrayLike) -> jax.Array:
 def _read_generation_config(directory: Path) -> dict[str, Any] | None:
     """The checkpoint's generation_config.json, None without one."""
     file = directory / GENERATION_CONFIG
-    if not file.exists():
-        return None
-    try:
-        found = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: expected a JSON object, got a {type(found).__name__}")
-    return found
+    return read_object(file) if file.exists() else None

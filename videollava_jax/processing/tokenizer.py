@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videollava_jax.json_files import read_object
+
 IMAGE_TOKEN = "<image>"
 VIDEO_TOKEN = "<video>"
 PAD_TOKEN = "<pad>"
@@ -73,15 +75,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: it is not JSON, or not an object.
     """
-    if not path.is_file():
-        return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(raw).__name__}")
-    return raw
+    return read_object(path) if path.is_file() else None
 
 
 def _load_class(path: Path) -> Any:

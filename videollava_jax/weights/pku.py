@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from videollava_jax.config import (
     VisionConfig,
     read_rope_scaling,
 )
+from videollava_jax.json_files import read_object
 from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor
 
@@ -295,15 +295,10 @@ def read_json(path: Path) -> dict[str, Any]:
       WeightsError: no such file, or something else in it.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device could be read without an end
-            raise WeightsError(f"{path}: expected a file")
-        raw = json.loads(path.read_bytes())
+        return read_object(path)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; expected the config.json of a checkpoint") from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({cause(error)})") from None
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not valid JSON ({cause(error)})") from None
-    if not isinstance(raw, dict):
-        raise WeightsError(f"{path}: expected a JSON object, got a {type(raw).__name__}")
-    return raw
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
