@@ -10,7 +10,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,6 @@ class Child:
         self._process = _CONTEXT.Process(target=_serve, args=called, daemon=True)
         self._process.start()
         theirs.close()
-        self.messages: list[Any] = []
         if self.receive(120) != ("ready", None):
             raise Died("it did not start")
 
@@ -103,6 +102,28 @@ class Child:
         self._process.kill()
         self._process.join()
         return bool(self._process.exitcode)
+
+
+def messages(start: Callable[[], Child | None], seconds: float) -> Iterator[Any]:
+    """Yields what children say, one child after another; `Died` for one that crashed in native code or hung.
+
+    Args:
+      start: starts a child that goes on where the last one ended; returns None when nothing is left to do.
+      seconds: that a message may take.
+
+    Raises:
+      RuntimeError: a child raised an exception; with its traceback.
+    """
+    while (child := start()) is not None:
+        try:
+            while (answer := child.receive(seconds))[0] == "said":
+                yield answer[1]
+        except Died as died:
+            yield died
+            continue
+        child.close()
+        if answer[0] == "raised":
+            raise RuntimeError(answer[1])
 
 
 def run(function: Callable[..., Any], *arguments: Any, seconds: float = 60) -> Any:

@@ -6,10 +6,11 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.faults.children import Child, Died
+from tests.faults.children import Child, Died, messages
 from tests.faults.tables import Tally
 
 SECONDS = 120  # for a flip, the imports and the first compilation
@@ -26,20 +27,19 @@ def flip(number: int, seed: int, kinds: tuple[str, ...] = KINDS) -> list[Tally]:
     cases = [(i, *list(found)[i % len(found)]) for i in range(number)]
     for kind in kinds:
         ours = [case for case in cases if case[1] == kind]
-        while ours:
-            child = Child(_work, kind, ours, seed, say=True)
-            try:
-                while (answer := child.receive(SECONDS))[0] == "said":
-                    position, _, choice = ours.pop(0)
-                    where, verified, load = answer[1]
-                    found[kind, choice].add(*_outcome(verified, f"flip {position} of seed {seed}: {where}"))
-                    loaded[kind].add(*_outcome(load, f"flip {position} of seed {seed}: {where}"))
-                if answer[0] == "raised":
-                    raise RuntimeError(answer[1])
-            except Died as died:  # in native code, where no exception comes from
-                position, _, choice = ours.pop(0)
-                found[kind, choice].add("violation", f"flip {position} of seed {seed}: {died}")
+        for message in messages(partial(_start, kind, ours, seed), SECONDS):
+            position, _, choice = ours.pop(0)
+            if isinstance(message, Died):
+                found[kind, choice].add("violation", f"flip {position} of seed {seed}: {message}")
+                continue
+            where, verified, load = message
+            found[kind, choice].add(*_outcome(verified, f"flip {position} of seed {seed}: {where}"))
+            loaded[kind].add(*_outcome(load, f"flip {position} of seed {seed}: {where}"))
     return [*found.values(), *loaded.values()]
+
+
+def _start(kind: str, cases: list[tuple[int, str, str]], seed: int) -> Child | None:
+    return Child(_work, kind, cases, seed, say=True) if cases else None
 
 
 def _outcome(outcome: str, where: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.bases import SWAP, Base, Case, Link, Moved, write_bases
-from tests.faults.children import Child, Died
+from tests.faults.children import Child, Died, messages
 from tests.faults.mutations import KINDS, make_case
 from tests.faults.tables import Tally
 from videollava_jax.weights.layouts import EMBEDDING, HEAD
@@ -30,21 +30,18 @@ def fuzz(number: int, seed: int) -> list[Tally]:
     """Opens `number` mutations; returns a row for each kind."""
     tallies = {kind: Tally(f"mutations: {kind}") for kind in KINDS}
     tallies[SWAP].note = "only hashes from elsewhere find these"
-    position = 0
-    while position < number:
-        child = Child(_work, position, number, seed, say=True)
-        try:
-            while (answer := child.receive(60))[0] == "said":
-                position, kind, outcome, detail = answer[1]
-                if outcome == "begun":
-                    current = kind
-                    continue
-                tallies[kind].add(outcome, f"mutation {position} of seed {seed}: {detail}")
-                position += 1
-            if answer[0] == "raised":
-                raise RuntimeError(answer[1])
-        except Died as died:  # in native code, where no exception comes from
-            tallies[current].add("violation", f"mutation {position} of seed {seed}: {died}")
+    position, current = 0, next(iter(KINDS))
+
+    def start() -> Child | None:
+        return Child(_work, position, number, seed, say=True) if position < number else None
+
+    for message in messages(start, 60):
+        if isinstance(message, Died):
+            outcome, detail = "violation", str(message)
+        else:
+            position, current, outcome, detail = message
+        if outcome != "begun":
+            tallies[current].add(outcome, f"mutation {position} of seed {seed}: {detail}")
             position += 1
     return list(tallies.values())
 

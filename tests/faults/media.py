@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.children import Child, Died
+from tests.faults.children import Child, Died, messages
 from tests.faults.media_mutations import Whole, mutated, write_wholes
 from tests.faults.tables import Tally, said, table
 
@@ -33,18 +33,18 @@ def fuzz_media(number: int, seed: int, first: int = 0) -> list[Tally]:
         wholes = write_wholes(Path(place))
     tallies = {whole.name: Tally(whole.name) for whole in wholes}
     position, current = first, wholes[0].name
-    while position < first + number:
-        child = Child(_work, wholes, position, first + number, seed, say=True)
-        try:
-            while (answer := child.receive(3 * SECONDS))[0] == "said":
-                position, current, outcome, detail = answer[1]
-                if outcome != "begun":
-                    tallies[current].add(outcome, f"mutation {position} of seed {seed}: {detail}")
-                    position += 1
-            if answer[0] == "raised":
-                raise RuntimeError(answer[1])
-        except Died as died:  # in native code, where no exception comes from
-            tallies[current].add("violation", f"mutation {position} of seed {seed}: {died}")
+
+    def start() -> Child | None:
+        end = first + number
+        return Child(_work, wholes, position, end, seed, say=True) if position < end else None
+
+    for message in messages(start, 3 * SECONDS):
+        if isinstance(message, Died):
+            outcome, detail = "violation", str(message)
+        else:
+            position, current, outcome, detail = message
+        if outcome != "begun":
+            tallies[current].add(outcome, f"mutation {position} of seed {seed}: {detail}")
             position += 1
     return list(tallies.values())
 
