@@ -195,7 +195,7 @@ def test_the_published_models_json_is_read_without_transformers():
 
 
 ODD = [None, True, -1, 0, 3, 2.5, "", "gelu", [], [1, 2], {}, {"rope_type": "default", "rope_theta": 5e5}]
-KEYS = [*config_json._MODEL, *config_json._VISION, *config_json._TEXT, "model_type", "quantization_config"]
+KEYS = [*config_json._MODEL, *config_json.VISION_DEFAULTS, *config_json._TEXT, "model_type", "quantization_config"]
 KEYS += ["rope_theta", "rope_scaling", "rope_parameters"]
 
 

@@ -16,7 +16,7 @@ _MODEL: Mapping[str, Any] = {
 }
 """Defaults of transformers' `VideoLlavaConfig`: what a key that the JSON leaves out means."""
 
-_VISION: Mapping[str, Any] = {
+VISION_DEFAULTS: Mapping[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -88,7 +88,7 @@ def read_usual(raw: Mapping[str, Any], own_keys: tuple[str, ...]) -> dict[str, A
         another type: let transformers read it, or say what is wrong with it.
     """
     model = _part(raw, "video_llava", _MODEL, (*own_keys, "vision_config", "text_config"))
-    vision = _part(raw.get("vision_config"), "clip_vision_model", _VISION, ("vocab_size",))
+    vision = _part(raw.get("vision_config"), "clip_vision_model", VISION_DEFAULTS, ("vocab_size",))
     text = _text(raw.get("text_config"))
     if model is None or vision is None or text is None:
         return None

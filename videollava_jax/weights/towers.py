@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from videollava_jax.config import VisionConfig
+from videollava_jax.config_json import VISION_DEFAULTS
 from videollava_jax.hub import StrPath, local_path
 from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor
@@ -23,18 +24,6 @@ PUBLISHED = {"image": f"LanguageBind/{IMAGE_TOWER}", "video": f"LanguageBind/{VI
 _PREFIX = "vision_model."
 _REST = ("text_model.", "visual_projection.", "text_projection.", "logit_scale")
 """What the checkpoints hold of the contrastive model that the tower was a half of: it is left out."""
-_DEFAULTS: Mapping[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-"""Defaults of LanguageBind's `CLIPVisionConfig` and of transformers': what a key that the JSON leaves out means."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +94,7 @@ def _config_of(path: Path, raw: Mapping[str, Any]) -> VisionConfig:
             raise WeightsError(f"{path}: vision_config: expected an object")
         vision = {**parts[0], **parts[1]}
     try:
-        return VisionConfig(**{key: vision.get(key, default) for key, default in _DEFAULTS.items()})
+        # LanguageBind's `CLIPVisionConfig` has the defaults of transformers' one.
+        return VisionConfig(**{key: vision.get(key, default) for key, default in VISION_DEFAULTS.items()})
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{path}: {error}") from None
