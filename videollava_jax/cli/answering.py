@@ -15,6 +15,7 @@ from videollava_jax.cli.common import (
     FRAMES,
     KEY,
     frame_sampling_of,
+    load_model,
     open_processor,
     worker_limits,
 )
@@ -169,17 +170,9 @@ def _engine(
     arguments: argparse.Namespace, path: str | Path, processor: VideoLlavaProcessor, reader: IsolatedReader
 ) -> Engine:
     from videollava_jax.engine import Engine
-    from videollava_jax.generation.loaded import LoadedModel
-    from videollava_jax.model.sharding import make_mesh
 
-    model = LoadedModel.load(
-        path,
-        dtype=arguments.dtype,
-        mesh=None if arguments.mesh is None else make_mesh(*arguments.mesh),
-        quantization="int8" if arguments.int8_weights else None,
-    )
     return Engine(
-        model,
+        load_model(arguments, path),
         processor,
         max_rows=arguments.max_rows,
         memory=arguments.memory,

@@ -20,6 +20,7 @@ from videollava_jax.processing.prompt import TEMPLATES
 
 if TYPE_CHECKING:
     from videollava_jax.batch.media.isolation import WorkerLimits
+    from videollava_jax.generation.loaded import LoadedModel
     from videollava_jax.media import FrameSampling
     from videollava_jax.processing.processor import VideoLlavaProcessor
 
@@ -271,6 +272,19 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     add_int8_arguments(device)
     device.add_argument(
         "--mesh", type=pair, metavar="DATAxTENSOR", help="devices to spread over, such as 1x8; default: one"
+    )
+
+
+def load_model(arguments: argparse.Namespace, path: str | Path) -> LoadedModel:
+    """Loads a model as `add_device_arguments` and `--dtype` have asked for."""
+    from videollava_jax.generation.loaded import LoadedModel
+    from videollava_jax.model.sharding import make_mesh
+
+    return LoadedModel.load(
+        path,
+        dtype=arguments.dtype,
+        mesh=None if arguments.mesh is None else make_mesh(*arguments.mesh),
+        quantization="int8" if arguments.int8_weights else None,
     )
 
 

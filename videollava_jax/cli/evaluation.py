@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videollava_jax.cli.batch import add_job_arguments, batch
 from videollava_jax.cli.common import argument_type, begin_command, open_processor, print_json
+from videollava_jax.cli.judging import add_judge_arguments, judge_of
 from videollava_jax.generation.kinds import number, whole
 from videollava_jax.hub import local_path
 
 if TYPE_CHECKING:
-    from videollava_jax.evaluation.judge.endpoint import Judge
     from videollava_jax.evaluation.question import Question
     from videollava_jax.evaluation.tasks import Task
 
@@ -79,7 +78,7 @@ def add_eval(made: argparse.ArgumentParser) -> None:
     )
     score.add_argument("-o", "--output", type=Path, metavar="DIR", help="directory of the report; default: OUT")
     score.add_argument("--no-page", action="store_true", help="write no page.html, which reads media for its frames")
-    _add_judge(score)
+    add_judge_arguments(score)
 
     compare = command("compare", "compare two scored runs of one task, by a paired test", compare_runs, "")
     compare.add_argument("a", type=Path, metavar="A", help="directory of `eval score`")
@@ -127,64 +126,6 @@ def _add_max_missing(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="share of questions that may lack their media, or an answer; these count as wrong; default: none",
     )
-
-
-def _add_judge(parser: argparse.ArgumentParser) -> None:
-    judge = parser.add_argument_group("a judge of free answers")
-    judge.add_argument("--judge-url", metavar="URL", help="OpenAI-compatible API, such as http://localhost:8000/v1")
-    judge.add_argument("--judge-model", metavar="NAME", help="the judge's name there; a dated one does not change")
-    judge.add_argument(
-        "--judge-key-variable",
-        default="OPENAI_API_KEY",
-        metavar="NAME",
-        help="environment variable that has the key, if one is needed; default: %(default)s",
-    )
-    judge.add_argument(
-        "--judge-prompt",
-        action="append",
-        default=[],
-        metavar="[NAME=]FILE",
-        help="messages in JSON, or one of the authors' judge programs, whose messages are read; can be given several "
-        "times; default: our own words",
-    )
-    judge.add_argument(
-        "--judge-temperature",
-        type=_temperature,
-        default=0.0,
-        metavar="T",
-        help="`none` sends none, as the authors' programs do; default: %(default)g",
-    )
-    judge.add_argument(
-        "--judge-tries",
-        type=argument_type(whole(1)),
-        default=3,
-        metavar="N",
-        help="times to ask in all where a reply cannot be read; default: %(default)s",
-    )
-    judge.add_argument(
-        "--judge-max-tokens",
-        type=argument_type(whole(1)),
-        default=256,
-        metavar="N",
-        help="of a reply; default: %(default)s",
-    )
-    judge.add_argument(
-        "--judge-workers",
-        type=argument_type(whole(1)),
-        default=8,
-        metavar="N",
-        help="requests at a time; default: %(default)s",
-    )
-    judge.add_argument(
-        "--judge-cache", type=Path, metavar="FILE", help="replies so far; default: judge.db in the report's directory"
-    )
-
-
-def _temperature(text: str) -> float | None:
-    if text == "none":
-        return None
-    found: float = argument_type(number(0, 2))(text)
-    return found
 
 
 def list_tasks(arguments: argparse.Namespace) -> None:
@@ -313,7 +254,7 @@ def score_task(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{given}: no such file or directory; expected answers")
     joined = join(questions, read_answers(path))
     joined.require(len(questions), arguments.max_missing, path)
-    judge = _judge(arguments, task, out)
+    judge = judge_of(arguments, task, out)
     with tqdm(unit="reply", disable=True if judge is None else None) as bar:
         scored = score(task, files, questions, joined, judge, lambda done: _moved(bar, done))
     report = write_report(out, scored, settings)
@@ -329,41 +270,6 @@ def score_task(arguments: argparse.Namespace) -> None:
 
 def _moved(bar: Any, done: int) -> None:
     bar.update(done - bar.n)
-
-
-def _judge(arguments: argparse.Namespace, task: Task, out: Path) -> Judge | None:
-    """Returns the judge that was asked for, with its prompts."""
-    from videollava_jax.evaluation.judge.endpoint import Judge
-    from videollava_jax.evaluation.judge.prompts import PROMPTS, read_prompt
-
-    if arguments.judge_url is None:
-        if arguments.judge_model or arguments.judge_prompt:
-            raise ValueError("--judge-model and --judge-prompt say how a judge is asked: expected --judge-url")
-        return None
-    if not task.judges:
-        raise ValueError(f"{task.title} is scored without a judge; expected no --judge-url")
-    if not arguments.judge_model:
-        raise ValueError("--judge-url: expected --judge-model, as a score means nothing without its judge")
-    prompts = {name: PROMPTS[name] for name in task.judges}
-    for given in arguments.judge_prompt:
-        name, _, file = given.rpartition("=")
-        if not name and len(task.judges) > 1:
-            raise ValueError(f"--judge-prompt {given}: expected NAME=FILE, NAME one of {', '.join(task.judges)}")
-        name = name or task.judges[0]
-        if name not in prompts:
-            raise ValueError(f"--judge-prompt {given}: {task.title} has {', '.join(task.judges)}, not {name!r}")
-        prompts[name] = read_prompt(Path(file), PROMPTS[name].reads)
-    return Judge(
-        url=arguments.judge_url,
-        model=arguments.judge_model,
-        prompts=prompts,
-        cache=arguments.judge_cache or out / "judge.db",
-        key=os.environ.get(arguments.judge_key_variable, ""),
-        temperature=arguments.judge_temperature,
-        max_tokens=arguments.judge_max_tokens,
-        tries=arguments.judge_tries,
-        workers=arguments.judge_workers,
-    )
 
 
 def compare_runs(arguments: argparse.Namespace) -> None:

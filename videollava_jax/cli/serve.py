@@ -18,6 +18,7 @@ from videollava_jax.cli.common import (
     argument_type,
     begin_command,
     frame_sampling_of,
+    load_model,
     open_processor,
     print_json,
     worker_limits,
@@ -183,16 +184,9 @@ def _session(
 ) -> tuple[IsolatedReader, MeasuredReader, Session]:
     from videollava_jax.batch.media.isolation import IsolatedReader
     from videollava_jax.engine import Engine
-    from videollava_jax.generation.loaded import LoadedModel
-    from videollava_jax.model.sharding import make_mesh
     from videollava_jax.serving.metrics import MeasuredReader
 
-    model = LoadedModel.load(
-        path,
-        dtype=arguments.dtype,
-        mesh=None if arguments.mesh is None else make_mesh(*arguments.mesh),
-        quantization="int8" if arguments.int8_weights else None,
-    )
+    model = load_model(arguments, path)
     reader = IsolatedReader(processor, worker_limits(arguments))
     measured = MeasuredReader(reader)
     engine = Engine(
