@@ -18,6 +18,7 @@ DOWNLOADS = ("tests/media/test_real_files.py", "tests/test_real_files_answered.p
 """They fetch the same packages."""
 SERVERS = (
     "tests/serving/test_chat.py",
+    "tests/serving/test_hosts.py",
     "tests/serving/test_jobs.py",
     "tests/serving/test_same_answers.py",
 )

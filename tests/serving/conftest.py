@@ -47,9 +47,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(session, processor, settings, reader=None):
-    """Serves a session on a free port while the context lasts."""
-    app = create_app(session, processor, settings, reader=reader)
+def serving(session, processor, settings, reader=None, **options):
+    """Serves a session on a free port while the context lasts; options as in `create_app`."""
+    app = create_app(session, processor, settings, reader=reader, **options)
     said: list[dict[str, Any]] = []
     running = Running(app, session, settings, said.append)
     with listen("127.0.0.1", 0) as bound:

@@ -17,16 +17,17 @@ from tests.serving.asking import about, data_url
 from tests.serving.conftest import serving
 from tests.serving.fake import FakeSession
 from videollava_jax.engine.tickets import Moments
+from videollava_jax.media.addresses import is_public
 from videollava_jax.serving.settings import Settings
 
 SECONDS = 30
 
 
 @contextmanager
-def served_by(session, processor, ready=True, reader=None, **changes):
+def served_by(session, processor, ready=True, reader=None, allowed_address=is_public, **changes):
     """A server of a fake session."""
     settings = Settings(**{"model": "tiny", "ping_seconds": 0.2, "drain_seconds": 5.0} | changes)
-    with serving(session, processor, settings, reader) as made:
+    with serving(session, processor, settings, reader, allowed_address=allowed_address) as made:
         if ready:
             until(lambda: status(made, "/health") == 200)
         yield made

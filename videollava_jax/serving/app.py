@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from videollava_jax.engine.session import Session
+from videollava_jax.media.addresses import Address, is_public
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.serving.asking import Desk
 from videollava_jax.serving.chatting import Chatting
@@ -40,6 +41,7 @@ def create_app(
     settings: Settings,
     *,
     reader: Callable[..., Any] | None = None,
+    allowed_address: Callable[[Address], bool] = is_public,
 ) -> App:
     """Returns the server as an ASGI app. It takes requests when `server.lifecycle.state` is READY.
 
@@ -48,8 +50,9 @@ def create_app(
       processor: of the same model.
       settings: of the server.
       reader: reads the media of uploads, to show their frames; None for the processor, in this process.
+      allowed_address: returns whether media may be fetched from an address, of the hosts that the settings allow.
     """
-    server = Server(session, processor, settings, reader or processor.read)
+    server = Server(session, processor, settings, reader or processor.read, allowed_address)
     chatting = server.chatting
     routes = [
         Route("/v1/chat/completions", chatting.endpoint(chatting.chat), methods=["POST"]),
@@ -101,11 +104,16 @@ class Server:
     """
 
     def __init__(
-        self, session: Session, processor: VideoLlavaProcessor, settings: Settings, reader: Callable[..., Any]
+        self,
+        session: Session,
+        processor: VideoLlavaProcessor,
+        settings: Settings,
+        reader: Callable[..., Any],
+        allowed_address: Callable[[Address], bool],
     ):
         self.session, self.settings = session, settings
         self.lifecycle = Lifecycle(settings)
-        self.media = MediaStore(settings)
+        self.media = MediaStore(settings, allowed_address)
         self.metrics = Metrics(session, self.lifecycle, self.media, settings)
         self.desk = Desk(session, self.media, settings)
         self.chatting = Chatting(self.desk, self.lifecycle, self.metrics, processor)

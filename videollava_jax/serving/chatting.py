@@ -84,10 +84,10 @@ class Chatting:
         with self._lifecycle.place_for(len(asked.requests)):
             asking = Asking(self._desk)
             try:
-                await asking.submit(asked.requests, pieces=asked.stream, media_there=watch.media_there)
                 if asked.stream:
                     await self._stream(asking, asked, made, stops, send, watch)
                     return
+                await asking.submit(asked.requests, pieces=False, media_there=watch.media_there)
                 results = {}
                 async for part in asking.written():
                     if part is not None and part.result is not None:
@@ -100,7 +100,7 @@ class Chatting:
     async def _stream(
         self, asking: Asking, asked: Asked, made: Completion, stops: Sequence[str], send: Send, watch: Stopwatch
     ) -> None:
-        """Sends answers while they are written. An error before the first text has a status of its own."""
+        """Gets the media, and sends answers while they are written. An error before anything was sent has a status."""
         texts = [TextBefore(stops) for _ in asked.requests]
         begun: set[int] = set()
         started = False
@@ -114,6 +114,8 @@ class Chatting:
             await send({"type": "http.response.body", "body": content, "more_body": True})
 
         try:
+            submitting = asking.submit(asked.requests, pieces=True, media_there=watch.media_there)
+            await _meanwhile(submitting, self._settings.ping_seconds, lambda: write(PING))
             async for part in asking.written(self._settings.ping_seconds):
                 if part is None:
                     await write(PING)
@@ -252,6 +254,20 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None
         for task in (working, watching):
             task.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _meanwhile(
+    work: Coroutine[Any, Any, None], seconds: float, call: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    """Runs a coroutine, and another one whenever that many seconds are over; both end with this."""
+    working = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait((working,), timeout=seconds))[0]:
+            await call()
+        await working
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
 async def _aside(raw: bytes, call: Callable[..., Made], *arguments: Any) -> Made:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from videollava_jax.batch.media.spool import Resolver, Spool
 from videollava_jax.batch.requests import with_sources
 from videollava_jax.engine.request import Request
 from videollava_jax.media import MediaError
+from videollava_jax.media.addresses import Address, is_public
 from videollava_jax.media.remote import Fetcher
 from videollava_jax.media.urls import SourceError, short_name
 from videollava_jax.processing.segments import MediaKind
@@ -28,12 +30,21 @@ class MediaStore:
       uploads: the files that were uploaded.
     """
 
-    def __init__(self, settings: Settings):
-        """Makes a directory for what is fetched and uploaded."""
+    def __init__(self, settings: Settings, allowed_address: Callable[[Address], bool] = is_public):
+        """Makes a directory for what is fetched and uploaded.
+
+        Args:
+          allowed_address: returns whether media may be fetched from an address.
+        """
         self._directory = tempfile.TemporaryDirectory(prefix="videollava-serve-", ignore_cleanup_errors=True)
         self.spool = Spool(Path(self._directory.name) / "media")
         self.uploads = Uploads(self.spool, settings.uploads)
-        self._fetch = Fetcher(settings.hosts, seconds=min(60.0, settings.request_timeout), attempts=2)
+        self._fetch = Fetcher(
+            settings.hosts,
+            seconds=min(60.0, settings.request_timeout),
+            attempts=2,
+            allowed_address=allowed_address,
+        )
         fetch = self._fetch if settings.hosts else None
         self._resolve = Resolver(self.spool, root=settings.media_root, fetch=fetch, max_bytes=settings.max_medium_bytes)
         self._max_frames = settings.max_frames
