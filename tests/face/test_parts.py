@@ -300,6 +300,8 @@ REFUSED = [
     (lambda m: m.vision_tower, AttributeError, "docs/transformers.md"),
     (lambda m: m.lm_head.weight.backward(), AttributeError, "'backward' is none of them"),
     (lambda m: m.get_parameter("x"), ValueError, "named_parameters"),
+    (lambda m: m.lm_head.train(), ValueError, "train: "),
+    (lambda m: m.lm_head.requires_grad_(), ValueError, "requires_grad_: "),
 ]
 
 

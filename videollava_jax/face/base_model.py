@@ -108,7 +108,7 @@ class OfAWhole(VideoLlavaModel):
     """The model without its head that a model with a head has: parameters and configuration are those of the whole."""
 
     def __init__(self, whole: PreTrained):
-        """Names the whole."""
+        """Shares the arrays of the model with a head."""
         self._whole = whole
         self.placement, self.quantization = whole.placement, whole.quantization
         self.name_or_path, self.directory = whole.name_or_path, whole.directory
@@ -133,7 +133,7 @@ class OfAWhole(VideoLlavaModel):
 
     @property
     def config(self) -> Any:
-        """That of the whole."""
+        """Transformers' configuration of the whole."""
         return self._whole.config
 
     @config.setter
@@ -142,7 +142,7 @@ class OfAWhole(VideoLlavaModel):
 
     @property
     def model_config(self) -> ModelConfig:
-        """That of the whole."""
+        """The core's configuration of the whole."""
         return self._whole.model_config
 
     @model_config.setter
@@ -151,7 +151,7 @@ class OfAWhole(VideoLlavaModel):
 
     @property
     def parameters(self) -> Parameters:
-        """Those of the whole without its head."""
+        """The parameters of the whole without its head."""
         return Parameters(self, ((name, value) for name, value in self._whole.parameters.items() if name != _HEAD))
 
     def set_parameters(self, values: dict[str, jax.Array]) -> None:

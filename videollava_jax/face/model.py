@@ -88,7 +88,7 @@ class VideoLlavaForConditionalGeneration(PreTrained):
 
     @property
     def hf_device_map(self) -> dict[str, Device]:
-        """The whole model on its device, as accelerate says it."""
+        """The device of the model as accelerate's map from parts to devices: one entry for the whole."""
         return {"": self.device}
 
     @property

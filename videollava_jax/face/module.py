@@ -11,19 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videollava_jax.config import ModelConfig
 from videollava_jax.face.arrays import Device, from_torch
+from videollava_jax.face.configured import Configured
 from videollava_jax.face.embeddings import resized
-from videollava_jax.face.model_loading import configuration, core_config, dtype_of, sort
+from videollava_jax.face.model_loading import dtype_of, sort
 from videollava_jax.face.named_parts import EMBEDDING, Decoder, Tower, head_of
 from videollava_jax.face.parameters import FINE_TUNE, Parameter, Parameters
 from videollava_jax.face.parts import NOT_HERE, Part
-from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.model.sharding import Placement, put
 from videollava_jax.model.video_llava import (
     named_parameters,
     parameter,
-    parameter_shapes,
     structure,
     with_parameters,
 )
@@ -41,7 +39,7 @@ class Unfit(NamedTuple):
     unexpected_keys: list[str]
 
 
-class Module(LoadedModel):
+class Module(Configured):
     """A loaded model with the methods of torch's modules, for code that was written for these."""
 
     training = False
@@ -49,85 +47,6 @@ class Module(LoadedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = False
     is_gradient_checkpointing = False
-    _config: Any = None  # transformers' object, from the first time that it is asked for
-    _model_config: ModelConfig
-    _graph: Any
-
-    # ── its configuration ──
-
-    @property
-    def config(self) -> Any:
-        """Transformers' configuration of the model, a `VideoLlavaConfig`.
-
-        A field that is set holds from the next call on, as far as the weights fit it.
-        """
-        if self._config is None:
-            from videollava_jax.face.config import from_model_config, of_checkpoint  # transformers loads slowly
-
-            if self.directory is None:
-                self._config = from_model_config(self._stated())
-            else:
-                self._config = of_checkpoint(self.directory, self._stated())
-            self._config._name_or_path = self.name_or_path
-        return self._config
-
-    @config.setter
-    def config(self, value: Any) -> None:
-        before, self._config = self._config, configuration(value)
-        try:
-            self._follow_config()
-        except ValueError:
-            self._config = before
-            raise
-
-    @property
-    def model_config(self) -> ModelConfig:
-        """The core's frozen configuration of the same.
-
-        Raises:
-          ValueError: a field of `config` was set to what this model does not do, or to what the weights do not fit.
-        """
-        self._follow_config()
-        return self._model_config
-
-    @model_config.setter
-    def model_config(self, value: ModelConfig) -> None:
-        self._model_config, self._config = value, None
-
-    @property
-    def graph(self) -> Any:
-        """The module's structure, which the compiled functions take."""
-        self._follow_config()
-        return self._graph
-
-    @graph.setter
-    def graph(self, value: Any) -> None:
-        self._graph = value
-
-    def _core(self, config: ModelConfig) -> ModelConfig:
-        """The core's configuration of what `config` says."""
-        return config
-
-    def _stated(self) -> ModelConfig:
-        """What `config` says, of the core's configuration."""
-        return self._model_config
-
-    def _follow_config(self) -> None:
-        """Takes over what was changed in `config` since the last call."""
-        if self._config is None:
-            return
-        wanted = self._core(core_config(self._config))
-        if wanted == self._model_config:
-            return
-        now, then = parameter_shapes(self._model_config), parameter_shapes(wanted)
-        if wrong := [name for name in {**now, **then} if now.get(name) != then.get(name)]:
-            raise ValueError(
-                f"config was changed to what the weights do not fit: {wrong[0]} is {_shape(now, wrong[0])}, and "
-                f"{_shape(then, wrong[0])} by config; resize_token_embeddings changes the vocabulary, "
-                "VideoLlavaForConditionalGeneration(config) makes a new model"
-            )
-        self._model_config = wanted
-        self._graph = structure(wanted, self.quantization)[0]
 
     # ── where it is, in which dtype ──
 
@@ -497,10 +416,6 @@ def _require(kind: type, **named: Any) -> None:
     for name, value in named.items():
         if not isinstance(value, kind):
             raise ValueError(f"{name}: expected a {kind.__name__}, got a {type(value).__name__}")
-
-
-def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
-    return str(list(shapes[name])) if name in shapes else "no parameter"
 
 
 def _is_float_dtype(value: Any) -> bool:

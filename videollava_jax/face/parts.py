@@ -166,7 +166,15 @@ class Part:
             raise ValueError(f"requires_grad_: {FINE_TUNE}")
         return self
 
-    train = requires_grad_
+    def train(self, mode: bool = True) -> Part:
+        """Returns the part.
+
+        Raises:
+          ValueError: `mode` is true.
+        """
+        if mode:
+            raise ValueError(f"train: {FINE_TUNE}")
+        return self
 
     # ── its call ──
 
