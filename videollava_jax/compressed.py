@@ -1,4 +1,4 @@
-"""Opens files of text that may be compressed: gzip or Zstandard, told by their first bytes."""
+"""Opens files of text that may be compressed: gzip or Zstandard, recognised by their first bytes."""
 
 from __future__ import annotations
 
