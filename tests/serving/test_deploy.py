@@ -29,7 +29,7 @@ def deployment(text: str) -> dict:
 
 
 def server_of(arguments: list[str]) -> argparse.Namespace:
-    """What `videollava serve` makes of arguments; an error if it knows one of them not."""
+    """What `videollava serve` makes of arguments; an error for one that it does not know."""
     from videollava_jax.cli.serve import add_serve
 
     parser = argparse.ArgumentParser()
