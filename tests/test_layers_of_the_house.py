@@ -85,6 +85,7 @@ WITHOUT_JAX = (
     "training.data",
     "training.update.options",
     "training.run.recipe",
+    "training.run.named_recipes",
 )
 # Read by users only: it needs transformers, whose import takes seconds.
 FOR_USERS = "face"

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from videollava_jax.assets import MEDIA, TINY
-from videollava_jax.training.run.recipe import RECIPES
+from videollava_jax.training.run.named_recipes import RECIPES
 
 Made = Callable[[Path], None]
 """Makes something under a path that does not exist yet, in a directory that does."""

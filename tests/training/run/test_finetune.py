@@ -26,7 +26,8 @@ from videollava_jax.training.run import loop, speed
 from videollava_jax.training.run.checkpoints import Checkpoints
 from videollava_jax.training.run.export import export_run
 from videollava_jax.training.run.metrics import read_metrics
-from videollava_jax.training.run.recipe import RECIPES, read_recipe
+from videollava_jax.training.run.named_recipes import RECIPES
+from videollava_jax.training.run.recipe import read_recipe
 from videollava_jax.weights import open_checkpoint
 
 LORA = ("--rates.lora", "1e-2", "--rates.projector", "1e-3", "--lora.rank", "4", "--lora.dropout", "0.1")

@@ -102,12 +102,13 @@ class Corpus:
             before = np.concatenate([[0], np.cumsum(self._arrays.media_kinds == kind)])
             counts.append(np.diff(before[self._arrays.media_starts]).astype(np.int32))
         tokens = np.diff(self._arrays.text_starts)
+        text = tokens.astype(np.int32)
         for kind_name, count in zip(_KINDS, counts, strict=True):
             tokens = tokens + count.astype(np.int64) * self.media.lengths[kind_name]
         before = np.concatenate([[0], np.cumsum(self._arrays.answers)])
         targets = np.diff(before[self._arrays.text_starts]).astype(np.int32)
         images, videos = counts
-        return Sizes(tokens.astype(np.int32), images, videos, targets)
+        return Sizes(tokens.astype(np.int32), images, videos, targets, text)
 
     def tokens(self, number: int) -> Tokens:
         """Returns a sample's tokens, equal to what `tokenise` returned for it."""

@@ -14,12 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from videollava_jax.training.data.grouping import grouped_order
+
+Order = Literal["random", "modality"]
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -83,13 +88,15 @@ class BatchShape:
 class Sizes:
     """The number of tokens (media included), images and videos of each sample: int32 [N] each.
 
-    `targets` are the tokens that are learnt; None where no plan weights them.
+    `targets` are the tokens that are learnt, None where no plan weights them; `text` those that are no medium's, None
+    where no plan orders by them.
     """
 
     tokens: Int32
     images: Int32
     videos: Int32
     targets: Int32 | None = None
+    text: Int32 | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -219,7 +226,13 @@ def steps_of(epochs: float, samples: int, batch: int) -> int:
 
 
 def make_plan(
-    sizes: Sizes, shape: BatchShape, *, steps: int, seed: int, loss_samples: int | None = None
+    sizes: Sizes,
+    shape: BatchShape,
+    *,
+    steps: int,
+    seed: int,
+    loss_samples: int | None = None,
+    order: Order = "random",
 ) -> PackingPlan:
     """Plans a run.
 
@@ -233,6 +246,7 @@ def make_plan(
         seed: decides the orders.
         loss_samples: the loss of a step is the mean over groups of this many samples, neighbours in the epoch's order,
             of each group's mean over its targets; None for the mean over all targets of the step.
+        order: of an epoch's samples: "random", or "modality" (`grouped_order`), with groups of `loss_samples`.
 
     Raises:
         ValueError: no samples or steps, a sample that no row holds, or groups that do not divide a step.
@@ -241,9 +255,13 @@ def make_plan(
         raise ValueError(f"expected samples and steps, got {len(sizes)} samples and {steps} steps")
     _require_room(sizes, shape.row)
     table = np.stack([sizes.tokens, sizes.images, sizes.videos], axis=1)
-    drawn = sample_order(len(sizes), 0, steps * shape.batch, seed).reshape(steps, shape.batch)
+    own_order = None
+    if order == "modality":
+        groups = 1 if loss_samples is None else max(shape.batch // loss_samples, 1)
+        own_order = partial(_modality_order, sizes, groups, shape.batch, seed)
+    drawn = sample_order(len(sizes), 0, steps * shape.batch, seed, own_order).reshape(steps, shape.batch)
     weights: list[npt.NDArray[np.float32]] = []
-    order: list[int] = []
+    in_order: list[int] = []
     row_sizes, step_rows, step_micro_batches, lengths = [], [0], [0], []
     for group in drawn:
         longest_first = group[np.argsort(-sizes.tokens[group], kind="stable")]
@@ -257,12 +275,12 @@ def make_plan(
         packed = [sample for row in rows for sample in row]
         if loss_samples is not None:
             weights.append(_weights(group, packed, sizes, loss_samples))
-        order += packed
+        in_order += packed
         row_sizes += [len(row) for row in rows]
         step_rows.append(len(row_sizes))
         step_micro_batches.append(len(lengths))
     computed = len(lengths) * shape.rows
-    used = table[order].sum(axis=0, dtype=np.int64)
+    used = table[in_order].sum(axis=0, dtype=np.int64)
     report = PackingReport(
         steps=steps,
         micro_batches=len(lengths),
@@ -277,7 +295,7 @@ def make_plan(
     )
     return PackingPlan(
         shape,
-        np.array(order, np.int32),
+        np.array(in_order, np.int32),
         np.concatenate([[0], np.cumsum(row_sizes)]).astype(np.int64),
         np.array(step_rows, np.int64),
         np.array(step_micro_batches, np.int64),
@@ -320,21 +338,39 @@ def _require_room(sizes: Sizes, row: RowShape) -> None:
             )
 
 
-def sample_order(samples: int, start: int, stop: int, seed: int) -> Int64:
-    """Returns the elements [start, stop) of the endless sequence of samples: int64, from 0 to `samples` - 1."""
+def sample_order(
+    samples: int, start: int, stop: int, seed: int, epoch_order: Callable[[int], Int64] | None = None
+) -> Int64:
+    """Returns the elements [start, stop) of the endless sequence of samples: int64, from 0 to `samples` - 1.
+
+    Args:
+        epoch_order: returns the order of an epoch by its number; None for a random one.
+    """
+    of_epoch = epoch_order or (lambda epoch: _epoch_order(samples, epoch, seed))
     epochs = []
     while start < stop:
         epoch, first = divmod(start, samples)
         end = min(samples, first + stop - start)
-        epochs.append(_epoch_order(samples, epoch, seed)[first:end])
+        epochs.append(of_epoch(epoch)[first:end])
         start += end - first
     return np.concatenate(epochs)
 
 
 def _epoch_order(samples: int, epoch: int, seed: int) -> Int64:
+    return _permuting(seed, epoch)(samples)
+
+
+def _modality_order(sizes: Sizes, groups: int, batch: int, seed: int, epoch: int) -> Int64:
+    assert sizes.text is not None
+    with_media = (sizes.images > 0) | (sizes.videos > 0)
+    return grouped_order(sizes.text, with_media, groups, batch, _permuting(seed, epoch))
+
+
+def _permuting(seed: int, epoch: int) -> Callable[[int], Int64]:
+    """Returns what draws the orders of an epoch."""
     # Not `permutation`: NumPy keeps the bits of a generator the same in all versions, but not what it draws from them.
-    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(samples)
-    return np.argsort(bits, kind="stable")
+    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64))
+    return lambda count: np.argsort(bits.random_raw(count), kind="stable")
 
 
 def _pack(samples: Sequence[int], sizes: Sequence[Sequence[int]], row: RowShape) -> list[list[int]]:

@@ -67,9 +67,10 @@ def read_data(
     data = recipe.data
     corpus = read_corpus(data.files, recipe, processor, shape, skips, stack)
     steps = data.steps or steps_of(data.epochs, len(corpus), data.batch)
-    learnt = PlannedSamples(
-        corpus, make_plan(corpus.sizes, shape, steps=steps, seed=recipe.seed, loss_samples=data.loss_samples)
+    plan = make_plan(
+        corpus.sizes, shape, steps=steps, seed=recipe.seed, loss_samples=data.loss_samples, order=data.order
     )
+    learnt = PlannedSamples(corpus, plan)
     if not data.held_out_files:
         return learnt, None
     unseen = read_corpus(data.held_out_files, recipe, processor, shape, SkipCounter(max_rate=0.0), stack)

@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from videollava_jax.extras import installs
@@ -17,16 +16,13 @@ from videollava_jax.generation.kinds import Kind, number, whole
 from videollava_jax.hub import BUNDLED, local_path
 from videollava_jax.processing.preset import Sampling
 from videollava_jax.training.data.authors import Version
+from videollava_jax.training.data.packing import Order
+from videollava_jax.training.run.named_recipes import PAPER, PAPERS, names, with_recipe_files
 from videollava_jax.training.update.options import RANGES as UPDATE_RANGES
 from videollava_jax.training.update.options import Lora, Optimizer, Rates, Remat, require_ranges
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-"""The recipes of the package, by file name."""
 _PATHS = ("train", "held_out", "media_root", "image_root", "video_root", "features")
 """The fields of `Data` that are paths."""
-PAPER = "paper"
-"""What `--as` takes: the recipes of the package that train as the authors' scripts do."""
-
 RANGES: dict[str, Kind] = {
     **UPDATE_RANGES,
     "data.epochs": number(0.0, 1e6, above=True),
@@ -71,6 +67,8 @@ class Data:
       batch: samples of an optimiser step, on all hosts together.
       loss_samples: the loss of a step is the mean over groups of this many samples of each group's mean loss, as the
         authors' code has it with that many samples on a device; null: the mean over all answer tokens of the step.
+      order: of an epoch's samples: random, or modality, in which the samples of a step all have media or all have none,
+        in groups of loss_samples and of even lengths, as the authors' code has them.
       rows: of a micro-batch, on all hosts together: a multiple of the mesh's batch shards; null takes one for each.
       row_tokens: tokens of a row, media included; longer samples are cut to this length.
       images_per_row: slots for images in each row.
@@ -101,6 +99,7 @@ class Data:
     steps: int | None = None
     batch: int = 128
     loss_samples: int | None = None
+    order: Order = "random"
     rows: int | None = None
     row_tokens: int = 3072
     images_per_row: int = 6
@@ -302,12 +301,12 @@ def read_recipe(
     parser.add_argument(
         "--config",
         action=ActionConfigFile,
-        help=f"a recipe: a YAML file, or one of {_names()}; what follows it changes single fields. "
-        f"With --as {PAPER} before it, {_PAPERS} train as the authors' scripts do",
+        help=f"a recipe: a YAML file, or one of {names()}; what follows it changes single fields. "
+        f"With --as {PAPER} before it, {PAPERS} train as the authors' scripts do",
     )
     parser.add_class_arguments(Recipe)
     try:
-        chosen = parser.parse_args(_with_recipe_files(sys.argv[1:] if arguments is None else arguments))
+        chosen = parser.parse_args(with_recipe_files(sys.argv[1:] if arguments is None else arguments))
         _make_absolute(chosen)
     except ValueError as error:
         parser.error(str(error))
@@ -338,76 +337,6 @@ def require_packages(*names: str) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"fine-tuning needs {', '.join(missing)}, not installed here: {installs('train')}")
-
-
-def _with_recipe_files(arguments: Sequence[str]) -> list[str]:
-    """Replaces the name of a packaged recipe after `--config` with its file; a file of that name goes first.
-
-    Raises:
-      ValueError: neither a file nor a packaged recipe.
-    """
-    found, paper = _without_as(arguments)
-
-    def file_of(name: str) -> str:
-        if paper:
-            name = _of_the_paper(name)
-        path, packaged = local_path(name), RECIPES / f"{name}.yaml"
-        if path.exists():
-            return str(path)
-        if not packaged.exists():
-            raise ValueError(f"--config: expected a YAML file, or one of {_names()}; got {name}")
-        return str(packaged)
-
-    if paper and not any(argument.split("=")[0] == "--config" for argument in found):
-        raise ValueError(f"--as {PAPER}: expected --config {_PAPERS}, got no --config")
-    for i, argument in enumerate(found):
-        if i and found[i - 1] == "--config":
-            found[i] = file_of(argument)
-        elif argument.startswith("--config="):
-            found[i] = f"--config={file_of(argument.removeprefix('--config='))}"
-    return found
-
-
-_PAPERS = "pretrain, finetune or lora"
-
-
-def _without_as(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """Returns the arguments without `--as paper`, and whether it was there.
-
-    Raises:
-      ValueError: `--as` with another word, or with none.
-    """
-    left, paper = [], False
-    rest = iter(arguments)
-    for argument in rest:
-        if argument != "--as" and not argument.startswith("--as="):
-            left.append(argument)
-            continue
-        word = next(rest, "nothing") if argument == "--as" else argument.removeprefix("--as=")
-        if word != PAPER:
-            raise ValueError(f"--as: expected {PAPER}, got {word}")
-        paper = True
-    return left, paper
-
-
-def _of_the_paper(name: str) -> str:
-    """Returns the name of the recipe that trains as the authors' script for `name` does.
-
-    Raises:
-      ValueError: there is no such recipe.
-    """
-    if name == "qlora":
-        raise ValueError(
-            f"--as {PAPER} --config qlora: the authors' QLoRA keeps the frozen weights in NF4, which is not supported; "
-            f"expected --config {_PAPERS}, or qlora without --as {PAPER}, whose weights are int8"
-        )
-    if not (RECIPES / f"{PAPER}_{name}.yaml").exists():
-        raise ValueError(f"--as {PAPER}: expected --config {_PAPERS}, got {name}")
-    return f"{PAPER}_{name}"
-
-
-def _names() -> str:
-    return ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
 
 
 def _make_absolute(chosen: Any) -> None:
