@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 
 import pytest
 
@@ -15,6 +16,8 @@ from videollava_jax.training.data.corpus import build_corpus
 from videollava_jax.training.data.packing import RowShape
 from videollava_jax.training.data.samples import read_samples, tokenise
 from videollava_jax.training.data.skips import BadSample, SampleError, SkipCounter
+from videollava_jax.training.run.inputs import batch_shape, read_corpus
+from videollava_jax.training.run.recipe import read_recipe
 
 SAMPLES = {sample["name"]: sample for sample in authors.samples()}
 # What this package does otherwise, on purpose: these it names, or learns from.
@@ -28,13 +31,18 @@ OURS_DIFFER = {
 
 
 @pytest.fixture(scope="module")
-def processor(tmp_path_factory):
-    """Of a directory of the authors', with the real vocabulary."""
+def directory(tmp_path_factory):
+    """A directory of the authors', with the real vocabulary."""
     try:
         vocabulary = real_llama_model()
     except VocabularyUnavailable as reason:
         pytest.skip(f"Llama's vocabulary is out of reach: {reason}")
-    return VideoLlavaProcessor.from_pretrained(directory_of(tmp_path_factory.mktemp("authors") / "model", vocabulary))
+    return directory_of(tmp_path_factory.mktemp("authors") / "model", vocabulary)
+
+
+@pytest.fixture(scope="module")
+def processor(directory):
+    return VideoLlavaProcessor.from_pretrained(directory)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +77,21 @@ def test_ids_and_labels_are_the_authors(processor, tmp_path, name):
     sample = read(tmp_path, given["sample"], keep_empty=True)
     got = placed(tokenise(sample, processor, 10**6, version=given["version"]))
     assert got == (given["input_ids"], given["labels"])
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_run_as_paper_has_the_authors_ids_and_labels(directory, tmp_path, name):
+    """From the recipe to the corpus; the rows, and with them the cut at 3072 positions, are the recipe's."""
+    given = SAMPLES[name]
+    (tmp_path / "data.json").write_text(json.dumps([given["sample"]]))
+    more = ("--data.train", str(tmp_path / "data.json"), "--data.version", given["version"], "--data.workers", "0")
+    recipe, _ = read_recipe(["--as", "paper", "--config", "finetune", *more])
+    asked = VideoLlavaProcessor.from_pretrained(directory, preset=recipe.data.preset_changes)
+    with ExitStack() as stack:
+        skips = SkipCounter(max_rate=0.0)
+        corpus = read_corpus(recipe.data.files, recipe, asked, batch_shape(recipe, 1), skips, stack)
+        assert placed(corpus.tokens(0)) == (given["input_ids"], given["labels"])
 
 
 @pytest.mark.network

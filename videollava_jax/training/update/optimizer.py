@@ -43,5 +43,8 @@ def rate_schedule(optimizer: Optimizer, steps: int) -> optax.Schedule:
 
 
 def _matrices(parameters: Parameters) -> dict[str, bool]:
-    """Selects what is decayed: no biases and no norms, as in transformers' Trainer."""
+    """Selects what is decayed: no biases and no norms, as in today's Trainer of transformers.
+
+    That of the authors' version, 4.31, decays Llama's norms too.
+    """
     return {name: x.ndim > 1 + (STACKED in name) for name, x in parameters.items()}
