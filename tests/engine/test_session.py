@@ -263,6 +263,19 @@ def test_when_the_device_fails_every_request_hears_of_it(slow):
         session.submit(ask("more"))
 
 
+def test_steps_stand_still_while_the_device_hangs(slow):
+    session, device = slow()
+    ticket = session.submit(ask("a", 4))
+    wait_until(lambda: session.usage.prefills or session.steps > 3)
+    time.sleep(0.2)
+    hung = session.steps
+    time.sleep(0.2)
+    assert session.steps == hung
+    device.go_on.release(100)
+    ticket.result(SECONDS)
+    assert session.steps > hung
+
+
 def test_closing_waits_for_answers_or_cancels_them(slow):
     session, device = slow()
     heard = []

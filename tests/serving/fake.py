@@ -70,6 +70,7 @@ class FakeSession:
       tickets: of all requests so far.
       open: those without a result.
       pins: that were not released.
+      steps: what it has done, for those who watch whether it hangs.
       warm: set when `warm_up` may return.
     """
 
@@ -79,6 +80,7 @@ class FakeSession:
         if warm:
             self.warm.set()
         self.error = None
+        self.steps = 0
         self.shape = GridShape(shards=1, slots=2, rows=2, prefix=64, question=64, answer=64)
         self.closed = False
         self.max_requests = max_requests

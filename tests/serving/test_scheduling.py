@@ -304,6 +304,39 @@ def test_when_the_engine_dies_open_requests_end_and_the_server_too(tiny_processo
         assert str(served.running.failed) == "the device is lost"
 
 
+def test_an_engine_that_hangs_is_said_by_health_until_it_moves_again(tiny_processor):
+    session = FakeSession()
+    with served_by(session, tiny_processor, request_timeout=0.2, stuck_seconds=0.3) as served:
+        time.sleep(0.8)
+        assert status(served, "/health") == 200  # nobody has asked for anything
+        began = time.monotonic()
+        code = in_thread(lambda: chat(served))
+        session.wait_for(1)
+        until(lambda: status(served, "/health") == 503)
+        assert time.monotonic() - began > 0.5
+        assert json.loads(request(served, "GET", "/health")[2]) == {"status": "stuck"}
+        assert json.loads(chat(served)[2])["error"]["code"] == "stuck"
+        assert b'why="stuck"} 1.0' in served.server.metrics.text()
+        session.steps += 1
+        until(lambda: status(served, "/health") == 200)
+        assert [record["state"] for record in served.said] == ["ready", "stuck", "ready"]
+        session.tickets[0].fail("late", "deadline")
+        assert code()[0] == 504
+
+
+def test_an_engine_that_works_for_long_does_not_hang(tiny_processor):
+    session = FakeSession()
+    with served_by(session, tiny_processor, request_timeout=0.5, stuck_seconds=1.0) as served:
+        done = in_thread(lambda: chat(served))
+        ticket = session.wait_for(1)
+        for _ in range(20):
+            time.sleep(0.1)
+            session.steps += 1
+            assert status(served, "/health") == 200
+        ticket.answer("at last")
+        assert done()[0] == 200
+
+
 def test_a_request_has_its_time_and_no_more(tiny_processor):
     session = FakeSession()
     with served_by(session, tiny_processor, request_timeout=7.0) as served:

@@ -83,6 +83,7 @@ class Run:
     """Answers requests: carries out the schedule's actions, and gives it the events that follow.
 
     Attributes:
+      steps: actions carried out so far; while it stays the same, the device or a wait has not returned.
       usage: of a live schedule, as it was when the device was last called or nothing was left to do.
     """
 
@@ -102,6 +103,7 @@ class Run:
         self._begun: Begun | None = None
         self._prefills: dict[int, float] = {}  # by slot, until its first questions begin
         self.usage = Usage()
+        self.steps = 0
 
     def results(
         self, requests: Iterable[Request] = (), written: Written | None = None, begun: Begun | None = None
@@ -117,6 +119,7 @@ class Run:
         schedule, incoming = self._schedule, iter(requests)
         try:
             while not isinstance(action := self._next_action(), Finish):
+                self.steps += 1
                 match action:
                     case Answer(question, tokens, prefix):
                         own = cast(Question, question)

@@ -194,6 +194,12 @@ class Session:
         return dataclasses.replace(now, waiting=waiting, compiled=compilations() - self._compiled)
 
     @property
+    def steps(self) -> int:
+        """What the session's thread has done so far, as a count: if it stays the same while requests are open and none
+        of them waits for its media, the thread hangs in a call of the device."""
+        return self._run.steps
+
+    @property
     def error(self) -> BaseException | None:
         """The exception that has ended the session's thread, and every request with it; None while all is well."""
         return self._error

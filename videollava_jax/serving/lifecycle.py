@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -15,8 +16,33 @@ class State(Enum):
 
     STARTING = "starting"  # programs are compiled
     READY = "ready"
+    STUCK = "stuck"  # the engine does nothing, while requests are open; it may come back
     DRAINING = "draining"  # no more requests are taken; those that are there have some seconds
     FAILED = "failed"  # the engine has stopped
+
+
+class Watchdog:
+    """Finds an engine that hangs, in a call of the device for instance: requests are open, and it does nothing.
+
+    Args:
+      seconds: for which it may do nothing; longer than any request may take, as the end of its time is done too.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds, self._steps, self._since = seconds, -1, time.monotonic()
+
+    def idle_for(self, steps: int, unanswered: int) -> float | None:
+        """Returns for how many seconds an engine that hangs has done nothing; None if it does not hang.
+
+        Args:
+          steps: what it has done so far, a count.
+          unanswered: the requests that it has.
+        """
+        now = time.monotonic()
+        if steps != self._steps or not unanswered:
+            self._steps, self._since = steps, now
+        idle = now - self._since
+        return idle if idle > self._seconds else None
 
 
 class Lifecycle:
@@ -34,7 +60,9 @@ class Lifecycle:
         self.state = State.STARTING
         self.open = 0
         self.body_bytes = 0
-        self.refused: dict[str, int] = {"starting": 0, "draining": 0, "failed": 0, "queue_full": 0, "bodies_full": 0}
+        self.refused: dict[str, int] = dict.fromkeys(
+            ("starting", "stuck", "draining", "failed", "queue_full", "bodies_full"), 0
+        )
 
     def require_ready(self) -> None:
         """Raises an ApiError, 503, unless requests are taken, and one, 429, where no answer more may be asked for."""
@@ -42,6 +70,7 @@ class Lifecycle:
             self.refused[self.state.value] += 1
             said = {
                 State.STARTING: "the server is starting: its programs are being compiled",
+                State.STUCK: "the engine has not moved for longer than a request may take",
                 State.DRAINING: "the server is going down",
                 State.FAILED: "the engine has stopped, and the server with it",
             }[self.state]

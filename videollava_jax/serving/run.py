@@ -20,7 +20,7 @@ import uvicorn
 from videollava_jax.engine.session import Session
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.serving.app import App, create_app
-from videollava_jax.serving.lifecycle import State
+from videollava_jax.serving.lifecycle import State, Watchdog
 from videollava_jax.serving.settings import Settings
 
 _HEADERS = 2**16
@@ -228,12 +228,24 @@ class Running(uvicorn.Server):
             self._lifecycle.state = State.READY
             self._said({"state": "ready", "seconds": time.monotonic() - self._began})
             threading.Thread(target=self.when_ready, name="browser", daemon=True).start()
+        watchdog = Watchdog(self._settings.request_timeout + self._settings.stuck_seconds)
         while self._session.error is None:
+            self._note(watchdog.idle_for(self._session.steps, self._session.unanswered))
             await asyncio.sleep(0.2)
         if self._lifecycle.state is not State.DRAINING:
             self._lifecycle.state = State.FAILED
             await self._empty(_LAST_WORDS)
             self._fail(self._session.error)
+
+    def _note(self, idle: float | None) -> None:
+        """Takes no requests while the engine hangs; `idle` is for how many seconds, None while it does not."""
+        state = self._lifecycle.state
+        if state is State.READY and idle is not None:
+            self._lifecycle.state = State.STUCK
+            self._said({"state": "stuck", "seconds": idle})
+        elif state is State.STUCK and idle is None:
+            self._lifecycle.state = State.READY
+            self._said({"state": "ready"})
 
     def _fail(self, error: BaseException) -> None:
         self._lifecycle.state = State.FAILED

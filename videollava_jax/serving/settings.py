@@ -38,6 +38,7 @@ class Settings:
       hosts: which media may be fetched from.
       max_queue: answers that may be asked for and not given at a time.
       request_timeout: seconds that a request may take, its media included.
+      stuck_seconds: beyond `request_timeout` for which the engine may do nothing while requests are open.
       drain_seconds: that requests have to end after SIGTERM.
       ping_seconds: after which a stream without text has a comment, so that proxies keep it.
       retry_seconds: of Retry-After.
@@ -61,6 +62,7 @@ class Settings:
     hosts: tuple[str, ...] = ()
     max_queue: int = 256
     request_timeout: float = 600.0
+    stuck_seconds: float = 60.0
     drain_seconds: float = 30.0
     ping_seconds: float = 15.0
     retry_seconds: float = 1.0
