@@ -20,6 +20,7 @@ class Question:
 
     Attributes:
       clip: what it is about.
+      cut_to_fit: it may end earlier where the model has no room for `answer_tokens`.
       length: tokens after which the device ends its answer, at most `answer_tokens`.
       stop: tokens after which the host finds a stop string.
       finite: otherwise its logits are not.
@@ -30,6 +31,7 @@ class Question:
     clip: str
     tokens: int = 5
     answer_tokens: int = 8
+    cut_to_fit: bool = False
     draws: bool = False
     penalises: bool = False
     wants_logprobs: bool = False
@@ -38,6 +40,10 @@ class Question:
     stop: int | None = None
     finite: bool = True
     unreadable: bool = False
+
+    @property
+    def required_tokens(self):
+        return min(1, self.answer_tokens) if self.cut_to_fit else self.answer_tokens
 
     @property
     def stops(self):
@@ -209,7 +215,7 @@ class Simulation:
             assert self.branches.draw or not question.draws
             assert self.branches.penalise or not question.penalises
             assert self.branches.logprobs or not question.wants_logprobs
-            assert prefix.tokens + question.tokens + question.answer_tokens <= self.limits.positions
+            assert prefix.tokens + question.tokens + question.required_tokens <= self.limits.positions
             self.begun.add(question)
             self.rows[row], self.written[row] = question, 1
 

@@ -1,6 +1,7 @@
 """The engine answers what `generate` answers, whatever the order, the grouping and the sizes, and whatever fails."""
 
 import collections
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -323,3 +324,23 @@ def test_scores_are_the_log_probabilities_of_a_forward_pass(tiny_model, tiny_pro
 def test_scoring_without_choices_is_an_error(tiny_model, tiny_processor):
     (scored,) = Engine(tiny_model, tiny_processor).score([question("a", "what?", videos=[clip(0)])])
     assert "choices" in scored.error
+
+
+def test_an_answer_that_may_be_cut_gets_what_the_prompt_leaves_of_the_positions(tiny_model, tiny_processor):
+    engine = Engine(tiny_model, tiny_processor, max_rows=2)
+    endless = {"logit_bias": {tiny_processor.tokenizer.eos_token_id: -100.0}}
+    asked = question("cut", "what?", videos=[clip(0)], max_new_tokens=400, cut_to_fit=True, options=endless)
+    short = question("short", "what?", videos=[clip(0)], max_new_tokens=5, cut_to_fit=True, options=endless)
+    refused = question("refused", "what?", videos=[clip(0)], max_new_tokens=400, options=endless)
+    long = question("long", "what? " * 600, max_new_tokens=400, cut_to_fit=True)
+    results = {result.id: result for result in engine.run([asked, short, refused, long])}
+    room = 512 - results["cut"].prompt_tokens
+    assert 100 < room < 400
+    assert results["cut"].finish_reason == "length"
+    expected = dataclasses.replace(asked, max_new_tokens=room)
+    assert results["cut"].token_ids == generated(tiny_model, tiny_processor, expected)
+    assert len(results["cut"].token_ids) == room
+    assert len(results["short"].token_ids) == 5
+    assert results["refused"].error.startswith(f"a prompt of {512 - room} tokens and an answer of up to 400 do not fit")
+    assert results["long"].cause == "too_long"
+    assert "512 positions" in results["long"].error or "at most 511 tokens" in results["long"].error

@@ -174,6 +174,7 @@ def questions(draw, i, clips):
         clip=clip,
         tokens=tokens,
         answer_tokens=answer_tokens,
+        cut_to_fit=draw(st.booleans()),
         draws=draw(st.booleans()),
         wants_logprobs=draw(st.booleans()),
         length=draw(st.integers(1, answer_tokens)),
@@ -228,7 +229,7 @@ def check_session(session, seed):
         fails = question.unreadable or isinstance(media, ValueError) or not question.finite
         positions, grid = session["limits"].positions, session["limits"].grid
         if not fails:
-            fails = media.tokens + question.tokens + question.answer_tokens > positions
+            fails = media.tokens + question.tokens + question.required_tokens > positions
             fails |= media.tokens > grid.prefix or question.tokens > grid.question
             fails |= question.answer_tokens > grid.answer
         if question.task == "pin" and "pinned prefixes" in done.results[question.id]:

@@ -20,6 +20,7 @@ def questions(draw, i):
         clip=draw(st.sampled_from(CLIPS)),
         tokens=draw(st.integers(1, 100)),
         answer_tokens=answer_tokens,
+        cut_to_fit=draw(st.booleans()),
         draws=draw(st.integers(0, 5)) == 0,
         penalises=draw(st.integers(0, 5)) == 0,
         length=draw(st.integers(1, answer_tokens)),
@@ -61,7 +62,7 @@ def test_a_drawn_job(job, seeds):
         if isinstance(question, Question):
             media = job["media"][question.clip]
             fails = question.unreadable or isinstance(media, ValueError) or not question.finite
-            if fails or media.tokens + question.tokens + question.answer_tokens > job["limits"].positions:
+            if fails or media.tokens + question.tokens + question.required_tokens > job["limits"].positions:
                 assert one.results[question.id] != "answer"
             else:
                 assert one.results[question.id] == "answer"

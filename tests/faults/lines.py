@@ -198,7 +198,7 @@ class Validating:
                 yield Result(id=request.id, finish_reason="error", error=" ".join(str(error).split()))
         rows = [*answered, *[None] * (ODD + 2 - len(answered))]  # always the same number, which compiles once
         V = self._config.text_config.vocab_size
-        unwritten_answers(rows, [q.ids if q else None for q in rows], 8, V, Branches())
+        unwritten_answers(rows, [q.ids if q else None for q in rows], 8, V, Branches(), 2**20)
 
 
 def write_job(path: Path, form: str, odd: Sequence[Any]) -> set[str]:

@@ -276,6 +276,16 @@ def test_draining_lets_open_requests_end_and_takes_no_more(tiny_processor):
         assert served.running.failed is None
 
 
+def test_an_answer_without_max_tokens_is_cut_to_what_fits_the_model_and_others_are_refused(tiny_processor):
+    session = FakeSession()
+    session.answer_at_once = "yes"
+    with served_by(session, tiny_processor, longest_answer=400) as served:
+        for given in ({}, {"max_tokens": None}, {"max_tokens": 300}, {"max_completion_tokens": 300}):
+            assert chat(served, **given)[0] == 200
+    asked = [(ticket.request.max_new_tokens, ticket.request.cut_to_fit) for ticket in session.tickets]
+    assert asked == [(400, True), (400, True), (300, False), (300, False)]
+
+
 def test_what_is_left_after_the_drain_seconds_ends_with_an_error(tiny_processor):
     session = FakeSession()
     with served_by(session, tiny_processor, drain_seconds=0.2) as served:
@@ -306,8 +316,8 @@ def test_when_the_engine_dies_open_requests_end_and_the_server_too(tiny_processo
 
 def test_an_engine_that_hangs_is_said_by_health_until_it_moves_again(tiny_processor):
     session = FakeSession()
-    with served_by(session, tiny_processor, request_timeout=0.2, stuck_seconds=0.3) as served:
-        time.sleep(0.8)
+    with served_by(session, tiny_processor, request_timeout=0.5, stuck_seconds=0.3) as served:
+        time.sleep(1.2)
         assert status(served, "/health") == 200  # nobody has asked for anything
         began = time.monotonic()
         code = in_thread(lambda: chat(served))

@@ -156,7 +156,8 @@ class Device:
         T = bucket(max(question.tokens for question in questions if question is not None), TEXT_BUCKET)
         ids, mask = padded_left([_NO_IDS if question is None else question.ids for question in questions], T)
         prefixes = [prefix for prefix in held.prefixes[slot] for _ in range(held.shape.rows)]
-        fresh = unwritten_answers(questions, prefixes, held.shape.answer, self._text.vocab_size, held.branches)
+        width, V, positions = held.shape.answer, self._text.vocab_size, self._text.max_positions_in_parts
+        fresh = unwritten_answers(questions, prefixes, width, V, held.branches, positions)
         with self._memory_errors():
             tail, answers = on_device.begin(
                 model.graph,

@@ -46,6 +46,10 @@ class Question(Protocol):
         """The most tokens of its answer; 0 where nothing is written."""
 
     @property
+    def required_tokens(self) -> int:
+        """The tokens of its answer for which there has to be room in the model; at most `answer_tokens`."""
+
+    @property
     def draws(self) -> bool:
         """Whether its tokens are drawn."""
 

@@ -88,6 +88,11 @@ class Question:
         return self.options.max_new_tokens if self.task == "answer" else 0
 
     @property
+    def required_tokens(self) -> int:
+        """The tokens of the answer for which there has to be room."""
+        return min(1, self.answer_tokens) if self.request.cut_to_fit else self.answer_tokens
+
+    @property
     def draws(self) -> bool:
         """Whether tokens are drawn."""
         return self.options.do_sample
@@ -191,6 +196,7 @@ class Preparer:
         if task == "score" and not choices:
             raise ValueError("choices: expected at least one answer to score, got none")
         answer = options.max_new_tokens if task == "answer" else max(map(len, choices), default=0)
+        answer = min(1, answer) if request.cut_to_fit and task == "answer" else answer
         segments = self._segments(request, answer)
         pooling = self._processor.video_pooling if request.video_pooling is None else request.video_pooling
         frame_sampling = self._processor.frames(request.frame_sampling)

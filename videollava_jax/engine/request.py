@@ -24,6 +24,8 @@ class Request:
       conversation: messages as `processing.prompt.parse_conversation` takes them, instead of `prompt`.
       images, videos: in the order of the prompt's placeholders; those of a conversation are in its messages.
       max_new_tokens: the answer is cut there.
+      cut_to_fit: cut the answer earlier where the model's positions have no room for `max_new_tokens`; otherwise such a
+        request is refused.
       seed: of the random draws, where the options hold `do_sample=True`.
       choices: for `Engine.score` and `Session.score`, the answers whose likelihoods are wanted.
       frame_sampling: which frames of a video file to take: a rule, a number of them, or None for 8; by the rule of the
@@ -40,6 +42,7 @@ class Request:
     images: Sequence[Any] = ()
     videos: Sequence[Any] = ()
     max_new_tokens: int = 128
+    cut_to_fit: bool = False
     seed: int = 0
     choices: Sequence[str] = ()
     frame_sampling: Any = None

@@ -18,7 +18,12 @@ from videollava_jax.generation.penalties import penalties_of
 
 
 def unwritten_answers(
-    questions: Sequence[Question | None], prefixes: Sequence[Ids], width: int, V: int, branches: Branches
+    questions: Sequence[Question | None],
+    prefixes: Sequence[Ids],
+    width: int,
+    V: int,
+    branches: Branches,
+    positions: int,
 ) -> Answers:
     """Returns answers without a token, on the host. Rows without a question have ended.
 
@@ -28,6 +33,7 @@ def unwritten_answers(
       width: the most tokens of an answer.
       V: size of the vocabulary.
       branches: what is compiled.
+      positions: of the model; an answer ends where there are no more.
     """
     rows = len(questions)
     penalties = None
@@ -37,7 +43,10 @@ def unwritten_answers(
             for question, prefix in zip(questions, prefixes, strict=True)
         ]
         penalties = penalties_of(prompts, [None if question is None else question.options for question in questions], V)
-    limits = [0 if question is None else question.options.max_new_tokens for question in questions]
+    limits = [
+        0 if question is None else min(question.options.max_new_tokens, positions - len(prefix) - len(question.ids))
+        for question, prefix in zip(questions, prefixes, strict=True)
+    ]
     arrays: dict[str, Any] = {
         "token_B": np.zeros(rows, np.int32),
         "tokens_BN": np.zeros((rows, width), np.int32),
@@ -53,7 +62,7 @@ def unwritten_answers(
 
 def idle_answers(rows: int, width: int, V: int, branches: Branches) -> Answers:
     """Returns the answers of idle rows, on the host; arguments as in `unwritten_answers`."""
-    return unwritten_answers([None] * rows, [_NOTHING] * rows, width, V, branches)
+    return unwritten_answers([None] * rows, [_NOTHING] * rows, width, V, branches, 0)
 
 
 def _logprobs(questions: Sequence[Question | None], V: int) -> Logprobs:

@@ -239,7 +239,7 @@ class Schedule:
     def _too_long(self, prefix: int, question: Question) -> bool:
         """Returns whether prompt and answer do not fit the model; the question has failed then."""
         try:
-            require_room(prefix + question.tokens, question.answer_tokens, self._limits.positions)
+            require_room(prefix + question.tokens, question.required_tokens, self._limits.positions)
             if self.slots is not None and self.slots.fixed:
                 self.slots.require_room(prefix)
         except ValueError as error:

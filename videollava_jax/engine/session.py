@@ -195,8 +195,11 @@ class Session:
 
     @property
     def steps(self) -> int:
-        """What the session's thread has done so far, as a count: if it stays the same while requests are open and none
-        of them waits for its media, the thread hangs in a call of the device."""
+        """A count of what the session's thread has done.
+
+        If it stays the same while requests are open and none waits for its media, the thread hangs in a call of the
+        device.
+        """
         return self._run.steps
 
     @property

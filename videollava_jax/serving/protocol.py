@@ -156,6 +156,7 @@ def chat_asked(raw: bytes, settings: Settings, kind_of: KindOf) -> Asked:
     one = Request(
         id="",
         conversation=conversation(given.messages, kind_of),
+        cut_to_fit="max_new_tokens" not in options,
         max_new_tokens=options.pop("max_new_tokens", settings.longest_answer),
         frame_sampling=frame_rule(given.media_io_kwargs, given.mm_processor_kwargs, settings),
         options=options,
