@@ -1,6 +1,7 @@
 """A job through servers: what is sent, what comes back, and servers that are full, restarted, gone or wrong."""
 
 import base64
+import contextlib
 import http.server
 import json
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.loopback import answering
 from videollava_jax.assets import MEDIA
 from videollava_jax.batch.media.spool import FrameFile
 from videollava_jax.batch.runner import BatchOptions, run_batch
@@ -115,20 +117,15 @@ def serve():
             def log_message(self, *_):
                 pass
 
-        made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        made.daemon_threads = True
-        fake.url = f"http://127.0.0.1:{made.server_port}"
-        thread = threading.Thread(target=made.serve_forever, daemon=True)
-        thread.start()
-        running.append((made, thread))
-        fake.stop = lambda: (made.shutdown(), made.server_close())
+        end = contextlib.ExitStack()
+        running.append(end)
+        fake.url = f"http://127.0.0.1:{end.enter_context(answering(Handler)).server_port}"
+        fake.stop = end.close
         return fake
 
     yield start
-    for made, thread in running:
-        made.shutdown()
-        made.server_close()
-        thread.join(10)
+    for end in running:
+        end.close()
 
 
 def asked(name, source=CLIP, kind="video", **options):

@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import shutil
-import threading
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.loopback import answering
 from videollava_jax.batch.media.spool import FrameFile, Resolver, Spool, read_frames
 from videollava_jax.engine.digests import content_digest, file_version
 from videollava_jax.media import MediaError, MediaLimits, read_image
@@ -262,12 +262,8 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as made:
-        thread = threading.Thread(target=made.serve_forever)
-        thread.start()
+    with answering(Server) as made:
         yield f"localhost:{made.server_port}"
-        made.shutdown()
-        thread.join()
 
 
 def fetched(url, host, *, seconds=20, attempts=1, allowed=lambda address: True, max_bytes=10_000):

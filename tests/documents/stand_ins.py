@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from tests.loopback import free_port
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.training.run.named_recipes import RECIPES
 
@@ -262,13 +262,7 @@ STAND_INS: dict[str, Made] = {
 """What is put under a name that a page's reader brings."""
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-_PORT = _free_port()
+_PORT = free_port()
 WORDS: dict[str, str] = {
     "--port 8000": f"--port {_PORT}",
     "127.0.0.1:8000": f"127.0.0.1:{_PORT}",

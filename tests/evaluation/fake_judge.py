@@ -3,7 +3,9 @@
 import contextlib
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.loopback import answering
 
 
 class FakeJudge:
@@ -32,19 +34,13 @@ class FakeJudge:
             def log_message(self, *_):
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._handler = Handler
 
     @contextlib.contextmanager
     def running(self):
-        self._thread.start()
-        try:
+        with answering(self._handler) as server:
+            self.url = f"http://127.0.0.1:{server.server_port}/v1"
             yield self
-        finally:
-            self._server.shutdown()
-            self._thread.join()
-            self._server.server_close()
 
 
 def completion(text):

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
+from tests.loopback import answering
 from tests.serving.asking import CLIP, IMAGE, about
 from tests.serving.conftest import serving
 from tests.serving.fake import FakeSession
@@ -71,14 +72,10 @@ class Warm:
 
 @pytest.fixture
 def host():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as made:
+    with answering(Host) as made:
         made.asked, made.release = [], threading.Event()
-        thread = threading.Thread(target=made.serve_forever)
-        thread.start()
         yield made
         made.release.set()
-        made.shutdown()
-        thread.join()
 
 
 def name_of(host):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from tests.compiling import ENVIRONMENT
 from tests.engine.jobs import generated, mixed_job
+from tests.loopback import free_port
 from tests.small_models import random_model
 
 CASES = {"2x4": "random", "1x8": "tiny"}
@@ -45,9 +45,7 @@ print(json.dumps(results))
 @pytest.fixture(scope="module")
 def results():
     """By mesh: token ids by request, from each of two processes, which start once for all meshes."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     children = [
         subprocess.Popen(
             [sys.executable, "-c", CHILD, str(port), str(i), json.dumps(CASES)],

@@ -33,7 +33,7 @@ INPUT holds one question per line. OUTPUT appears when every line has a record, 
 
 OpenAI's batch lines (custom_id, body.messages), LLaVA's question files (question_id, text), CSV and Parquet (id,
 video or image, prompt) are recognised by their keys. Several files of one form, and files compressed with gzip or
-Zstandard, are one input: ids differ in all of it. Questions about one video may be anywhere in the file: the video
+Zstandard, are one input: no id may come twice in it. Questions about one video may be anywhere in the file: the video
 is decoded and encoded once. Every answer is kept in OUTPUT.partial as it comes, so after a kill at any moment the same
 command resumes there. Separate processes read the media, so a hostile file costs only its own line.
 """
