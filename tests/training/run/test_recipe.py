@@ -8,6 +8,7 @@ import typing
 
 import pytest
 
+from videollava_jax.processing.preset import CHOICES
 from videollava_jax.training.run.recipe import RANGES, Recipe, read_recipe
 
 GIVEN = ("--config", "lora", "--data.train", "mine.json")
@@ -105,3 +106,17 @@ def test_what_the_paper_has_no_recipe_for_is_refused(capsys):
         with pytest.raises(SystemExit):
             read_recipe(arguments)
         assert message in capsys.readouterr().err
+
+
+def test_every_field_of_a_preset_is_a_field_of_a_recipe():
+    given = []
+    for name, values in CHOICES.items():
+        value = values[-1]
+        field, text = ("image_aspect_ratio", "pad") if name == "pad_to_square" else (name, str(value).lower())
+        given.append(f"--data.{field}={text}")
+    recipe, _ = read_recipe([*GIVEN, *given, "--data.preset=original"])
+    expected = {name: values[-1] for name, values in CHOICES.items()} | {"name": "original"}
+    changes = recipe.data.preset_changes
+    assert changes.pop("template") == recipe.data.template
+    assert changes == expected
+    assert "resize" not in read_recipe(GIVEN)[0].data.preset_changes

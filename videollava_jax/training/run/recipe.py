@@ -14,7 +14,9 @@ from typing import Any, Literal
 from videollava_jax.extras import installs
 from videollava_jax.generation.kinds import Kind, number, whole
 from videollava_jax.hub import BUNDLED, local_path
-from videollava_jax.processing.preset import Sampling
+from videollava_jax.processing.preset import CHOICES, Resize, Sampling
+from videollava_jax.processing.prompt import MediaOrder
+from videollava_jax.processing.segments import AfterEnd, AfterMedia
 from videollava_jax.training.data.authors import Version
 from videollava_jax.training.data.packing import Order
 from videollava_jax.training.run.named_recipes import PAPER, PAPERS, names, with_recipe_files
@@ -79,6 +81,11 @@ class Data:
       preset: how prompts, frames and pixels are made, hf or original; null for the model's own (docs/presets.md).
       sampling: which frames, uniform or linspace; null for the preset's.
       image_aspect_ratio: pad makes images squares with the mean colour, square crops them; null for the preset's.
+      resize: how media are resized, pil or torch; null for the preset's.
+      media_order: where the media of a turn stand, first or text; null for the preset's.
+      after_media: how text is tokenised after a medium; null for the preset's.
+      after_end: how text is tokenised after the end of an answer; null for the preset's.
+      repeat_end: whether earlier answers end twice; null for the preset's.
       version: v1 or plain gives samples the ids and labels of the authors' training code, its masks of whole samples
         and its cut at 2048 ids included; null gives them this package's.
       features: a directory for the outputs of frozen towers: each medium is encoded once, before the first step, and
@@ -110,6 +117,11 @@ class Data:
     preset: Literal["hf", "original"] | None = None
     sampling: Sampling | None = None
     image_aspect_ratio: Literal["pad", "square"] | None = None
+    resize: Resize | None = None
+    media_order: MediaOrder | None = None
+    after_media: AfterMedia | None = None
+    after_end: AfterEnd | None = None
+    repeat_end: bool | None = None
     version: Version | None = None
     features: str | None = None
     template: str | None = None
@@ -137,8 +149,8 @@ class Data:
         changes = {
             "name": self.preset,
             "template": self.template,
-            "sampling": self.sampling,
             "pad_to_square": None if ratio is None else ratio == "pad",
+            **{name: getattr(self, name) for name in CHOICES if name != "pad_to_square"},
         }
         return {name: value for name, value in changes.items() if value is not None}
 
