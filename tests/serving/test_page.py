@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -106,6 +107,16 @@ def test_a_clip_plays_is_uploaded_once_and_answered_from_the_frames_that_are_sho
     assert ask(page, "Does it change colour?", 3)[0] == "yes"
     assert len(uploads) == 2
     assert page.locator("#spoken").inner_text().split()[-1] == "yes"  # a screen reader says it
+
+
+def test_requests_about_a_medium_name_it_for_balancers(page):
+    requests = []
+    page.on("request", lambda request: requests.append(request))
+    choose(page)
+    ask(page, "Which shape is it?")
+    about = [request for request in requests if "/v1/files" in request.url or "/chat/" in request.url]
+    assert {request.url.rpartition("/")[2].partition("?")[0] for request in about} == {"files", "frames", "completions"}
+    assert {request.headers.get("x-media") for request in about} == {hashlib.sha256(CLIP.read_bytes()).hexdigest()}
 
 
 def test_a_frame_is_shown_in_the_player_and_the_frame_on_display_is_marked(page):

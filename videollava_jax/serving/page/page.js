@@ -166,7 +166,7 @@ const $ = (id) => document.getElementById(id);
 const API = new URL(".", globalThis.document?.baseURI ?? "http://localhost/").href;
 let isReady; // says that the server takes requests
 const ready = new Promise((resolve) => (isReady = resolve));
-const state = { model: "", key: "", medium: null, sides: [], turns: [], known: new Map(), ids: [] };
+const state = { model: "", key: "", medium: null, sides: [], turns: [], known: new Map(), uploads: [] };
 
 function make(tag, properties = {}, ...children) {
   const { class: name, ...rest } = properties;
@@ -227,18 +227,35 @@ async function connect() {
 
 // ── the medium ──
 
+const MOST_HASHED = 2 ** 26; // bytes: the browser holds them all at once
+
+/** The header by which balancers send all requests about a medium to one server; none where a browser cannot hash. */
+function named(medium) {
+  const hash = globalThis.crypto?.subtle; // there is none on plain HTTP from another machine
+  if (!hash) return Promise.resolve({});
+  medium.named ??= (async () => {
+    const whole = medium.file
+      ? await medium.file.slice(0, MOST_HASHED).arrayBuffer()
+      : new TextEncoder().encode(medium.url);
+    const digest = new Uint8Array(await hash.digest("SHA-256", whole));
+    return { "X-Media": [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("") };
+  })().catch(() => ({})); // a file that has gone: its upload says so
+  return medium.named;
+}
+
 /** Sends a file, once: the same file chosen again has the id that it got. Returns a promise of what the server says of it. */
 function upload(medium) {
   const { file } = medium;
   const identity = `${file.name} ${file.size} ${file.lastModified}`;
   if (!state.known.has(identity)) {
-    const sent = new Promise((resolve, reject) => {
+    const send = (headers) => (resolve, reject) => {
       const request = new XMLHttpRequest(); // fetch does not say how far an upload has come
       const form = new FormData();
       form.append("purpose", "user_data");
       form.append("file", file);
       request.open("POST", `${API}v1/files`);
-      for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
+      for (const [name, value] of Object.entries({ ...authorization(), ...headers }))
+        request.setRequestHeader(name, value);
       request.upload.onprogress = (event) => {
         $("upload").hidden = event.loaded === event.total;
         $("upload").value = event.loaded / event.total;
@@ -247,7 +264,7 @@ function upload(medium) {
         $("upload").hidden = true;
         if (request.status < 300) {
           const made = JSON.parse(request.responseText);
-          state.ids.push(made.id);
+          state.uploads.push({ id: made.id, headers });
           resolve(made);
         } else
           reject(
@@ -256,7 +273,8 @@ function upload(medium) {
       };
       request.onerror = () => reject(new TypeError("no connection"));
       request.send(form);
-    });
+    };
+    const sent = named(medium).then((headers) => new Promise(send(headers)));
     state.known.set(identity, sent);
     sent.catch(() => state.known.delete(identity));
   }
@@ -456,7 +474,8 @@ class Side {
       const rule = this.rule
         ? Object.entries(this.rule).map(([name, value]) => `${name === "fps" ? "fps" : "frames"}=${value}`)
         : [];
-      const seen = await (await call(`v1/files/${(await upload(medium)).id}/frames?${rule.join("&")}`)).json();
+      const path = `v1/files/${(await upload(medium)).id}/frames?${rule.join("&")}`;
+      const seen = await (await call(path, { headers: await named(medium) })).json();
       images = seen.data.map(({ image }) => image);
       if (this.turn === turn) this.showFrames(seen, images);
     } catch (error) {
@@ -696,7 +715,7 @@ async function begin(answer) {
     try {
       const response = await call("v1/chat/completions", {
         method: "POST",
-        headers: { "Content-Type": "application/json" },
+        headers: { "Content-Type": "application/json", ...(await named(medium)) },
         body: JSON.stringify(body),
         signal: answer.abort.signal,
       });
@@ -800,9 +819,11 @@ function start() {
   };
   addEventListener("pagehide", () => {
     // Files take room on the server. Whoever comes back to the page asks with a new upload.
-    for (const id of state.ids)
-      fetch(`${API}v1/files/${id}`, { method: "DELETE", headers: authorization(), keepalive: true }).catch(() => {});
-    state.ids.length = 0;
+    for (const { id, headers } of state.uploads) {
+      const options = { method: "DELETE", headers: { ...authorization(), ...headers }, keepalive: true };
+      fetch(`${API}v1/files/${id}`, options).catch(() => {});
+    }
+    state.uploads.length = 0;
     state.known.clear();
   });
   document.addEventListener("loadedmetadata", () => state.sides.forEach((side) => side.markTimes()), true);
