@@ -28,12 +28,12 @@ from videollava_jax.training.data.packing import BatchShape, RowShape, make_plan
 from videollava_jax.training.data.samples import read_samples
 from videollava_jax.training.data.skips import BadSample, SkipCounter
 from videollava_jax.training.run import encoding
-from videollava_jax.training.run.base_model import Loaded, load, rows_on_devices
+from videollava_jax.training.run.base_model import Loaded, load
 from videollava_jax.training.run.encoding import Encoded, Encoder, open_features
+from videollava_jax.training.run.inputs import on_devices
 from videollava_jax.training.run.metrics import read_metrics
 from videollava_jax.training.run.recipe import Compute, Data, Recipe
 from videollava_jax.training.run.speed import Work
-from videollava_jax.training.update.model import Batch
 from videollava_jax.training.update.optimizer import build_optimizer
 from videollava_jax.training.update.options import Lora, Optimizer, Rates
 from videollava_jax.training.update.parameters import Parameters
@@ -133,9 +133,7 @@ def gradients(loaded: Loaded, rates: Rates, batch: HostBatch) -> tuple[float, Pa
     trainer = Trainer(loaded.model, build_optimizer(Optimizer(), rates, 10))
     placement = loaded.model.placement
     assert placement is not None
-    rows = Batch(
-        **{f.name: rows_on_devices(batch.arrays[f.name], placement, SHAPE.rows) for f in dataclasses.fields(Batch)}
-    )
+    rows = on_devices(batch, placement, SHAPE.rows)
     sums = trainer.no_sums(loaded.trained)
     sums = trainer.accumulate(sums, loaded.trained, loaded.frozen, rows, jnp.int32(0), jnp.int32(0))
     return float(sums.loss.loss / sums.loss.tokens), {
