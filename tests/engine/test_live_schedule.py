@@ -106,9 +106,9 @@ class Live(Simulation):
         assert question.task == "score"
         self._holds(prefix, question)
         assert action.prefix.tokens == prefix.tokens
-        if self.rows:
+        if self.rows:  # a score that came before they were begun is none that they have waited for
             assert (action.slot, action.shard) not in self.scored_since_decoding, "rows wait for two scores of a slot"
-        self.scored_since_decoding.add((action.slot, action.shard))
+            self.scored_since_decoding.add((action.slot, action.shard))
         self._result(question.id, "answer")
 
     def _KeepPrefix(self, action):
