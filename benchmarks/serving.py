@@ -171,7 +171,7 @@ def summary(asked: Sequence[Asked], capacity: float) -> list[str]:
 
 def share(values: Sequence[float], percent: int) -> float:
     """Returns a percentile; not a number of too few values."""
-    return statistics.quantiles(values, n=100)[percent - 1] if len(values) > 1 else float("nan")
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else float("nan")
 
 
 # ── what is measured ──
