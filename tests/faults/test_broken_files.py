@@ -127,7 +127,12 @@ def config_of_another_model(directory):
 
 def config_of_a_million_layers(directory):
     change_json(directory / "config.json", lambda raw: raw["text_config"].update(num_hidden_layers=10**6))
-    return ["config.json", "1000002 layers"]
+    return ["config.json", "num_hidden_layers: expected a whole number from 1 to 1024, got 1000000"]
+
+
+def config_of_a_thousand_layers(directory):
+    change_json(directory / "config.json", lambda raw: raw["text_config"].update(num_hidden_layers=1000))
+    return ["config.json", "1002 layers"]
 
 
 def config_of_wrong_types(directory):
@@ -161,6 +166,7 @@ def nested_config(directory):
         no_config,
         config_of_another_model,
         config_of_a_million_layers,
+        config_of_a_thousand_layers,
         config_of_wrong_types,
         nested_config,
     ],
@@ -301,7 +307,8 @@ def test_a_link_in_the_place_of_the_unfinished_output_is_not_followed(tmp_path):
     ("change_of", "words"),
     [
         ({"vocab_size": ROWS - 1}, "shape of lm_head.weight"),
-        ({"vocab_size": 10**9}, "shape of lm_head.weight"),
+        ({"vocab_size": 10**6}, "shape of lm_head.weight"),
+        ({"vocab_size": 10**9}, "vocab_size: expected a whole number from 1 to 16777216"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
         ({"num_attention_heads": 0}, "ZeroDivisionError"),
         ({"hidden_size": None}, "TypeError"),
