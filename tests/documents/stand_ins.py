@@ -171,6 +171,12 @@ def _samples(target: Path) -> None:
     target.write_text(json.dumps([{"id": "1", "video": "rising.mp4", "conversations": turns}]))
 
 
+def _talk(target: Path) -> None:
+    """One sample of text alone."""
+    turns = [{"from": "human", "value": "What is a triangle?"}, {"from": "gpt", "value": "A shape."}]
+    target.write_text(json.dumps([{"id": "2", "conversations": turns}]))
+
+
 def _questions(*videos: str) -> Made:
     """Questions for `videollava batch`, two about each video."""
 
@@ -251,8 +257,9 @@ STAND_INS: dict[str, Made] = {
     "data/valley_.json": _samples,
     "data/llava_image_tune_.json": _samples,
     "data/videochatgpt_tune_.json": _samples,
-    "data/nlp_tune.json": _samples,
+    "data/nlp_tune.json": _talk,
     "paper_pretrain": _recipe("paper_pretrain"),
+    "paper_finetune": _recipe("paper_finetune"),
     "paper_lora": _recipe("paper_lora"),
     "lora": _recipe("lora"),
     "qlora": _recipe("qlora"),
