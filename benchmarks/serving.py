@@ -29,6 +29,7 @@ from typing import Any
 
 from videollava_jax.assets import TINY
 from videollava_jax.assets.world import encode_mp4, sample_clip
+from videollava_jax.cli.common import size
 
 LOADS = (0.5, 0.8, 1.2)
 WORDS = ("which", "way", "does", "it", "move", "what", "shape", "is", "first", "colour", "how", "many", "are", "there")
@@ -61,9 +62,13 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--answer-tokens", type=int, default=16)
     parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--max-queue", type=int, default=64)
+    parser.add_argument("--max-queue", type=int, default=256)
+    parser.add_argument(
+        "--their-queue", type=int, default=8, help="as transformers would answer a longer one for hours"
+    )
+    parser.add_argument("--memory", default="5GiB", help="for keys and values, of the offline engine too")
+    parser.add_argument("--only", choices=("ours", "transformers"), help="measure one side alone")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ours-only", action="store_true", help="without transformers")
     arguments = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with tempfile.TemporaryDirectory() as name:
@@ -185,22 +190,25 @@ def write_clips(place: Path, count: int, seed: int) -> None:
 
 
 def random_model(place: Path) -> Path:
-    """Saves the random model of benchmarks/qa.py, with a processor for its 224 pixels."""
+    """Saves the random model of benchmarks/qa.py, made to write tokens that have a text, with a processor for it."""
     import torch
     from qa import random_model as made
     from questions import processor_for_224_pixels
 
     torch.set_grad_enabled(False)
     place.mkdir()
-    made(place)
-    processor_for_224_pixels().save_pretrained(place)
+    model, processor = made(place), processor_for_224_pixels()
+    model.lm_head.weight[len(processor.tokenizer) :] = 0  # a client sees no other tokens come
+    model.save_pretrained(place)
+    processor.save_pretrained(place)
     return place
 
 
 def offline(model: Path, clips: Path, arguments: argparse.Namespace) -> tuple[float, str]:
     """Returns the offline engine's rate on such questions, answers a second, and what it was measured with."""
     code = Path(__file__).with_name("serving_offline.py")
-    command = [sys.executable, str(code), str(model), str(clips), str(arguments.rows), str(arguments.answer_tokens)]
+    numbers = (arguments.rows, arguments.answer_tokens, size(arguments.memory))
+    command = [sys.executable, str(code), str(model), str(clips), *map(str, numbers)]
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
     return found["rate"], found["facts"]
 
@@ -212,10 +220,15 @@ def commands(model: Path, arguments: argparse.Namespace) -> dict[str, list[str]]
         *("--model", str(model), "--port", "0", "--json", "--served-model-name", "served", "--dtype", "float32"),
         *("--rows", str(arguments.rows), "--longest-answer", str(max(32, arguments.answer_tokens))),
         *("--max-queue", str(arguments.max_queue), "--media-root", "."),
-        *("--max-rows", str(arguments.rows * arguments.clips)),  # as the offline engine has
+        *("--max-rows", str(arguments.rows * arguments.clips), "--memory", arguments.memory),
     ]
-    theirs = [sys.executable, str(Path(__file__).with_name("serving_theirs.py")), str(model), str(arguments.max_queue)]
-    return {"ours": ours} if arguments.ours_only else {"ours": ours, "transformers": theirs}
+    theirs = [
+        sys.executable,
+        str(Path(__file__).with_name("serving_theirs.py")),
+        str(model),
+        str(arguments.their_queue),
+    ]
+    return {side: it for side, it in (("ours", ours), ("transformers", theirs)) if arguments.only in (None, side)}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Prints the rate of the offline engine on questions about clips: `benchmarks/serving.py` runs it.
 
-python benchmarks/serving_offline.py MODEL CLIPS ROWS ANSWER-TOKENS
+python benchmarks/serving_offline.py MODEL CLIPS ROWS ANSWER-TOKENS MEMORY
 """
 
 import json
@@ -18,11 +18,11 @@ from videollava_jax.engine import Engine, Request
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
-ROUNDS = 3
+ROUNDS = 2
 
 
-def main(model: str, clips: str, rows: int, tokens: int) -> None:
-    """Measures the engine on 12 questions about each clip, read by the processes that the server has too."""
+def main(model: str, clips: str, rows: int, tokens: int, memory: int) -> None:
+    """Measures the engine on 6 questions about each clip, read by the processes that the server has too."""
     rng = random.Random(1)
     processor = VideoLlavaProcessor.from_pretrained(model)
     loaded = LoadedModel.load(model, dtype="float32")
@@ -45,7 +45,7 @@ def main(model: str, clips: str, rows: int, tokens: int) -> None:
             max_new_tokens=tokens,
             options={"do_sample": False},
         )
-        for number in range(12)
+        for number in range(6)
         for clip in sorted(Path(clips).iterdir())
     ]
     try:
@@ -59,4 +59,4 @@ def main(model: str, clips: str, rows: int, tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
