@@ -80,6 +80,7 @@ WITHOUT_JAX = (
     "batch.lines",
     "batch.requests",
     "batch.records",
+    "batch.completions",
     "batch.servers",
     "evaluation",
     "training.data",

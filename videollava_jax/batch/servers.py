@@ -9,7 +9,6 @@ their URL and of the media ("rendezvous hashing"), so that losing a server moves
 
 from __future__ import annotations
 
-import base64
 import collections
 import contextlib
 import hashlib
@@ -27,18 +26,27 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from videollava_jax.batch.completions import (
+    LONGEST_ANSWER,
+    Answer,
+    Refused,
+    body_of,
+    content_of,
+    data_url,
+    failed,
+    media_paths,
+    messages_of,
+    read_answer,
+    reason_of,
+    result_of,
+)
 from videollava_jax.batch.media.spool import FrameFile
 from videollava_jax.batch.requests import with_sources
 from videollava_jax.engine.request import Request, Result
-from videollava_jax.generation.options import OPENAI_NAMES
-from videollava_jax.media import Fps, Uniform
-from videollava_jax.media.rooted import open_descriptor
-from videollava_jax.media.urls import short_name, shown_url
+from videollava_jax.media.urls import shown_url
 from videollava_jax.processing.segments import MediaKind
 
-_OPENAI_NAMES = {ours: theirs for theirs, ours in OPENAI_NAMES.items()}
 _BUSY = frozenset((408, 409, 425, 429, 502, 503, 504))
-_LONGEST_ANSWER = 64 * 2**20
 _KEPT = 64
 """Uploaded media that a server keeps for later questions, beyond those that are asked about now."""
 
@@ -98,7 +106,7 @@ class ServersRunner:
             try:
                 found = server.call("GET", "/v1/models")
             except OSError as error:
-                problems.append(f"{server.name}: {_reason(error)}")
+                problems.append(f"{server.name}: {reason_of(error)}")
                 continue
             server.hang_up()
             if found.status != 200:
@@ -154,26 +162,26 @@ class ServersRunner:
     # ── one request ──
 
     def _answer(self, request: Request) -> Result:
-        media = _media(request)
+        media = media_paths(request)
         try:
-            body = _body(request, self._model)
+            body = body_of(request, self._model)
         except ValueError as error:
-            return _failed(request, str(error), "invalid_request")
+            return failed(request, str(error), "invalid_request")
         attempts, pause = 0, 0.25
         while True:
             for server in sorted(self._servers, key=lambda server: server.rank(media)):
                 try:
                     with server.media(request) as named:
-                        answer = server.call("POST", "/v1/chat/completions", {**body, "messages": _messages(named)})
-                except _Refused as refused:
+                        answer = server.call("POST", "/v1/chat/completions", {**body, "messages": messages_of(named)})
+                except Refused as refused:
                     answer = refused.answer
                 except OSError as error:
-                    answer = _Answer(503, {}, _reason(error), gone=True)
+                    answer = Answer(503, {}, reason_of(error), gone=True)
                 if self._stopped.is_set():
-                    return _failed(request, "the run was stopped", "stopped")
+                    return failed(request, "the run was stopped", "stopped")
                 if answer.status == 200:
                     self._last_answer = time.monotonic()
-                    return _result(request, answer)
+                    return result_of(request, answer)
                 if answer.status == 404 and answer.code == "no_such_file":
                     server.forget(request)  # it has expired, or the server was started anew
                 elif answer.status in _BUSY:
@@ -182,10 +190,10 @@ class ServersRunner:
                     continue
                 elif answer.status < 500:
                     self._last_answer = time.monotonic()
-                    return _failed(request, answer.message, answer.code or f"http_{answer.status}")
+                    return failed(request, answer.message, answer.code or f"http_{answer.status}")
                 attempts += 1
                 if attempts >= self._options.attempts:
-                    return _failed(request, answer.message, answer.code or f"http_{answer.status}")
+                    return failed(request, answer.message, answer.code or f"http_{answer.status}")
                 break
             if time.monotonic() - self._last_answer > self._options.patience:
                 raise ServersGone(
@@ -195,24 +203,6 @@ class ServersRunner:
             # Not all at the same moment: the server would be full again.
             self._stopped.wait(max(answer.retry_after, pause) * random.uniform(0.5, 1.0))
             pause = min(2 * pause, 5.0)
-
-
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    body: Mapping[str, Any]
-    message: str = ""
-    code: str | None = None
-    retry_after: float = 0.0
-    gone: bool = False
-
-
-class _Refused(Exception):
-    """A server does not take a medium."""
-
-    def __init__(self, answer: _Answer):
-        super().__init__(answer.message)
-        self.answer = answer
 
 
 class _Server:
@@ -244,7 +234,7 @@ class _Server:
 
     # ── HTTP ──
 
-    def call(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> _Answer:
+    def call(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Answer:
         """Sends a request and returns the answer, whatever its status.
 
         Raises:
@@ -259,7 +249,7 @@ class _Server:
             try:
                 connection.request(method, self._path + path, raw, headers)
                 response = connection.getresponse()
-                content = response.read(_LONGEST_ANSWER + 1)
+                content = response.read(LONGEST_ANSWER + 1)
                 break
             except (OSError, http.client.HTTPException) as error:
                 self._drop(connection)
@@ -267,7 +257,7 @@ class _Server:
                 if used and not fresh and isinstance(error, (http.client.RemoteDisconnected, ConnectionError)):
                     continue
                 raise error if isinstance(error, OSError) else OSError(type(error).__name__) from None
-        return _read_answer(response, content)
+        return read_answer(response, content)
 
     def _connection(self, fresh: bool) -> tuple[http.client.HTTPConnection, bool]:
         kept: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
@@ -323,14 +313,14 @@ class _Server:
         """Yields the request with a URL for each medium, which the server has while the block lasts.
 
         Raises:
-          _Refused: the server does not take one.
+          Refused: the server does not take one.
           OSError: it does not answer, or a file cannot be read.
         """
         held: list[str] = []
 
         def url(kind: MediaKind, source: Any) -> str:
             if isinstance(source, FrameFile) or not self._takes_files:
-                return _data_url(kind, source)
+                return data_url(kind, source)
             path = os.fspath(source)
             with self._lock:
                 self._users[path] += 1
@@ -347,11 +337,11 @@ class _Server:
                     own.set_exception(error)
             try:
                 return f"vllm-file://{own.result()}"
-            except _Refused as refused:
+            except Refused as refused:
                 if refused.answer.status not in (404, 405, 501):
                     raise
                 self._takes_files = False  # a server without uploads
-                return _data_url(kind, source)
+                return data_url(kind, source)
 
         try:
             yield with_sources(request, url)
@@ -363,7 +353,7 @@ class _Server:
     def forget(self, request: Request) -> None:
         """Forgets the uploads of a request's media: the server has them no longer."""
         with self._lock:
-            for path in _media(request):
+            for path in media_paths(request):
                 self._files.pop(path, None)
 
     def _forget_old(self) -> None:
@@ -377,7 +367,7 @@ class _Server:
                     self.call("DELETE", f"/v1/files/{future.result()}")
 
     def _upload(self, source: Any) -> str:
-        content = _content(source)
+        content = content_of(source)
         boundary = hashlib.blake2b(content, digest_size=16).hexdigest()
         head = (
             f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nuser_data\r\n'
@@ -388,144 +378,5 @@ class _Server:
         answer = self.call("POST", "/v1/files", raw, f"multipart/form-data; boundary={boundary}")
         name = answer.body.get("id")
         if answer.status != 200 or not isinstance(name, str):
-            raise _Refused(answer)
+            raise Refused(answer)
         return name
-
-
-# ── requests and answers in OpenAI's words ──
-
-
-def _body(request: Request, model: str) -> dict[str, Any]:
-    """Returns the body of a chat completion without its messages.
-
-    Raises:
-      ValueError: the request asks for what the protocol has no words for.
-    """
-    if request.conversation is None:
-        raise ValueError(
-            "a prompt with placeholders is used unchanged, which a server does not do: expected a question without "
-            "<image> and <video>, or a conversation"
-        )
-    if request.video_pooling is not None:
-        raise ValueError("pool: a server has its own; start it with --pool")
-    options = {name: value for name, value in request.options.items() if value is not None}
-    if options.pop("do_sample", None) is False:
-        options = {**options, "temperature": 0}
-        for name in ("top_p", "top_k", "min_p"):
-            options.pop(name, None)
-    unknown = [name for name in options if name not in _OPENAI_NAMES]
-    if unknown:
-        raise ValueError(f"{unknown[0]}: a server takes no such option for one request")
-    body = {"model": model, "max_tokens": request.max_new_tokens, "seed": request.seed}
-    body |= {_OPENAI_NAMES[name]: value for name, value in options.items()}
-    match request.frame_sampling:
-        case None:
-            pass
-        case Uniform(num_frames=count):
-            body["media_io_kwargs"] = {"video": {"num_frames": count}}
-        case Fps(fps=rate, max_frames=most):
-            body["media_io_kwargs"] = {"video": {"fps": rate, "num_frames": most}}
-        case other:
-            raise ValueError(f"frames by {type(other).__name__}: a server takes a number of frames or --fps")
-    return body
-
-
-def _messages(request: Request) -> list[dict[str, Any]]:
-    """Returns the messages of a request whose media are URLs."""
-    assert request.conversation is not None
-    return [
-        {**message, "content": [_part(part) for part in message["content"]]}
-        if isinstance(message.get("content"), list)
-        else dict(message)
-        for message in request.conversation
-    ]
-
-
-def _part(part: Mapping[str, Any]) -> Mapping[str, Any]:
-    kind = part.get("type")
-    return {"type": f"{kind}_url", f"{kind}_url": {"url": part[kind]}} if kind in ("image", "video") else part
-
-
-def _media(request: Request) -> tuple[str, ...]:
-    found: list[str] = []
-
-    def look(_: Any, source: Any) -> Any:
-        found.append(os.fspath(source))
-        return source
-
-    with_sources(request, look)
-    return tuple(found)
-
-
-def _content(source: Any) -> bytes:
-    try:
-        with open(open_descriptor(source), "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise _Refused(_Answer(400, {}, f"{source}: {_reason(error)}", "unreadable")) from None
-
-
-def _data_url(kind: MediaKind, source: Any) -> str:
-    """Returns a medium as a data: URL; of a `FrameFile` its frames, as vLLM takes them."""
-    content = _content(source)
-    if isinstance(source, FrameFile):
-        line, _, rest = content.partition(b"\n")
-        ends = list(itertools.accumulate(json.loads(line)))
-        frames = [rest[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        return "data:video/jpeg;base64," + ",".join(base64.b64encode(frame).decode() for frame in frames)
-    mime = "image/png" if kind == "image" else "video/mp4"  # servers go by the content
-    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
-
-
-def _read_answer(response: http.client.HTTPResponse, content: bytes) -> _Answer:
-    try:
-        body = json.loads(content) if len(content) <= _LONGEST_ANSWER else None
-    except (ValueError, RecursionError):
-        body = None
-    body = body if isinstance(body, dict) else {}
-    error = body.get("error")
-    error = error if isinstance(error, Mapping) else {}
-    code = error.get("code")
-    status = response.status if response.status != 200 or body else 502
-    return _Answer(
-        status,
-        body,
-        short_name(str(error.get("message") or f"status {status}"), plain=True),
-        code if isinstance(code, str) else None,
-        _seconds(response.headers.get("Retry-After")),
-    )
-
-
-def _seconds(text: str | None) -> float:
-    try:
-        return min(max(float(text or 0), 0.0), 60.0)
-    except ValueError:
-        return 1.0  # a date
-
-
-def _result(request: Request, answer: _Answer) -> Result:
-    """Reads a chat completion; one that is none is a fault of the server."""
-    try:
-        choice, usage = answer.body["choices"][0], answer.body["usage"]
-        text, reason = choice["message"]["content"] or "", choice["finish_reason"]
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        return Result(
-            id=request.id,
-            text=str(text),
-            finish_reason="length" if reason == "length" else "stop",
-            prompt_tokens=int(usage["prompt_tokens"]),
-            cached_tokens=int(cached),
-            answer_tokens=int(usage["completion_tokens"]),
-        )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return _failed(request, "the server's answer is no chat completion", "bad_answer")
-
-
-def _failed(request: Request, message: str, cause: str) -> Result:
-    return Result(id=request.id, finish_reason="error", error=message, cause=cause)
-
-
-def _reason(error: OSError) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    return (os.strerror(error.errno).lower() if error.errno else str(error)) or type(error).__name__
