@@ -8,9 +8,22 @@ import pytest
 from tests.faults.hostile_media import BAD, Medium
 from tests.faults.media_job import Done, Seen, judge, run
 from videollava_jax import Engine
+from videollava_jax.assets import MEDIA
+from videollava_jax.batch.media.isolation import IsolatedReader
 from videollava_jax.batch.runner import BatchOptions, run_batch
+from videollava_jax.processing.segments import Media
 
 
+@pytest.fixture
+def reader_of_others(tiny_processor):
+    """Another reader of this process, with an idle worker: a server's, say."""
+    reader = IsolatedReader(tiny_processor)
+    reader(Media("image", next(MEDIA.glob("*.png"))), None)
+    yield reader
+    reader.close()
+
+
+@pytest.mark.usefixtures("reader_of_others")
 def test_hostile_media_among_good_ones(tiny_model, tiny_processor):
     """Good media are answered as in a job without bad ones, bad ones have one error each, and no worker is left."""
     tallies = {tally.name: tally for tally in run(20, len(BAD), 0, 3, tiny_model, tiny_processor)}

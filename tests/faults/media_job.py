@@ -40,7 +40,6 @@ MORE = 200
 READERS = 4
 MOST_FILES = 100
 """How many more files may be open at a time than at the end."""
-WORKER = b"videollava_jax.batch.media.worker"
 QUESTIONS = ("What shape is it?", "What colour is it?", "Where is it?", "How many shapes are there?")
 FAULTY = """
 import os, signal, time
@@ -85,10 +84,10 @@ class Seen:
 
 
 @contextmanager
-def watched() -> Iterator[Seen]:
-    """Observes this process and its workers every 10 ms."""
+def watched(mark: str) -> Iterator[Seen]:
+    """Observes this process and its marked workers every 10 ms: other tests leave readers open in it."""
     seen, ended = Seen(), threading.Event()
-    thread = threading.Thread(target=_watch, args=[seen, ended])
+    thread = threading.Thread(target=_watch, args=[seen, ended, f"{MARK}={mark}".encode()])
     thread.start()
     try:
         yield seen
@@ -97,7 +96,7 @@ def watched() -> Iterator[Seen]:
         thread.join()
 
 
-def _watch(seen: Seen, ended: threading.Event) -> None:
+def _watch(seen: Seen, ended: threading.Event, mark: bytes) -> None:
     others: set[str] = set()
     while not ended.wait(0.01):
         alive = 0
@@ -107,11 +106,11 @@ def _watch(seen: Seen, ended: threading.Event) -> None:
                 continue
             with suppress(OSError):
                 # First whether it is a worker: until it is, its memory is that of this process.
-                arguments = Path(f"/proc/{name}/cmdline").read_bytes()
+                marked = mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
                 status = dict(line.split(":", 1) for line in Path(f"/proc/{name}/status").read_text().splitlines())
                 if int(status["PPid"]) != os.getpid():
                     others.add(name)
-                elif WORKER in arguments and "VmHWM" in status:  # one that has ended has no memory
+                elif marked and "VmHWM" in status:  # one that has ended has no memory
                     alive += 1
                     seen.workers.add(int(name))
                     seen.worker = max(seen.worker, _bytes(status["VmHWM"]))
@@ -160,7 +159,7 @@ def run_media_job(place: Path, name: str, media: list[Medium], model: Any, proce
     engine = Engine(model, processor, reader=reader, readers=READERS)
     options = BatchOptions(defaults=Defaults(options={"max_new_tokens": 6}), media_root=place / "media")
     started, problems = time.perf_counter(), []
-    with environment(**{MARK: mark, "PYTHONPATH": _faults(place)}), watched() as seen:
+    with environment(**{MARK: mark, "PYTHONPATH": _faults(place)}), watched(mark) as seen:
         try:
             run_batch(source, output, lambda: engine, options)
         finally:
