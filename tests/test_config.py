@@ -7,16 +7,17 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from videollava_jax import config_json
 from videollava_jax.config import (
     ACTIVATION_NAMES,
     ModelConfig,
     RopeScaling,
     TextConfig,
     VisionConfig,
-    _read_by_transformers,
+    usual_json,
 )
-from videollava_jax.config_json import read_usual
+from videollava_jax.config.by_transformers import read_by_transformers
+from videollava_jax.config.shapes import OWN_KEYS
+from videollava_jax.config.usual_json import read_usual
 
 activations = st.sampled_from(ACTIVATION_NAMES)
 token_ids = st.integers(0, 40_000)
@@ -190,12 +191,12 @@ def test_the_published_models_json_is_read_without_transformers():
     }
     usual = read_usual(raw, ())
     assert usual is not None
-    assert usual == _read_by_transformers(raw)
+    assert usual == read_by_transformers(raw, OWN_KEYS)
     assert ModelConfig.from_hf(raw) == ModelConfig(text_config=TextConfig(pad_token_id=0))
 
 
 ODD = [None, True, -1, 0, 3, 2.5, "", "gelu", [], [1, 2], {}, {"rope_type": "default", "rope_theta": 5e5}]
-KEYS = [*config_json._MODEL, *config_json.VISION_DEFAULTS, *config_json._TEXT, "model_type", "quantization_config"]
+KEYS = [*usual_json._MODEL, *usual_json.VISION_DEFAULTS, *usual_json.TEXT_DEFAULTS, "model_type", "quantization_config"]
 KEYS += ["rope_theta", "rope_scaling", "rope_parameters"]
 
 
@@ -215,7 +216,7 @@ def test_what_we_read_ourselves_is_what_transformers_reads(config, data):
     event("ours" if usual is not None else "transformers alone")
     if usual is not None:
         try:
-            theirs = _read_by_transformers(raw)
+            theirs = read_by_transformers(raw, OWN_KEYS)
         except ValueError:  # such as an odd head_dim, which no decoder can have
             with pytest.raises(ValueError, match=r".+: .+"):
                 ModelConfig.from_hf(raw)

@@ -18,7 +18,6 @@ PACKAGE = ROOT / "videollava_jax"
 # From the ground up: folders, and the modules on the ground floor. Inside a folder any order holds that has no circle.
 ORDER = (
     "version",
-    "config_json",
     "json_files",
     "extras",
     "config",
@@ -46,7 +45,6 @@ ORDER = (
 # is tested without compiling anything.
 WITHOUT_JAX = (
     "version",
-    "config_json",
     "json_files",
     "extras",
     "config",

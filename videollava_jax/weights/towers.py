@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from videollava_jax.config import VisionConfig
-from videollava_jax.config_json import VISION_DEFAULTS
+from videollava_jax.config.usual_json import VISION_DEFAULTS
 from videollava_jax.hub import StrPath, local_path
 from videollava_jax.weights.errors import WeightsError
 from videollava_jax.weights.files import StoredTensor

@@ -29,7 +29,7 @@ VISION_DEFAULTS: Mapping[str, Any] = {
 }
 """Defaults of transformers' `CLIPVisionConfig`."""
 
-_TEXT: Mapping[str, Any] = {
+TEXT_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -133,7 +133,7 @@ def _has_type(key: str, value: Any, default: Any) -> bool:
 
 def _text(raw: Any) -> dict[str, Any] | None:
     rotary = ("rope_theta", "rope_scaling", "rope_parameters")
-    text = _part(raw, "llama", _TEXT, rotary)
+    text = _part(raw, "llama", TEXT_DEFAULTS, rotary)
     rope = None if text is None else _rope(raw)
     return None if text is None or rope is None else {**text, **rope}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 import os
 from collections.abc import Mapping
@@ -11,73 +10,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex, get_args
 
-from videollava_jax.config_json import read_usual
+from videollava_jax.config.by_transformers import read_by_transformers
+from videollava_jax.config.ranges import (
+    ACTIVATION_NAMES,
+    TEXT_RANGES,
+    VISION_RANGES,
+    RopeKind,
+    checked_rope,
+    require_choice,
+    require_divisible,
+    require_positive,
+    require_ranges,
+    require_rope_factor,
+)
+from videollava_jax.config.usual_json import read_usual
 from videollava_jax.json_files import read_object
 
 Variant = Literal["hf", "original"]
 SelectStrategy = Literal["default", "full"]
-RopeKind = Literal["linear", "dynamic"]
-
-ACTIVATION_NAMES = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "silu")
-
 
 # The keys that our config.json adds to transformers'.
-_OWN_KEYS = ("variant", "temporal_frames", "projector_layers")
+OWN_KEYS = ("variant", "temporal_frames", "projector_layers")
 PROJECTOR_LAYERS = 2
 """Of transformers' projector, and of the published models'."""
 DEEPEST_PROJECTOR = 16
-LARGEST_ROPE_FACTOR = 4096
-
-
-def _require_divisible(where: str, name: str, value: int, divisor: int) -> None:
-    if divisor <= 0 or value % divisor:
-        raise ValueError(f"{where}: {name} {value} does not divide into {divisor} equal parts")
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r:.100}")
-
-
-# The smallest and the largest value of each number. The largest are far beyond any model, and keep a damaged or hostile
-# configuration from asking for memory that no machine has.
-_WIDTH, _LAYERS, _HEADS, _SIDE = (1, 2**16), (1, 1024), (1, 1024), (1, 4096)
-_VISION_RANGES = {
-    "hidden_size": _WIDTH,
-    "intermediate_size": (1, 2**18),
-    "num_hidden_layers": _LAYERS,
-    "num_attention_heads": _HEADS,
-    "num_channels": (1, 16),
-    "image_size": _SIDE,
-    "patch_size": _SIDE,
-}
-_TEXT_RANGES = {
-    "vocab_size": (1, 2**24),
-    "hidden_size": _WIDTH,
-    "intermediate_size": (1, 2**18),
-    "num_hidden_layers": _LAYERS,
-    "num_attention_heads": _HEADS,
-    "num_key_value_heads": _HEADS,
-    "head_dim": (2, 4096),
-    "max_position_embeddings": (1, 2**24),
-}
-
-
-def _require_ranges(where: str, config: Any, ranges: Mapping[str, tuple[int, int]]) -> None:
-    """Checks the numbers of a configuration, or of its JSON, where a key may be absent or null."""
-    for name, (least, most) in ranges.items():
-        value = config.get(name) if isinstance(config, Mapping) else getattr(config, name)
-        if value is None and isinstance(config, Mapping):
-            continue
-        if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"{where}.{name}: expected a whole number from {least} to {most}, got {value!r:.100}")
-
-
-def _require_positive(where: str, config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise ValueError(f"{where}.{name}: expected a number above 0, got {value!r:.100}")
 
 
 def poolings(side: int) -> tuple[int, ...]:
@@ -133,12 +89,12 @@ class VisionConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        _require_ranges("vision_config", self, _VISION_RANGES)
-        _require_positive("vision_config", self, "layer_norm_eps")
-        _require_divisible("vision_config", "hidden_size", self.hidden_size, self.num_attention_heads)
+        require_ranges("vision_config", self, VISION_RANGES)
+        require_positive("vision_config", self, "layer_norm_eps")
+        require_divisible("vision_config", "hidden_size", self.hidden_size, self.num_attention_heads)
         if self.image_size < self.patch_size:
             raise ValueError(f"vision_config: image_size {self.image_size} is below patch_size {self.patch_size}")
-        _require_choice("vision_config.hidden_act", self.hidden_act, ACTIVATION_NAMES)
+        require_choice("vision_config.hidden_act", self.hidden_act, ACTIVATION_NAMES)
 
     @property
     def head_dim(self) -> int:
@@ -172,11 +128,8 @@ class RopeScaling:
     factor: float
 
     def __post_init__(self) -> None:
-        _require_choice("rope_scaling", self.kind, get_args(RopeKind))
-        if type(self.factor) not in (int, float) or not 1 <= self.factor <= LARGEST_ROPE_FACTOR:
-            raise ValueError(
-                f"rope_scaling: expected a factor from 1 to {LARGEST_ROPE_FACTOR}, got {self.factor!r:.100}"
-            )
+        require_choice("rope_scaling", self.kind, get_args(RopeKind))
+        require_rope_factor(self.factor)
         object.__setattr__(self, "factor", float(self.factor))
 
 
@@ -203,14 +156,14 @@ class TextConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        _require_ranges("text_config", self, _TEXT_RANGES)
-        _require_positive("text_config", self, "rms_norm_eps", "rope_theta")
-        _require_divisible("text_config", "num_attention_heads", self.num_attention_heads, self.num_key_value_heads)
+        require_ranges("text_config", self, TEXT_RANGES)
+        require_positive("text_config", self, "rms_norm_eps", "rope_theta")
+        require_divisible("text_config", "num_attention_heads", self.num_attention_heads, self.num_key_value_heads)
         if self.head_dim % 2:
             raise ValueError(f"text_config: rotary embedding needs an even head_dim, got {self.head_dim}")
         if self.is_dynamic and self.head_dim < 4:
             raise ValueError(f"text_config: dynamic rope_scaling needs a head_dim of at least 4, got {self.head_dim}")
-        _require_choice("text_config.hidden_act", self.hidden_act, ACTIVATION_NAMES)
+        require_choice("text_config.hidden_act", self.hidden_act, ACTIVATION_NAMES)
 
     @property
     def is_dynamic(self) -> bool:
@@ -275,9 +228,9 @@ class ModelConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        _require_choice("variant", self.variant, get_args(Variant))
-        _require_choice("vision_feature_select_strategy", self.vision_feature_select_strategy, get_args(SelectStrategy))
-        _require_choice("projector_hidden_act", self.projector_hidden_act, ACTIVATION_NAMES)
+        require_choice("variant", self.variant, get_args(Variant))
+        require_choice("vision_feature_select_strategy", self.vision_feature_select_strategy, get_args(SelectStrategy))
+        require_choice("projector_hidden_act", self.projector_hidden_act, ACTIVATION_NAMES)
         if type(self.temporal_frames) is not int or self.temporal_frames < 1:
             raise ValueError(
                 f"temporal_frames: expected a whole number of at least 1, got {self.temporal_frames!r:.100}"
@@ -361,7 +314,7 @@ class ModelConfig:
     def from_hf(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> ModelConfig:
         """Reads a transformers configuration: a directory, a `config.json`, its dict, or a `ModelConfig`.
 
-        Keys that the JSON leaves out take transformers' defaults. JSON with keys that `config_json` does not know is
+        Keys that the JSON leaves out take transformers' defaults. JSON with keys that `usual_json` does not know is
         read by transformers itself.
 
         Raises:
@@ -369,8 +322,8 @@ class ModelConfig:
         """
         if isinstance(source, (str, os.PathLike)):
             source = _read_json(Path(source))
-        usual = read_usual(source, _OWN_KEYS) if isinstance(source, Mapping) else None
-        values = dict(_read_by_transformers(source) if usual is None else usual)
+        usual = read_usual(source, OWN_KEYS) if isinstance(source, Mapping) else None
+        values = dict(read_by_transformers(source, OWN_KEYS) if usual is None else usual)
         vision, text = values.pop("vision_config"), values.pop("text_config")
         return cls(
             vision_config=VisionConfig(**vision),
@@ -425,27 +378,6 @@ class ModelConfig:
         return raw
 
 
-def _check_parts(raw: Mapping[str, Any]) -> None:
-    """Refuses values about which transformers' own errors are KeyErrors, divisions by zero and warnings."""
-    vision, text = raw.get("vision_config"), raw.get("text_config")
-    if isinstance(vision, Mapping):
-        _require_ranges("vision_config", vision, _VISION_RANGES)
-    if isinstance(text, Mapping):
-        _require_ranges("text_config", text, _TEXT_RANGES)
-        for key in ("rope_parameters", "rope_scaling"):
-            read_rope_scaling(text.get(key))
-
-
-def _without_labels(part: Any) -> Any:
-    """Returns a part of the JSON without the labels of classifiers: transformers makes a dictionary of any number."""
-    labels = ("num_labels", "id2label", "label2id")
-    return {key: value for key, value in part.items() if key not in labels} if isinstance(part, Mapping) else part
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
 def _as_json(value: int | tuple[int, ...] | None) -> int | list[int] | None:
     return list(value) if isinstance(value, tuple) else value
 
@@ -454,74 +386,14 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _read_by_transformers(source: Mapping[str, Any] | Any) -> dict[str, Any]:
-    """Returns what `read_usual` returns, of any JSON that transformers can read, or of its configuration object.
-
-    Raises:
-        ValueError: not a Video-LLaVA configuration, or one that asks for something this model does not do.
-    """
-    if isinstance(source, Mapping) and source.get("model_type") != "video_llava":
-        raise ValueError(
-            f"expected a configuration with model_type 'video_llava', got {source.get('model_type')!r:.100}"
-        )
-
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import VideoLlavaConfig as HFVideoLlavaConfig
-
-    if isinstance(source, HFVideoLlavaConfig):
-        # Transformers keeps keys that it does not know as attributes of its configuration.
-        own = {key: getattr(source, key) for key in _OWN_KEYS if hasattr(source, key)}
-        hf = source
-    else:
-        raw = {key: _without_labels(value) for key, value in _without_labels(source).items()}
-        own = {key: raw.pop(key) for key in _OWN_KEYS if key in raw}
-        _check_parts(raw)
-        try:
-            hf = HFVideoLlavaConfig.from_dict(raw)
-        except StrictDataclassError as error:
-            raise ValueError(f"transformers refuses the configuration: {_one_line(error)}") from None
-        except Exception as error:  # of any kind, by what a damaged file asks for
-            raise ValueError(f"transformers cannot read the configuration ({_one_line(error)})") from None
-    vision, text = hf.vision_config, hf.text_config
-    for part, expected in ((vision, "clip_vision_model"), (text, "llama")):
-        if part.model_type != expected:
-            raise ValueError(f"expected a {expected} inside the configuration, got {part.model_type}")
-    rope = dict(text.rope_parameters or {})
-    named = [f.name for f in dataclasses.fields(TextConfig) if not f.name.startswith("rope_")]
-    return {
-        "vision_config": {f.name: getattr(vision, f.name) for f in dataclasses.fields(VisionConfig)},
-        "text_config": {
-            **{name: getattr(text, name) for name in named},
-            "rope_theta": float(rope.get("rope_theta", 10000.0)),
-            "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope,
-        },
-        "image_token_index": hf.image_token_index,
-        "video_token_index": hf.video_token_index,
-        "projector_hidden_act": hf.projector_hidden_act,
-        "multimodal_projector_bias": hf.multimodal_projector_bias,
-        "vision_feature_layer": hf.vision_feature_layer,
-        "vision_feature_select_strategy": hf.vision_feature_select_strategy,
-        "tie_word_embeddings": bool(hf.tie_word_embeddings),
-        **own,
-    }
-
-
 def read_rope_scaling(rope: Mapping[str, Any] | None) -> RopeScaling | None:
     """Reads `rope_parameters`, or `rope_scaling` of older files; None for the plain rotary embedding.
 
     Raises:
         ValueError: a kind of scaling that this model does not have, or no factor.
     """
-    if rope is not None and not isinstance(rope, Mapping):
-        raise ValueError(f"rope_scaling: expected an object or null, got {rope!r:.100}")
-    kind = "default" if not rope else rope.get("rope_type", rope.get("type", "default"))
-    if not rope or kind == "default":
-        return None
-    if kind not in get_args(RopeKind):
-        raise ValueError(f"rope_type {kind!r:.100} is not supported: expected 'default', 'linear' or 'dynamic'")
-    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise ValueError(f"partial_rotary_factor: expected 1, got {rope['partial_rotary_factor']!r:.100}")
-    return RopeScaling(kind=kind, factor=rope.get("factor"))  # type: ignore[arg-type]  # refused there
+    scaling = checked_rope(rope)
+    return None if scaling is None else RopeScaling(kind=scaling[0], factor=scaling[1])
 
 
 def _read_json(path: Path) -> dict[str, Any]:
