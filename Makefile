@@ -5,13 +5,17 @@ VENV ?= .venv
 WORKERS ?= auto
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/videollava demo --picture out/demo.png
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+# Half an hour; FAULTS="--only media --scale 0.1" for less of it.
+faults: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -230,9 +230,9 @@ def _killed(place: Path, rng: random.Random, i: int, seconds: float, steps: int)
             return "violation", str(error)
     after, again = committed(output), asked(place) & before
     if again:
-        return "violation", f"asked again, though committed: {sorted(again)[:9]}"
+        return "doubled", f"asked again, though committed: {sorted(again)[:9]}"
     if not output.exists() and not before <= after:
-        return "violation", f"committed, and gone: {sorted(before - after)[:9]}"
+        return "lost", f"committed, and gone: {sorted(before - after)[:9]}"
     if not died:
         return "had ended before", ""
     if output.exists():
@@ -287,13 +287,13 @@ def _killed_retry(place: Path, i: int, step: int, before: bytes, mended: bytes) 
         pass
     now, begun = output.read_bytes(), "decode_failed" not in ledger_causes(output).values()
     if now not in (before, mended):
-        return "violation", "the output is neither as it was nor mended"
+        return "silent", "the output is neither as it was nor mended"
     try:
         run(run_mended_job, place, i)
     except (Died, RuntimeError) as error:
         return "violation", str(error)
     if output.read_bytes() != (mended if begun else before):
-        return "violation", "what was tried again was lost" if begun else "another output than before"
+        return "lost" if begun else "silent", "what was tried again was lost" if begun else "another output than before"
     return ("after the output" if now == mended else "between") if begun else "before the errors were forgotten", ""
 
 
@@ -322,7 +322,7 @@ def kill_model(number: int, seed: int) -> list[Tally]:
             if output.exists() or rng.random() < 0.25 or i == number - 1:
                 _run_command(source, output)
                 same = output.read_bytes() == expected
-                jobs.add("as undisturbed" if same else "violation", f"after model kill {i} of seed {seed}")
+                jobs.add("as undisturbed" if same else "silent", f"after model kill {i} of seed {seed}")
                 output = place / f"{i + 1}.jsonl"
     return [tally, jobs]
 
@@ -353,10 +353,16 @@ def _killed_command(source: Path, output: Path, rng: random.Random, i: int, seco
         return "violation", f"processes left behind: {marked_processes(mark)}"
     after = committed(output)
     if not output.exists() and not before <= after:
-        return "violation", f"committed, and gone: {sorted(before - after)[:9]}"
+        return "lost", f"committed, and gone: {sorted(before - after)[:9]}"
     if not died:
         return "had ended before", ""
     return ("killed between" if after else "killed before the first commit"), ""
+
+
+def part(seed: int, scale: float) -> list[Tally]:
+    """Kills `200 * scale` runs without a model and `6 * scale` with the tiny one; see `tests.faults.parts`."""
+    retried = kill_retries(max(2, round(20 * scale)), seed)
+    return [*kill(max(10, round(200 * scale)), seed), retried, *kill_model(max(1, round(6 * scale)), seed)]
 
 
 def main() -> int:

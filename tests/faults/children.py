@@ -21,7 +21,19 @@ _CONTEXT.set_forkserver_preload(["tests.faults.preload"])
 
 
 class Died(Exception):
-    """A child ended without an answer: crashed in native code, was killed, or took too long."""
+    """A child ended without an answer: crashed in native code, was killed, or took too long.
+
+    Attributes:
+      outcome: "hang" if it took too long, "crash" otherwise, as a `Tally` counts it.
+    """
+
+    outcome = "crash"
+
+
+class Late(Died):
+    """A child took too long."""
+
+    outcome = "hang"
 
 
 class Child:
@@ -55,7 +67,7 @@ class Child:
             self._process.join()
             raise self._died(f"it ended with status {self._process.exitcode}") from None
         self.kill()
-        raise self._died(f"it did not answer within {seconds:g} s")
+        raise self._died(f"it did not answer within {seconds:g} s", Late)
 
     def result(self, seconds: float = 60) -> Any:
         """Returns what the function returns; raises Died, or a RuntimeError with the function's traceback."""
@@ -91,11 +103,11 @@ class Child:
         self._connection.close()
         Path(self._errors).unlink(missing_ok=True)
 
-    def _died(self, how: str) -> Died:
+    def _died(self, how: str, kind: type[Died] = Died) -> Died:
         """Makes the error about a child that has ended, with the end of its standard error; frees its file."""
         last_words = Path(self._errors).read_text(errors="replace")[-500:]
         self.close()
-        return Died(f"{how}: {last_words}")
+        return kind(f"{how}: {last_words}")
 
     def kill(self) -> bool:
         """Ends it with SIGKILL; returns whether it was still at work."""

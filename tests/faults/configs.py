@@ -19,6 +19,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+from tests.faults.tables import BAD, Tally
 from videollava_jax.config import ModelConfig, TextConfig, VisionConfig
 from videollava_jax.media import FramePreprocessor
 
@@ -72,13 +73,13 @@ def mutated(rng: random.Random, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def outcome(read: Callable[[Any], Any], raw: dict[str, Any]) -> tuple[str, str]:
-    """Reads a mutated object; returns "read", "refused" or "violation", and what was wrong or said."""
+    """Reads a mutated object; returns "read", "refused" or one of `BAD`, and what was wrong or said."""
     started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         found = read(raw)
         again = found.to_hf() if isinstance(found, ModelConfig) else found.to_json()
         if read(json.loads(json.dumps(again))) != found:
-            return "violation", "read otherwise after it was written"
+            return "silent", "read otherwise after it was written"
         result = "read", ""
     except ValueError as error:
         text = str(error)
@@ -86,9 +87,9 @@ def outcome(read: Callable[[Any], Any], raw: dict[str, Any]) -> tuple[str, str]:
             return "violation", f"a message of {len(text)} characters, or not of one line: {text[:200]!r}"
         result = "refused", text
     except Exception as error:
-        return "violation", f"{type(error).__name__}: {str(error)[:200]}"
+        return "crash", f"{type(error).__name__}: {str(error)[:200]}"
     if (seconds := time.process_time() - started) > SECONDS:
-        return "violation", f"took {seconds:.1f} s"
+        return "hang", f"took {seconds:.1f} s"
     if (grown := (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024) > MEMORY:
         return "violation", f"took {grown / 2**20:.0f} MiB"
     return result
@@ -106,9 +107,27 @@ def run(count: int, seed: int) -> tuple[Counter[str], list[str]]:
         made = mutated(rng, raw)
         kind, why = outcome(read, made)
         tally[kind] += 1
-        if kind == "violation":
+        if kind in BAD:
             violations.append(f"{why}\n    {json.dumps(made)[:1500]}")
     return tally, violations
+
+
+def part(seed: int, scale: float) -> list[Tally]:
+    """Draws `10000 * scale` configurations; see `tests.faults.parts`."""
+    import transformers  # noqa: F401
+
+    ModelConfig.from_hf({**ModelConfig().to_hf(), "one_more_key": 1})
+    rng, tally = random.Random(seed), Tally("configurations")
+    readers = bases()
+    for number in range(round(10_000 * scale)):
+        read, raw = rng.choice(readers)
+        made = mutated(rng, raw)
+        began = time.perf_counter()
+        kind, why = outcome(read, made)
+        tally.add(
+            kind, f"number {number} of seed {seed}: {why}: {json.dumps(made)[:1500]}", time.perf_counter() - began
+        )
+    return [tally]
 
 
 if __name__ == "__main__":

@@ -108,6 +108,11 @@ def _into_short_files(place: Path, what: str, share: float) -> str:
     return "" if snapshot(place / f"whole-{what}") == old else "the old output was touched"
 
 
+def part(seed: int, scale: float) -> list[Tally]:
+    """Fills `16 * scale` disks, and converts into every closed place; see `tests.faults.parts`."""
+    return fill(max(8, round(16 * scale)), seed) + forbid(COMMANDS if scale >= 1 else COMMANDS[:1])
+
+
 # ── permissions ─────────────────────────────────────────────────────────────────────────────────────────────
 
 OF_ANOTHER = "what a killed run of another user left"

@@ -14,7 +14,7 @@ from tests.faults.children import Child, Died, messages
 from tests.faults.tables import Tally
 
 SECONDS = 120  # for a flip, the imports and the first compilation
-GOOD = ("found", "refused", "the same")
+GOOD, SILENT = ("found", "refused", "the same"), ("not found", "other parameters")
 KINDS = ("Orbax", "Orbax in int8", "safetensors")
 CHOICES = ("any byte", "any file")
 """How a byte is drawn: all bytes equally likely, or all files, so that small files are hit as well."""
@@ -30,7 +30,7 @@ def flip(number: int, seed: int, kinds: tuple[str, ...] = KINDS) -> list[Tally]:
         for message in messages(partial(_start, kind, ours, seed), SECONDS):
             position, _, choice = ours.pop(0)
             if isinstance(message, Died):
-                found[kind, choice].add("violation", f"flip {position} of seed {seed}: {message}")
+                found[kind, choice].add(message.outcome, f"flip {position} of seed {seed}: {message}")
                 continue
             where, verified, load = message
             found[kind, choice].add(*_outcome(verified, f"flip {position} of seed {seed}: {where}"))
@@ -38,13 +38,19 @@ def flip(number: int, seed: int, kinds: tuple[str, ...] = KINDS) -> list[Tally]:
     return [*found.values(), *loaded.values()]
 
 
+def part(seed: int, scale: float) -> list[Tally]:
+    """Flips `150 * scale` bits; see `tests.faults.parts`."""
+    return flip(round(150 * scale), seed)
+
+
 def _start(kind: str, cases: list[tuple[int, str, str]], seed: int) -> Child | None:
     return Child(_work, kind, cases, seed, say=True) if cases else None
 
 
 def _outcome(outcome: str, where: str) -> tuple[str, str]:
-    """Returns an outcome as a tally counts it: all but those in `GOOD` are violations."""
-    return (outcome, "") if outcome in GOOD else ("violation", f"{where}: {outcome}")
+    """Returns an outcome as a tally counts it: all but those in `GOOD` are bad."""
+    bad = "silent" if outcome in SILENT else "crash"
+    return (outcome, "") if outcome in GOOD else (bad, f"{where}: {outcome}")
 
 
 def write_directory(place: Path, kind: str) -> Path:

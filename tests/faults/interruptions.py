@@ -40,7 +40,7 @@ def kill(number: int, seed: int) -> list[Tally]:
             try:
                 outcome, detail = _killed(place, what, situation, at, rng.uniform(0, seconds))
             except (Died, RuntimeError) as error:
-                outcome, detail = "violation", str(error)
+                outcome, detail = getattr(error, "outcome", "crash"), str(error)
             tallies[situation].add(outcome, f"kill {i} of seed {seed} ({what}, at {at}): {detail}")
     return list(tallies.values())
 
@@ -88,23 +88,23 @@ def _killed(
             died = True
     left = [path.name for path in place.iterdir() if path.name.endswith(".partial")]
     if old is not None and snapshot(target) != old:
-        return "violation", "the old target was touched"
+        return "lost", "the old target was touched"
     if target.exists() and (complaint := run(verified, target)):
-        return "violation", f"a target that is not whole: {complaint}"
+        return "silent", f"a target that is not whole: {complaint}"
     status, said = run(command, *arguments)
     if situation == "other there":
         if complaint := complaint_about(status, said, target):
             return "violation", f"a run over another target: {complaint}"
         if snapshot(target) != old:
-            return "violation", "the old target was touched by the next run"
+            return "lost", "the old target was touched by the next run"
         shutil.rmtree(target)
         status, said = run(command, *arguments)
     if status:
         return "violation", f"the next run failed: {said}"
     if complaint := run(verified, target):
-        return "violation", f"the next run's target is not whole: {complaint}"
+        return "silent", f"the next run's target is not whole: {complaint}"
     if situation == "same there" and snapshot(target) != old:
-        return "violation", "the same target was written again"
+        return "doubled", "the same target was written again"
     if leavings := {path.name for path in place.iterdir()} - {"source", "other", "target"}:
         return "violation", f"left behind: {sorted(leavings)}"
     return ("killed, half of it left" if left else "killed") if died else "had ended before", ""
@@ -137,6 +137,11 @@ def _stepped(arguments: tuple[str, ...], step: int) -> int:
     sys.addaudithook(step_taken)
     command(*arguments)
     return count
+
+
+def part(seed: int, scale: float) -> list[Tally]:
+    """Kills `48 * scale` conversions, and lets `6 * scale` pairs meet; see `tests.faults.parts`."""
+    return kill(max(8, round(48 * scale)), seed) + meet(max(2, round(6 * scale)), seed)
 
 
 # ── two runs ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.faults.odd_values import Raw, dump
+from tests.faults.tables import Tally
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.batch.forms.openai import NEUTRAL
 from videollava_jax.batch.runner import BatchOptions, run_batch
@@ -282,8 +283,12 @@ def error_of(record: dict[str, Any]) -> str | None:
     return error["message"] if isinstance(error, dict) else error
 
 
-def try_lines(form: str, number: int, seed: int, runner: Any) -> Counter[str]:
-    """Runs jobs of at least a number of lines; returns how many jobs, lines and errors there were."""
+def try_lines(form: str, number: int, seed: int, runner: Any, tally: Tally | None = None) -> Counter[str]:
+    """Runs jobs of at least a number of lines; returns how many jobs, lines and errors there were.
+
+    Args:
+      tally: counts each line, with the seconds of its job.
+    """
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as directory:
 
@@ -296,13 +301,30 @@ def try_lines(form: str, number: int, seed: int, runner: Any) -> Counter[str]:
         )
         @given(with_ids(form))
         def check(odd: list[Any]) -> None:
+            began = time.perf_counter()
             records = run_job(Path(directory), form, odd, runner)
+            for record in records if tally else ():
+                tally.add("refused" if error_of(record) else "answered", seconds=time.perf_counter() - began)
             counts["jobs"] += 1
             counts["lines"] += len(records)
             counts["errors"] += sum(error_of(record) is not None for record in records)
 
         check()
     return counts
+
+
+def part(seed: int, scale: float) -> list[Tally]:
+    """Runs jobs of `6000 * scale` lines; see `tests.faults.parts`."""
+    tallies, runner = [], Validating()
+    for form in IDS:
+        tallies.append(tally := Tally(f"lines of {form}"))
+        try:
+            counts = try_lines(form, round(6000 * scale) // len(IDS), seed, runner, tally)
+            tally.note = f"{counts['jobs']} jobs of {form}"
+        except Exception as error:  # an assertion: a line without a record, a good one without an answer
+            lost = isinstance(error, AssertionError)
+            tally.add("lost" if lost else "crash", f"seed {seed}: {type(error).__name__}: {str(error)[:2000]}")
+    return tallies
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.commands import MARK, ROOT, await_no_process, marked_processes
+from tests.faults.hostile_media import BAD as BAD_MEDIA
 from tests.faults.hostile_media import Medium, write_media
 from tests.faults.tables import Tally, said, table
 from videollava_jax.batch.requests import Defaults
@@ -209,23 +210,28 @@ def judge(media: list[Medium], mixed: Done, alone: Done) -> list[Tally]:
     if mixed.seen.main > alone.seen.main + MORE * MEBIBYTE:
         jobs.add("violation", "the main process took more memory for the bad media")
     if (names := [record["id"] for record in mixed.records]) != [medium.name for medium in media]:
-        jobs.add("violation", f"{len(names)} records of {len(media)} lines, {len(set(names))} of them different")
+        kind = "doubled" if len(names) > len(set(names)) else "lost"
+        jobs.add(kind, f"{len(names)} records of {len(media)} lines, {len(set(names))} of them different")
     jobs.add("two jobs")
     expected = {record["id"]: record for record in alone.records}
     records = {record["id"]: record for record in mixed.records}
     for medium in media:
         outcome, detail = _judged(medium, records.get(medium.name, {}), expected.get(medium.name))
         tallies[medium.kind].add(outcome, f"{medium.name}: {detail}")
+    jobs.memory = max(mixed.seen.main, mixed.seen.worker)
     return [*tallies.values(), jobs]
 
 
 def _judged(medium: Medium, record: dict[str, Any], alone: dict[str, Any] | None) -> tuple[str, str]:
     if medium.expected == "answer":
         same = record == alone and record["finish_reason"] in ("stop", "length")
-        return ("answered as alone", "") if same else ("violation", f"{record}, alone {alone}")
+        wrong = "silent" if record.get("error") is None and record else "lost"
+        return ("answered as alone", "") if same else (wrong, f"{record}, alone {alone}")
     if record.get("error") is None:
         read = medium.expected == "either" and record.get("finish_reason") in ("stop", "length")
-        return ("answered", "") if read else ("violation", f"answered, or without a record: {record}")
+        return (
+            ("answered", "") if read else ("silent" if record else "lost", f"answered, or without a record: {record}")
+        )
     if not record.get("cause") or not record["error"].startswith(medium.name) or "\n" in record["error"]:
         return "violation", f"an error without its cause or its name: {record}"
     return record["cause"], ""
@@ -257,6 +263,11 @@ def tiny() -> tuple[Any, Any]:
 
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
     return VideoLlavaForConditionalGeneration.from_pretrained(TINY), VideoLlavaProcessor.from_pretrained(TINY)
+
+
+def part(seed: int, scale: float) -> list[Tally]:
+    """Asks about `80 * scale` good and `84 * scale` bad media; see `tests.faults.parts`."""
+    return run(max(8, round(80 * scale)), max(len(BAD_MEDIA), round(84 * scale)), seed, 10, *tiny())
 
 
 def main() -> int:

@@ -22,14 +22,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.faults.odd_values import dump, edit_bytes, odd, odd_name
+from tests.faults.tables import Tally
 from tests.serving.asking import CLIP, IMAGE, OTHER, about, data_url
 from videollava_jax.assets import MEDIA
 
@@ -203,22 +203,29 @@ def until_nothing_is_left(server: Process) -> dict[str, float]:
     return server.left()
 
 
-def run(server: Process, connections: int, bodies: int, seed: int, report: Any = print) -> None:
-    """Drops connections and sends bodies; fails where something is left or an answer is wrong."""
+def run(
+    server: Process, connections: int, bodies: int, seed: int, report: Any = print, tallies: Sequence[Tally] = ()
+) -> None:
+    """Drops connections and sends bodies; fails where something is left or an answer is wrong.
+
+    Args:
+      tallies: two rows, which count the connections and the bodies.
+    """
+    dropped, sent = tallies or (Tally("connections"), Tally("bodies"))
     rng = random.Random(seed)
     for _ in range(20):  # threads, workers and buffers that stay
         server.post(json.dumps(valid(rng)).encode())
     server.answers()
     until_nothing_is_left(server)
     before = server.costs()
-    moments = Counter(drop(server, rng) for _ in range(connections))
+    for _ in range(connections):
+        dropped.add(drop(server, rng))
     until_nothing_is_left(server)
     server.answers()
-    statuses: Counter[int] = Counter()
     for _ in range(bodies):
-        body = bad_body(rng)
+        body, began = bad_body(rng), time.perf_counter()
         status, raw = server.post(body)
-        statuses[status] += 1
+        sent.add(f"status {status}", seconds=time.perf_counter() - began)
         assert status < 500, (status, raw, body[:2000])
         assert str(server.directory).encode() not in raw, raw
         assert not re.search(rb"0x[0-9a-f]{6}|Traceback|site-packages", raw), raw
@@ -226,14 +233,29 @@ def run(server: Process, connections: int, bodies: int, seed: int, report: Any =
     server.answers()
     assert server.metric("compiled_programs_total") == 0
     after = server.costs()
-    report(f"{connections} connections dropped: {dict(sorted(moments.items()))}")
-    report(f"{bodies} bodies: {dict(sorted(statuses.items()))}")
+    report(f"{connections} connections dropped: {dict(sorted(dropped.outcomes.items()))}")
+    report(f"{bodies} bodies: {dict(sorted(sent.outcomes.items()))}")
     report(f"before: { {name: round(value) for name, value in before.items()} }")
+    sent.memory = round(after["MiB"] * 2**20)
     report(f"after:  { {name: round(value) for name, value in after.items()} }")
     assert after["children"] <= before["children"] + 2
     assert after["descriptors"] <= before["descriptors"] + 16
     assert after["threads"] <= before["threads"] + 16
     assert after["MiB"] <= before["MiB"] + 200
+
+
+def part(seed: int, scale: float) -> list[Tally]:
+    """Drops `600 * scale` connections and sends `300 * scale` bodies; see `tests.faults.parts`."""
+    tallies = Tally("connections that are dropped"), Tally("odd bodies")
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            with serving(Path(place)) as server:
+                run(server, max(20, round(600 * scale)), max(20, round(300 * scale)), seed, tallies=tallies)
+        except AssertionError as error:
+            tallies[-1].add("violation", f"seed {seed}: {str(error)[:3000]}")
+        except OSError as error:
+            tallies[-1].add("crash", f"seed {seed}: the server is gone, or does not answer: {error}")
+    return list(tallies)
 
 
 def main() -> None:

@@ -107,7 +107,7 @@ def interrupted(
     made = kept = 0
     while True:
         if latest(place) < kept:
-            tally.add("violation", f"checkpoint {kept} was deleted, and {latest(place)} is the last complete one")
+            tally.add("lost", f"checkpoint {kept} was deleted, and {latest(place)} is the last complete one")
         kept, log = latest(place), log_of(place)
         child = Child(fine_tune, str(place), str(data), mesh)
         if made == left:
@@ -144,7 +144,7 @@ def interrupted(
         if status != 128 + signal.SIGTERM or number != signal.SIGTERM:
             tally.add("violation", f"{name}: status {status}")
         elif latest(place) != last_logged(place):
-            tally.add("violation", f"{name}: step {last_logged(place)} was done, and {latest(place)} saved")
+            tally.add("lost", f"{name}: step {last_logged(place)} was done, and {latest(place)} saved")
 
 
 def compared(run: Path, expected: dict[str, np.ndarray], order: list[list[int]]) -> tuple[str, ...]:
@@ -154,9 +154,9 @@ def compared(run: Path, expected: dict[str, np.ndarray], order: list[list[int]])
         return "violation", f"parameters {sorted(found.keys() ^ expected.keys())[:3]} are in one of the runs only"
     differing = [name for name in expected if not np.array_equal(found[name], expected[name])]
     if differing:
-        return "violation", f"{len(differing)} of {len(expected)} parameters differ: {differing[:3]}"
+        return "silent", f"{len(differing)} of {len(expected)} parameters differ: {differing[:3]}"
     if consumed(run) != order:
-        return "violation", f"samples {consumed(run)}, expected {order}"
+        return "silent", f"samples {consumed(run)}, expected {order}"
     return ("equal to the bit",)
 
 
@@ -179,6 +179,11 @@ def trial(interruptions: int, seed: int, mesh: tuple[int, int]) -> list[Tally]:
                     break
                 results.add(*compared(place, expected, order))
     return [tally, too_late, results]
+
+
+def part(seed: int, scale: float) -> list[Tally]:
+    """Interrupts training `12 * scale` times; see `tests.faults.parts`."""
+    return trial(max(2, round(12 * scale)), seed, (4, 2))
 
 
 def main() -> int:
