@@ -11,6 +11,7 @@ from tests.faults.tables import table
 from tests.media.clips import box, edited, write
 from tests.media.refusal import check_error, refused
 from videollava_jax.media import Cause, MediaError, read_video
+from videollava_jax.media.matroska import holds_a_block
 
 
 def changed(content, at, new):
@@ -53,6 +54,24 @@ def test_a_block_of_matroska_that_is_something_else(videos):
     for at, new in ((block, b"\xec"), (block, b"\xa7"), (block, b"\xab"), (block, b"\x9f"), (track, b"\x82")):
         assert "damaged" in str(refused(read_video, changed(content, at, new), Cause.DECODE_FAILED))
     assert "lacing" in str(refused(read_video, changed(content, track + 3, b"\x06"), Cause.DECODE_FAILED))
+
+
+@pytest.mark.parametrize(
+    ("packet", "holds"),
+    [
+        (b"picture\xa3\x87\x81\0\x21\x80abc", True),
+        (b"picture\xa3\x40\x07\x81\0\x21\0abc", True),
+        (b"\xa3\xa3\xa3\x01\0\0\0\0\0\0\x05\x81\0\n\x80a", True),
+        (b"picture\xa3\x87\x81\0\x21\x80ab", False),  # cut short
+        (b"picture\xa3\x87\x01\0\x21\x80abc", False),  # no track
+        (b"picture\xa3\x87\x81\0\x21\x06abc", False),  # laced
+        (b"picture\xa3\x01\0\0\0\0\0\0\0", False),  # of no bytes
+        (b"\xa3", False),
+        (b"", False),
+    ],
+)
+def test_a_packet_that_holds_the_next_block(packet, holds):
+    assert holds_a_block(packet) is holds
 
 
 def test_a_hidden_frame_of_vp8(videos):

@@ -5,6 +5,7 @@ FFmpeg skips whatever it cannot read or does not know, and does not report the f
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -29,6 +30,10 @@ _IN_SEGMENT = {
     0x1254C367,
 }
 _BLOCK, _SIMPLE_BLOCK, _BLOCK_GROUP = 0xA1, 0xA3, 0xA0
+# A SimpleBlock's id, its size in one to eight bytes, a track below 128, a time, flags of a keyframe or of none. As one
+# pattern, since a packet has thousands of places to look at.
+_SIZES = b"|".join(b"[\\x%02x-\\x%02x].{%d}" % (1 << 7 - more, (2 << 7 - more) - 1, more) for more in range(8))
+_BLOCK_HEAD = re.compile(rb"\xa3(?=(?:" + _SIZES + rb")[\x80-\xff]..[\x00\x80])", re.DOTALL)
 # In a Cluster: its timestamp, its position, the size of the one before, a list of silent tracks.
 _NUMBERS, _SILENT = {0xE7, 0xA7, 0xAB, _CHECKSUM}, 0x5854
 _IN_CLUSTER = {_SIMPLE_BLOCK, _BLOCK_GROUP, _VOID, _SILENT, *_NUMBERS}
@@ -114,15 +119,12 @@ def end_of_segment(source: OpenSource) -> int | None:
 
 def holds_a_block(packet: bytes) -> bool:
     """Whether a packet ends with a whole SimpleBlock of a video: its size may have been changed to reach over it."""
-    at = packet.find(_SIMPLE_BLOCK)
-    while at >= 0:
-        if len(packet) - at > 6 and packet[at + 1]:
-            width = 9 - packet[at + 1].bit_length()
-            size = int.from_bytes(packet[at + 1 : at + 1 + width], "big") & (1 << 7 * width) - 1
-            head = packet[at + 1 + width : at + 5 + width]
-            if at + 1 + width + size == len(packet) and head[0] & 0x80 and head[3:] in (b"\0", b"\x80"):
-                return True
-        at = packet.find(_SIMPLE_BLOCK, at + 1)
+    for found in _BLOCK_HEAD.finditer(packet):
+        at = found.start() + 1
+        width = 9 - packet[at].bit_length()
+        size = int.from_bytes(packet[at : at + width], "big") & (1 << 7 * width) - 1
+        if at + width + size == len(packet) and len(packet) - at > 5:
+            return True
     return False
 
 
