@@ -84,6 +84,12 @@ KINDS = {
     "single.mp4": dict(codec="libx264", frames=1),
     "three.mp4": dict(codec="libx264", frames=3),
     "hevc_open_gop.mp4": dict(codec="libx265", frames=40, options={"x265-params": f"{QUIET_X265}:open-gop=1"}),
+    "hevc_layers.mp4": dict(
+        codec="libx265",
+        frames=40,
+        gop=40,
+        options={"x265-params": f"{QUIET_X265}:temporal-layers=3:bframes=3:b-adapt=0:scenecut=0"},
+    ),
     "av1.mp4": dict(codec="libsvtav1", frames=24, options={"preset": "12", "svtav1-params": "lp=1"}),
     "vp8.webm": dict(codec="libvpx", frames=60, gop=30, options={"auto-alt-ref": "1", "lag-in-frames": "20"}),
     "vp9.webm": dict(codec="libvpx-vp9", frames=30),

@@ -31,6 +31,7 @@ class PacketTable:
       discarded: positions of the packets that an edit list hides.
       leading: positions of packets before the first keyframe, and of those that refer to frames before it.
       counted: whether the pictures were counted in the packets themselves; otherwise each packet is taken for a frame.
+      layered: whether frames are in several temporal layers.
       timed: whether the file gives times; FFmpeg invents some for raw streams.
       doubtful: how many of the shown packets may yield no frame, as the packet is not whole.
     """
@@ -42,6 +43,7 @@ class PacketTable:
     discarded: list[int] = field(default_factory=list)
     leading: set[int] = field(default_factory=set)
     counted: bool = False
+    layered: bool = False
     timed: bool = True
     doubtful: int = 0
 
@@ -77,6 +79,14 @@ class PacketTable:
         if first is None or None in times or self.doubtful or self.keyframes[:1] != [0]:
             return False
         return len(set(times)) == len(times) and all(time is not None and time >= first for time in times)
+
+    @cached_property
+    def skippable(self) -> bool:
+        """Whether a decoder may leave out pictures that no other refers to, without a change in those that are wanted.
+
+        That takes a codec that we read, and packets of one frame each: no second fields, no hidden references.
+        """
+        return self.counted and not self.layered and self.shown == list(range(len(self.pts)))
 
     @cached_property
     def undecodable(self) -> int:
@@ -177,6 +187,7 @@ class _Listing:
         if packet.is_discard:
             table.discarded.append(position)
             return
+        table.layered |= found.upper
         table.shown += [position] * found.shown
         if found.hidden:
             table.hidden.append(position)

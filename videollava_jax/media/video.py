@@ -163,10 +163,12 @@ class _Reader:
             fps = _rate(stated, times)
             wanted = self._wanted(total, fps, times, tick)
             if table.seekable and video.format in _INDEXED:
-                try:
-                    return self._by_seeking(container, stream, table, wanted).video(fps, total)
-                except _CannotSeek:
-                    pass
+                # Where leaving frames out confuses the decoder's order, all are decoded.
+                for skipping in (True, False) if table.skippable else (False,):
+                    try:
+                        return self._by_seeking(container, stream, table, wanted, skipping).video(fps, total)
+                    except _CannotSeek:
+                        pass
         while True:
             picked, all_times = self._in_order(table, wanted, exact, stated)
             # A packet can hold two frames, the first frames of a recording may not decode, and a raw stream has no
@@ -194,16 +196,19 @@ class _Reader:
     ) -> npt.NDArray[np.int64]:
         return _wanted(self.source.name, self.frame_sampling, self.limits, total, fps, times, tick)
 
-    def _by_seeking(self, container: Any, stream: Any, table: PacketTable, wanted: npt.NDArray[np.int64]) -> _Picked:
+    def _by_seeking(
+        self, container: Any, stream: Any, table: PacketTable, wanted: npt.NDArray[np.int64], skipping: bool
+    ) -> _Picked:
         picked = _Picked(self.source.name, self.limits, wanted)
         first = table.pts[table.order[0]]
+        needed = {table.order[number] for number in picked.numbers} if skipping else None
         run = None
         for number in sorted(picked.numbers):
             start = table.start_for(table.order[number])
             if start is None:
                 raise _CannotSeek
             if run is None or start > run.position + _SEEK_COST:
-                run = _Run(container, stream, table, start)
+                run = _Run(container, stream, table, start, needed)
             for at, frame in run.frames:
                 if at == number:
                     picked.add(number, frame, float((frame.pts - first) * stream.time_base))
@@ -260,13 +265,16 @@ class _Run:
 
     Attributes:
       position: position of the packet that the decoder received last.
-      frames: yields frames with their numbers, in the order of presentation and without gaps. Only frames presented
-        before the keyframe, which are not wanted, may be missing.
+      needed: positions of the packets whose frames are wanted. Of the others those that no frame refers to are not
+        decoded, about half of a usual film. None to decode all.
+      frames: yields frames with their numbers, in the order of presentation and, if all are decoded, without gaps. Only
+        frames presented before the keyframe, which are not wanted, may be missing.
     """
 
-    def __init__(self, container: Any, stream: Any, table: PacketTable, start: int):
+    def __init__(self, container: Any, stream: Any, table: PacketTable, start: int, needed: set[int] | None):
         self.table = table
         self.position = start
+        self.needed = needed
         self.frames = self._numbered(container, stream, start)
 
     def _numbered(self, container: Any, stream: Any, start: int) -> Iterator[tuple[int, Any]]:
@@ -279,7 +287,7 @@ class _Run:
             last = -1 if landed == 0 else None
             for frame in self._decoded(chain([packet], packets), stream.codec_context, landed):
                 number = self.table.numbers.get(frame.pts)
-                if number is None or (last is not None and number != last + 1):
+                if number is None or (last is not None and not self._follows(number, last)):
                     raise _CannotSeek
                 if last is not None or self._is_keyframe(frame, landed):
                     last = number
@@ -292,12 +300,17 @@ class _Run:
             self.position = position
             if position >= len(self.table.pts) or packet.pts != self.table.pts[position]:
                 raise _CannotSeek
+            if self.needed is not None:
+                context.skip_frame = "DEFAULT" if position in self.needed else "NONREF"
             try:
                 yield from packet.decode()
             except av.error.InvalidDataError:
                 if position in self.table.holding:
                     raise
         yield from context.decode(None)
+
+    def _follows(self, number: int, last: int) -> bool:
+        return number == last + 1 if self.needed is None else number > last
 
     def _keyframe(self, packet: Any, start: int) -> int:
         """Returns the position of the keyframe on which a seek landed, at `start` or before."""

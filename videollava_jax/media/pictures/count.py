@@ -15,6 +15,8 @@ class Count:
       hidden: whether it holds a picture that is only a reference for others.
       only_b: whether its pictures are B pictures, which refer to frames on both sides.
       closed: whether it is a keyframe after which no picture refers to what was before it.
+      upper: whether it is of a temporal layer above the first. It may need pictures to which no other of their own
+        layer refers, and these are what a decoder leaves out on request.
       recovery: how many frames after it are not complete yet, where the picture is refreshed bit by bit.
     """
 
@@ -22,6 +24,7 @@ class Count:
     hidden: bool = False
     only_b: bool = False
     closed: bool = False
+    upper: bool = False
     recovery: int = 0
 
 

@@ -24,7 +24,7 @@ class HevcCounter:
 
     def __call__(self, packet: bytes) -> Count:
         """See `Counter.__call__`."""
-        shown, pictures = 0, 0
+        shown, pictures, upper = 0, 0, False
         found = units.split(packet, self._length_size)
         for unit in found:
             if len(unit) < 2 or unit[0] & 0x80 or not unit[1] & 7:
@@ -40,6 +40,7 @@ class HevcCounter:
             if not first and not pictures:
                 raise Broken("its first slice is missing")
             pictures += 1
+            upper |= unit[1] & 7 > 1
             if not first:
                 continue
             if kind in (*_BLA, *_IDR, _CRA):
@@ -49,7 +50,7 @@ class HevcCounter:
         if not pictures:
             for unit in found:
                 self._check_without_picture(unit)
-        return Count(shown, closed=True)  # which pictures are dropped is known
+        return Count(shown, closed=True, upper=upper)  # which pictures are dropped is known
 
     def _check_without_picture(self, unit: bytes) -> None:
         """Checks a unit of a packet that holds no picture: parameter sets, delimiters, messages, filler, ends."""
