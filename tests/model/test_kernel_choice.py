@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def one_pass():
 
 def flash_attention(monkeypatch: pytest.MonkeyPatch, *, there: bool) -> None:
     """Lets the machine have GPUs that cuDNN's kernel compiles for, or none."""
-    monkeypatch.setitem(kernels.KERNELS, "cudnn", dataclasses.replace(cudnn.KERNEL, compiles_here=lambda: there))
+    monkeypatch.setitem(kernels.KERNELS, "cudnn", dataclasses.replace(cudnn.KERNEL, runs_on=lambda kind: there))
 
 
 @pytest.mark.usefixtures("one_pass")
@@ -108,6 +109,26 @@ def test_the_choice_where_a_kernel_would_not_compile(monkeypatch):
     with jax.default_matmul_precision("highest"):
         assert on("tpu", "TPU v5 lite", **prefill) is None
         assert on("tpu", "TPU v5 lite", **{**prefill, "dtype": "float32"}) == "splash"
+
+
+@pytest.mark.parametrize(
+    ("here", "kind", "chosen"),
+    [
+        ({"cpu": None}, "NVIDIA H200", "cudnn"),  # described, for a plan
+        ({"NVIDIA H100": "9.0"}, "NVIDIA H100", "cudnn"),
+        ({"Tesla V100-SXM2-16GB": "7.0"}, "Tesla V100-SXM2-16GB", None),
+        ({"Tesla V100-SXM2-16GB": "7.0"}, "NVIDIA H200", "cudnn"),
+        ({"AMD Instinct MI300X": "gfx942"}, "AMD Instinct MI300X", None),
+        ({"NVIDIA H100": "9.0"}, "AMD Instinct MI300X", None),
+    ],
+)
+def test_the_choice_goes_by_the_chip_that_the_program_is_for(
+    monkeypatch, here: dict[str, str | None], kind: str, chosen: str | None
+):
+    """Whatever devices this machine has."""
+    local = [SimpleNamespace(device_kind=name, compute_capability=of) for name, of in here.items()]
+    monkeypatch.setattr(jax, "local_devices", lambda: local)
+    assert on("gpu", kind, T=2106, S=2106, dtype="bfloat16", causal_offset=0) == chosen
 
 
 REFUSED = {

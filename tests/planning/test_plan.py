@@ -27,6 +27,7 @@ from videollava_jax.engine.sizes import PLAIN, GridShape
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.planning import engine_programs as programs
 from videollava_jax.planning import plan
+from videollava_jax.planning.devices import device_of
 from videollava_jax.planning.engine_programs import (
     Program,
     Setting,
@@ -145,20 +146,20 @@ def plan_request(topology: str = "v5e:2x4", **options: Any) -> PlanRequest:
     [("v5e", False, (2, 4)), ("v5e", True, (4, 2)), ("v6e", False, (4, 2)), ("v5p", False, (8, 1))],
 )
 def test_a_copy_takes_the_fewest_chips_that_leave_caches_room(chip: str, int8: bool, expected: tuple[int, int]):
-    device = programs.device_of(CHIPS[chip])
+    device = device_of(CHIPS[chip])
     assert choose_mesh(plan_request(storage=Storage(int8_weights=int8)), device, 8) == expected
 
 
 def test_a_model_that_leaves_no_room_takes_the_most_chips():
-    small = dataclasses.replace(programs.device_of(CHIPS["v5e"]), hbm_bytes=2**30)
+    small = dataclasses.replace(device_of(CHIPS["v5e"]), hbm_bytes=2**30)
     assert choose_mesh(plan_request(), small, 4) == (1, 4)
 
 
 def test_devices_of_a_chip_share_it():
-    v7x = programs.device_of(CHIPS["v7x"])
+    v7x = device_of(CHIPS["v7x"])
     assert v7x.hbm_bytes < CHIPS["v7x"].hbm_bytes / 2
     assert v7x.bf16_flops == CHIPS["v7x"].bf16_flops / 2
-    assert programs.device_of(CHIPS["v5e"]).hbm_bytes == 15.75 * GIB
+    assert device_of(CHIPS["v5e"]).hbm_bytes == 15.75 * GIB
 
 
 def test_throughput_by_hand():
@@ -201,10 +202,10 @@ def compiler_of(monkeypatch: pytest.MonkeyPatch):
             )
 
         monkeypatch.setattr(programs, "compile_program", compiled)
-        monkeypatch.setattr(programs, "tpu_devices", lambda name: jax.devices())
+        monkeypatch.setattr(plan, "devices_of", lambda name, chip, chips: jax.devices())
         return seen
 
-    monkeypatch.setattr(plan, "COMPILER_ENVIRONMENT", {})
+    monkeypatch.setattr(plan, "set_environment", lambda chip: None)
     return install
 
 
@@ -282,7 +283,13 @@ def test_what_does_not_fit_the_chips_is_refused(compiler_of: Any, options: dict[
 # ── the command ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_gpus_are_planned_by_arithmetic(capsys: pytest.CaptureFixture[str]):
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch):
+    """Plans are arithmetic, also where the GPU compiler is installed."""
+    monkeypatch.setattr(plan, "has_compiler", lambda chip: False)
+
+
+def test_gpus_are_planned_by_arithmetic(no_compiler: None, capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "--topology", "h100:8", "--questions", "10", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     limit = best_possible(Job(questions=10), CONFIG, CHIPS["h100"], 8)
@@ -297,12 +304,12 @@ def test_gpus_are_planned_by_arithmetic(capsys: pytest.CaptureFixture[str]):
     assert f"{limit.videos_per_second:.2f}" in printed
 
 
-def test_pooling_and_more_frames_change_the_prefix(capsys: pytest.CaptureFixture[str]):
+def test_pooling_and_more_frames_change_the_prefix(no_compiler: None, capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "--topology", "h100", "--frames", "32", "--pool", "2"]) == 0
     assert f"{32 * 65} tokens" in capsys.readouterr().out
 
 
-def test_a_model_that_no_chip_holds_is_told(capsys: pytest.CaptureFixture[str]):
+def test_a_model_that_no_chip_holds_is_told(no_compiler: None, capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "--topology", "l4", "--frames", "240"]) == 0
     assert "the weights and one video take" in capsys.readouterr().out
 
@@ -316,7 +323,9 @@ def test_a_model_that_no_chip_holds_is_told(capsys: pytest.CaptureFixture[str]):
         (("--topology", "h100", "--model", "/no/such"), "/no/such"),
     ],
 )
-def test_wrong_wishes_are_one_line(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]):
+def test_wrong_wishes_are_one_line(
+    no_compiler: None, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+):
     assert main(["plan", *arguments]) == 1
     error = capsys.readouterr().err
     assert message in error
@@ -338,7 +347,7 @@ def test_a_mesh_is_two_numbers(pair: str, capsys: pytest.CaptureFixture[str]):
 
 def test_without_the_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: Any):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(plan, "COMPILER_ENVIRONMENT", {})
+    monkeypatch.setattr(plan, "set_environment", lambda chip: None)
     assert main(["plan", "--topology", "v5e:2x4"]) == 1
     assert "pip install -e '.[tpu]'" in capsys.readouterr().err
 

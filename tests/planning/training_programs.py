@@ -28,7 +28,7 @@ from videollava_jax.costs.chips import topology
 from videollava_jax.costs.work import train_flops
 from videollava_jax.model.layers import Quantization
 from videollava_jax.model.sharding import STACKED, Placement, make_mesh
-from videollava_jax.planning.engine_programs import device_of, tpu_devices
+from videollava_jax.planning.devices import device_of, devices_of
 from videollava_jax.planning.hlo.traffic import Traffic
 from videollava_jax.planning.training_programs import CompiledStep, StepProgram, compile_step
 from videollava_jax.training.data.packing import RowShape
@@ -85,7 +85,9 @@ WHOLE_TOPOLOGY = Case("v5p:2x2x4", 16, 1, "full")
 def described(case: Case) -> dict[str, Any]:
     """Both compiled programs of a step; sizes in bytes on a chip."""
     what = RECIPES[case.recipe]
-    placement = Placement(CONFIG, make_mesh(case.data, case.tensor, devices=tpu_devices(case.topology)))
+    chip, chips = topology(case.topology)
+    devices = devices_of(case.topology, chip, chips)
+    placement = Placement(CONFIG, make_mesh(case.data, case.tensor, devices=devices))
     model = TrainingModel(
         CONFIG,
         preprocess=UNCHANGED,
@@ -99,7 +101,6 @@ def described(case: Case) -> dict[str, Any]:
         started = time.perf_counter()
         step = compile_step(program, model, what.rates, ROW, rows=case.data, frames=FRAMES)
         programs[program] = of_step(step) | {"seconds": time.perf_counter() - started}
-    chip, chips = topology(case.topology)
     flops = train_flops(
         CONFIG,
         [group for group in GROUPS if what.rates.of(group) is not None],

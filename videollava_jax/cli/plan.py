@@ -16,9 +16,10 @@ def add_plan(made: argparse.ArgumentParser) -> None:
     begin_command(
         made,
         plan,
-        "Compiles the engine's programs for a TPU topology with the real compiler, which needs no TPU. Prints memory,\n"
-        "traffic, collectives, the largest batch, and the throughput if every program takes the least time that its\n"
-        "operations and bytes allow. Takes minutes for the 7B model. For GPUs the throughput is arithmetic alone.\n\n"
+        "Compiles the engine's programs for TPUs or GPUs with their real compiler, which needs none of them. Prints\n"
+        "memory, traffic, collectives, the largest batch, and the throughput if every program takes the least time\n"
+        "that its operations and bytes allow. Takes minutes for the 7B model. Without the GPU compiler, which is in\n"
+        "jax[cuda12], the throughput of GPUs is arithmetic alone.\n\n"
         "  videollava plan --topology v5e:2x4 --questions 25\n"
         "  videollava plan --topology h100:8 --job caption --int8-weights",
     )
@@ -48,6 +49,9 @@ def add_plan(made: argparse.ArgumentParser) -> None:
         choices=("encode", "prefill", "begin", "decode"),
         default=("encode", "prefill", "begin", "decode"),
         help="programs to compile; the throughput needs all four, which is the default",
+    )
+    made.add_argument(
+        "--arithmetic", action="store_true", help="compile nothing: the throughput that no engine exceeds"
     )
     add_int8_arguments(made)
     made.add_argument("--model", help="a directory or a name on the hub, for its config.json; default: the 7B model")
@@ -88,6 +92,7 @@ def plan(arguments: argparse.Namespace) -> None:
             storage=Storage(int8_weights=arguments.int8_weights, int8_kv=arguments.int8_cache),
             mesh=arguments.mesh,
             grid=arguments.grid,
+            arithmetic=arguments.arithmetic,
             programs=tuple(name for name in PROGRAMS if name in arguments.programs),
         ),
         lambda names: tqdm(names, "compiling", unit="program", disable=None),

@@ -10,8 +10,6 @@ Nothing is allocated: arguments are shapes with shardings, and all figures come 
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -30,22 +28,19 @@ from videollava_jax.costs.chips import Chip, Roofline, roofline
 from videollava_jax.engine import grid
 from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.sizes import PLAIN, GridShape
-from videollava_jax.extras import installs
 from videollava_jax.generation import steps as generate
 from videollava_jax.generation.answers import Answers, Vocabulary
 from videollava_jax.model.cache import TailCache, empty_tail
 from videollava_jax.model.sharding import Placement
 from videollava_jax.model.video_llava import State, abstract_model, named_parameters, with_parameters
+from videollava_jax.planning.devices import first_line
 from videollava_jax.planning.hlo.moves import moved_arguments
 from videollava_jax.planning.hlo.traffic import CompiledProgram, Move, Traffic, read_program
 
 ProgramName = Literal["encode", "prefill", "begin", "decode"]
 COMPUTE = jnp.bfloat16
-_NAMES = {"v7x": "tpu7x"}
-"""libtpu's names of chips, if they differ from ours."""
-_OPTIONS: Mapping[str, Mapping[str, str]] = {"v4": {"chip_config_name": "megacore"}}
-_AVAILABLE_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25, "v7x": 94.75}
-"""Memory of a device that programs can use, from the compiler's message for a too large one (libtpu 0.0.42)."""
+_KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "mosaic_gpu_v2")
+"""Targets of calls of our own kernels and JAX's, whose operations no compiler counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +122,8 @@ class Program:
       inputs: bytes of its other arguments.
       outputs: bytes of results that do not reuse an argument's buffer.
       temporaries, code: bytes, by the compiler's memory analysis.
-      flops: operations that the compiler counts, plus those of attention if kernels compute it, which it cannot count.
+      flops: operations that the compiler counts (on a GPU, of products and cuDNN's attention alone), plus those of
+        attention if kernels compute it, which it cannot count.
       text: its traffic and collectives, counted in its text.
       moves: copies of weights and caches in high-bandwidth memory, and of equally large buffers that come from them.
       kernels: how many custom kernels it calls.
@@ -173,42 +169,6 @@ class Program:
         return roofline(self.flops, self.step.hbm_bytes, self.chip, sent_bytes=sent)
 
 
-def tpu_devices(name: str) -> list[Any]:
-    """Returns the devices of a TPU topology such as "v5e:2x4", as libtpu describes them.
-
-    Raises:
-      ValueError: libtpu is not installed, or does not know this topology.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            f"compiling for a TPU needs its compiler, but no TPU: {installs('tpu')}. Without it, name a GPU such as "
-            "h100:8, whose plan is arithmetic alone"
-        )
-    from jax.experimental import topologies
-
-    chip, _, sizes = name.lower().strip().partition(":")
-    try:
-        described = topologies.get_topology_desc(
-            f"{_NAMES.get(chip, chip)}:{sizes}", platform="tpu", **_OPTIONS.get(chip, {})
-        )
-    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-        raise ValueError(f"topology {name!r}: the TPU compiler refuses it: {_first_line(error)}") from error
-    return list(described.devices)
-
-
-def device_of(chip: Chip) -> Chip:
-    """Returns one of the devices that JAX shows for a chip, with the memory that programs can use."""
-    n = chip.devices
-    available = _AVAILABLE_GIB.get(chip.name)
-    return dataclasses.replace(
-        chip,
-        hbm_bytes=chip.hbm_bytes // n if available is None else int(available * 2**30),
-        hbm_bytes_per_second=chip.hbm_bytes_per_second / n,
-        bf16_flops=chip.bf16_flops / n,
-        interconnect_bytes_per_second=chip.interconnect_bytes_per_second / n,
-    )
-
-
 def compile_program(name: ProgramName, setting: Setting, chip: Chip) -> Program:
     """Compiles one of the engine's programs.
 
@@ -227,11 +187,15 @@ def compile_program(name: ProgramName, setting: Setting, chip: Chip) -> Program:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise MemoryError(_first_line(error)) from None
+        raise MemoryError(first_line(error)) from None
     seconds = time.perf_counter() - started
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    kernels = text.count('custom_call_target="tpu_custom_call"')
-    flops = float(compiled.cost_analysis().get("flops", 0.0))
+    kernels = sum(text.count(f'custom_call_target="{target}"') for target in _KERNELS)
+    read = read_program(text)
+    counted = compiled.cost_analysis()
+    flops = read.entry.product_flops + sum(loop.product_flops for loop in read.loops.values())
+    if counted is not None:  # of chips that are not here, the GPU compiler counts nothing
+        flops = float(counted.get("flops", 0.0))
     return Program(
         name=name,
         resident=setting.resident_bytes,
@@ -240,17 +204,13 @@ def compile_program(name: ProgramName, setting: Setting, chip: Chip) -> Program:
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         flops=flops + (_attention_flops(name, setting) if kernels else 0.0),
-        text=read_program(text),
+        text=read,
         moves=moved_arguments(text, setting.smallest_buffer),
         kernels=kernels,
         chip=chip,
         tensor=setting.placement.tensor,
         compile_seconds=seconds,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
 
 
 # ── arguments ───────────────────────────────────────────────────────────────────────────────────────────────

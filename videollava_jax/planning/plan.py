@@ -3,14 +3,14 @@
     job, chips ──▶ mesh ──▶ grid ──▶ encode, prefill, begin, decode compiled ──▶ memory, traffic, seconds ──▶ throughput
                                      the grid grown until decode does not fit ──▶ the largest batch
 
-A plan for GPUs is arithmetic alone, as their compiler needs a GPU. JAX is imported only when something is compiled.
+A plan for GPUs is arithmetic alone where their compiler is not installed. JAX is imported only when something is
+compiled.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import Chip, topology
 from videollava_jax.costs.work import Job, Limit, Storage, best_possible, parameters, stored_bytes
+from videollava_jax.planning.devices import device_of, devices_of, has_compiler, set_environment
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
     from videollava_jax.engine.sizes import GridShape
     from videollava_jax.planning.engine_programs import Program, Setting
 
-COMPILER_ENVIRONMENT: Mapping[str, str] = {
-    "JAX_PLATFORMS": "cpu",  # libtpu only describes chips and compiles
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-"""Lets libtpu compile without a TPU, or with one that another process uses; to be set before JAX is imported."""
 PROGRAMS = ("encode", "prefill", "begin", "decode")
 MANY = 1 << 16
 """Videos in a planned job: more than any grid holds."""
@@ -52,6 +45,7 @@ class PlanRequest:
       mesh: sizes of the axes data and tensor; None for the fewest chips per copy that leave room for caches.
       grid: prefixes, and rows of each. None plans both the grid that the engine chooses and the largest that fits.
       programs: which to compile; the throughput needs all four.
+      arithmetic: compile nothing. So it is for GPUs without their compiler, too.
     """
 
     topology: str
@@ -61,6 +55,7 @@ class PlanRequest:
     mesh: tuple[int, int] | None = None
     grid: tuple[int, int] | None = None
     programs: tuple[str, ...] = PROGRAMS
+    arithmetic: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +103,7 @@ class Plan:
 
     Attributes:
       request: what was asked for.
-      chip, chips: of the topology; for TPUs, devices and their number.
+      chip, chips: of the topology; where it was compiled for, devices and their number.
       limit: the throughput that no engine exceeds, by arithmetic; None if not even one video fits.
       why_no_limit: the reason if `limit` is None.
       mesh: sizes of the axes data and tensor; None if nothing was compiled.
@@ -130,7 +125,9 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 def make_plan(request: PlanRequest, progress: Progress = iter) -> Plan:
-    """Plans a job; for TPUs it compiles in this process, which may not have used JAX before, for one topology only.
+    """Plans a job: compiles in this process, which may not have used JAX before, for one topology only.
+
+    For GPUs whose compiler is not installed the plan is arithmetic alone.
 
     Args:
       request: the job and the chips.
@@ -140,16 +137,15 @@ def make_plan(request: PlanRequest, progress: Progress = iter) -> Plan:
       ValueError: the chips are unknown, their compiler is missing, or the mesh, the grid or the weights do not fit.
     """
     chip, chips = topology(request.topology)
-    if chip.kind == "gpu":
+    if request.arithmetic or (chip.kind == "gpu" and not has_compiler(chip)):
         tensor = None if request.mesh is None else _checked_mesh(request.mesh, chips)[1]
         limit, why = _limit(request, chip, chips, tensor)
         return Plan(request=request, chip=chip, chips=chips, limit=limit, why_no_limit=why)
 
-    os.environ.update(COMPILER_ENVIRONMENT)
+    set_environment(chip)
     from videollava_jax.model.sharding import make_mesh
-    from videollava_jax.planning.engine_programs import device_of, tpu_devices
 
-    devices, chip = tpu_devices(request.topology), device_of(chip)
+    devices, chip = devices_of(request.topology, chip, chips), device_of(chip)
     data, tensor = (
         _checked_mesh(request.mesh, len(devices)) if request.mesh else choose_mesh(request, chip, len(devices))
     )
@@ -226,7 +222,7 @@ def _engine_shape(request: PlanRequest, chip: Chip, data: int, tensor: int) -> G
     from videollava_jax.engine.sizes import MEMORY_SHARE, ROWS
 
     memory = MEMORY_SHARE * (chip.hbm_bytes - _weights_bytes(request, tensor)) * data * tensor
-    return _shape(request, data, MANY, request.job.questions, max(ROWS["tpu"], data), max(0, int(memory)))
+    return _shape(request, data, MANY, request.job.questions, max(ROWS[chip.kind], data), max(0, int(memory)))
 
 
 def _shape(request: PlanRequest, data: int, videos: int, questions: int, max_rows: int, memory: int) -> GridShape:

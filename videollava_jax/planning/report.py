@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ def _program(program: Program, batch: BatchPlan) -> dict[str, Any]:
         "collectives": [dataclasses.asdict(collective) for collective in step.collectives],
         "big_moves": [dataclasses.asdict(move) for move in program.moves],
         "kernels": program.kernels,
+        "launches": step.launches,
         "seconds": least.seconds,
         "bound": least.bound,
         "compile_seconds": round(program.compile_seconds, 1),
@@ -104,7 +106,7 @@ def _grid(shape: GridShape) -> str:
 def _programs(batch: BatchPlan) -> list[str]:
     kinds = ("weights", "prefix", "tails")
     memory = [["MiB a chip", *kinds, "other", "temporary", "code", "total", "fits"]]
-    work = [["at best", "GFLOP", "MiB read", "MiB written", "ms", "bound by", "collectives"]]
+    work = [["at best", "GFLOP", "MiB read", "MiB written", "ms", "bound by", "launches", "collectives"]]
     for name, program in batch.programs.items():
         other = program.resident["answers"] + program.inputs + program.outputs
         sizes = [*(program.resident[kind] for kind in kinds), other, program.temporaries, program.code, program.total]
@@ -117,15 +119,20 @@ def _programs(batch: BatchPlan) -> list[str]:
                 *(f"{size / _MIB:.1f}" for size in (step.hbm_read_bytes, step.hbm_written_bytes)),
                 f"{least.seconds * 1e3:.3f}",
                 least.bound,
+                str(step.launches),
                 ", ".join(f"{c.count} {c.kind} ({c.bytes / _MIB:.1f} MiB)" for c in step.collectives) or "none",
             ]
         )
+    if not any(program.chip.kind == "gpu" for program in batch.programs.values()):
+        for row in work:
+            row.pop(-2)  # a TPU runs a program as a whole
     lines = ["", *_aligned(memory), "", *_aligned(work)]
     for name, why in batch.too_large.items():
         lines += ["", f"{name} does not fit: {why}"]
     for name, program in batch.programs.items():
-        for move in program.moves:
-            lines.append(f"{name}: {move.kind} of {move.bytes / _MIB:.1f} MiB ({move.source or move.name})")
+        alike = Counter((move.kind, f"{move.bytes / _MIB:.1f}", move.source) for move in program.moves)
+        for (kind, size, source), count in alike.items():
+            lines.append(f"{name}: {count} × {kind} of {size} MiB" + f" ({source})" * bool(source))
     return lines
 
 

@@ -24,7 +24,7 @@ import jax
 
 from videollava_jax.model.kernels import by_head, cudnn, decode_gpu, decode_tpu, splash
 from videollava_jax.model.kernels.kernel import AttentionKernel
-from videollava_jax.model.kernels.operands import Operands, per_device, platform_of
+from videollava_jax.model.kernels.operands import Operands, device_kind_of, per_device, platform_of
 
 __all__ = ["KERNELS", "AttentionKernel", "Operands", "best", "platform_of", "refusal", "run"]
 
@@ -44,10 +44,10 @@ def best(operands: Operands, *, lse: bool) -> str | None:
     Args:
       lse: whether the log-sum-exp is needed too.
     """
-    platform = platform_of(operands.q_BTNH)
+    platform, kind = platform_of(operands.q_BTNH), device_kind_of(operands.q_BTNH)
     for name, kernel in KERNELS.items():
         enough = operands.queries >= kernel.chosen_from.get(platform, math.inf)
-        if enough and kernel.refusal(operands, lse=lse) is None and kernel.compiles_here():
+        if enough and kernel.refusal(operands, lse=lse) is None and kernel.runs_on(kind):
             return name
     return None
 

@@ -66,9 +66,16 @@ def _refusal(operands: Operands) -> str | None:
     return None
 
 
-def _has_flash_attention() -> bool:
-    """Whether the GPUs here are NVIDIA's, Ampere or later."""
-    capabilities = [str(getattr(device, "compute_capability", "")) for device in jax.local_devices()]
+def _has_flash_attention(kind: str | None) -> bool:
+    """Whether the devices of a kind are NVIDIA's, Ampere or later; None for the devices here.
+
+    A kind that is not here is that of a described chip, and only chips from Ampere on are described
+    (`planning.devices`).
+    """
+    here = [device for device in jax.local_devices() if kind in (None, device.device_kind)]
+    capabilities = [str(getattr(device, "compute_capability", "")) for device in here]
+    if not here:
+        return str(kind).startswith("NVIDIA")
     return all(text[:1].isdigit() and float(text) >= 8 for text in capabilities)  # AMD's begin with "gfx"
 
 
@@ -76,7 +83,7 @@ KERNEL = AttentionKernel(
     run=lambda operands, *, lse, interpret: (attend(operands), None),
     platforms=("gpu",),
     chosen_from={"gpu": FEWEST_QUERIES},
-    compiles_here=_has_flash_attention,
+    runs_on=_has_flash_attention,
     gives_lse=False,
     dtypes=("bfloat16", "float16"),
     one_dtype=True,

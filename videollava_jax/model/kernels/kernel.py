@@ -34,7 +34,8 @@ class AttentionKernel:
         interpreter, slowly.
       chosen_from: the fewest queries, rows × T, for which it is chosen, by platform; empty: it runs only where it is
         named.
-      compiles_here: whether it compiles for the devices of this machine; asked last, and only before it is chosen.
+      runs_on: whether the devices that a program is for can run it, by `device_kind_of`; asked last, and only before it
+        is chosen.
       gives_lse: whether it gives a log-sum-exp that can be merged with another part.
       dtypes: of the queries; None for any.
       one_dtype: whether keys and values must have the dtype of the queries, which int8 ones do not.
@@ -48,7 +49,7 @@ class AttentionKernel:
     run: Run
     platforms: tuple[str, ...]
     chosen_from: Mapping[str, int]
-    compiles_here: Callable[[], bool] = lambda: True
+    runs_on: Callable[[str | None], bool] = lambda kind: True
     gives_lse: bool = True
     dtypes: tuple[str, ...] | None = None
     one_dtype: bool = False

@@ -82,6 +82,12 @@ def platform_of(x: jax.Array) -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def device_kind_of(x: jax.Array) -> str | None:
+    """Returns JAX's name of the devices that a program with this array is compiled for; None without a mesh."""
+    device = jax.typeof(x).sharding.mesh.abstract_device
+    return None if device is None else device.device_kind
+
+
 def per_device(
     kernel: Callable[[Operands], tuple[jax.Array, jax.Array | None]], operands: Operands
 ) -> tuple[jax.Array, jax.Array | None]:

@@ -153,9 +153,13 @@ class Buffers:
         )
 
     def outputs(self, inside: Computation) -> list[Instruction]:
-        """Returns the instructions that make the results of a fusion, one for each."""
+        """Returns the instructions that make the results of a fusion, one for each array.
+
+        One with several results, such as the values and indices of a maximum, comes once for each of them.
+        """
         root = inside.root
-        return [inside.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        made = [inside.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        return [instruction for instruction in made for _ in instruction.shapes]
 
     def _update_bytes(self, inside: Computation, output: Instruction) -> int | None:
         """Returns the bytes of the replaced slice if `output` is nothing but an update in place, else None."""

@@ -13,6 +13,7 @@ _SHAPE = re.compile(r"([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"(ENTRY\s+)?%?([\w.\-]+)\s*(?:\(.*\)\s*->\s*.*)?\{\s*$")
 _INSTRUCTION = re.compile(r"\s*(ROOT\s+)?%?([\w.\-]+)\s+=\s+")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_CONTRACTED = re.compile(r'lhs_contracting_dim(?:ension)?s"?[=:]\s*[{\[]([^}\]]*)[}\]]')
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
@@ -68,6 +69,8 @@ class Instruction:
       direction: how a `compare` compares, such as LT.
       iterations: how often the body of a `while` runs, if the compiler says.
       source: the JAX operation that it comes from, if the compiler says.
+      contracted: the axes of the first operand that a product sums over.
+      causal: whether an attention of cuDNN has the causal rule.
       is_root: whether it is the computation's result.
     """
 
@@ -83,6 +86,8 @@ class Instruction:
     direction: str
     iterations: int | None
     source: str
+    contracted: tuple[int, ...]
+    causal: bool
     is_root: bool
 
     @cached_property
@@ -259,6 +264,7 @@ def _instruction(line: str) -> Instruction:
     source = re.search(r'op_name="([^"]*)"', line)
     target = re.search(r'custom_call_target="([^"]*)"', line)
     iterations = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+    contracted = _CONTRACTED.search(line)
     rest = _QUOTED.sub('""', re.sub(r"/\*.*?\*/", "", line[match.end() :]))
     result_text, rest = _split_result(rest)
     opcode, _, rest = rest.partition("(")
@@ -284,6 +290,8 @@ def _instruction(line: str) -> Instruction:
         direction=direction[1] if direction else "",
         iterations=int(iterations[1]) if iterations else None,
         source=source[1] if source else "",
+        contracted=tuple(int(axis) for axis in re.findall(r"\d+", contracted[1])) if contracted else (),
+        causal=re.search(r'"mask_type":\s*"CAUSAL"', line) is not None,
         is_root=bool(match[1]),
     )
 

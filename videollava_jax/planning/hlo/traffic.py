@@ -1,9 +1,9 @@
-"""Counts in the text of a compiled XLA program: memory traffic, collectives, moves of whole buffers.
+"""Counts in the text of a compiled XLA program: memory traffic, collectives, moves of whole buffers, kernels.
 
 `compiled.cost_analysis()["bytes accessed"]` is too high: it includes on-chip memory, and counts an update in place as
 a write of the whole buffer. The text of the scheduled program says in which memory each buffer is, so the traffic of
 one execution can be summed. `hlo/text.py` parses the text, `hlo/buffers.py` finds what each instruction reads and
-writes.
+writes, `hlo/products.py` counts operations.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from videollava_jax.planning.hlo.buffers import READS_A_PART, Buffers
+from videollava_jax.planning.hlo.products import product_flops
 from videollava_jax.planning.hlo.text import Computation, Instruction, Module, Shape, parse
 
 MoveKind = Literal["copy", "transpose", "convert", "reshape", "write-back"]
@@ -94,12 +95,16 @@ class Traffic:
         reading and writing all its operands and results once.
       collectives: by kind.
       moves: every copy, transpose, convert and reshape of a buffer in high-bandwidth memory, the largest first.
+      launches: instructions that do something; on a GPU each of them launches a kernel, or several if it is cuDNN's.
+      product_flops: operations of matrix products, also those in fusions, and of cuDNN's attention.
     """
 
     hbm_read_bytes: int = 0
     hbm_written_bytes: int = 0
     collectives: tuple[Collective, ...] = ()
     moves: tuple[Move, ...] = ()
+    launches: int = 0
+    product_flops: float = 0.0
 
     @property
     def hbm_bytes(self) -> int:
@@ -113,6 +118,8 @@ class Traffic:
             self.hbm_written_bytes * times,
             tuple(Collective(c.kind, c.count * times, c.bytes * times) for c in self.collectives),
             self.moves,
+            self.launches * times,
+            self.product_flops * times,
         )
 
     def big_moves(self, at_least: int) -> tuple[Move, ...]:
@@ -167,7 +174,7 @@ class CompiledProgram:
 
 
 def read_program(text: str) -> CompiledProgram:
-    """Counts the traffic in the text of a compiled program.
+    """Counts the traffic in the text of a compiled program of any of XLA's compilers.
 
     A buffer is in high-bandwidth memory unless its layout names another memory space, as the TPU compiler does for
     on-chip memory: `bf16[64,512]{1,0:T(8,128)(2,1)S(1)}`. The CPU and GPU compilers name none, so there every operand
@@ -229,6 +236,8 @@ class _Reader:
             hbm_written_bytes=written,
             collectives=tuple(self._collectives(where, instruction)),
             moves=() if move is None else (move,),
+            launches=1,
+            product_flops=product_flops(self.buffers, where, instruction),
         )
 
     def _loop(self, where: Computation, instruction: Instruction) -> None:
@@ -330,4 +339,6 @@ def _sum(parts: Sequence[Traffic]) -> Traffic:
         hbm_written_bytes=sum(part.hbm_written_bytes for part in parts),
         collectives=tuple(Collective(kind, counts[kind], sizes[kind]) for kind in sorted(counts)),
         moves=tuple(sorted((move for part in parts for move in part.moves), key=lambda move: -move.bytes)),
+        launches=sum(part.launches for part in parts),
+        product_flops=sum(part.product_flops for part in parts),
     )
