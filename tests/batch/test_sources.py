@@ -1,12 +1,15 @@
 """Where media may come from: paths below a root, data: URLs, and allowed hosts."""
 
 import base64
+import errno
 import http.server
 import io
 import os
 import pickle
+import resource
 import shutil
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.loopback import answering
-from videollava_jax.batch.media.spool import FrameFile, Resolver, Spool, read_frames
+from videollava_jax.batch.media.spool import FrameFile, Resolver, Spool, SpoolError, read_frames
 from videollava_jax.engine.digests import content_digest, file_version
 from videollava_jax.media import MediaError, MediaLimits, read_image
 from videollava_jax.media.remote import Fetcher, is_public
@@ -365,3 +368,38 @@ def test_nothing_is_fetched_unless_a_host_is_allowed(place, server):
         resolve("image", f"http://{server}/a.png")
     with pytest.raises(SourceError, match="not allowed"):
         fetched(f"http://{server}/a.png", "localhost")  # the port is not the usual one
+
+
+# ── a disk that is full, or fails ──
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@contextmanager
+def no_file_may_grow():
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("where", ["tempfile.mkstemp", "os.replace", "write"])
+def test_a_full_disk_is_neither_the_mediums_fault_nor_the_networks(place, server, monkeypatch, where):
+    """A fetch takes an OSError for the network's, tries again, and would say that the medium cannot be fetched."""
+    fetch = Fetcher([server.split(":")[0], server], attempts=2, allowed_address=lambda _: True)
+    for source in (data_url(png()), f"http://{server}/a.png"):
+        resolve, spool = resolver(place, fetch=fetch)
+        with monkeypatch.context() as patched:
+            if where != "write":
+                patched.setattr(f"videollava_jax.batch.media.spool.{where}", full)
+            with (
+                no_file_may_grow() if where == "write" else nullcontext(),
+                pytest.raises(SpoolError, match=r"spool: media cannot be stored \((no space left|file too large)"),
+            ):
+                resolve("image", source)
+        assert list((place / "spool").iterdir()) == []
+        spool.release(resolve("image", source))

@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests.faults.failing_calls import preloaded
+
 _ROOT = Path(__file__).parents[2]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.faults.preload"])
@@ -52,7 +54,8 @@ class Child:
         os.close(descriptor)
         called = (theirs, self._errors, function, arguments, say)
         self._process = _CONTEXT.Process(target=_serve, args=called, daemon=True)
-        self._process.start()
+        with preloaded():
+            self._process.start()
         theirs.close()
         if self.receive(120) != ("ready", None):
             raise Died("it did not start")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import videollava_jax.batch.runner
 import videollava_jax.training.run.loop  # noqa: F401  programs import both late
+from tests.faults.failing_calls import forget
 from tests.small_models import random_parameters, small_config
 from tests.weights.checkpoints import write_checkpoint
 from videollava_jax.assets import TINY
@@ -25,6 +26,7 @@ from videollava_jax.config import ModelConfig
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.weights import open_checkpoint
 
+forget()  # what a child starts has its own calls
 # Its own lock is a semaphore of the system's, which a killed child would leave behind.
 tqdm.set_lock(threading.RLock())
 # The imports that are made late are made here. No device is touched: a process that has started JAX must not fork.

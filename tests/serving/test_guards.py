@@ -1,6 +1,7 @@
 """Who may ask, and for what: keys, hosts, origins, sizes, and everything that a body may not say."""
 
 import base64
+import errno
 import json
 from urllib.parse import urlsplit
 
@@ -359,6 +360,25 @@ def test_what_is_no_medium_is_not_kept(small_files, changes, said):
     assert str(small_files.server.media._directory.name).encode() not in raw
     assert not small_files.server.media.uploads.all()
     assert not list(small_files.server.media.spool._directory.iterdir())
+
+
+def test_a_full_disk_is_not_the_clients_fault(small_files, monkeypatch):
+    """Neither an upload nor a medium in a request is refused as broken; both may be sent again."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    picture = (MEDIA / "three-triangles.png").read_bytes()
+    monkeypatch.setattr("videollava_jax.batch.media.spool.tempfile.mkstemp", full)
+    url = "data:image/png;base64," + base64.b64encode(picture).decode()
+    for code, headers, raw in (upload(small_files, picture), chat(small_files, messages=about(url, "what?"))):
+        error = json.loads(raw)["error"]
+        assert (code, error["code"]) == (503, "not_stored"), raw
+        assert "no space left on device" in error["message"]
+        assert {name.lower(): value for name, value in headers.items()}["retry-after"] == "10"
+    monkeypatch.undo()
+    made = json.loads(upload(small_files, picture)[2])
+    assert request(small_files, "DELETE", f"/v1/files/{made['id']}")[0] == 200
 
 
 def test_files_expire(tiny_processor, reader):

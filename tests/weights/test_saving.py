@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+
 import numpy as np
 import pytest
 
@@ -59,6 +62,28 @@ def test_next_to_its_processor(tiny_model, tiny_processor, tmp_path, monkeypatch
     assert verify_checkpoint(tmp_path / "saved") == []
     ids = VideoLlavaProcessor.from_pretrained(tmp_path / "saved")("USER: What is it? ASSISTANT:")["input_ids"]
     np.testing.assert_array_equal(ids, tiny_processor("USER: What is it? ASSISTANT:")["input_ids"])
+
+
+def test_a_save_that_was_killed_is_made_anew(tiny_model, tmp_path):
+    """Between two of its files' moves: some have their names, the configuration has not."""
+    (tmp_path / "saved" / ".saving").mkdir(parents=True)
+    (tmp_path / "saved" / "tokenizer.json").write_text("{}")
+    (tmp_path / "saved" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "saved" / ".saving" / "config.json").write_text("{}")
+    tiny_model.save_pretrained(tmp_path / "saved")
+    assert_same(tiny_model, load(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "tokenizer.json").read_text() == "{}"
+    assert not (tmp_path / "saved" / ".saving").exists()
+
+
+def test_two_saves_into_one_directory(tiny_model, tmp_path):
+    (tmp_path / "saved").mkdir()
+    descriptor = os.open(tmp_path / "saved", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(WeightsError, match="another run is writing it"):
+        tiny_model.save_pretrained(tmp_path / "saved")
+    os.close(descriptor)
+    assert list((tmp_path / "saved").iterdir()) == []
 
 
 def test_other_directories_are_left_alone(tiny_model, tiny_original, tmp_path):

@@ -20,6 +20,7 @@ import os
 import queue
 import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -35,6 +36,10 @@ _ATTEMPTS = 100
 _INDEX = "sqlite_autoindex_job_1"
 _AT_ONCE = 1000
 """The most records in one commit."""
+_SYNCS = 3
+"""How often a transaction is tried whose sync with the disk fails: a signal may have interrupted it, which SQLite does
+not tell from an error. Each time all of it is written anew."""
+_SYNC_FAILED = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 
 
 class LedgerError(OSError):
@@ -57,6 +62,14 @@ class Paths:
         self.receipt = output.with_name(f"{output.name}.job.json")
 
 
+def no_space(paths: Paths) -> str:
+    """Returns what a user reads when the disk of a job is full."""
+    return (
+        f"{paths.directory}: no space left on the disk; what was committed is kept: make room and run the same command "
+        "again"
+    )
+
+
 @contextmanager
 def locked(paths: Paths) -> Iterator[None]:
     """Makes the job's directory and locks it against other runs.
@@ -70,9 +83,11 @@ def locked(paths: Paths) -> Iterator[None]:
     try:
         yield
     finally:
-        if not paths.ledger.exists():  # nothing was begun, or everything is done
-            remove(paths)
-        os.close(descriptor)
+        with suppress(OSError):  # it would hide the error of the run; the next one tidies up
+            if not paths.ledger.exists():  # nothing was begun, or everything is done
+                remove(paths)
+        with suppress(OSError):  # a disk that fails; the lock is released all the same
+            os.close(descriptor)
 
 
 def _take_lock(paths: Paths) -> int:
@@ -170,10 +185,17 @@ class Ledger:
         if self.paths.ledger.is_symlink():
             raise self._of_another_program()
         database = sqlite3.connect(self.paths.ledger, check_same_thread=False, isolation_level=None)
+        try:
+            self._prepare(database)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
         # With an exclusive lock the log needs no shared memory, which network file systems lack.
         database.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
         if {name for (name,) in database.execute("SELECT name FROM sqlite_master")} - {"job", "answers", _INDEX}:
-            database.close()
             raise self._of_another_program()
         for pragma in ("journal_mode=WAL", "synchronous=FULL"):
             database.execute(f"PRAGMA {pragma}").fetchall()
@@ -183,7 +205,6 @@ class Ledger:
             "CREATE TABLE IF NOT EXISTS answers (line INTEGER PRIMARY KEY, record TEXT NOT NULL, cause TEXT)"
         )
         database.execute("COMMIT")
-        return database
 
     def _check(self, identity: Identity) -> int:
         found = dict(self._database.execute("SELECT name, value FROM job"))
@@ -291,18 +312,39 @@ class Ledger:
             raise
 
     def _safely(self, action: Callable[[], T]) -> T:
-        """Runs an action on the database and turns SQLite's errors into LedgerErrors."""
-        try:
-            return action()
-        except sqlite3.IntegrityError as error:
-            raise LedgerError(f"{self.paths.ledger}: two records of one line ({error})") from None
-        except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                raise LedgerError(
-                    f"{self.paths.directory}: no space left on the disk; what was committed is kept: make room and run "
-                    "the same command again"
-                ) from None
-            raise LedgerError(f"{self.paths.ledger}: cannot be used ({error})") from None
+        """Runs an action on the database and turns SQLite's errors into LedgerErrors.
+
+        Args:
+          action: one transaction, which is done again where its sync with the disk fails.
+        """
+        first: sqlite3.Error | None = None
+        for _ in range(_SYNCS):
+            try:
+                return action()
+            except sqlite3.IntegrityError as error:
+                raise LedgerError(f"{self.paths.ledger}: two records of one line ({error})") from None
+            except sqlite3.Error as error:
+                first = first or error
+                if getattr(error, "sqlite_errorcode", 0) not in _SYNC_FAILED:
+                    break
+        assert first is not None
+        raise self._failure(first) from None
+
+    def _failure(self, error: sqlite3.Error) -> LedgerError:
+        """Makes the error about a database that cannot be written or read."""
+        why, code = str(error), getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+            # SQLite does not pass on what the system said; writing a file of our own says it, if the fault lasts.
+            try:
+                with tempfile.TemporaryFile(dir=self.paths.directory, buffering=0) as file:
+                    file.write(bytes(4096))
+                    os.fsync(file.fileno())
+            except OSError as fault:
+                code = sqlite3.SQLITE_FULL if fault.errno in (errno.ENOSPC, errno.EDQUOT) else code
+                why = os.strerror(fault.errno or 0).lower()
+        if code == sqlite3.SQLITE_FULL:
+            return LedgerError(no_space(self.paths))
+        return LedgerError(f"{self.paths.ledger}: cannot be used ({why})")
 
     # ── the output ──
 

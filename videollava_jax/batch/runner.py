@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import os
 import queue
@@ -23,9 +24,9 @@ from tqdm import tqdm
 from videollava_jax.batch.forms import FORMS
 from videollava_jax.batch.forms.form import JobFacts, either
 from videollava_jax.batch.identity import identity_digest, job_identity
-from videollava_jax.batch.ledger import Ledger, Paths, locked, read_receipt, remove
+from videollava_jax.batch.ledger import Ledger, LedgerError, Paths, locked, no_space, read_receipt, remove
 from videollava_jax.batch.lines import count_lines, read_lines, recognise
-from videollava_jax.batch.media.spool import Fetch, Resolver, Spool
+from videollava_jax.batch.media.spool import Fetch, Resolver, Spool, SpoolError
 from videollava_jax.batch.pending import PendingLine, grouped_by_media, pending_lines
 from videollava_jax.batch.records import record
 from videollava_jax.batch.requests import Defaults, with_sources
@@ -245,6 +246,8 @@ class _Job:
                 line, future = ahead.popleft()
                 try:
                     found = self._wait_for(future)
+                except SpoolError as error:  # the disk's fault, and the next run may have another
+                    raise LedgerError(self._unstored(error)) from None
                 except (ValueError, OSError) as error:
                     self._commit_error(line, error)
                     continue
@@ -277,6 +280,11 @@ class _Job:
             for file, _ in held:
                 self._spool.release(file)
             raise
+
+    def _unstored(self, error: SpoolError) -> str:
+        if error.error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return no_space(self._ledger.paths)
+        return f"{error}; what was committed is kept: run the same command again"
 
     def _wait_for(self, future: Future[_Found]) -> _Found:
         while True:

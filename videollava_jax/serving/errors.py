@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -58,6 +59,12 @@ class ApiError(Exception):
 def invalid(message: str, param: str | None = None, code: str | None = "invalid_request") -> ApiError:
     """Returns the error of a request that the client has to change."""
     return ApiError(400, message, param=param, code=code)
+
+
+def not_stored(error: OSError) -> ApiError:
+    """Returns the error of a request whose media the server's disk does not take: it is full, or fails."""
+    why = os.strerror(error.errno or 0).lower()
+    return ApiError(UNAVAILABLE, f"the server cannot store media ({why})", code="not_stored", retry_after=10)
 
 
 def of_cause(cause: str | None, message: str, seconds: float) -> ApiError:

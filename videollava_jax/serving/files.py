@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from videollava_jax.batch.media.spool import Spool
+from videollava_jax.batch.media.spool import Spool, SpoolError
 from videollava_jax.processing.segments import MediaKind
-from videollava_jax.serving.errors import ApiError, invalid
+from videollava_jax.serving.errors import ApiError, invalid, not_stored
 from videollava_jax.serving.settings import UploadLimits
 
 _ID = re.compile(r"file-[0-9a-f]{32}")
@@ -114,12 +114,19 @@ class Uploads:
                 self._begun_bytes -= size
 
     def store(self, content: BinaryIO) -> str:
-        """Stores a file's content; returns its path, to be given to `add` or released."""
+        """Stores a file's content; returns its path, to be given to `add` or released.
+
+        Raises:
+          ApiError: the disk does not take it.
+        """
 
         def write(file: BinaryIO) -> None:
             shutil.copyfileobj(content, file, 2**16)
 
-        return self._spool.take(write)
+        try:
+            return self._spool.take(write)
+        except SpoolError as error:
+            raise not_stored(error.error) from None
 
     def release(self, path: str) -> None:
         """Gives up a stored content."""

@@ -21,7 +21,7 @@ from videollava_jax.engine.request import Request
 from videollava_jax.engine.session import QueueFull, Session, SessionClosed
 from videollava_jax.processing.segments import Media, MediaKind
 from videollava_jax.serving.answers import frames_record
-from videollava_jax.serving.errors import ApiError, invalid, of_cause
+from videollava_jax.serving.errors import ApiError, invalid, not_stored, of_cause
 from videollava_jax.serving.files import Upload, Uploads
 from videollava_jax.serving.protocol import frame_rule
 from videollava_jax.serving.settings import Settings
@@ -57,6 +57,8 @@ class Looking:
                 form = await request.form(max_files=1, max_fields=8, max_part_size=2**16)
             except ClientDisconnect:
                 raise ApiError(499, "the client has gone") from None
+            except OSError as error:  # a large file is kept on the disk while it comes
+                raise not_stored(error) from None
             except HTTPException:
                 raise invalid("expected a multipart body with one file, under 'file'", "file") from None
             try:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from videollava_jax.batch.media.spool import Resolver, Spool
+from videollava_jax.batch.media.spool import Resolver, Spool, SpoolError
 from videollava_jax.batch.requests import with_sources
 from videollava_jax.engine.request import Request
 from videollava_jax.media import MediaError
@@ -17,7 +17,7 @@ from videollava_jax.media.addresses import Address, is_public
 from videollava_jax.media.remote import Fetcher
 from videollava_jax.media.urls import SourceError, short_name
 from videollava_jax.processing.segments import MediaKind
-from videollava_jax.serving.errors import ApiError, invalid
+from videollava_jax.serving.errors import ApiError, invalid, not_stored
 from videollava_jax.serving.files import Uploads
 from videollava_jax.serving.protocol import UPLOADED
 from videollava_jax.serving.settings import Settings
@@ -82,6 +82,8 @@ class MediaStore:
             return kind, self._resolve(kind, source)
         except (SourceError, MediaError) as error:
             raise invalid(" ".join(str(error).split()), "messages", str(error.cause)) from None
+        except SpoolError as error:
+            raise not_stored(error.error) from None
 
     def close(self) -> None:
         """Ends fetches and deletes the directory."""

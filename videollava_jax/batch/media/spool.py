@@ -7,6 +7,7 @@ Files for URLs are in a directory of the job, as long as a question needs them. 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -14,11 +15,11 @@ import stat
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,20 @@ def read_frames(path: str, limits: MediaLimits) -> list[npt.NDArray[np.uint8]]:
         return [read_image(file.read(size), limits) for size in sizes]
 
 
+class SpoolError(Exception):
+    """The disk does not take a medium, or does not give it back. The fault is neither the medium's nor the line's.
+
+    It is no OSError, since whoever fetches a medium takes those for faults of the network.
+
+    Attributes:
+      error: the system's.
+    """
+
+    def __init__(self, directory: Path, error: OSError):
+        super().__init__(f"{directory}: media cannot be stored ({os.strerror(error.errno or 0).lower()})")
+        self.error = error
+
+
 class Spool:
     """Temporary files named by their content, each deleted when its last user releases it.
 
@@ -64,21 +79,30 @@ class Spool:
         directory.mkdir(parents=True)
 
     def take(self, write: Callable[[BinaryIO], None]) -> str:
-        """Stores what `write` writes and returns the file's path, to be given to `release` later. Thread-safe."""
-        descriptor, temporary = tempfile.mkstemp(dir=self._directory, suffix=".new")
+        """Stores what `write` writes and returns the file's path, to be given to `release` later. Thread-safe.
+
+        Raises:
+          SpoolError: the disk is full, or fails.
+        """
         try:
-            with os.fdopen(descriptor, "w+b") as file:
-                write(file)
+            descriptor, temporary = tempfile.mkstemp(dir=self._directory, suffix=".new")
+        except OSError as error:
+            raise SpoolError(self._directory, error) from None
+        try:
+            raw = _Raw(descriptor, self._directory)
+            with io.BufferedRandom(raw) as file:
+                write(cast(BinaryIO, file))
                 file.seek(0)
                 name = hashlib.file_digest(file, "blake2b").hexdigest()[:40]
             path = str(self._directory / name)
             with self._lock:
                 if not self._users[path]:
-                    os.replace(temporary, path)
+                    with raw.faults():
+                        os.replace(temporary, path)
                 self._users[path] += 1
             return path
         finally:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.unlink(temporary)
 
     def hold(self, path: str) -> bool:
@@ -99,11 +123,43 @@ class Spool:
                 return
             self._users[path] -= 1
             if not self._users[path]:
-                os.unlink(path)
+                with suppress(OSError):  # closing removes the directory
+                    os.unlink(path)
 
     def close(self) -> None:
         """Removes the directory."""
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class _Raw(io.FileIO):
+    """A new file of the spool, whose errors are `SpoolError`s."""
+
+    def __init__(self, descriptor: int, directory: Path):
+        self._directory = directory
+        super().__init__(descriptor, "w+b")
+
+    @contextmanager
+    def faults(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SpoolError(self._directory, error) from None
+
+    def readinto(self, buffer: Any) -> int:
+        with self.faults():
+            return cast(int, super().readinto(buffer))
+
+    def write(self, content: Any) -> int:
+        with self.faults():
+            return cast(int, super().write(content))
+
+    def truncate(self, size: int | None = None) -> int:
+        with self.faults():
+            return super().truncate(size)
+
+    def close(self) -> None:
+        with self.faults():
+            super().close()
 
 
 class Resolver:
@@ -126,6 +182,7 @@ class Resolver:
         Raises:
           SourceError: the name is forbidden, or the medium cannot be obtained.
           MediaError: there is no such file, or it is not a regular one.
+          SpoolError: it is to be stored, and the disk does not take it.
         """
         if not isinstance(source, str):
             raise SourceError("invalid_request", f"expected a path or a URL, got a {type(source).__name__}")

@@ -1,0 +1,144 @@
+"""Makes every call fail, one after the other, that writes a job's ledger, a checkpoint, an adapter or a training save.
+
+    python -m tests.faults.failing_io --every 1 --seed 0
+
+A run is repeated with its first call failing, then its second, and so on until it has no more calls, for each way in
+which a call can fail. A run must end in time, well or with one line that names a file and the cause, and nothing that
+was there before may change. The next run, which nothing disturbs, must end with the bytes of one that was never
+disturbed. Interrupted calls and short writes must not be noticed. `--every 7` tries every seventh call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.faults.children import Died, run
+from tests.faults.failing_calls import FAILURES, Failure, calls, under, why_not
+from tests.faults.failing_trials import TRIALS, Trial
+from tests.faults.tables import Tally, said, table
+
+SECONDS = 60
+"""That a run may take: one that hangs is killed then."""
+
+
+def fail_calls(trial: Trial, failures: Sequence[Failure] = FAILURES, every: int = 1, seed: int = 0) -> list[Tally]:
+    """Repeats a trial with each of its calls failing, or with every few of them; returns a row for each failure."""
+    if reason := why_not():
+        return [Tally(trial.name, note=f"skipped: {reason}")]
+    tallies = []
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        trial.make(home / "source")
+        ended = run(trial.run, _place(trial, home), seconds=2 * SECONDS)
+        if ended[0]:
+            raise RuntimeError(f"{trial.name}: the run that nothing disturbs ends with {ended}")
+        expected = trial.result(home / "place")
+        for failure in failures:
+            tally = Tally(f"{trial.name}: {failure.name}", note=f"of {_number_of_calls(trial, failure, home)} calls")
+            tallies.append(tally)
+            nth = random.Random(f"{seed}/{trial.name}/{failure.name}").randrange(every) + 1
+            while (tried := _tried(trial, failure, nth, home, expected)) is not None:
+                tally.add(*tried)
+                nth += every
+    return tallies
+
+
+def _place(trial: Trial, home: Path) -> Path:
+    """Makes a fresh place for a run."""
+    place = home / "place"
+    shutil.rmtree(place, ignore_errors=True)
+    (home / "log").unlink(missing_ok=True)
+    (place / "out").mkdir(parents=True)
+    trial.prepare(place / "out")
+    return place
+
+
+def _number_of_calls(trial: Trial, failure: Failure, home: Path) -> int:
+    place = _place(trial, home)
+    run(under, failure, 0, place / "out", home / "log", trial.run, place, seconds=SECONDS)
+    return len(calls(home / "log"))
+
+
+def _tried(trial: Trial, failure: Failure, nth: int, home: Path, expected: dict[str, Any]) -> tuple[str, str] | None:
+    """Makes one call fail; returns (outcome, detail), or None where the run has fewer calls."""
+    place = _place(trial, home)
+    try:
+        status, words = run(under, failure, nth, place / "out", home / "log", trial.run, place, seconds=SECONDS)
+    except (Died, RuntimeError) as error:
+        return "violation", f"call {nth}: {str(error)[-1500:]}"
+    failed = [call for failed, call in calls(home / "log") if failed]
+    if not failed and status == 0:
+        return None
+    where = f"call {nth} ({failed[0] if failed else 'none'}): "
+    if status == 0:
+        problem = _problem_with_success(trial, words, place, expected)
+    else:
+        problem = _problem_with_error(failure, status, words, place) or trial.disturbed(place, expected)
+        problem = problem or _problem_with_next(trial, place, expected, words)
+    return ("violation", where + problem) if problem else ("said" if status else "not noticed", "")
+
+
+def _problem_with_success(trial: Trial, words: str, place: Path, expected: dict[str, Any]) -> str:
+    if words.strip():
+        return f"it ends well and says {words[-500:]}"
+    if problem := trial.resumed(place):
+        return problem
+    found = trial.result(place)
+    return "" if found == expected else f"it ends well and left something else: {_difference(found, expected)}"
+
+
+def _problem_with_error(failure: Failure, status: int, words: str, place: Path) -> str:
+    if not failure.causes:
+        return f"it was noticed: status {status}, {words[-500:]}"
+    if status != 1 or not words.startswith("videollava: ") or "Traceback" in words or words.count("\n") != 1:
+        return f"status {status}, and not one line: {words[-1500:]}"
+    if str(place) not in words or not any(cause in words.lower() for cause in failure.causes):
+        return f"it does not say which file, or why: {words}"
+    return ""
+
+
+def _problem_with_next(trial: Trial, place: Path, expected: dict[str, Any], words: str) -> str:
+    """Runs it again, undisturbed; returns what is wrong with that."""
+    try:
+        status, said = run(trial.run, place, seconds=SECONDS)
+    except (Died, RuntimeError) as error:
+        return f"the next run: {str(error)[-1500:]}"
+    if status:
+        return f"the next run fails: {said[-500:]} (the first: {words})"
+    problem = _problem_with_success(trial, said, place, expected)
+    return f"the next run: {problem} (the first: {words})" if problem else ""
+
+
+def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    differing = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+    return ", ".join(sorted(differing)[:5])
+
+
+def main() -> int:
+    names = [trial.name for trial in TRIALS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--every", type=int, default=1, help="try every such call; default: all")
+    parser.add_argument("--only", action="append", choices=names, help="of the trials; can be given several times")
+    parser.add_argument("--seed", type=int, default=0, help="where counting by --every begins; default: %(default)s")
+    wanted = parser.parse_args()
+    started = time.perf_counter()
+    tallies: list[Tally] = []
+    for trial in TRIALS:
+        if wanted.only is None or trial.name in wanted.only:
+            begun = time.perf_counter()
+            tallies += fail_calls(trial, every=wanted.every, seed=wanted.seed)
+            print(f"{trial.name}: {time.perf_counter() - begun:.0f} s", flush=True)
+    print(f"\nseed {wanted.seed}, {time.perf_counter() - started:.0f} s\n\n{table(tallies)}")
+    return said(tallies)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""A little of `python -m tests.faults.failing_io`, and that the calls which it counts do fail."""
+
+import errno
+import os
+import sqlite3
+import time
+
+import pytest
+
+from tests.faults.children import run
+from tests.faults.failing_calls import CHANGES, FAILURES, SHORT, WRITES, Failure, calls, shift_clock, under, why_not
+from tests.faults.failing_io import fail_calls
+from tests.faults.failing_trials import Job
+from tests.faults.tables import table
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "calls can be made to fail")
+
+
+# ── the calls ──
+
+
+def write_and_rename(place):
+    """Returns the error number of what fails; the bytes that were written where nothing does."""
+    try:
+        with open(place / "a", "wb", buffering=0) as file:
+            written = file.write(b"four")
+            os.fsync(file.fileno())
+        os.rename(place / "a", place / "b")
+        os.unlink(place / "b")
+    except OSError as error:
+        return -(error.errno or 0)
+    return written
+
+
+NAMES = ["open", "write", "fsync", "close", "rename", "unlink"]
+
+
+def test_each_call_fails_in_its_turn(tmp_path):
+    broken = Failure("EIO", errno.EIO, CHANGES)
+    for nth, name in enumerate(NAMES, 1):
+        log = tmp_path / name
+        assert run(under, broken, nth, tmp_path, log, write_and_rename, tmp_path) == -errno.EIO
+        made = [(failed, call.split()[0].removesuffix("64")) for failed, call in calls(log)]
+        assert made[nth - 1] == (True, name)
+        assert [failed for failed, _ in made].count(True) == 1
+    log = tmp_path / "none"
+    assert run(under, broken, len(NAMES) + 1, tmp_path, log, write_and_rename, tmp_path) == 4
+    assert len(calls(log)) == len(NAMES)
+    assert run(under, broken, 1, tmp_path / "elsewhere", log, write_and_rename, tmp_path) == 4
+
+
+def test_a_short_write_is_half_of_one(tmp_path):
+    assert run(under, Failure("short", SHORT, WRITES), 1, tmp_path, tmp_path / "log", write_and_rename, tmp_path) == 2
+
+
+def insert(place):
+    database = sqlite3.connect(place / "database")
+    try:
+        with database:
+            database.execute("CREATE TABLE a (b)")
+    except sqlite3.Error as error:
+        return str(error)
+    finally:
+        database.close()
+    return ""
+
+
+def test_the_calls_of_sqlite_pass_here(tmp_path):
+    """They are none of Python's, which an audit hook would see."""
+    full = Failure("ENOSPC", errno.ENOSPC, WRITES)
+    assert run(under, full, 1, tmp_path, tmp_path / "log", insert, tmp_path) == "database or disk is full"
+    assert any(call.startswith("pwrite") for _, call in calls(tmp_path / "log"))
+
+
+def two_clocks(seconds):
+    before = time.time(), time.monotonic()
+    shift_clock(seconds)
+    return time.time() - before[0], time.monotonic() - before[1]
+
+
+def test_only_the_wall_clock_jumps():
+    wall, monotonic = run(two_clocks, -86400)
+    assert -86400 <= wall < -86300
+    assert 0 <= monotonic < 60
+
+
+# ── a little of the program ──
+
+
+@pytest.mark.parametrize("trial", [Job()], ids=lambda trial: trial.name)
+def test_every_few_calls(trial):
+    tallies = fail_calls(trial, every=EVERY[trial.name], seed=1)
+    violations = [violation for tally in tallies for violation in tally.violations]
+    assert not violations, "\n".join([table(tallies), *violations])
+    assert len(tallies) == len(FAILURES)
+    assert all(tally.outcomes for tally in tallies)
+
+
+EVERY = {"ledger": 11}
