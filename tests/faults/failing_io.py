@@ -22,7 +22,7 @@ from typing import Any
 
 from tests.faults.children import Died, run
 from tests.faults.failing_calls import FAILURES, Failure, calls, under, why_not
-from tests.faults.failing_trials import TRIALS, Trial
+from tests.faults.failing_trials import TRIALS, Problem, Trial
 from tests.faults.tables import Tally, said, table
 
 SECONDS = 60
@@ -45,8 +45,7 @@ def fail_calls(trial: Trial, failures: Sequence[Failure] = FAILURES, every: int 
             tally = Tally(f"{trial.name}: {failure.name}", note=f"of {_number_of_calls(trial, failure, home)} calls")
             tallies.append(tally)
             nth = random.Random(f"{seed}/{trial.name}/{failure.name}").randrange(every) + 1
-            while (tried := _tried(trial, failure, nth, home, expected)) is not None:
-                tally.add(*tried)
+            while _tried(trial, failure, nth, home, tally, expected):
                 nth += every
     return tallies
 
@@ -67,59 +66,73 @@ def _number_of_calls(trial: Trial, failure: Failure, home: Path) -> int:
     return len(calls(home / "log"))
 
 
-def _tried(trial: Trial, failure: Failure, nth: int, home: Path, expected: dict[str, Any]) -> tuple[str, str] | None:
-    """Makes one call fail; returns (outcome, detail), or None where the run has fewer calls."""
-    place = _place(trial, home)
+def _tried(trial: Trial, failure: Failure, nth: int, home: Path, tally: Tally, expected: dict[str, Any]) -> bool:
+    """Makes one call fail and counts what came of it; returns whether the run has that call."""
+    place, begun = _place(trial, home), time.monotonic()
     try:
         status, words = run(under, failure, nth, place / "out", home / "log", trial.run, place, seconds=SECONDS)
     except (Died, RuntimeError) as error:
-        return "violation", f"call {nth}: {str(error)[-1500:]}"
+        tally.add(_how(error), f"call {nth}: {str(error)[-1500:]}", seconds=time.monotonic() - begun)
+        return True
+    seconds = time.monotonic() - begun
     failed = [call for failed, call in calls(home / "log") if failed]
     if not failed and status == 0:
-        return None
-    where = f"call {nth} ({failed[0] if failed else 'none'}): "
+        return False
     if status == 0:
         problem = _problem_with_success(trial, words, place, expected)
     else:
         problem = _problem_with_error(failure, status, words, place) or trial.disturbed(place, expected)
         problem = problem or _problem_with_next(trial, place, expected, words)
-    return ("violation", where + problem) if problem else ("said" if status else "not noticed", "")
+    outcome, detail = problem or ("said" if status else "not noticed", "")
+    tally.add(outcome, f"call {nth} ({failed[0] if failed else 'none'}): {detail}", seconds=seconds)
+    return True
 
 
-def _problem_with_success(trial: Trial, words: str, place: Path, expected: dict[str, Any]) -> str:
+def _how(error: Exception) -> str:
+    return error.outcome if isinstance(error, Died) else "crash"
+
+
+def _problem_with_success(trial: Trial, words: str, place: Path, expected: dict[str, Any]) -> Problem:
     if words.strip():
-        return f"it ends well and says {words[-500:]}"
+        return "violation", f"it ends well and says {words[-500:]}"
     if problem := trial.resumed(place):
         return problem
     found = trial.result(place)
-    return "" if found == expected else f"it ends well and left something else: {_difference(found, expected)}"
+    if found == expected:
+        return None
+    return "silent", f"it ends well and left something else: {_difference(found, expected)}"
 
 
-def _problem_with_error(failure: Failure, status: int, words: str, place: Path) -> str:
+def _problem_with_error(failure: Failure, status: int, words: str, place: Path) -> Problem:
     if not failure.causes:
-        return f"it was noticed: status {status}, {words[-500:]}"
+        return "violation", f"it was noticed: status {status}, {words[-500:]}"
     if status != 1 or not words.startswith("videollava: ") or "Traceback" in words or words.count("\n") != 1:
-        return f"status {status}, and not one line: {words[-1500:]}"
+        return "violation", f"status {status}, and not one line: {words[-1500:]}"
     if str(place) not in words or not any(cause in words.lower() for cause in failure.causes):
-        return f"it does not say which file, or why: {words}"
-    return ""
+        return "violation", f"it does not say which file, or why: {words}"
+    return None
 
 
-def _problem_with_next(trial: Trial, place: Path, expected: dict[str, Any], words: str) -> str:
+def _problem_with_next(trial: Trial, place: Path, expected: dict[str, Any], words: str) -> Problem:
     """Runs it again, undisturbed; returns what is wrong with that."""
     try:
         status, said = run(trial.run, place, seconds=SECONDS)
     except (Died, RuntimeError) as error:
-        return f"the next run: {str(error)[-1500:]}"
+        return _how(error), f"the next run: {str(error)[-1500:]}"
     if status:
-        return f"the next run fails: {said[-500:]} (the first: {words})"
+        return "lost", f"the next run fails: {said[-500:]} (the first: {words})"
     problem = _problem_with_success(trial, said, place, expected)
-    return f"the next run: {problem} (the first: {words})" if problem else ""
+    return problem and (problem[0], f"the next run: {problem[1]} (the first: {words})")
 
 
 def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
     differing = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
     return ", ".join(sorted(differing)[:5])
+
+
+def part(seed: int, scale: float) -> list[Tally]:
+    """Tries every fifth call at scale 1, every one from scale 5 on; returns a row for each trial and failure."""
+    return [tally for trial in TRIALS for tally in fail_calls(trial, every=max(1, round(5 / scale)), seed=seed)]
 
 
 def main() -> int:

@@ -17,6 +17,8 @@ from tests.weights.checkpoints import write_checkpoint
 
 Ended = tuple[int, str]
 """The exit status of a run and what it said on standard error."""
+Problem = tuple[str, str] | None
+"""What is wrong, as an outcome of `tables.BAD` and in words; None where nothing is."""
 
 _SMALL = {"hidden_size": 8, "intermediate_size": 12, "image_size": 4, "patch_size": 2, "num_hidden_layers": 1}
 
@@ -49,14 +51,14 @@ class Trial:
         """Returns what a run that ended well has left, to be compared with that of an undisturbed one."""
         return contents(place / "out")
 
-    def disturbed(self, place: Path, expected: dict[str, Any]) -> str:
+    def disturbed(self, place: Path, expected: dict[str, Any]) -> Problem:
         """Returns what is wrong after a run that said an error."""
         raise NotImplementedError
 
-    def resumed(self, place: Path) -> str:
+    def resumed(self, place: Path) -> Problem:
         """Returns what is wrong after a run that ended well, but for its result."""
         left = {path.name for path in (place / "out").iterdir()} - set(self.leavings)
-        return f"left behind: {sorted(left)}" if left else ""
+        return ("violation", f"left behind: {sorted(left)}") if left else None
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -95,18 +97,18 @@ class Job(Trial):
         options = BatchOptions(max_error_rate=1)
         return reported(run_batch, source, place / "out" / "output.jsonl", lambda: runner, options)
 
-    def disturbed(self, place: Path, expected: dict[str, Any]) -> str:
+    def disturbed(self, place: Path, expected: dict[str, Any]) -> Problem:
         output = place / "out" / "output.jsonl"
         asked(place)
         (place / "kept").write_text(" ".join(map(str, committed(output))))
         if output.exists() and output.read_bytes() != expected["output.jsonl"]:
-            return "an output that is not whole"
-        return ""
+            return "silent", "an output that is not whole"
+        return None
 
-    def resumed(self, place: Path) -> str:
+    def resumed(self, place: Path) -> Problem:
         kept = {int(line) for line in (place / "kept").read_text().split()} if (place / "kept").exists() else set()
         if again := asked(place) & kept:
-            return f"asked again, though committed: {sorted(again)}"
+            return "doubled", f"asked again, though committed: {sorted(again)}"
         return super().resumed(place)
 
 
@@ -129,13 +131,13 @@ class _Directory(Trial):
         target = place / "out" / "target"
         return {**super().result(place), "problems": verify_checkpoint(target)}
 
-    def disturbed(self, place: Path, expected: dict[str, Any]) -> str:
+    def disturbed(self, place: Path, expected: dict[str, Any]) -> Problem:
         out = place / "out"
         if contents(out / "other") != contents(place.parent / "source"):
-            return "another directory was touched"
+            return "lost", "another directory was touched"
         if (out / "target").exists() and self.result(place) != expected:
-            return "a target that is not whole"
-        return ""
+            return "silent", "a target that is not whole"
+        return None
 
 
 class Convert(_Directory):
@@ -204,12 +206,14 @@ class SavePretrained(_Directory):
     def result(self, place: Path) -> dict[str, Any]:
         return contents(place / "out")
 
-    def disturbed(self, place: Path, expected: dict[str, Any]) -> str:
+    def disturbed(self, place: Path, expected: dict[str, Any]) -> Problem:
         target = place / "out" / "target"
         if (target / "tokenizer.json").read_text() != "{}\n":
-            return "a file of the processor was touched"
+            return "lost", "a file of the processor was touched"
         whole = {f"target/{name}": content for name, content in contents(target).items()}
-        return "" if "config.json" not in whole or whole == expected else "a configuration, and not all weights"
+        if "config.json" in whole and whole != expected:
+            return "silent", "a configuration, and not all weights"
+        return None
 
 
 def _save(source: Path, target: Path) -> None:

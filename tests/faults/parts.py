@@ -55,6 +55,7 @@ PARTS = (
     Part("checkpoints", "changed headers, indexes and configurations of checkpoints", "fuzzing"),
     Part("conversions", "conversions killed at any step, and two at once", "interruptions"),
     Part("disks", "conversions onto full disks and into closed places", "disks"),
+    Part("io", "every write, sync, rename of a job or a checkpoint failing in its turn", "failing_io", minutes=20),
     Part("configs", "configurations with odd values", "configs"),
     Part("lines", "lines of jobs that may say anything", "lines"),
     Part("jobs", "batch jobs killed at any moment", "batch"),
