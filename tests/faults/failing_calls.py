@@ -91,7 +91,7 @@ class Failure:
       error: the number of the error; `SHORT` for calls that do half of what they were asked.
       kinds: of the calls that are counted and can fail.
       lasting: whether every call after the first that failed does so too.
-      causes: words of which a message about it has one; none where nobody may notice it.
+      causes: a message about it has one of these; empty where nobody may notice it.
     """
 
     name: str
