@@ -115,7 +115,7 @@ class SlowDevice:
             if asked is not None:
                 self.counts[row], self.limits[row] = 1, asked.answer_tokens
 
-    def decode(self, steps, enough):
+    def decode(self, steps, enough, rows):
         assert self.go_on.acquire(timeout=SECONDS)
         if self.broken is not None:
             raise self.broken

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.engine import grid as on_device
+from videollava_jax.engine import part_programs
 from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.media import encode_in_pieces, encode_prefixes
+from videollava_jax.engine.parts import Part, beginnings_of, parts_of, smallest
 from videollava_jax.engine.preparation import Ids, Question, ReadPrefix
 from videollava_jax.engine.row_arrays import unwritten_answers
 from videollava_jax.engine.sizes import HOST_MEMORY, MEMORY_SHARE, TEXT_BUCKET, Branches, GridShape
@@ -64,12 +66,16 @@ class _Filled:
 
     Attributes:
       prefixes: the ids in the slots of each index, one for each shard.
+      parts: that are decoded, the whole grid first.
+      beginnings: the numbers of questions that are begun at a time, smallest first; none for all rows of a slot.
     """
 
     shape: GridShape
     branches: Branches
     grid: Grid
     prefixes: dict[int, list[Ids]]
+    parts: tuple[Part, ...]
+    beginnings: tuple[int, ...]
 
 
 class Device:
@@ -83,7 +89,7 @@ class Device:
         *,
         int8: bool,
         decode_attention: Implementation | None = None,
-        in_pieces: bool = False,
+        fixed: bool = False,
         advice: str = "",
     ):
         """Takes the model; a grid is made by `make_grid`.
@@ -92,11 +98,12 @@ class Device:
           options: those that hold for all requests: which tokens end answers, pad them, and are never chosen.
           int8: keep the keys and values of prefixes in int8.
           decode_attention: the implementation of attention to prefixes while decoding; None chooses one.
-          in_pieces: encode media by programs that do not depend on their number and length (`encode_in_pieces`).
+          fixed: work by programs that do not depend on the requests, and on parts of the grid where these are enough:
+            media are encoded in pieces (`encode_in_pieces`), and busy slots and rows are decoded without the others.
           advice: what a MemoryError says about how to need less.
         """
         self._model, self._processor, self._int8, self._advice = model, processor, int8, advice
-        self._decode_attention, self._in_pieces = decode_attention, in_pieces
+        self._decode_attention, self._fixed = decode_attention, fixed
         self._text = model.model_config.text_config
         self._vocabulary = _vocabulary(options, self._text.vocab_size)
         self._held: _Filled | None = None
@@ -118,7 +125,12 @@ class Device:
                 # What programs return is bound to the device of the parameters. A grid that is not would be another
                 # kind of argument to JAX, and every program would be compiled twice.
                 grid = jax.device_put(grid, model.jax_device)
-        self._held = _Filled(shape, branches, grid, {})
+        parts: tuple[Part, ...] = (Part(shape.slots, shape.rows),)
+        beginnings: tuple[int, ...] = ()
+        if self._fixed:
+            platform = model.jax_device.platform
+            parts, beginnings = parts_of(shape, platform), beginnings_of(shape, platform)
+        self._held = _Filled(shape, branches, grid, {}, parts, beginnings)
 
     def prefill(self, slot: int, prefixes: Sequence[ReadPrefix]) -> None:
         """Encodes media of one signature and computes their prefixes, in the slots of one index.
@@ -131,7 +143,7 @@ class Device:
         with self._memory_errors():
             features = (
                 encode_in_pieces(model, self._processor, prefixes, held.shape.prefix)
-                if self._in_pieces
+                if self._fixed
                 else encode_prefixes(model, self._processor, prefixes)
             )
             cache = on_device.prefill_slots(
@@ -152,44 +164,77 @@ class Device:
         Args:
           questions: for each of the shards × rows; None for a row that keeps what it has.
         """
+        held = self._filled()
+        if not held.beginnings:
+            self._begin(slot, questions)
+            return
+        first, most = slot * held.shape.rows, held.beginnings[-1]
+        begun = [(first + i, question) for i, question in enumerate(questions) if question is not None]
+        for start in range(0, len(begun), most):
+            here = begun[start : start + most]
+            size = next(each for each in held.beginnings if each >= len(here))
+            here += here[-1:] * (size - len(here))
+            self._begin(slot, [question for _, question in here], np.array([row for row, _ in here], np.int32))
+
+    def _begin(
+        self, slot: int, questions: Sequence[Question | None], rows: npt.NDArray[np.int32] | None = None
+    ) -> None:
+        """Begins questions in all rows of the slots of one index, or in some `rows` of the grid."""
         held, model = self._filled(), self._model
         T = bucket(max(question.tokens for question in questions if question is not None), TEXT_BUCKET)
         ids, mask = padded_left([_NO_IDS if question is None else question.ids for question in questions], T)
-        prefixes = [prefix for prefix in held.prefixes[slot] for _ in range(held.shape.rows)]
+        each = len(questions) // held.shape.shards
+        prefixes = [prefix for prefix in held.prefixes[slot] for _ in range(each)]
         width, V, positions = held.shape.answer, self._text.vocab_size, self._text.max_positions_in_parts
         fresh = unwritten_answers(questions, prefixes, width, V, held.branches, positions)
+        given = (
+            model.graph,
+            model.state,
+            model.on_devices(ids),
+            model.on_devices(mask),
+            model.on_devices(fresh),
+            held.grid.prefix,
+            held.grid.tail,
+            held.grid.answers,
+            self._vocabulary,
+            np.int32(slot),
+        )
         with self._memory_errors():
-            tail, answers = on_device.begin(
-                model.graph,
-                model.state,
-                model.on_devices(ids),
-                model.on_devices(mask),
-                model.on_devices(fresh),
-                held.grid.prefix,
-                held.grid.tail,
-                held.grid.answers,
-                self._vocabulary,
-                np.int32(slot),
-            )
+            tail, answers = on_device.begin(*given) if rows is None else part_programs.begin_rows(*given, rows)
         held.grid = Grid(held.grid.prefix, tail, answers)
 
-    def decode(self, steps: int, enough: int) -> Report:
-        """Decodes all rows until `enough` have ended, for `steps` steps at most; waits, and returns all answers."""
+    def decode(self, steps: int, enough: int, rows: Collection[int]) -> Report:
+        """Decodes until `enough` rows have ended, for `steps` steps at most; waits, and returns all answers.
+
+        Args:
+          rows: those that are being answered.
+        """
         held = self._filled()
+        part, slots = smallest(held.shape, held.parts, rows)
+        self._decode(steps, enough, part, slots)
         with self._memory_errors():
-            tail, answers = compiled.decode(
-                self._model.graph,
-                self._model.state,
-                held.grid.prefix,
-                held.grid.tail,
-                held.grid.answers,
-                self._vocabulary,
-                np.int32(steps),
-                np.int32(enough),
-                prefix_attention=self._decode_attention,
-            )
-            held.grid = Grid(held.grid.prefix, tail, answers)
-            return Report(*(np.asarray(x) for x in on_device.report(answers)))
+            return Report(*(np.asarray(x) for x in on_device.report(held.grid.answers)))
+
+    def _decode(self, steps: int, enough: int, part: Part, slots: Sequence[int]) -> None:
+        held = self._filled()
+        given = (
+            self._model.graph,
+            self._model.state,
+            held.grid.prefix,
+            held.grid.tail,
+            held.grid.answers,
+            self._vocabulary,
+            np.int32(steps),
+            np.int32(enough),
+        )
+        options: dict[str, Any] = {"prefix_attention": self._decode_attention}
+        with self._memory_errors():
+            if part == held.parts[0]:
+                tail, answers = compiled.decode(*given, **options)
+            else:
+                options |= {"shards": held.shape.shards, "rows": part.rows}
+                tail, answers = part_programs.decode_part(*given, np.array(slots, np.int32), **options)
+        held.grid = Grid(held.grid.prefix, tail, answers)
 
     def logprobs(self) -> LastLogprobs:
         """Returns the log-probabilities of the last tokens of all rows, which were decoded or begun last."""
@@ -238,7 +283,8 @@ class Device:
         Args:
           example: any question.
         """
-        shape, side = self._filled().shape, self._model.model_config.vision_config.image_size
+        held = self._filled()
+        shape, side = held.shape, self._model.model_config.vision_config.image_size
         preprocessors = self._processor.preprocessors
         frames = (
             np.zeros((1, side, side, 3), preprocessors["image"].dtype),
@@ -248,10 +294,13 @@ class Device:
         self.prefill(0, [read] * shape.shards)
         for length in range(TEXT_BUCKET, bucket(shape.question, TEXT_BUCKET) + 1, TEXT_BUCKET):
             question = dataclasses.replace(example, ids=np.ones(length, np.int32))
-            self.begin(0, [question] * (shape.shards * shape.rows))
+            for size in held.beginnings or (shape.rows,):
+                self.begin(0, [question] * size if held.beginnings else [question] * (shape.shards * size))
             scored = dataclasses.replace(question, ids=question.ids[1:], choices=(np.ones(1, np.int32),), task="score")
             self.score(0, 0, scored)
-        self.decode(1, 1)
+        for part in held.parts:
+            self._decode(1, 1, part, range(part.slots))
+        self.decode(1, 1, range(shape.batch))
         self.logprobs()
         self.end_rows(range(shape.batch))
 

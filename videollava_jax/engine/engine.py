@@ -108,7 +108,7 @@ class Engine:
         demand = Demand(longest_prefix, [rows] * enough, longest_question, longest_answer)
         return Session(
             preparer,
-            self._device(preparer, in_pieces=True),
+            self._device(preparer, fixed=True),
             self.processor.light_tokenizer,
             self._choose_shape(demand, memory),
             ahead=self._ahead,
@@ -149,7 +149,7 @@ class Engine:
             suppress_tokens=options.suppress_tokens,
         )
 
-    def _device(self, preparer: Preparer, *, in_pieces: bool = False) -> Device:
+    def _device(self, preparer: Preparer, *, fixed: bool = False) -> Device:
         advice = (
             f"the device has less memory than expected: lower memory= (now {self.memory / 2**20:.0f} MiB "
             f"for keys and values) or max_rows= (now {self.max_rows}). "
@@ -160,7 +160,7 @@ class Engine:
             preparer.decoding,
             int8=self.options.int8_cache,
             decode_attention=self.options.decode_attention,
-            in_pieces=in_pieces,
+            fixed=fixed,
             advice=advice,
         )
 

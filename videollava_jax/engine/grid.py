@@ -190,7 +190,7 @@ def begin(
     E, T = ids_ET.shape
     W = prefix.prefixes // (answers.done_B.shape[0] // E)
     R = E // W
-    own = _of_slot(prefix, W, slot)
+    own = of_slot(prefix, W, slot)
     x_ETD, layers = model.begin(ids_ET, mask_ET, own)
     first = with_next_token(model.next_logits(x_ETD), fresh, vocabulary)
 
@@ -246,7 +246,7 @@ def score_in_slot(
     slot: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes what `score` does after the prefixes in the slots of one index, E / W rows for each."""
-    own = _of_slot(prefix, shards, slot)
+    own = of_slot(prefix, shards, slot)
     found: tuple[jax.Array, jax.Array] = score(graph, state, ids_ET, mask_ET, scored_ET, own)
     return found
 
@@ -275,7 +275,7 @@ def score(
     return whole(total_E), whole((likeliest_ET | ~wanted_ET).all(axis=-1))
 
 
-def _by_slot(x: jax.Array, shards: int, axis: int = 0, *within: int) -> jax.Array:
+def by_slot(x: jax.Array, shards: int, axis: int = 0, *within: int) -> jax.Array:
     """Reshapes an axis [shards * slots * within] to [shards, slots, *within]; its sharding moves to `shards`."""
     before, split, after = spec_of(x)[:axis], spec_of(x)[axis], spec_of(x)[axis + 1 :]
     slots = x.shape[axis] // (shards * math.prod(within))
@@ -283,7 +283,7 @@ def _by_slot(x: jax.Array, shards: int, axis: int = 0, *within: int) -> jax.Arra
     return x.reshape(shape, out_sharding=like(x, *before, split, None, *(None for _ in within), *after))
 
 
-def _of_slot(prefix: PrefixCache, shards: int, slot: jax.Array) -> PrefixCache:
+def of_slot(prefix: PrefixCache, shards: int, slot: jax.Array) -> PrefixCache:
     """Returns the prefixes in the slots of one index."""
     return PrefixCache(
         layers=tuple(jax.tree.map(lambda x: _take(x, shards, slot), kv) for kv in prefix.layers),
@@ -294,14 +294,14 @@ def _of_slot(prefix: PrefixCache, shards: int, slot: jax.Array) -> PrefixCache:
 
 def _take(x: jax.Array, shards: int, slot: jax.Array) -> jax.Array:
     """Returns the slots of one index: [G, …] to [W, …]."""
-    slots = _by_slot(x, shards)
+    slots = by_slot(x, shards)
     taken: jax.Array = jax.lax.dynamic_index_in_dim(slots, slot, axis=1, keepdims=False)
     return taken
 
 
 def _put(x: jax.Array, new: jax.Array, shards: int, slot: jax.Array) -> jax.Array:
     """Puts [W, 1, …] into the slots of one index of [G, …]."""
-    slots = _by_slot(x, shards)
+    slots = by_slot(x, shards)
     new = resharded(new, like(slots, *spec_of(slots)))
     return jax.lax.dynamic_update_slice_in_dim(slots, new, slot, axis=1).reshape(
         x.shape, out_sharding=like(x, *spec_of(x))
@@ -312,7 +312,7 @@ def _put_rows(
     x: jax.Array, new: jax.Array, filled_E: jax.Array, shards: int, rows: int, slot: jax.Array, *, axis: int
 ) -> jax.Array:
     """Puts new rows into the rows of the slots of one index that `filled_E` selects; `axis` has all B rows."""
-    split = _by_slot(x, shards, axis, rows)
+    split = by_slot(x, shards, axis, rows)
     old = jax.lax.dynamic_index_in_dim(split, slot, axis=axis + 1, keepdims=False)
     sharding = like(old, *spec_of(old))
     new = new.reshape(old.shape, out_sharding=sharding)

@@ -8,7 +8,7 @@ requests ──▶ Preparer ──▶ ┌──────────┐ ─�
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
@@ -66,8 +66,8 @@ class GridDevice(Protocol):
     def begin(self, slot: int, questions: Sequence[Question | None]) -> None:
         """Puts questions into rows of the slots of one index."""
 
-    def decode(self, steps: int, enough: int) -> Report:
-        """Decodes all rows, and returns their answers so far."""
+    def decode(self, steps: int, enough: int, rows: Collection[int]) -> Report:
+        """Decodes rows, and returns the answers of all so far."""
 
     def logprobs(self) -> LastLogprobs:
         """Returns the log-probabilities of the last tokens of all rows."""
@@ -145,7 +145,7 @@ class Run:
     def _decode(self, action: Decode, written: Written | None) -> tuple[EndedRow, ...]:
         """Decodes, passes on what was written, and returns the rows that have ended."""
         rows = cast(Mapping[int, Question], action.rows)
-        report = self._device.decode(action.steps, action.enough)
+        report = self._device.decode(action.steps, action.enough, rows)
         if any(question.wants_logprobs for question in rows.values()):
             self._logprobs.take(self._device.logprobs(), report, rows)
         ended = self._ends.of(report, rows)

@@ -111,7 +111,7 @@ def with_next_token(
         assert records is None, "scores are recorded on the processors' path alone"
         scores_BV = jnp.where(vocabulary.suppressed_V, -jnp.inf, logits_BV.astype(jnp.float32))
         finite_B = _finite(logits_BV, answers)
-        token_B = next_tokens(scores_BV, answers.penalties, answers.sampling, answers.count_B)
+        token_B = next_tokens(scores_BV, answers.penalties, answers.sampling, answers.count_B, live_B)
     else:
         finite_B = _finite(logits_BV, answers) | processors.make_finite
         scores_BV, token_B = _chosen(logits_BV, answers, vocabulary, processors)

@@ -36,7 +36,13 @@ class Sampling:
     draw: bool = field(metadata={"static": True})
 
 
-def next_tokens(logits_BV: jax.Array, penalties: Penalties | None, sampling: Sampling, count_B: jax.Array) -> jax.Array:
+def next_tokens(
+    logits_BV: jax.Array,
+    penalties: Penalties | None,
+    sampling: Sampling,
+    count_B: jax.Array,
+    live_B: jax.Array | None = None,
+) -> jax.Array:
     """Returns the next token of each row, int32 [B].
 
     Penalties come first, then the temperature and the filters in transformers' order: top-k, top-p, min-p.
@@ -46,6 +52,7 @@ def next_tokens(logits_BV: jax.Array, penalties: Penalties | None, sampling: Sam
       penalties: of the rows; None where no row has one.
       sampling: how each row is sampled.
       count_B: int32, the number of tokens that each row has so far.
+      live_B: bool, rows that want a token; None for all. Where none of these draws, nothing is sorted.
     """
     scores_BV = logits_BV.astype(jnp.float32)
     if penalties is not None:
@@ -53,8 +60,14 @@ def next_tokens(logits_BV: jax.Array, penalties: Penalties | None, sampling: Sam
     likeliest_B = jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
     if not sampling.draw:
         return likeliest_B
-    drawn_B = drawn(drawn_from(scores_BV, sampling), sampling, count_B)
-    return jnp.where(sampling.draw_B, drawn_B, likeliest_B)
+
+    def with_drawn(likeliest_B: jax.Array) -> jax.Array:
+        drawn_B = drawn(drawn_from(scores_BV, sampling), sampling, count_B)
+        return jnp.where(sampling.draw_B, drawn_B, likeliest_B)
+
+    draws_B = sampling.draw_B if live_B is None else sampling.draw_B & live_B
+    chosen_B: jax.Array = jax.lax.cond(draws_B.any(), with_drawn, lambda likeliest_B: likeliest_B, likeliest_B)
+    return chosen_B
 
 
 def drawn_from(scores_BV: jax.Array, sampling: Sampling, filters: Filters | None = None) -> jax.Array:

@@ -1,0 +1,71 @@
+"""The parts of a grid that a session's programs compute: all of it, or the slots and rows that are busy. No JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from videollava_jax.engine.sizes import GridShape
+
+SHARE = 4
+"""A part of the slots is a copy of their prefixes while it decodes, so it is at most one slot in four."""
+MOST_AT_ONCE = 4
+"""Questions that one call begins at most where the cost of a call follows their number."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which slots and rows a call decodes; every number is a dimension of what is compiled.
+
+    Attributes:
+      slots: of each shard.
+      rows: the first ones of each slot.
+    """
+
+    slots: int
+    rows: int
+
+
+def parts_of(shape: GridShape, platform: str) -> tuple[Part, ...]:
+    """Returns the parts of a grid that are compiled, the whole grid first.
+
+    A step reads the prefixes of all its slots, wanted or not. On a CPU its cost also follows the number of rows;
+    accelerators read the weights whatever that is.
+
+    Args:
+      platform: of the devices, as JAX names it.
+    """
+    slots = [shape.slots]
+    if shape.slots >= SHARE:
+        slots.append(shape.slots // SHARE)
+    rows = [shape.rows]
+    while platform == "cpu" and rows[-1] > 1:
+        rows.append((rows[-1] + 1) // 2)
+    return tuple(Part(slot, row) for slot in slots for row in rows)
+
+
+def beginnings_of(shape: GridShape, platform: str) -> tuple[int, ...]:
+    """Returns the numbers of questions that are begun by one call, smallest first; none where a call begins all rows.
+
+    Args:
+      platform: of the devices, as JAX names it.
+    """
+    if platform != "cpu" or shape.shards > 1:
+        return ()
+    return tuple(size for size in (1, 2, MOST_AT_ONCE) if size <= shape.rows)
+
+
+def smallest(shape: GridShape, parts: Sequence[Part], rows: Iterable[int]) -> tuple[Part, tuple[int, ...]]:
+    """Returns the smallest part that has some rows of a grid, and its slot indices: the busy ones, then idle ones.
+
+    Args:
+      parts: to choose from; the first is the whole grid.
+      rows: at least one.
+    """
+    rows = list(rows)
+    busy = sorted({row // shape.rows % shape.slots for row in rows})
+    highest = 1 + max(row % shape.rows for row in rows)
+    fitting = [part for part in parts if part.slots >= len(busy) and part.rows >= highest]
+    part = min(fitting, key=lambda each: (each.slots * (shape.prefix + each.rows * shape.answer), each.rows))
+    idle = (index for index in range(shape.slots) if index not in busy)
+    return part, (*busy, *(index for index, _ in zip(idle, range(part.slots - len(busy)), strict=False)))
