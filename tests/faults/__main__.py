@@ -11,7 +11,6 @@ is printed with the seed and the number that make it again. With `--write` the t
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import signal
@@ -27,11 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.parts import PARTS, Part
-from tests.faults.report import Finding, from_json, into_page, machine, markdown
+from tests.faults.report import PAGE, Finding, dated, from_json, into_page, markdown
 from tests.faults.tables import Tally
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "reliability.md"
 EVERY = 10.0
 """Seconds between two lines of progress."""
 
@@ -184,9 +182,8 @@ def main() -> int:
     chosen = "".join(f" --only {part.name}" for part in parts) if asked.only else ""
     command = f"python -m tests.faults --seed {asked.seed} --scale {asked.scale:g}{chosen}"
     minutes = (time.monotonic() - started) / 60
-    about = f"{datetime.date.today().isoformat()}, seed {asked.seed}, scale {asked.scale:g}, {minutes:.0f} minutes"
-    text = f"{about}; {machine()}\n\n{markdown(findings)}"
-    print(f"\n`{command}`: {text}")
+    text = f"{minutes:.0f} minutes, {dated()}\n\n{markdown(findings)}"
+    print(f"\n`{command}`, {text}")
     for violation in violations:
         print(f"\n{violation}")
     if asked.write:

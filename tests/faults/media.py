@@ -3,9 +3,10 @@
     python -m tests.faults.media --files 20000 --seed 0
     python -m tests.faults.media --files 1 --first 4711 --seed 0 --keep DIR      writes that mutation to DIR
 
-A violation is a crash, a hang, an error of another type than `MediaError`, or a video that is read without an error
-though it has another number of frames than its container says. The exit status is 1 if there were any. Containers that
-do not say how many frames they hold (transport and program streams, FLV, ASF, raw streams, APNG) may lose some.
+What must not come is a crash, a hang, an error of another type than `MediaError`, much memory, or a video that is read
+without an error though it has another number of frames than its container says. The exit status is 1 if there were any.
+Containers that do not say how many frames they hold (transport and program streams, FLV, ASF, raw streams, APNG) may
+lose some.
 """
 
 from __future__ import annotations
@@ -16,15 +17,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tests.faults.children import Child, Died, messages
-from tests.faults.media_mutations import Whole, mutated, write_wholes
+from tests.faults.media_mutations import Whole, fingerprint, mutated, write_wholes
+from tests.faults.report import PAGE, by_row, dated, into_page
 from tests.faults.tables import Tally, said, table
 
 SECONDS = 10
 """A file of some kilobytes that takes longer hangs."""
+PIXELS = 10**6
+"""The limit of the reads: no file has more than 5,000."""
+MEMORY = 400 * 2**20
+"""The most bytes that one may take: a frame of the most pixels takes 3 MB, and decoders keep a dozen a thread."""
 
 
 def fuzz_media(number: int, seed: int, first: int = 0) -> list[Tally]:
@@ -32,6 +39,7 @@ def fuzz_media(number: int, seed: int, first: int = 0) -> list[Tally]:
     with tempfile.TemporaryDirectory() as place:
         wholes = write_wholes(Path(place))
     tallies = {whole.name: Tally(whole.name) for whole in wholes}
+    tallies[wholes[0].name].note = f"the files without fault are {fingerprint(wholes)}"
     position, current = first, wholes[0].name
 
     def start() -> Child | None:
@@ -40,11 +48,11 @@ def fuzz_media(number: int, seed: int, first: int = 0) -> list[Tally]:
 
     for message in messages(start, 3 * SECONDS):
         if isinstance(message, Died):
-            outcome, detail, seconds = message.outcome, str(message), None
+            outcome, detail, seconds, memory = message.outcome, str(message), None, None
         else:
-            position, current, outcome, detail, seconds = message
+            position, current, outcome, detail, seconds, memory = message
         if outcome != "begun":
-            tallies[current].add(outcome, f"mutation {position} of seed {seed}: {detail}", seconds)
+            tallies[current].add(outcome, f"mutation {position} of seed {seed}: {detail}", seconds, memory)
             position += 1
     return list(tallies.values())
 
@@ -66,16 +74,33 @@ def _work(say: Callable[[Any], None], wholes: list[Whole], first: int, end: int,
     totals = {whole.name: _read(whole, whole.content) for whole in wholes}
     for position in range(first, end):
         whole, kind, content = mutated(wholes, seed, position)
-        say((position, whole.name, "begun", "", None))
-        began = time.perf_counter()
+        say((position, whole.name, "begun", "", None, None))
+        began, before = time.perf_counter(), _forgotten_peak()
         outcome, detail = _tried(whole, content, totals[whole.name])
-        say((position, whole.name, outcome, f"{kind}: {detail}", time.perf_counter() - began))
+        seconds, memory = time.perf_counter() - began, _peak() - before
+        if memory > MEMORY:
+            outcome, detail = "violation", f"took {memory / 2**20:.0f} MiB"
+        say((position, whole.name, outcome, f"{kind}: {detail}", seconds, memory))
+
+
+def _forgotten_peak() -> int:
+    """Makes the kernel forget the most memory that this process has held; returns the bytes that it holds now."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> int:
+    """Returns the most bytes that this process has held."""
+    return 1024 * next(
+        int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
 
 
 def _read(whole: Whole, content: bytes) -> int:
     from videollava_jax.media import MediaLimits, read_image, read_video
 
-    limits = MediaLimits(max_pixels=10**6)
+    limits = MediaLimits(max_pixels=PIXELS)
     if whole.states is None:
         read_image(content, limits)
         return 1
@@ -107,6 +132,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=20_000, help="how many mutations; default: %(default)s")
     parser.add_argument("--first", type=int, default=0, help="the number of the first; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of all of them; default: %(default)s")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/reliability.md")
     parser.add_argument("--keep", type=Path, help="write the mutations to this directory instead of reading them")
     asked = parser.parse_args()
     if asked.keep:
@@ -121,8 +147,17 @@ def main() -> int:
         return 0
     started = time.perf_counter()
     tallies = fuzz_media(asked.files, asked.seed, asked.first)
-    print(f"seed {asked.seed}, mutations from {asked.first} on, {time.perf_counter() - started:.0f} s\n")
+    seconds, files = time.perf_counter() - started, tallies[0].note
+    print(f"seed {asked.seed}, mutations from {asked.first} on, {seconds:.0f} s, {files}\n")
     print(table(tallies))
+    if asked.write:
+        first = f" --first {asked.first}" if asked.first else ""
+        command = f"python -m tests.faults.media --files {asked.files}{first} --seed {asked.seed}"
+        into_page(
+            PAGE,
+            "changed files",
+            f"`{command}`, {seconds:.0f} s, {dated()}; {files}.\n\n{by_row(tallies, 'file that was changed')}",
+        )
     return said(tallies)
 
 

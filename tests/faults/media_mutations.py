@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import av
 from PIL import Image
 
-from tests.media.clips import KINDS, edited, picture, with_sound, without_first, write
+from tests.media.clips import KINDS, edited, picture, with_sound, without_first, write, x264
 from tests.media.field_pictures import field_pictures, remux
 
 
@@ -58,22 +59,31 @@ _VIDEOS: dict[str, tuple[int, bool]] = {
     "wmv2.wmv": (12, False),
     "raw.h264": (12, False),
 }
-_IMAGES = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+_IMAGES = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 
 
 def write_wholes(place: Path) -> list[Whole]:
-    """Writes the files that are changed."""
+    """Writes the files that are changed: in a new process the same bytes every time, with the same libraries."""
     wholes = []
     for name, (frames, states) in _VIDEOS.items():
-        content = write(place / name, **KINDS[name] | {"frames": frames}).read_bytes()
+        kind = KINDS[name] | {"frames": frames}
+        if kind["codec"] == "libx264":
+            kind = {"options": x264()} | kind  # one thread
+        content = write(place / name, **kind).read_bytes()
         wholes.append(Whole(name, content, _samples(content), states))
     for name, content in _made(place).items():
         wholes.append(Whole(name, content, _samples(content), True))
+    wholes.append(Whole("image, progressive JPEG", _progressive(), (), None))
     pictures = [Image.fromarray(picture(i, (64, 48))) for i in range(8)]
     for format in ("GIF", "WEBP"):  # as PIL writes them: with local colours and partial frames
         content = _saved(pictures, format)
         wholes.append(Whole(f"animation by PIL, {format}", content, (), True))
     return wholes + [Whole(f"image, {format}", _saved(pictures[:1], format), (), None) for format in _IMAGES]
+
+
+def fingerprint(wholes: list[Whole]) -> str:
+    """Returns some digits by which to see whether two processes have the same files."""
+    return hashlib.sha256(b"".join(whole.content for whole in wholes)).hexdigest()[:8]
 
 
 def _made(place: Path) -> dict[str, bytes]:
@@ -84,11 +94,16 @@ def _made(place: Path) -> dict[str, bytes]:
         f"fields.{s}": remux(place / "fields.ts", place / f"fields.{s}").read_bytes() for s in ("mp4", "mkv", "avi")
     }
     made |= {f"with sound.{s}": with_sound(place / f"sound.{s}").read_bytes() for s in ("mp4", "mkv", "avi")}
-    kind = KINDS["h264_b_frames.mp4"] | {"frames": 24}
-    made["shortened.mp4"] = edited(write(place / "long.mp4", **kind).read_bytes(), 5 * 1024, None)
+    made["shortened.mp4"] = edited((place / "h264_b_frames.mp4").read_bytes(), 5 * 1024, None)
     kind = KINDS["h264_open_gop.mkv"] | {"frames": 36}
     made["cut.mkv"] = without_first(write(place / "open.mkv", **kind), place / "cut.mkv", 9).read_bytes()
     return made
+
+
+def _progressive() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture(0, (64, 48))).save(file, "JPEG", progressive=True)
+    return file.getvalue()
 
 
 def _saved(pictures: list[Image.Image], format: str) -> bytes:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.faults.tables import BAD, Tally
 
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 COLUMNS = {"crash": "crashes", "hang": "hangs", "lost": "lost", "doubled": "doubled", "silent": "silent"}
 """The bad outcomes that have a column each; the last column, other, has the rest."""
 HEAD = ("part", "what was tried", "inputs", *COLUMNS.values(), "other", "worst", "peak", "what came of it")
@@ -72,18 +75,44 @@ def markdown(findings: list[Finding]) -> str:
     sums += [str(sum(int(row[column]) for row in rows)) for column in range(3, 4 + len(COLUMNS))]
     rows.append(["in all", "", *sums, "", "", ""])
     rule = ["---", "---", *["---:"] * (len(HEAD) - 3), "---"]
-    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in (HEAD, rule, *rows))
+    return _table([HEAD, rule, *rows])
 
 
-def machine() -> str:
-    """Describes this machine: system, processor, cores, memory, Python."""
+def by_row(tallies: list[Tally], what: str) -> str:
+    """Returns the rows of one part as a table: `what` heads the names."""
+    good = Counter[str]()
+    for tally in tallies:
+        good.update({name: count for name, count in tally.outcomes.items() if name not in BAD})
+    names = [name for name, _ in good.most_common()]
+    rows = [
+        [
+            tally.name, f"{tally.outcomes.total():,}", *(f"{tally.outcomes[name]:,}" for name in names),
+            *(str(tally.outcomes[kind]) for kind in BAD), f"{tally.seconds or 0:.2f} s",
+            f"{(tally.memory or 0) / 2**20:,.0f} MiB",
+        ]
+        for tally in tallies
+    ]  # fmt: skip
+    sums = [f"{sum(int(row[at].replace(',', '')) for row in rows):,}" for at in range(1, 2 + len(names) + len(BAD))]
+    seconds, memory = max(tally.seconds or 0 for tally in tallies), max(tally.memory or 0 for tally in tallies)
+    rows.append(["in all", *sums, f"{seconds:.2f} s", f"{memory / 2**20:,.0f} MiB"])
+    head = [what, "inputs", *names, *COLUMNS.values(), "other", "worst", "peak"]
+    return _table([head, ["---", *["---:"] * (len(head) - 1)], *rows])
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows)
+
+
+def dated() -> str:
+    """Returns today's date and this machine: system, processor, cores, memory, Python."""
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGESIZE")
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text().splitlines() if cpus.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     system = f"{platform.system()} {platform.release().split('-')[0]}"
     memory = f"{pages * page / 2**30:.0f} GiB"
-    return f"{system}, {os.cpu_count()} cores ({model}), {memory}, Python {platform.python_version()}"
+    cores = f"{os.cpu_count()} cores ({model})"
+    return f"{datetime.date.today().isoformat()}; {system}, {cores}, {memory}, Python {platform.python_version()}"
 
 
 def into_page(page: Path, section: str, text: str) -> None:

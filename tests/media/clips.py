@@ -8,6 +8,9 @@ import av
 import numpy as np
 import pytest
 
+BITEXACT = {"fflags": "+bitexact"}
+"""Options of a container for writing: without random numbers, dates and versions in the file."""
+
 
 def picture(i, size):
     """Draws frame `i`, uint8 [H, W, 3]: coloured blocks that drift, and a bar that moves in every frame."""
@@ -35,7 +38,7 @@ def write(
     """Writes a video; `time(i)` gives frame i's time in hundredths of a second, for a variable frame rate."""
     if codec not in av.codecs_available:
         pytest.skip(f"this build of av cannot encode with {codec}")
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with av.open(str(path), "w", options=BITEXACT | (container_options or {})) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.gop_size = gop
@@ -145,7 +148,7 @@ def edited(content, cut, length):
 
 def without_first(source, target, first):
     """Copies a video from its packet numbered `first` on, as recorders and `ffmpeg -c copy` write it."""
-    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+    with av.open(str(source)) as read, av.open(str(target), "w", options=BITEXACT) as written:
         stream = written.add_stream_from_template(read.streams.video[0])
         for packet in [packet for packet in read.demux(video=0) if packet.size][first:]:
             packet.stream = stream
@@ -155,7 +158,7 @@ def without_first(source, target, first):
 
 def with_sound(path, frames=12):
     """Writes a video with a track of sound, interleaved."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=BITEXACT) as container:
         video = container.add_stream("mpeg4", rate=10)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         sound = container.add_stream("mp2", rate=16000, layout="mono")

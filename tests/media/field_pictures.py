@@ -11,6 +11,8 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from tests.media.clips import BITEXACT
+
 WIDTH, HEIGHT = 64, 64
 _REFERENCE, _SLICE, _IDR, _MESSAGE, _SEQUENCE, _PICTURE, _DELIMITER = 2, 1, 5, 6, 7, 8, 9
 
@@ -140,7 +142,7 @@ def remux(source, target, halves=None):
     Packets without a time get one half a frame on. With `halves`, a function that divides a packet's bytes into two,
     each becomes two packets of half a frame.
     """
-    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+    with av.open(str(source)) as read, av.open(str(target), "w", options=BITEXACT) as written:
         stream = written.add_stream_from_template(read.streams.video[0])
         for i, packet in enumerate(packet for packet in read.demux(video=0) if packet.size):
             if packet.dts is None:
