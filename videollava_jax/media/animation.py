@@ -24,6 +24,8 @@ def frame_count(source: OpenSource, limits: MediaLimits) -> int:
     image = open_image(source, limits)
     try:
         return int(getattr(image, "n_frames", 1)) if image.format in ("GIF", "PNG", "WEBP", "AVIF") else 1
+    except MediaError:
+        raise
     except Exception as error:
         raise damaged(source.name, error) from None
 
@@ -56,6 +58,8 @@ def play(source: OpenSource, limits: MediaLimits) -> Iterator[npt.NDArray[np.uin
             image.seek(number)
             image.load()
             pixels = np.array(image.convert("RGB"))
+        except MediaError:
+            raise
         except Exception as error:
             raise damaged(source.name, error) from None
         yield pixels

@@ -83,6 +83,8 @@ def opened_video(source: OpenSource, limits: MediaLimits) -> Iterator[OpenVideo]
     structure = read_structure(source, limits)
     try:
         container = _open(source)
+    except MediaError:
+        raise
     except Exception as error:
         raise _refusal(source, limits, error) from None
     with container:
@@ -101,6 +103,8 @@ def reopened_video(source: OpenSource, limits: MediaLimits) -> Iterator[OpenVide
     head = source.read(0, 12)
     try:
         container = _open(source)
+    except MediaError:
+        raise
     except Exception as error:
         raise library_error(source.name, error, "opening it again failed") from None
     with container:

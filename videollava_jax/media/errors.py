@@ -18,6 +18,7 @@ class Cause(StrEnum):
     NO_FRAMES = "no_frames"
     TRUNCATED = "truncated"  # the file's own sizes reach past its end
     TOO_LARGE = "too_large"  # over a limit of `MediaLimits`
+    TOO_SLOW = "too_slow"  # over `MediaLimits.seconds`
     DECODE_FAILED = "decode_failed"
 
 
@@ -65,6 +66,8 @@ class MediaLimits:
       max_frames: packets of a video; the default is over nine hours at 30 frames a second.
       max_frames_returned: frames that one call may return.
       max_bytes_returned: bytes of the frames that one call may return, all in memory at once.
+      seconds: wall time from the opening of a file on. It is checked between reads, packets, frames and scans; where a
+        call of a decoder may hang, read in worker processes (`IsolatedReader`).
     """
 
     max_pixels: int = 7680 * 4320
@@ -77,8 +80,13 @@ class MediaLimits:
     max_frames: int = 1_000_000
     max_frames_returned: int = 1024
     max_bytes_returned: int = 4 * 2**30
+    seconds: float = 120.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name}: expected at least 1, got {getattr(self, field.name)}")
+            value = getattr(self, field.name)
+            if field.name == "seconds":
+                if not value > 0:
+                    raise ValueError(f"seconds: expected more than 0, got {value}")
+            elif value < 1:
+                raise ValueError(f"{field.name}: expected at least 1, got {value}")

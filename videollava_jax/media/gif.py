@@ -100,8 +100,11 @@ def _decode_all(source: OpenSource, limits: MediaLimits, images: int) -> None:
             if image.width * image.height > limits.max_pixels:
                 return  # refused when the video is opened
             for number in range(images):
+                source.check_time()
                 image.seek(number)
                 image.load()
+    except MediaError:
+        raise
     except Exception as error:
         message = f"the animation is damaged: one of its {images} images is not whole ({type(error).__name__})"
         raise MediaError(source.name, Cause.DECODE_FAILED, message) from None
@@ -112,6 +115,7 @@ def _check_no_other_frames(source: OpenSource, controls: set[int]) -> None:
     source.file.seek(0)
     before, start = b"", 0
     while chunk := source.file.read(2**20):
+        source.check_time()
         piece = before + chunk
         for found in _FRAME.finditer(piece):
             if start + found.start() not in controls:

@@ -41,7 +41,7 @@ def read_image(source: Source, limits: MediaLimits = MediaLimits()) -> npt.NDArr
     Raises:
       MediaError: not an image, damaged, cut short, or larger than the limits.
     """
-    with open_source(source, limits.max_image_bytes) as opened:
+    with open_source(source, limits.max_image_bytes, limits.seconds) as opened:
         image = open_image(opened, limits)
         return rgb_pixels(image, opened.name)
 
@@ -86,6 +86,8 @@ def open_image(source: OpenSource, limits: MediaLimits) -> Image.Image:
         raise MediaError(
             source.name, Cause.TOO_LARGE, "an image of more pixels than PIL decodes (Image.MAX_IMAGE_PIXELS)"
         ) from None
+    except MediaError:
+        raise
     except Exception as error:
         if held_whole or head.startswith(b"GIF8"):
             check_whole(source)  # PIL does not recognise these when they are cut short

@@ -19,7 +19,7 @@ def media_kind(source: Source, limits: MediaLimits = MediaLimits()) -> Literal["
     Raises:
       MediaError: it is neither, cannot be read, or exceeds the limits.
     """
-    with open_source(source, limits.max_bytes) as opened:
+    with open_source(source, limits.max_bytes, limits.seconds) as opened:
         try:
             return "video" if frame_count(opened, limits) > 1 else "image"
         except MediaError as error:

@@ -9,12 +9,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from videollava_jax.media.errors import MediaLimits
 from videollava_jax.media.frame_files import FrameFiles
 from videollava_jax.media.frame_sampling import FrameSampling, Uniform
 from videollava_jax.media.image import read_image
 from videollava_jax.media.kind import media_kind
 from videollava_jax.media.source import source_name
-from videollava_jax.media.video import read_video
+from videollava_jax.media.video import Video, read_video
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Medium:
       indices: int64 [F], the numbers of these frames in the video.
       timestamps: float64 [F], seconds since the video's first frame; NaN if the file gives none.
       total_frames: frames in the video.
+      fps: frames a second of the video; None if the file gives none, and for an image.
+      decoded_frames: how many frames were decoded to get these.
     """
 
     kind: Literal["image", "video"]
@@ -36,6 +39,8 @@ class Medium:
     indices: npt.NDArray[np.int64]
     timestamps: npt.NDArray[np.float64]
     total_frames: int
+    fps: float | None = None
+    decoded_frames: int = 1
 
     @property
     def description(self) -> str:
@@ -48,12 +53,14 @@ class Medium:
 def open_medium(
     path: str | os.PathLike[str] | bytes | FrameFiles,
     frame_sampling: FrameSampling = Uniform(8),  # noqa: B008
+    limits: MediaLimits = MediaLimits(),  # noqa: B008
 ) -> Medium:
     """Reads an image or a video, whichever the file's content says it is; `FrameFiles` are a video.
 
     Args:
       path: the file or its content, or the files of a video's frames.
       frame_sampling: which frames to take if it is a video.
+      limits: of the file.
 
     Raises:
       MediaError: it is neither, or cannot be read.
@@ -62,8 +69,22 @@ def open_medium(
         name = path.name
     else:
         name = source_name(path) if isinstance(path, bytes) else os.fspath(path)
-    if not isinstance(path, FrameFiles) and media_kind(path) == "image":
-        pixels = read_image(path)[None]
+    if not isinstance(path, FrameFiles) and media_kind(path, limits) == "image":
+        pixels = read_image(path, limits)[None]
         return Medium("image", name, pixels, np.zeros(1, np.int64), np.zeros(1), 1)
-    video = read_video(path, frame_sampling)
-    return Medium("video", name, video.frames, video.indices, video.timestamps, video.total_frames)
+    video = read_video(path, frame_sampling, limits)
+    return medium_of(video, name)
+
+
+def medium_of(video: Video, name: str) -> Medium:
+    """Returns a video that was read as a medium of that name."""
+    return Medium(
+        "video",
+        name,
+        video.frames,
+        video.indices,
+        video.timestamps,
+        video.total_frames,
+        video.fps,
+        video.decoded_frames,
+    )

@@ -191,7 +191,7 @@ class _Index:
         if unpacker.unconsumed_tail:
             raise self._error(f"a compressed index that unpacks to more than {_MAX_UNPACKED} bytes")
         self.unpacked = len(moov)
-        self.read(OpenSource(self.source.name, io.BytesIO(moov), len(moov)), 0, len(moov))
+        self.read(OpenSource(self.source.name, io.BytesIO(moov), len(moov), self.source.deadline), 0, len(moov))
 
     def _error(self, message: str) -> MediaError:
         return MediaError(self.source.name, Cause.TOO_LARGE, message)

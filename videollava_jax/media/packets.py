@@ -134,6 +134,7 @@ def list_packets(source: OpenSource, video: OpenVideo, limits: MediaLimits) -> P
     table, stated = listing.table, video.stated
     try:
         for packet in packets_of(video.container, video.stream):
+            source.check_time()
             if len(table.pts) >= limits.max_frames:
                 raise MediaError(
                     source.name,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
+from videollava_jax.media.deadline import Deadline
 from videollava_jax.media.errors import Cause, MediaError
 from videollava_jax.media.rooted import is_regular, open_descriptor
 
@@ -26,21 +28,28 @@ class OpenSource:
       name: the name for error messages.
       file: seekable and read-only; closed at the end of the `with`.
       size: bytes.
+      deadline: when the reading has to end; checked by every read, also those of the decoding libraries.
     """
 
     name: str
     file: BinaryIO
     size: int
+    deadline: Deadline
+
+    def check_time(self) -> None:
+        """Raises a MediaError if the reading has taken longer than it may."""
+        self.deadline.check(self.name)
 
     def read(self, offset: int, count: int) -> bytes:
         """Reads at most `count` bytes from `offset` on."""
+        self.check_time()
         self.file.seek(offset)
         return self.file.read(count)
 
     def rewound(self) -> NamelessFile:
         """Returns the file, positioned at its start, for a library to read."""
         self.file.seek(0)
-        return NamelessFile(self.file)
+        return NamelessFile(self)
 
 
 class NamelessFile:
@@ -49,31 +58,42 @@ class NamelessFile:
     FFmpeg takes the name as a hint: it would decode a `.txt` as video, and resolve relative paths against it.
     """
 
-    def __init__(self, file: BinaryIO):
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+    def __init__(self, source: OpenSource):
+        self._source = source
+        self.seek, self.tell = source.file.seek, source.file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        """Reads at most `count` bytes; raises a MediaError if the time is over."""
+        self._source.check_time()
+        return self._source.file.read(count)
 
 
 @contextmanager
-def open_source(source: Source, max_bytes: int) -> Iterator[OpenSource]:
+def open_source(source: Source, max_bytes: int, seconds: float = math.inf) -> Iterator[OpenSource]:
     """Opens a path, bytes or a file object.
 
     A path is always opened as a local file: `http://…` or `concat:…` names a file that does not exist. A file object
     is read from its position to its end, and is not closed.
 
+    Args:
+      source: the file.
+      max_bytes: that it may have.
+      seconds: from now on, in which it has to be read.
+
     Raises:
       MediaError: the file is missing, not a regular file, empty, or over `max_bytes` (checked before it is read); or
-        it cannot be read, now or later within the `with`.
+        it cannot be read, now or later within the `with`, or not in time.
       ValueError: `source` is none of these three.
     """
-    name = source_name(source)
-    with _opened(source, name, max_bytes) as file:
+    name, deadline = source_name(source), Deadline(seconds)
+    with _opened(source, name, max_bytes, deadline) as file:
         size = file.seek(0, os.SEEK_END)
         if size > max_bytes:
             raise MediaError(name, Cause.TOO_LARGE, f"{size} bytes, over the limit of {max_bytes}")
         if not size:
             raise MediaError(name, Cause.NOT_MEDIA, "expected an image or a video, got an empty file")
         try:
-            yield OpenSource(name, file, size)
+            yield OpenSource(name, file, size, deadline)
         except OSError as error:  # from the disk: the decoding libraries' errors are handled where they are called
             raise _unreadable(name, error) from None
 
@@ -85,7 +105,7 @@ def source_name(source: Source) -> str:
     return name if len(name) <= 300 else f"{name[:200]}… ({len(name)} characters)"
 
 
-def _opened(source: Source, name: str, max_bytes: int) -> BinaryIO:
+def _opened(source: Source, name: str, max_bytes: int, deadline: Deadline) -> BinaryIO:
     if isinstance(source, str | os.PathLike):
         return _opened_path(source, name)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -97,6 +117,7 @@ def _opened(source: Source, name: str, max_bytes: int) -> BinaryIO:
         # In chunks, because read(n) may allocate n bytes even if the file is smaller.
         while content.tell() <= max_bytes and (chunk := source.read(_CHUNK)):
             content.write(chunk)
+            deadline.check(name)
     except OSError as error:
         raise _unreadable(name, error) from None
     except TypeError:

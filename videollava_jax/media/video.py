@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from videollava_jax.media import animation
 from videollava_jax.media.container import library_error, opened_video, reopened_video, still_image
+from videollava_jax.media.deadline import Deadline
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
 from videollava_jax.media.frame_files import FrameFiles
 from videollava_jax.media.frame_sampling import FrameSampling, TimedSampling, Uniform
@@ -83,7 +84,7 @@ def read_video(
         source = FrameFiles(source)
     if isinstance(source, FrameFiles):
         return _read_files(source, frame_sampling, limits)
-    with open_source(source, limits.max_bytes) as opened:  # type: ignore[arg-type]
+    with open_source(source, limits.max_bytes, limits.seconds) as opened:  # type: ignore[arg-type]
         reader = _Reader(opened, frame_sampling, limits)
         return reader.read_webp() if animation.is_webp(opened) else reader.read()
 
@@ -94,8 +95,9 @@ def _read_files(files: FrameFiles, frame_sampling: FrameSampling, limits: MediaL
         raise MediaError(files.name, Cause.TOO_LARGE, f"over the limit of {limits.max_frames} frames")
     times = files.times()
     wanted = _wanted(files.name, frame_sampling, limits, total, files.fps, times if files.fps else None, 0.0)
-    picked = _Picked(files.name, limits, wanted)
+    picked, deadline = _Picked(files.name, limits, wanted), Deadline(limits.seconds)
     for number in sorted(picked.numbers):
+        deadline.check(files.name)
         picked.add(number, read_image(files.paths[number], limits), times[number])
     return picked.video(files.fps, total)
 
@@ -188,6 +190,7 @@ class _Reader:
         wanted = self._wanted(total, fps, times, 0.001)
         picked = _Picked(self.source.name, self.limits, wanted)
         for pixels, time in zip(animation.play(self.source, self.limits), times, strict=True):
+            self.source.check_time()
             picked.add(picked.decoded, pixels, float(time))
         return picked.video(fps, total)
 
@@ -204,6 +207,7 @@ class _Reader:
         needed = {table.order[number] for number in picked.numbers} if skipping else None
         run = None
         for number in sorted(picked.numbers):
+            self.source.check_time()
             start = table.start_for(table.order[number])
             if start is None:
                 raise _CannotSeek
@@ -214,6 +218,7 @@ class _Reader:
                     picked.add(number, frame, float((frame.pts - first) * stream.time_base))
                     break
                 picked.decoded += 1
+                self.source.check_time()
             else:
                 raise _CannotSeek
         return picked
@@ -246,6 +251,7 @@ class _Reader:
         count = 0
         try:
             for position, packet in enumerate(packets_of(container, stream)):
+                self.source.check_time()
                 try:
                     frames = packet.decode()
                 except av.error.InvalidDataError:
