@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from videollava_jax.version import __version__
 
 if TYPE_CHECKING:
+    from videollava_jax.batch.media.isolation import IsolatedReader
     from videollava_jax.engine import Engine, Request, Result
     from videollava_jax.face.auto import register
     from videollava_jax.face.base_model import VideoLlavaModel
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DynamicCache",
     "Engine",
+    "IsolatedReader",
     "Request",
     "Result",
     "VideoLlavaConfig",
@@ -34,6 +36,7 @@ __all__ = [
 _HOMES = {
     "DynamicCache": "videollava_jax.face.cache",
     "Engine": "videollava_jax.engine",
+    "IsolatedReader": "videollava_jax.batch.media.isolation",
     "Request": "videollava_jax.engine",
     "Result": "videollava_jax.engine",
     "VideoLlavaConfig": "videollava_jax.face.config",

@@ -1,6 +1,9 @@
 """Media read by worker processes: the same pixels, and files that crash, hang or take memory are errors."""
 
+import base64
 import dataclasses
+import io
+import math
 import os
 import resource
 import threading
@@ -11,20 +14,26 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.faults.commands import MARK, await_no_process, marked_processes
-from videollava_jax.assets import MEDIA
-from videollava_jax.batch.media import isolation, worker
+from videollava_jax.assets import MEDIA, TINY
+from videollava_jax.batch.media import replies, tasks, worker
 from videollava_jax.batch.media.isolation import IsolatedReader, WorkerError, WorkerLimits
+from videollava_jax.cli.asked import StandardInput
 from videollava_jax.engine import Engine, Request
+from videollava_jax.face.processor import VideoLlavaProcessor as FaceProcessor
 from videollava_jax.media import (
     FloatPreprocessor,
+    FrameFiles,
     FramePreprocessor,
     Frames,
     Linspace,
     MediaLimits,
     Uniform,
+    open_medium,
     read_image,
+    read_video,
 )
 from videollava_jax.processing.segments import Media
 
@@ -93,6 +102,86 @@ def test_pixels_are_those_of_the_processor(tiny_processor, mark):
     finally:
         reader.close()
     assert not marked_processes(mark)
+
+
+def test_files_are_read_as_the_functions_of_media_read_them(tiny_processor, tmp_path, mark):
+    """`open_medium`, `read_image` and `read_video`, for paths, bytes, file objects and files that are frames."""
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (40 + i // 9, 30), (90 * i, 7, 0)).save(path)
+    clip, image = Path(CLIP.source).read_bytes(), Path(IMAGE.source).read_bytes()
+    with IsolatedReader(tiny_processor) as reader:
+        for source, rule in ((CLIP.source, Uniform(4)), (clip, Uniform(4)), (FrameFiles(paths, fps=2), Linspace(2))):
+            expected, found = read_video(source, rule), reader.read_video(source, rule)
+            for name in ("frames", "indices", "timestamps"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+            for name in ("fps", "total_frames", "decoded_frames", "source"):
+                assert getattr(found, name) == getattr(expected, name)
+        for source in (IMAGE.source, image, io.BytesIO(image)):
+            np.testing.assert_array_equal(reader.read_image(source), read_image(IMAGE.source))
+        for source in (CLIP.source, clip, IMAGE.source, image):
+            expected, found = open_medium(source), reader.open_medium(source)
+            assert (found.kind, found.path, found.description) == (expected.kind, expected.path, expected.description)
+            np.testing.assert_array_equal(found.frames, expected.frames)
+        pixels = reader(Media("video", [str(path) for path in paths]), Uniform(3)).pixels
+        np.testing.assert_array_equal(pixels, tiny_processor.read_medium(Media("video", paths), Uniform(3)))
+        assert reader.started == 1
+        named = StandardInput(b"nothing" * 9)
+        with pytest.raises(WorkerError, match=r"^<standard input>: expected a"):
+            reader.open_medium(named)
+    assert not marked_processes(mark)
+    with IsolatedReader(tiny_processor, WorkerLimits(max_bytes=100)) as reader:
+        with pytest.raises(WorkerError, match=r"^<bytes>: more than 100 bytes; raise WorkerLimits.max_bytes"):
+            reader.read_image(bytes(101))
+        assert reader.started == 0
+
+
+REPLY = {"kind": "video", "shape": [2, 3, 4, 3], "indices": [0, 5], "times": [0.0, None], "total": 9, "decoded": 6}
+REPLY |= {"fps": 2.5}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "image"}, {"kind": ["video"]}, {"kind": None}, {"shape": [2, 3, 4, 4]}, {"shape": [2, -3, -4, 3]},
+        {"shape": [2, 3.0, 4, 3]}, {"shape": [1, 6, 4, 3]}, {"shape": None}, {"indices": [0]}, {"indices": [0, -1]},
+        {"indices": [0, True]}, {"indices": [0, 2**70]}, {"indices": {"0": 1, "1": 2}}, {"times": [0.0]},
+        {"times": [0.0, math.inf]}, {"times": [0.0, "0"]}, {"total": None}, {"total": 2.5}, {"decoded": "6"},
+        {"fps": math.nan}, {"fps": [2.5]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_frames_of_a_file_that_a_worker_made_up_are_checked(wrong):
+    task = tasks.FileTask("video", "v.mp4", "v.mp4", None, MediaLimits(max_pixels=20), 1.0)
+    pixels = memoryview(bytes(2 * 3 * 4 * 3))
+    found = replies.medium_of(REPLY, pixels, task)
+    assert (found.frames.shape, found.fps, found.total_frames) == ((2, 3, 4, 3), 2.5, 9)
+    assert np.isnan(found.timestamps[1])
+    with pytest.raises(replies.Garbage):
+        replies.medium_of(REPLY | wrong, pixels, task)
+    for limits in (MediaLimits(max_pixels=11), MediaLimits(max_frames_returned=1)):
+        with pytest.raises(replies.Garbage):
+            replies.medium_of(REPLY, pixels, dataclasses.replace(task, limits=limits))
+
+
+def test_a_call_of_a_processor_reads_in_workers(tiny_processor, mark, faulty):
+    """Also where transformers makes the pixels, and where a file comes as bytes; a file that crashes is an error."""
+    face = FaceProcessor.from_pretrained(TINY)
+    prompt = "USER: <video>\nWhat? ASSISTANT: USER: <image>\nWhat? ASSISTANT:"
+    url = "data:image/png;base64," + base64.b64encode(Path(IMAGE.source).read_bytes()).decode()
+    with IsolatedReader(tiny_processor) as reader:
+        for processor in (tiny_processor, face):
+            for more in ({}, {"do_center_crop": True}) if processor is face else ({},):
+                for image in (IMAGE.source, url) if processor is face else (IMAGE.source,):
+                    asked = dict(text=prompt, images=image, videos=CLIP.source, return_tensors="np", **more)
+                    expected, found = processor(**asked), processor(**asked, reader=reader)
+                    assert set(found) == set(expected)
+                    for name in expected:
+                        np.testing.assert_array_equal(found[name], expected[name])
+        assert reader.started == 1
+        for processor in (tiny_processor, face):
+            with pytest.raises(WorkerError, match="its worker died"):
+                processor(text="USER: <image>\nWhat?", images=str(faulty / "crash"), reader=reader)
 
 
 def test_bad_files_are_told_with_their_causes(tiny_processor, tmp_path):
@@ -243,11 +332,11 @@ def test_float_pixels_come_as_they_are_and_are_checked():
         assert got.dtype == np.float32
     finally:
         reader.close()
-    task = worker.Task("image", "i.png", None, preprocess, MediaLimits(), 1.0)
+    task = tasks.Task("image", "i.png", None, preprocess, MediaLimits(), 1.0)
     for wrong in (np.nan, np.inf, -2000.0):
         pixels = np.full((1, 4, 4, 3), wrong, np.float32)
-        with pytest.raises(isolation._WorkerLost, match="its worker sent garbage"):
-            isolation._checked({"shape": [1, 4, 4, 3]}, memoryview(pixels.tobytes()), task)
+        with pytest.raises(replies.Garbage):
+            replies.pixels_of({"shape": [1, 4, 4, 3]}, memoryview(pixels.tobytes()), task)
 
 
 @pytest.mark.parametrize(
@@ -264,12 +353,12 @@ def test_float_pixels_come_as_they_are_and_are_checked():
     ],
 )
 def test_frames_that_a_worker_made_up_are_checked(wrong):
-    task = worker.Task("video", "v.mp4", None, FramePreprocessor(size=4, crop_size=4), MediaLimits(), 1.0)
+    task = tasks.Task("video", "v.mp4", None, FramePreprocessor(size=4, crop_size=4), MediaLimits(), 1.0)
     pixels = memoryview(bytes(2 * 4 * 4 * 3))
-    with pytest.raises(isolation._WorkerLost, match="its worker sent garbage"):
-        isolation._checked({"shape": [2, 4, 4, 3], "frames": wrong}, pixels, task)
+    with pytest.raises(replies.Garbage):
+        replies.pixels_of({"shape": [2, 4, 4, 3], "frames": wrong}, pixels, task)
     right = {"indices": [0, 3], "seconds": [0.0, 0.5], "total": 9}
-    found = isolation._checked({"shape": [2, 4, 4, 3], "frames": right}, pixels, task)
+    found = replies.pixels_of({"shape": [2, 4, 4, 3], "frames": right}, pixels, task)
     assert found.frames == Frames((0, 3), (0.0, 0.5), 9)
 
 
@@ -305,12 +394,11 @@ def test_a_worker_ends_itself_when_its_parent_cannot(tiny_processor, faulty, mon
     import subprocess
     import sys
 
-    task = worker.Task(
-        "image", str(faulty / "hang"), None, tiny_processor.preprocessors["image"], worker.MediaLimits(), 0.5
-    )
+    task = tasks.Task("image", str(faulty / "hang"), None, tiny_processor.preprocessors["image"], MediaLimits(), 0.5)
     import pickle
 
     raw = pickle.dumps(task)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(faulty), str(Path(__file__).parents[2])]))
     done = subprocess.run(
         [sys.executable, "-m", "videollava_jax.batch.media.worker", str(2**32)],
         input=worker.LENGTH.pack(len(raw)) + raw, capture_output=True, timeout=60, check=False,

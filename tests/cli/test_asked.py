@@ -100,6 +100,40 @@ def test_two_media_between_options_and_a_medium_of_standard_input(capsys, monkey
     assert image["times"] == [0.0]
 
 
+def test_media_are_read_in_a_worker_where_that_is_asked_for(tmp_path, capsys, monkeypatch):
+    """A file that crashes its reader is an error there; frames and answers are the same."""
+    code = """
+import os, signal, sys
+import videollava_jax.media.medium as medium
+real = medium.read_image
+def read(source, *limits):
+    if not isinstance(source, bytes) and os.path.basename(source) == "crash.png":
+        signal.raise_signal(11)
+    return real(source, *limits)
+medium.read_image = read
+"""
+    (tmp_path / "sitecustomize.py").write_text(code)
+    (tmp_path / "crash.png").write_bytes((MEDIA / "three-triangles.png").read_bytes())
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    records = []
+    for isolate in ([], ["--isolate", "--limit-seconds", "100"]):
+        assert main(["ask", CLIP, IMAGE, QUESTION, "--json", *isolate]) == 0
+        records.append(json.loads(capsys.readouterr().out))
+        records[-1].pop("seconds")
+    assert records[0] == records[1]
+    assert main(["ask", str(tmp_path / "crash.png"), QUESTION, "--isolate"]) == 1
+    assert capsys.readouterr().err == (
+        f"videollava: {tmp_path / 'crash.png'}: its worker died (signal 11), 2 times of 2\n"
+    )
+
+
+def test_a_file_that_takes_too_long_says_which_flag_to_raise(capsys):
+    assert main(["ask", CLIP, QUESTION, "--limit-seconds", "0.000001"]) == 1
+    said = capsys.readouterr().err
+    advice = "raise MediaLimits.seconds (--limit-seconds) if it is meant"
+    assert said == f"videollava: {CLIP}: reading it took over 1e-06 s; {advice}\n"
+
+
 def test_image_files_as_one_video(tmp_path, capsys, monkeypatch):
     for i in range(10):
         Image.new("RGB", (56, 56), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")

@@ -196,7 +196,7 @@ def _open(arguments: argparse.Namespace, names: Sequence[str], options: Mapping[
     """Opens the media, and then the model: an error about a file comes before the weights are loaded."""
     path, processor = open_processor(arguments)
     frame_sampling = frame_sampling_of(arguments, processor)
-    media = open_media(arguments, [*names, *arguments.more], frame_sampling)
+    media = open_media(arguments, [*names, *arguments.more], frame_sampling, processor)
     for medium in media:
         if medium.kind == "video":
             require_whole_windows(medium.path, len(medium.frames), processor.frame_window)

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from videollava_jax.cli.common import argument_type
 from videollava_jax.cli.errors import UsageError
+from videollava_jax.generation.kinds import number
 
 if TYPE_CHECKING:
     from videollava_jax.media import FrameFiles, FrameSampling, Medium
+    from videollava_jax.processing.processor import VideoLlavaProcessor
 
 STDIN = "-"
 _LARGEST = 2**31
@@ -93,6 +96,18 @@ def add_media_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--frame-rate", type=float, metavar="R", help="frames a second of images that are a video; --fps needs it"
+    )
+
+    group.add_argument(
+        "--isolate",
+        action="store_true",
+        help="read the media in a process of its own, as `batch` and `serve` do: for files of strangers",
+    )
+    group.add_argument(
+        "--limit-seconds",
+        type=argument_type(number(0, 86400, above=True)),
+        metavar="S",
+        help="time that reading one medium may take; default: 120, and 60 with --isolate",
     )
 
 
@@ -181,18 +196,24 @@ def _text_of_standard_input() -> list[str]:
     return list(sys.stdin)
 
 
-def open_media(arguments: argparse.Namespace, names: Sequence[str], frame_sampling: FrameSampling) -> list[Medium]:
-    """Reads the media of a command line.
+def open_media(
+    arguments: argparse.Namespace,
+    names: Sequence[str],
+    frame_sampling: FrameSampling,
+    processor: VideoLlavaProcessor,
+) -> list[Medium]:
+    """Reads the media of a command line, with `--isolate` in a worker process.
 
     Args:
       arguments: of `add_media_arguments`.
       names: of files; STDIN for standard input.
       frame_sampling: which frames of videos are taken.
+      processor: of the model.
 
     Raises:
       ValueError: a medium that cannot be read; the message names it.
     """
-    from videollava_jax.media import FrameFiles, open_medium
+    from videollava_jax.media import FrameFiles, MediaLimits, open_medium
 
     sources: list[str | StandardInput | FrameFiles] = [_source(name) for name in names]
     if arguments.as_video:
@@ -212,7 +233,13 @@ def open_media(arguments: argparse.Namespace, names: Sequence[str], frame_sampli
                 f"{source}: expected a file, got a directory; --frames-from {source} takes the images in it as the "
                 "frames of a video"
             )
-    return [open_medium(source, frame_sampling) for source in sources]
+    seconds = {} if arguments.limit_seconds is None else {"seconds": arguments.limit_seconds}
+    if not arguments.isolate:
+        return [open_medium(source, frame_sampling, MediaLimits(**seconds)) for source in sources]
+    from videollava_jax.batch.media.isolation import IsolatedReader, WorkerLimits
+
+    with IsolatedReader(processor, WorkerLimits(**seconds)) as reader:
+        return [reader.open_medium(source, frame_sampling) for source in sources]
 
 
 def _source(name: str) -> str | StandardInput:

@@ -15,12 +15,12 @@ from videollava_jax.face.features import tensor_kind
 from videollava_jax.face.opening import Opening
 from videollava_jax.face.sampling import EveryFrame, sampling
 from videollava_jax.face.video_processor import sampled
-from videollava_jax.media import FrameFiles, Video, read_image, read_video
+from videollava_jax.media import FrameFiles, Video
 from videollava_jax.processing.given_media import share_out
 from videollava_jax.processing.media_processor import DEFAULT_LIMITS
 from videollava_jax.processing.segments import MEDIA_TOKENS, MediaKind
 
-OWN = ("frame_sampling", "limits", "video_pooling", "max_new_tokens", "allow_remote_media")
+OWN = ("frame_sampling", "limits", "reader", "video_pooling", "max_new_tokens", "allow_remote_media")
 """The arguments of a call that transformers does not have."""
 
 
@@ -89,6 +89,11 @@ class Call:
         return self.own.get("limits", DEFAULT_LIMITS)
 
     @property
+    def reader(self) -> Any:
+        """What reads media files instead of this process; None for this process."""
+        return self.own.get("reader")
+
+    @property
     def of_core(self) -> dict[str, Any]:
         """The arguments of the core's processor."""
         asked = self.asked
@@ -99,6 +104,7 @@ class Call:
             "max_new_tokens": self.own.get("max_new_tokens", 0),
             "frame_sampling": self.frame_sampling,
             "limits": self.limits,
+            "reader": self.reader,
             "video_pooling": self.own.get("video_pooling"),
             "return_tensors": "np" if self.kind else None,
         }
@@ -108,7 +114,7 @@ class Call:
     def opening(self, kind: str) -> Opening:
         """How media of a kind, "images" or "videos", are opened."""
         remote = bool(self.own.get("allow_remote_media", False))
-        return Opening(self.limits, remote, self.frame_sampling, self.asked.input_data_format[kind])
+        return Opening(self.limits, remote, self.frame_sampling, self.asked.input_data_format[kind], self.reader)
 
     def opened(self, images: Any, videos: Any) -> tuple[Any, Any, list[Any]]:
         """Opens the media of a call; also returns the metadata of videos, where they are asked for."""
@@ -136,18 +142,18 @@ class Call:
 
     def _sampled(self, videos: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         in_memory = self.rule or EveryFrame()
-        return sampled(videos, self.frame_sampling, in_memory, self.asked.sampling.get("video_metadata"), self.limits)
+        read = self.opening("videos").read_video
+        return sampled(videos, in_memory, self.asked.sampling.get("video_metadata"), read)
 
     def read_images(self, images: Sequence[Any]) -> list[Any]:
         """Reads those of images that are files."""
-        return [read_image(i, self.limits) if isinstance(i, (str, os.PathLike)) else i for i in images]
+        read = self.opening("images").read_image
+        return [read(i) if isinstance(i, (str, os.PathLike)) else i for i in images]
 
     def read_videos(self, videos: Sequence[Any]) -> list[Any]:
         """Reads those of videos that are files; each becomes an array or a list of frames."""
-        read: list[Any] = [
-            read_video(v, self.frame_sampling, self.limits) if isinstance(v, (str, os.PathLike, FrameFiles)) else v
-            for v in videos
-        ]
+        read_file = self.opening("videos").read_video
+        read: list[Any] = [read_file(v) if isinstance(v, (str, os.PathLike, FrameFiles)) else v for v in videos]
         return [list(video.frames if isinstance(video, Video) else video) for video in read]
 
     def is_plain(self, conversation: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from videollava_jax.media import Cause, MediaError, MediaLimits, Uniform, read_image, read_video
+from videollava_jax.media import Cause, MediaError, MediaLimits, Uniform, Video, read_image, read_video
 from videollava_jax.media.remote import Fetcher
 from videollava_jax.media.urls import SourceError, base64_bytes, base64_digits, file_url_path, short_name
 from videollava_jax.processing.media_processor import DEFAULT_LIMITS
@@ -37,12 +37,25 @@ class Opening:
         allow_remote_media: whether http and https URLs are fetched, from public addresses only.
         frame_sampling: of a video that comes as bytes: by data: URL, base64 or https.
         input_data_format: "channels_first" or "channels_last" of arrays; None to tell by their shapes.
+        reader: reads files instead of this process: an `IsolatedReader`, which has limits of its own.
     """
 
     limits: MediaLimits = DEFAULT_LIMITS
     allow_remote_media: bool = False
     frame_sampling: Any = _EIGHT
     input_data_format: Any = None
+    reader: Any = None
+
+    def read_image(self, file: Any) -> Any:
+        """Reads an image file: uint8 [H, W, 3]."""
+        return read_image(file, self.limits) if self.reader is None else self.reader.read_image(file)
+
+    def read_video(self, file: Any) -> Video:
+        """Reads the frames of a video file that the rule chooses."""
+        if self.reader is None:
+            return read_video(file, self.frame_sampling, self.limits)
+        found: Video = self.reader.read_video(file, self.frame_sampling)
+        return found
 
     def image(self, given: Any, *, read: bool = False) -> Any:
         """Opens an image, or every image of nested lists.
@@ -59,7 +72,7 @@ class Opening:
         if isinstance(given, (str, bytes, os.PathLike)):
             found = self._found(given, "image")
             if isinstance(found, bytes) or read:
-                return read_image(found, self.limits)
+                return self.read_image(found)
             return found
         return self._array(given)
 
@@ -79,9 +92,7 @@ class Opening:
             return [self.video(item) for item in given]
         if isinstance(given, (str, bytes, os.PathLike)):
             found = self._found(given, "video")
-            return (
-                read_video(io.BytesIO(found), self.frame_sampling, self.limits) if isinstance(found, bytes) else found
-            )
+            return self.read_video(io.BytesIO(found)) if isinstance(found, bytes) else found
         return self._array(given)
 
     def _found(self, named: str | bytes | os.PathLike[str], kind: MediaKind) -> Any:

@@ -231,7 +231,7 @@ class VideoLlavaProcessor(CoreProcessor, TransformersProcessor):  # type: ignore
             kwargs: `images`, `text`, `videos` by name; transformers' arguments of text, images and videos, flat or in
                 `text_kwargs`, `images_kwargs`, `videos_kwargs`, `common_kwargs`, `processor_kwargs`;
                 `allow_remote_media` to fetch http and https URLs from public addresses; `frame_sampling`, `limits`,
-                `video_pooling` and `max_new_tokens` as in `processing.processor.VideoLlavaProcessor`.
+                `reader`, `video_pooling` and `max_new_tokens` as in `processing.processor.VideoLlavaProcessor`.
                 `return_tensors` is "np", "jax", "pt" where torch is installed, or None for lists.
 
         Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,7 @@ from videollava_jax.face.features import Features, features
 from videollava_jax.face.image_processor import VideoLlavaImageProcessor
 from videollava_jax.face.opening import Opening
 from videollava_jax.face.sampling import EveryFrame, sampling
-from videollava_jax.media import FrameFiles, MediaLimits, Video, read_video
-from videollava_jax.processing.media_processor import DEFAULT_LIMITS
+from videollava_jax.media import FrameFiles, Video, read_video
 
 PIXELS = (
     "do_resize",
@@ -82,7 +81,7 @@ class VideoLlavaVideoProcessor(TransformersVideoProcessor):  # type: ignore[misc
         opened = Opening(frame_sampling=rule, input_data_format=layout).video(videos)
         if self.do_convert_rgb if kwargs.get("do_convert_rgb") is None else kwargs["do_convert_rgb"]:
             opened = _in_colour(opened)
-        clips, metadata = sampled(as_list(opened), rule, rule, video_metadata)
+        clips, metadata = sampled(as_list(opened), rule, video_metadata, lambda file: read_video(file, rule))
         settings = {name: getattr(self, name, None) for name in PIXELS}
         with named_faults("videos"):
             frames = VideoLlavaImageProcessor(**_plain(settings))
@@ -128,15 +127,15 @@ def _is_file(video: Any) -> bool:
 
 
 def sampled(
-    videos: Sequence[Any], of_files: Any, in_memory: Any, given: Any, limits: MediaLimits = DEFAULT_LIMITS
+    videos: Sequence[Any], in_memory: Any, given: Any, read: Callable[[Any], Video]
 ) -> tuple[list[npt.NDArray[Any] | list[Any]], list[Any]]:
     """Takes the frames of videos that rules choose.
 
     Args:
         videos: paths, what `media.read_video` returned (their frames were chosen then), arrays or lists of frames.
-        of_files, in_memory: the rules, `media.FrameSampling`, for files and for arrays and lists.
+        in_memory: the rule, `media.FrameSampling`, for arrays and lists.
         given: `video_metadata` of the caller; None for what is known.
-        limits: of files.
+        read: reads the frames of a file by its own rule.
 
     Returns:
         The frames of each, and transformers' `VideoMetadata` of each.
@@ -145,7 +144,7 @@ def sampled(
     clips, metadata = [], []
     for video, said in zip(videos, stated, strict=True):
         if _is_file(video):
-            video = read_video(video, of_files, limits)
+            video = read(video)
         if isinstance(video, Video):
             frames: Any = video.frames
             known: dict[str, Any] = {

@@ -84,7 +84,7 @@ class Chat:
           images, videos: shown in the first turn, images first, in any form that the processor takes. Videos have the
             same number of frames.
           template: how the conversation is written; None for the processor's own template.
-          read: `frame_sampling`, `limits` and `video_pooling` of `VideoLlavaProcessor.conversation_inputs`.
+          read: `frame_sampling`, `limits`, `reader` and `video_pooling` of `VideoLlavaProcessor.conversation_inputs`.
         """
         self._model = model
         self._processor = processor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -16,6 +16,8 @@ from videollava_jax.processing.preset import Preset, get_preset
 from videollava_jax.processing.segments import Media, MediaKind
 
 DEFAULT_LIMITS = MediaLimits()
+Reader = Callable[[Media, Any], MediumPixels]
+"""Reads a medium, with the rule that chooses frames of a video."""
 FRAMES = 8
 """Frames of a video where a call names no rule and no number."""
 
@@ -153,7 +155,9 @@ class MediaProcessor:
             if count is not None:
                 require_whole_windows(f"video {i}", count, self.frame_window)
 
-    def _pixels(self, media: Sequence[Media], frame_sampling: Any, limits: MediaLimits) -> list[npt.NDArray[Any]]:
+    def _pixels(
+        self, media: Sequence[Media], frame_sampling: Any, limits: MediaLimits, reader: Reader | None = None
+    ) -> list[npt.NDArray[Any]]:
         """Reads all media (see `read_medium`), each source once even if it is given twice."""
         read: dict[tuple[str, str], npt.NDArray[Any]] = {}
         pixels = []
@@ -161,7 +165,10 @@ class MediaProcessor:
             is_file = isinstance(medium.source, (str, os.PathLike))
             key = (medium.kind, os.fspath(medium.source) if is_file else str(id(medium.source)))
             if key not in read:
-                read[key] = self.read_medium(medium, frame_sampling, limits)
+                if reader is None:
+                    read[key] = self.read_medium(medium, frame_sampling, limits)
+                else:
+                    read[key] = reader(medium, frame_sampling).pixels
             pixels.append(read[key])
         return pixels
 

@@ -12,7 +12,7 @@ from videollava_jax.media import MediaLimits, Preprocessor
 from videollava_jax.processing.given_media import known_frames, require_sources
 from videollava_jax.processing.layout import Budget, Padding, lay_out, pad
 from videollava_jax.processing.llama_tokenizer import LlamaTokenizer
-from videollava_jax.processing.media_processor import DEFAULT_LIMITS, MediaProcessor
+from videollava_jax.processing.media_processor import DEFAULT_LIMITS, MediaProcessor, Reader
 from videollava_jax.processing.preset import Preset, get_preset
 from videollava_jax.processing.prompt import (
     PromptTemplate,
@@ -44,6 +44,7 @@ class CallOptions:
         frame_sampling: which frames to take from a video file: a rule, a number of frames by the preset's rule, or None
             for 8 of them; of arrays and lists all frames are taken.
         limits: of media files.
+        reader: reads media files instead of this process, as an `IsolatedReader` does, which has limits of its own.
         video_pooling: None for the processor's own. The output passes it on to the model.
         return_tensors: "np", or None for lists.
     """
@@ -54,6 +55,7 @@ class CallOptions:
     max_new_tokens: int = 0
     frame_sampling: Any = None
     limits: MediaLimits = DEFAULT_LIMITS
+    reader: Reader | None = None
     video_pooling: SupportsIndex | None = None
     return_tensors: Literal["np"] | None = "np"
 
@@ -237,7 +239,7 @@ class ModelInputs(MediaProcessor):
         known = [count for count in frames if count is not None]
         if with_text and len(known) == len(frames):
             lay_out(rows, known, ids, budget)  # refuses a prompt that is too long before any pixel work
-        pixels = self._pixels(media, options.frame_sampling, options.limits)
+        pixels = self._pixels(media, options.frame_sampling, options.limits, options.reader)
         self._require_whole_windows(media, [len(array) for array in pixels])
         data: dict[str, Any] = {}
         if with_text:

@@ -6,6 +6,7 @@ others. Each of the engine's reading threads waits for one worker, so there are 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -16,24 +17,32 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
-from videollava_jax.batch.media.worker import LENGTH, Task
+from videollava_jax.batch.media.replies import Garbage, medium_of, most_bytes, pixels_of
+from videollava_jax.batch.media.tasks import FileTask, Task, name_of
+from videollava_jax.batch.media.worker import LENGTH
 from videollava_jax.config import require_whole_windows
-from videollava_jax.media import Cause, Frames, MediaLimits, MediumPixels
+from videollava_jax.media import Cause, MediaLimits, Medium, MediumPixels, Uniform, Video
+from videollava_jax.media.source import source_name
 from videollava_jax.media.urls import short_name
+from videollava_jax.processing.given_media import is_read_from_files
 from videollava_jax.processing.processor import VideoLlavaProcessor
-from videollava_jax.processing.segments import Media
+from videollava_jax.processing.segments import Media, MediaKind
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_AnyTask = TypeVar("_AnyTask", Task, FileTask)
+_Read = TypeVar("_Read")
+_EIGHT = Uniform(8)
 _FINAL_CAUSES = frozenset((Cause.NOT_FOUND, Cause.NOT_A_FILE))
 """Causes that do not depend on a worker's state, so a new worker need not try again."""
-_BRIGHTEST = 1024
-"""What no pixel on the scale 0-255 reaches; cubic interpolation goes a little below 0 and above 255."""
 START_SECONDS = 120
 """How long a worker's imports may take on a busy machine."""
 _LONGEST_LINE = 64 * 1024
@@ -88,21 +97,33 @@ class WorkerLimits:
 
 
 class IsolatedReader:
-    """An engine's `reader` that does the work of the processor's `read` in worker processes. Thread-safe.
+    """Reads media in worker processes. Thread-safe.
+
+    It is the `reader` of an engine or of a processor's call, and does the work of the processor's `read`; it also has
+    the functions of `videollava_jax.media` that read files. `close` ends the workers, or the end of a `with`.
 
     Args:
       processor: how media become pixels.
       limits: of each medium.
+      media_limits: of each file, but for its bytes and seconds, which `limits` has.
 
     Attributes:
       started: how many workers were started; more than there are threads if some died.
       confined: whether the kernel keeps workers from the network and from starting programs; None before the first.
     """
 
-    def __init__(self, processor: VideoLlavaProcessor, limits: WorkerLimits = WorkerLimits()):
+    def __init__(
+        self,
+        processor: VideoLlavaProcessor,
+        limits: WorkerLimits = WorkerLimits(),
+        media_limits: MediaLimits = MediaLimits(),  # noqa: B008
+    ):
         self._processor, self._limits = processor, limits
-        self._media_limits = MediaLimits(
-            max_bytes=limits.max_bytes, max_image_bytes=min(limits.max_bytes, MediaLimits().max_image_bytes)
+        self._media_limits = dataclasses.replace(
+            media_limits,
+            max_bytes=limits.max_bytes,
+            max_image_bytes=min(limits.max_bytes, media_limits.max_image_bytes),
+            seconds=limits.seconds,
         )
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
@@ -118,18 +139,53 @@ class IsolatedReader:
           WorkerError: it cannot be read, or it crashed or hung its worker at every attempt.
           ValueError: the model does not take this number of frames.
         """
-        if not isinstance(medium.source, (str, os.PathLike)):
+        if not is_read_from_files(medium.source):
             return self._processor.read(medium, frame_sampling)  # given as pixels
         processor = self._processor
         preprocess = processor.preprocessors[medium.kind]
         rule = processor.frames(frame_sampling)
         task = Task(medium.kind, medium.source, rule, preprocess, self._media_limits, self._limits.seconds)
-        read = self._attempt(task)
+        read = self._attempt(task, pixels_of)
         if medium.kind == "video":
-            require_whole_windows(os.fspath(medium.source), len(read.pixels), processor.frame_window)
+            require_whole_windows(name_of(medium.source), len(read.pixels), processor.frame_window)
         return read
 
-    def _attempt(self, task: Task) -> MediumPixels:
+    def open_medium(self, source: Any, frame_sampling: Any = _EIGHT) -> Medium:
+        """Reads an image or a video as `media.open_medium` does, or raises a WorkerError."""
+        return self._file(None, source, frame_sampling)
+
+    def read_image(self, source: Any) -> npt.NDArray[np.uint8]:
+        """Reads an image as `media.read_image` does, or raises a WorkerError."""
+        pixels: npt.NDArray[np.uint8] = self._file("image", source, None).frames[0]
+        return pixels
+
+    def read_video(self, source: Any, frame_sampling: Any = _EIGHT) -> Video:
+        """Reads frames of a video as `media.read_video` does, or raises a WorkerError."""
+        read = self._file("video", source, frame_sampling)
+        return Video(
+            frames=read.frames,
+            indices=read.indices,
+            timestamps=read.timestamps,
+            fps=read.fps,
+            total_frames=read.total_frames,
+            decoded_frames=read.decoded_frames,
+            source=read.path,
+        )
+
+    def _file(self, kind: MediaKind | None, source: Any, frame_sampling: Any) -> Medium:
+        """Reads the frames of a file, of its bytes or of a file object, which is read to its end."""
+        if is_read_from_files(source):
+            name = name_of(source)
+        else:
+            name = source_name(source)
+            most = self._limits.max_bytes
+            source = bytes(source.read(most + 1) if hasattr(source, "read") else source)
+            if len(source) > most:
+                raise WorkerError(str(Cause.TOO_LARGE), f"{name}: more than {most} bytes; raise WorkerLimits.max_bytes")
+        task = FileTask(kind, name, source, frame_sampling, self._media_limits, self._limits.seconds)
+        return self._attempt(task, medium_of)
+
+    def _attempt(self, task: _AnyTask, checked: Callable[[dict[str, Any], memoryview, _AnyTask], _Read]) -> _Read:
         """Accepts pixels from any worker, but errors only from a new one.
 
         A hostile file may leave a worker with little memory or with stray threads, and must not make the next file
@@ -140,7 +196,7 @@ class IsolatedReader:
             worker = self._take(new)
             used, worker.used, new = worker.used, True, True
             try:
-                read = worker.read(task)
+                read = worker.read(task, checked)
                 self._note_confinement(worker)
             except WorkerError as error:
                 if error.cause in _FINAL_CAUSES:
@@ -155,7 +211,7 @@ class IsolatedReader:
                 if self._stopped:
                     raise WorkerError("stopped", "the run was stopped") from None
                 if not used and lost >= self._limits.attempts:
-                    name = os.fspath(task.source)
+                    name = task.name
                     raise WorkerError(error.cause, f"{name}: {error}, {lost} times of {lost}") from None
             except BaseException:
                 self._discard(worker)
@@ -203,6 +259,12 @@ class IsolatedReader:
         for worker in list(self._all):
             worker.kill()
 
+    def __enter__(self) -> IsolatedReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Ends the workers. No thread may be reading."""
         self.stop()
@@ -245,8 +307,8 @@ class _Worker:
         self.confined: bool | None = None
         self.used = False
 
-    def read(self, task: Task) -> MediumPixels:
-        """Returns the pixels of a task's medium.
+    def read(self, task: _AnyTask, checked: Callable[[dict[str, Any], memoryview, _AnyTask], _Read]) -> _Read:
+        """Returns what a task reads, as `checked` makes it of the worker's reply.
 
         Raises:
           WorkerError: the worker could not read it.
@@ -262,13 +324,14 @@ class _Worker:
         except OSError:
             raise self._died() from None
         late = f"its worker was still reading after {task.seconds:g} s"
-        preprocess = task.preprocess
-        most = task.limits.max_frames_returned * 3 * preprocess.crop_size**2 * preprocess.dtype.itemsize
-        reply, pixels = self._receive(time.monotonic() + task.seconds, late, most)
+        reply, pixels = self._receive(time.monotonic() + task.seconds, late, most_bytes(task))
         if "error" in reply:
             cause, message = reply.get("cause"), short_name(str(reply["error"]), plain=True)
             raise WorkerError(cause if cause in _CAUSES else str(Cause.DECODE_FAILED), message)
-        return _checked(reply, pixels, task)
+        try:
+            return checked(reply, pixels, task)
+        except Garbage:
+            raise _garbage() from None
 
     def _receive(self, deadline: float, late: str, most: int) -> tuple[dict[str, Any], memoryview]:
         """Receives a line of JSON and at most `most` bytes after it."""
@@ -320,36 +383,6 @@ class _Worker:
             self._tasks.close()
         assert self._process.stdout is not None
         self._process.stdout.close()
-
-
-def _checked(reply: dict[str, Any], pixels: memoryview, task: Task) -> MediumPixels:
-    """Returns what a worker sent, if the pixels have the expected shape and the frames are as many numbers."""
-    shape, side = reply.get("shape"), task.preprocess.crop_size
-    if not isinstance(shape, list) or len(shape) != 4 or any(type(length) is not int for length in shape):
-        raise _garbage()
-    dtype = task.preprocess.dtype
-    if shape[1:] != [side, side, 3] or not shape[0] > 0 or math.prod(shape) * dtype.itemsize != len(pixels):
-        raise _garbage()
-    made = np.frombuffer(pixels, dtype).reshape(shape)
-    if made.dtype != np.uint8 and not (np.abs(made) < _BRIGHTEST).all():  # NaN among them
-        raise _garbage()
-    try:
-        return MediumPixels(made, _frames(reply.get("frames"), shape[0]))
-    except (KeyError, TypeError, ValueError):
-        raise _garbage() from None
-
-
-def _frames(given: Any, count: int) -> Frames | None:
-    """Returns the frames that a worker sent, if they are `count` numbers, and as many finite times or none."""
-    if given is None:
-        return None
-    indices, seconds, total = given["indices"], given["seconds"], given["total"]
-    times = [0.0] * count if seconds is None else seconds
-    if not len(indices) == len(times) == count or not all(type(number) is int for number in (*indices, total)):
-        raise ValueError
-    if not all(isinstance(time, float) and math.isfinite(time) for time in times):
-        raise ValueError
-    return Frames(tuple(indices), None if seconds is None else tuple(times), total)
 
 
 def _garbage() -> _WorkerLost:

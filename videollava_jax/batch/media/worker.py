@@ -9,7 +9,6 @@ bytes. No JAX.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -18,50 +17,16 @@ import resource
 import signal
 import struct
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from videollava_jax.batch.media.confinement import confine
-from videollava_jax.batch.media.spool import FrameFile, read_frames
-from videollava_jax.media import MediaError, MediaLimits, MediumPixels, Preprocessor
-from videollava_jax.processing.given_media import image_pixels, read_frames_of
-from videollava_jax.processing.segments import MediaKind
+from videollava_jax.batch.media.tasks import FileTask, Reply, Task
+from videollava_jax.media import MediaError
 
 LENGTH = struct.Struct("<Q")
 CPU_SHARE = 4
 """The most CPU seconds of a task, on all processors together, for each second of its time limit."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A medium to read.
-
-    Attributes:
-      kind: "image" or "video".
-      source: a path or a `FrameFile`.
-      frame_sampling: which frames of a video to take.
-      preprocess: how frames are resized and cropped.
-      limits: of the file.
-      seconds: the time limit.
-    """
-
-    kind: MediaKind
-    source: Any
-    frame_sampling: Any
-    preprocess: Preprocessor
-    limits: MediaLimits
-    seconds: float
-
-
-def read_task(task: Task) -> MediumPixels:
-    """Reads the medium of a task."""
-    source = task.source
-    if isinstance(source, FrameFile):
-        source = read_frames(source.path, task.limits)
-    if task.kind == "image":
-        return MediumPixels(image_pixels(source, task.preprocess, task.limits)[None])
-    return read_frames_of(source, task.preprocess, task.frame_sampling, task.limits)
 
 
 def main() -> None:
@@ -79,29 +44,23 @@ def main() -> None:
         _send(answers, reply, pixels)
 
 
-def _answer(task: Task) -> tuple[dict[str, Any], bytes]:
+def _answer(task: Task | FileTask) -> Reply:
     try:
-        read = read_task(task)
-        frames = None if read.frames is None else dataclasses.asdict(read.frames)
-        return {"shape": read.pixels.shape, "frames": frames}, read.pixels.tobytes()
+        return task.reply()
     except MediaError as error:
         return {"error": str(error), "cause": error.cause}, b""
     except MemoryError:
-        return {"error": f"{_task_name(task)}: takes more memory than a worker has", "cause": "too_large"}, b""
+        return {"error": f"{task.name}: takes more memory than a worker has", "cause": "too_large"}, b""
     except (ValueError, OSError) as error:
         return {"error": " ".join(str(error).split())[:500], "cause": "invalid_request"}, b""
     except Exception as error:  # a library's own exception, whose text may contain memory addresses
         return {
-            "error": f"{_task_name(task)}: cannot be decoded ({type(error).__name__})",
+            "error": f"{task.name}: cannot be decoded ({type(error).__name__})",
             "cause": "decode_failed",
         }, b""
 
 
-def _task_name(task: Task) -> str:
-    return str(os.fspath(task.source))
-
-
-def _send(file: BinaryIO, reply: dict[str, Any], content: bytes = b"") -> None:
+def _send(file: BinaryIO, reply: dict[str, Any], content: bytes | memoryview = b"") -> None:
     line = json.dumps(reply).encode() + b"\n"
     file.write(LENGTH.pack(len(line) + len(content)) + line)
     file.write(content)
