@@ -13,7 +13,6 @@ from videollava_jax.generation.kinds import number, whole
 from videollava_jax.hub import local_path
 
 if TYPE_CHECKING:
-    from videollava_jax.evaluation.question import Question
     from videollava_jax.evaluation.tasks import Task
 
 DETAILS = """\
@@ -176,12 +175,20 @@ def _in_full(task: Task) -> str:
 
 def answer_task(arguments: argparse.Namespace) -> None:
     """Answers a task as a batch job."""
-    from videollava_jax.evaluation.answering import ANSWERS, WAYS, media_root, require_media, write_questions
+    from videollava_jax.evaluation.answering import (
+        ANSWERS,
+        WAYS,
+        first_media,
+        longest_answer,
+        media_root,
+        require_media,
+        write_questions,
+    )
     from videollava_jax.evaluation.tasks import TASKS
 
     task, way = TASKS[arguments.task], WAYS[arguments.way]
     files, questions = task.questions(arguments.data)
-    questions = _first(questions, arguments.limit)
+    questions = first_media(questions, arguments.limit)
     missing = require_media(files, questions, arguments.max_missing)
     if arguments.preset is None:
         arguments.preset = way.preset
@@ -190,9 +197,7 @@ def answer_task(arguments: argparse.Namespace) -> None:
             arguments.pad_to_square = task.pads if arguments.pad_to_square is None else arguments.pad_to_square
     if arguments.max_new_tokens is None:
         _, processor = open_processor(arguments)
-        # The authors' 1024 is a quarter of their model's positions; a smaller model keeps as much room for its prompts.
-        positions = processor.max_positions
-        arguments.max_new_tokens = min(task.max_new_tokens, positions // 4 if positions else task.max_new_tokens)
+        arguments.max_new_tokens = longest_answer(task, processor.max_positions)
     root = media_root(files, questions)
     asked = {"as": way.name, "limit": arguments.limit}
     arguments.files = [
@@ -206,19 +211,11 @@ def answer_task(arguments: argparse.Namespace) -> None:
     batch(arguments)
 
 
-def _first(questions: list[Question], limit: int | None) -> list[Question]:
-    """Returns the questions about the first media, in the order of the task's files."""
-    if limit is None:
-        return questions
-    kept = set(list(dict.fromkeys(question.cluster for question in questions))[:limit])
-    return [question for question in questions if question.cluster in kept]
-
-
 def score_task(arguments: argparse.Namespace) -> None:
     """Scores answers."""
     from tqdm import tqdm
 
-    from videollava_jax.evaluation.answering import ANSWERS, RUN, read_run
+    from videollava_jax.evaluation.answering import ANSWERS, RUN, first_media, read_run
     from videollava_jax.evaluation.answers import join, read_answers
     from videollava_jax.evaluation.digests import data_fingerprint, same_data
     from videollava_jax.evaluation.page import frames_of, score_page
@@ -239,7 +236,7 @@ def score_task(arguments: argparse.Namespace) -> None:
         if run:
             if run["task"] != task.name:
                 raise ValueError(f"{given}: answers to {run['task']}, expected those to {task.name}")
-            questions = _first(questions, run.get("asked", {}).get("limit"))
+            questions = first_media(questions, run.get("asked", {}).get("limit"))
             if not same_data(run.get("data"), data_fingerprint(files, questions)):
                 raise ValueError(
                     f"{given}: answers to other data than {arguments.data} has; expected the same questions"

@@ -29,13 +29,13 @@ class Way:
 
     Attributes:
       name: as `--as` takes it.
-      preset: of prompts, frames and pixels, in `processing.preset.PRESETS`.
+      preset: of prompts, frames and pixels, in `processing.preset.PRESETS`; None for the checkpoint's own.
       as_task: whether the template and the padding of images are those of the task's program.
       about: what it is, in a line.
     """
 
     name: str
-    preset: str
+    preset: str | None
     as_task: bool
     about: str
 
@@ -45,8 +45,25 @@ WAYS: dict[str, Way] = {
     for way in (
         Way("paper", "original", True, "prompts, frames and pixels of the authors' program for this task"),
         Way("hf", "hf", False, "those of transformers' documentation"),
+        Way("model", None, False, "those of the checkpoint's own preset"),
     )
 }
+
+
+def first_media(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    """Returns the questions about the first media, in the order of the task's files; all with `limit` None."""
+    if limit is None:
+        return list(questions)
+    kept = set(list(dict.fromkeys(question.cluster for question in questions))[:limit])
+    return [question for question in questions if question.cluster in kept]
+
+
+def longest_answer(task: Task, positions: int | None) -> int:
+    """Returns the most tokens of an answer: the authors' number, at most a quarter of the model's positions.
+
+    The authors' 1024 is a quarter of their model's positions; a smaller model keeps as much room for its prompts.
+    """
+    return min(task.max_new_tokens, positions // 4 if positions else task.max_new_tokens)
 
 
 def missing_media(files: Files, questions: Sequence[Question]) -> list[str]:
@@ -55,8 +72,16 @@ def missing_media(files: Files, questions: Sequence[Question]) -> list[str]:
     return [source for source in named if not source.startswith("data:") and not (files.root / source).is_file()]
 
 
-def require_media(files: Files, questions: Sequence[Question], max_missing: float) -> list[str]:
+def require_media(
+    files: Files, questions: Sequence[Question], max_missing: float, option: str = "--max-missing"
+) -> list[str]:
     """Returns the media that are not there.
+
+    Args:
+      files: of the task.
+      questions: of the task.
+      max_missing: the share of questions that may lack their media.
+      option: by which the user has said so, for the message.
 
     Raises:
       ValueError: more than this share of the questions is about them.
@@ -67,7 +92,7 @@ def require_media(files: Files, questions: Sequence[Question], max_missing: floa
     if lost > max_missing * len(questions):
         raise ValueError(
             f"{files.root}: {len(missing)} media of {lost} of {len(questions)} questions are missing, more than "
-            f"--max-missing {max_missing:g} allows, such as {', '.join(missing[:3])}"
+            f"{option} {max_missing:g} allows, such as {', '.join(missing[:3])}"
         )
     return missing
 

@@ -40,7 +40,7 @@ from videollava_jax.json_files import read_object
 from videollava_jax.model.cache import Cache
 from videollava_jax.model.layers import Quantization
 from videollava_jax.model.sharding import Placement, put
-from videollava_jax.model.video_llava import named_parameters, structure, with_parameters
+from videollava_jax.model.video_llava import State, named_parameters, structure, with_parameters
 from videollava_jax.weights import load_checkpoint
 from videollava_jax.weights.manifest import Verify
 from videollava_jax.weights.quantize import SCALE
@@ -82,6 +82,7 @@ class LoadedModel:
         *,
         mesh: Mesh | None = None,
         quantization: Quantization | None = None,
+        module: tuple[Any, State] | None = None,
     ):
         """Makes a model of parameters that are on their devices.
 
@@ -91,6 +92,8 @@ class LoadedModel:
           generation_config: as generation_config.json holds it.
           mesh: that the parameters are on; None for one device.
           quantization: of the projections; None for what the parameters show.
+          module: its structure and its state with shapes for parameters, where layers were replaced, as by adapters;
+            None for those of the configuration.
         """
         self.model_config = config
         self._generation_defaults = generation_config or {}
@@ -98,7 +101,7 @@ class LoadedModel:
         if quantization is None and any(name.endswith(SCALE) for name in parameters):
             quantization = "int8"
         self.quantization = quantization
-        self.graph, state = structure(config, quantization)
+        self.graph, state = module or structure(config, quantization)
         self.state = with_parameters(state, parameters)
 
     @classmethod
@@ -139,7 +142,7 @@ class LoadedModel:
             )
         compilation_cache.enable()
         directory = find_model(path, Wanted.WEIGHTS, revision=revision, token=token, **download)
-        generation_config = _read_generation_config(directory)
+        generation_config = read_generation_config(directory)
         placement = None if mesh is None else lambda config: Placement(config, mesh).parameter
         config, parameters = load_checkpoint(
             directory, dtype, placement=placement, verify=verify, int8=quantization is not None
@@ -321,7 +324,7 @@ def _on_device(array: ArrayLike) -> jax.Array:
     return placed
 
 
-def _read_generation_config(directory: Path) -> dict[str, Any] | None:
-    """The checkpoint's generation_config.json, None without one."""
+def read_generation_config(directory: Path) -> dict[str, Any] | None:
+    """Reads a checkpoint's generation_config.json; None without one."""
     file = directory / GENERATION_CONFIG
     return read_object(file) if file.exists() else None

@@ -3,6 +3,7 @@ hangs, the other does not wait for ever."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from tests.faults.training import consumed
 from tests.tolerances import SELF
 from tests.training.conftest import ROOT, program
 from tests.training.data_sets import write_data
+from videollava_jax.cli import main as videollava
 from videollava_jax.model.sharding import STACKED
 from videollava_jax.training.run import base_model as loading
 from videollava_jax.training.run import processes
@@ -153,6 +155,22 @@ def test_two_processes_learn_what_one_learns(arguments, undisturbed, tmp_path):
     assert found.keys() == wanted.keys()
     for name in wanted:
         np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=SELF, err_msg=name)
+
+
+def test_two_processes_score_a_task_as_one(arguments, tmp_path):
+    """Both answer the same questions on the mesh that they share; the first one writes."""
+    data = tmp_path / "shapes"
+    assert videollava(["eval", "world", "msvd_qa", "--data", str(data), "--media", "3"]) == 0
+    more = ["--data.evaluate", "msvd_qa", "--data.evaluate_data", str(data)]
+    more += ["--data.steps", "2", "--rates.lora", "6e-2"]
+    with pair([*arguments, *more], tmp_path / "two") as both:
+        assert both.statuses() == [0, 0], both.said(0)[-3000:] + both.said(1)[-3000:]
+        assert both.said(1) == ""
+    assert program("finetune").main([*arguments, *more, "--output", str(tmp_path / "one")]) == 0
+    of = [tmp_path / name / "evaluations" / "msvd_qa" / "2" for name in ("one", "two")]
+    for name in ("answers.jsonl", "records.jsonl", "report.json"):
+        assert (of[1] / name).read_text() == (of[0] / name).read_text()
+    assert json.loads((of[1] / "report.json").read_text())["score"] < 100  # it has learnt, at a high rate
 
 
 def test_whatever_ends_a_run_it_goes_on(arguments, undisturbed, tmp_path):

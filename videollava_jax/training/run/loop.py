@@ -23,6 +23,7 @@ from videollava_jax.training.data.skips import SkipCounter
 from videollava_jax.training.run.base_model import load, mesh_of
 from videollava_jax.training.run.checkpoints import Checkpoints
 from videollava_jax.training.run.guards import StopSignals, Watchdog
+from videollava_jax.training.run.held_out_task import HeldOutTask, TaskEvaluator
 from videollava_jax.training.run.inputs import batch_shape, encode_media, load_rows, on_devices, read_data
 from videollava_jax.training.run.metrics import Metrics, StepCounts
 from videollava_jax.training.run.processes import ended_at_once, join_processes, require_agreement, summed
@@ -75,6 +76,7 @@ def _run(recipe: Recipe, text: str, stack: ExitStack) -> int:
     processor = VideoLlavaProcessor.from_pretrained(checkpoint, preset=recipe.data.preset_changes)
     shape = batch_shape(recipe, mesh.shape["data"])
     skips = SkipCounter(max_rate=recipe.data.max_bad)
+    task = HeldOutTask.open(recipe.data, checkpoint, processor)
     learnt, held_out = read_data(recipe, processor, shape, skips, stack)
     steps = learnt.plan.steps
 
@@ -89,15 +91,21 @@ def _run(recipe: Recipe, text: str, stack: ExitStack) -> int:
     watchdog = stack.enter_context(Watchdog(recipe.stall_seconds, GOING_ON))
     watchdog.alive("loading the model")
     loaded, features = load(checkpoint, recipe, mesh, processor), None
+    complete = loaded.frozen  # an evaluation needs the towers, even if training reads features
     if recipe.data.features is not None:
         features = encode_media(recipe, checkpoint, loaded, [learnt, held_out], processor, watchdog)
         loaded = loaded.without_towers()
     placement, frozen = Placement(loaded.config, mesh), loaded.frozen
     trainer = Trainer(loaded.model, build_optimizer(recipe.optimizer, recipe.rates, steps), seed=recipe.seed)
     evaluator = Evaluator(loaded.model, shape.samples_per_row)
+    scorer = None
+    if task is not None:
+        scorer = TaskEvaluator(task, recipe, checkpoint, loaded.model, placement, watchdog)
     state, sums = trainer.begin(loaded.trained), trainer.no_sums(loaded.trained)
     work = Work.of(loaded.config, loaded.trained, mesh, towers=features is None)
     del loaded
+    if task is None:
+        complete = frozen
 
     # ── where an earlier start has stopped ──
     batches = load_rows(learnt, processor, recipe, features)
@@ -111,23 +119,46 @@ def _run(recipe: Recipe, text: str, stack: ExitStack) -> int:
         skips = SkipCounter(max_rate=recipe.data.max_bad, seen=notes["seen"], skipped=notes["skipped"])
     metrics = Metrics(output, step, steps)
     metrics.say(f"{learnt.plan.report}\n{describe(mesh, state.trained)}; from step {step} of {steps}")
+    if task is not None:
+        metrics.say(f"evaluated {task.description}")
 
     def save() -> None:
         checkpoints.save(step, state, {"data": batches.state(), "seen": skips.seen, "skipped": skips.skipped})
 
-    def evaluate() -> None:
-        if held_out is None:
-            return
-        unseen = load_rows(held_out, processor, recipe, features)
-        found = evaluator(frozen | state.trained, (on_devices(batch, placement, shape.rows) for batch in unseen))
-        metrics.write(step, {"held_out_loss": found.loss, "held_out_exact": found.accuracy})
-        metrics.say(f"step {step}: held-out loss {found.loss:.4f}, {found.exact} of {found.samples} answers exact")
+    def evaluate() -> bool:
+        """Evaluates what is due after this step, but for what an earlier start has; returns whether a signal came."""
+        every = recipe.keeping.evaluate_every
+        if step < steps and not (every and step % every == 0):
+            return False
+        watchdog.alive(f"evaluating after step {step}")
+        if held_out is not None and step and not metrics.has(step, "held_out_loss"):
+            unseen = load_rows(held_out, processor, recipe, features)
+            found = evaluator(frozen | state.trained, (on_devices(batch, placement, shape.rows) for batch in unseen))
+            metrics.write(step, {"held_out_loss": found.loss, "held_out_exact": found.accuracy})
+            metrics.say(f"step {step}: held-out loss {found.loss:.4f}, {found.exact} of {found.samples} answers exact")
+        if scorer is not None and not metrics.has(step, scorer.name):
+            scores = scorer(complete | state.trained, step, lambda: bool(summed(signals.received is not None)[0]))
+            if scores is None:
+                return True
+            metrics.write(step, {f"{scorer.name}/{name}": value for name, value in scores.items()})
+            shown = ", ".join(f"{name} {value:.2f} %" for name, value in scores.items())
+            metrics.say(f"step {step}: {scorer.name} {shown}")
+        return False
+
+    def stopped() -> int:
+        if step:
+            save()
+        checkpoints.wait()
+        metrics.say(f"stopped at step {step} of {steps}{', which is saved' if step else ''}. {GOING_ON}")
+        return 128 + (signals.received or signal.SIGTERM)
 
     # ── the loop ──
     stack.callback(metrics.close)
     stack.callback(checkpoints.close)
     stack.callback(batches.close)
     signals = stack.enter_context(StopSignals())
+    if evaluate():
+        return stopped()
     while step < steps:
         counts, flops = StepCounts(), 0.0
         for index, batch in enumerate(counts.over(batches)):
@@ -155,17 +186,13 @@ def _run(recipe: Recipe, text: str, stack: ExitStack) -> int:
         if int(state.skipped) > recipe.max_skipped:
             raise FloatingPointError(not_finite(step, report, samples, recipe))
         checkpoints.require_written()
-        watchdog.alive(f"saving or evaluating after step {step}")
+        watchdog.alive(f"saving after step {step}")
         if stop and step < steps:
-            save()
-            checkpoints.wait()
-            metrics.say(f"stopped at step {step} of {steps}, which is saved. {GOING_ON}")
-            return 128 + (signals.received or signal.SIGTERM)
+            return stopped()
         if step % recipe.keeping.save_every == 0 or step == steps:
             save()
-        if recipe.keeping.evaluate_every and step % recipe.keeping.evaluate_every == 0 and step < steps:
-            evaluate()
-    evaluate()
+        if evaluate():
+            return stopped()
     checkpoints.wait()
     metrics.say(f"done: {steps} steps. To make a model of it: videollava train-export {output} TARGET")
     return 0

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from videollava_jax.training.data.loader import HostBatch
 from videollava_jax.training.data.skips import BadSample
-from videollava_jax.training.run.processes import gathered
+from videollava_jax.training.run.processes import gathered, summed
 
 FILE = "metrics.jsonl"
 
@@ -80,12 +80,14 @@ class Metrics:
 
     def __init__(self, directory: Path, step: int, steps: int):
         self._bar: Any = None
+        self._written: set[tuple[int, str]] = set()
         if jax.process_index():
             return
         from tensorboardX import SummaryWriter
 
         self._file = directory / FILE
         kept = [line for line in read_metrics(directory) if line["step"] <= step]
+        self._written = {(line["step"], name) for line in kept for name in line}
         unfinished = self._file.with_suffix(".new")
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(unfinished, self._file)
@@ -102,6 +104,14 @@ class Metrics:
             if isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, step)
         self._board.flush()
+
+    def has(self, step: int, name: str) -> bool:
+        """Returns whether an earlier start has written a metric, or one whose name goes on with a slash.
+
+        All processes call this together.
+        """
+        found = any(at == step and f"{key}/".startswith(f"{name}/") for at, key in self._written)
+        return bool(summed(found)[0])
 
     def advance(self, loss: float, rate: float) -> None:
         """Moves the bar by one step, and shows its loss and the tokens a second."""

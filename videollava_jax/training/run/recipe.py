@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from videollava_jax.evaluation.tasks import TASKS
 from videollava_jax.extras import installs
 from videollava_jax.generation.kinds import Kind, number, whole
 from videollava_jax.hub import BUNDLED, local_path
@@ -23,7 +24,7 @@ from videollava_jax.training.run.named_recipes import PAPER, PAPERS, names, with
 from videollava_jax.training.update.options import RANGES as UPDATE_RANGES
 from videollava_jax.training.update.options import Lora, Optimizer, Rates, Remat, require_ranges
 
-_PATHS = ("train", "held_out", "media_root", "image_root", "video_root", "features")
+_PATHS = ("train", "held_out", "evaluate_data", "media_root", "image_root", "video_root", "features")
 """The fields of `Data` that are paths."""
 RANGES: dict[str, Kind] = {
     **UPDATE_RANGES,
@@ -40,6 +41,8 @@ RANGES: dict[str, Kind] = {
     "data.workers": whole(0, 1024),
     "data.ahead": whole(1, 1024),
     "data.max_bad": number(0.0, 1.0),
+    "data.evaluate_limit": whole(1),
+    "data.evaluate_max_missing": number(0.0, 1.0),
     "compute.data": whole(1),
     "compute.tensor": whole(1),
     "compute.loss_chunk": whole(1),
@@ -61,6 +64,12 @@ class Data:
     Attributes:
       train: a file in LLaVA's format, JSON or JSONL, or a list of files.
       held_out: the same, for evaluation while training; an empty list for none.
+      evaluate: a task of `videollava eval`, answered and scored while training (docs/training.md); null for none.
+      evaluate_data: the directory of the task's files, as `videollava eval list TASK` names them.
+      evaluate_as: how the task is asked: model as this run asks, paper as the authors' program for the task, hf as
+        transformers' documentation.
+      evaluate_limit: ask only about this number of videos or images, the first ones; null for all.
+      evaluate_max_missing: the share of questions that may lack their media; these count as wrong.
       media_root: the directory that paths of media are relative to; null for the directory of each file.
       image_root: the same for images; null for media_root.
       video_root: the same for videos; null for media_root.
@@ -99,6 +108,11 @@ class Data:
 
     train: list[str] | str
     held_out: list[str] | str = field(default_factory=list)
+    evaluate: str | None = None
+    evaluate_data: str | None = None
+    evaluate_as: Literal["model", "paper", "hf"] = "model"
+    evaluate_limit: int | None = None
+    evaluate_max_missing: float = 0.0
     media_root: str | None = None
     image_root: str | None = None
     video_root: str | None = None
@@ -137,6 +151,10 @@ class Data:
             raise ValueError(
                 f"data.loss_samples: expected a number that divides data.batch ({self.batch}), got {self.loss_samples}"
             )
+        if self.evaluate is not None and self.evaluate not in TASKS:
+            raise ValueError(f"data.evaluate: expected one of {', '.join(TASKS)}, got {self.evaluate!r}")
+        if (self.evaluate is None) != (self.evaluate_data is None):
+            raise ValueError("data.evaluate and data.evaluate_data: expected both or neither: a task and its directory")
         if self.version is not None and self.template is not None:
             raise ValueError("data.template: no effect with data.version, which has a template of its own")
         if self.layout == "packed" and self.buckets:
@@ -200,7 +218,7 @@ class Keeping:
       save_every: steps between two checkpoints; one is also written at the end, and when a signal stops the run.
       keep: the number of latest checkpoints that stay.
       log_every: steps between two lines of metrics.
-      evaluate_every: steps between two evaluations on data.held_out; 0 evaluates at the end only.
+      evaluate_every: steps between two evaluations on data.held_out and of data.evaluate; 0 evaluates at the end only.
     """
 
     save_every: int = 200
@@ -260,12 +278,13 @@ class Recipe:
     def decisive(self) -> dict[str, Any]:
         """The settings that two starts of one run must have in common, by their path in the recipe.
 
-        Devices, memory, workers, paths and the times of checkpoints may differ.
+        Devices, memory, workers, paths, what is evaluated and the times of checkpoints may differ.
         """
         whole = dataclasses.asdict(self)
         for name in ("output", "model", "keeping", "stall_seconds", "max_skipped"):
             del whole[name]
-        for name in (*_PATHS, "workers", "ahead", "max_bad"):
+        evaluation = ("evaluate", "evaluate_as", "evaluate_limit", "evaluate_max_missing")
+        for name in (*_PATHS, *evaluation, "workers", "ahead", "max_bad"):
             del whole["data"][name]
         for name in ("data", "tensor", "remat", "loss_chunk"):
             del whole["compute"][name]

@@ -215,10 +215,15 @@ class TrainingModel:
         single = name.replace(STACKED, ".0.")
         return resharded(value, self.placement.parameter(single, value.shape))
 
-    def _cast(self, name: str, value: jax.Array) -> jax.Array:
-        """Casts a parameter to the dtype of compute; int8 weights and their scales keep theirs."""
+    def used_dtype(self, name: str, value: jax.Array) -> jnp.dtype:
+        """Returns the dtype that a parameter is used in: that of compute; int8 weights and their scales keep theirs."""
         keeps = name.endswith(".weight_scale") or value.dtype == jnp.int8
-        return value if keeps else value.astype(self.dtype)
+        found: jnp.dtype = value.dtype if keeps else self.dtype
+        return found
+
+    def _cast(self, name: str, value: jax.Array) -> jax.Array:
+        """Casts a parameter to the dtype that it is used in."""
+        return value.astype(self.used_dtype(name, value))
 
 
 def _stacks(model: VideoLlava) -> dict[str, Any]:
