@@ -27,6 +27,7 @@ ORDER = (
     "media",
     "processing",
     "compilation_cache",
+    "compiler_options",
     "model",
     "costs",
     "weights",

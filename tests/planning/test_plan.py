@@ -363,7 +363,8 @@ def check(record: dict[str, Any]) -> None:
         assert found[name]["fits"], f"{name}: {found[name]['total']} of {record['hbm_bytes']} bytes"
         assert found[name]["big_moves"] == [], name
     assert found["decode"]["temporaries"] < 0.5 * GIB
-    assert 0.99 < traffic_ratio(record) < 1.5
+    # For v5p the compiler keeps the scores of a prefix's keys in high-bandwidth memory.
+    assert 0.99 < traffic_ratio(record) <= (1.15 if record["topology"].startswith("v5p") else 1.1)
 
 
 @needs_compiler
@@ -381,6 +382,19 @@ class TestLive:
         decode = record["batch"]["programs"]["decode"]
         sums = {c["kind"]: c["count"] for c in decode["collectives"]}
         assert sums == {"all-reduce": 2 * 4 + 1, "all-gather": 1}  # two for each layer, the embedding's, the logits'
+
+    @pytest.mark.parametrize("topology", ["v6e:2x4", "v5p:2x2x2"])
+    def test_tails_are_updated_in_place(self, topology: str, tmp_path: Any):
+        """Left to itself the compiler for these chips writes each layer's whole tails back in every step."""
+        config = ModelConfig(text_config=TextConfig(num_hidden_layers=2))
+        (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+        record = required(topology, "8 × 8", "--model", str(tmp_path), "--programs", "decode")
+        decode = record["batch"]["programs"]["decode"]
+        a_tail = 192 * 64 * 4 * 128 * 2  # positions, rows, a chip's heads, head size, bfloat16
+        assert decode["resident"]["tails"] >= 2 * 2 * a_tail
+        assert [move for move in decode["big_moves"] if move["bytes"] >= a_tail] == []
+        # What is written has the size of activations: of the logits, and of the scores of the prefixes' keys.
+        assert decode["hbm_written"] < 2 * a_tail
 
     def test_what_the_compiler_does_not_know_is_refused(self):
         with pytest.raises(RuntimeError, match="topology 'v5e:3x3': the TPU compiler refuses it"):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from videollava_jax.compiler_options import UPDATE_IN_PLACE, JitByPlatform
 from videollava_jax.generation.answers import Answers, Vocabulary, with_next_token
 from videollava_jax.generation.beams import BeamRules, Beams, Candidates, advanced, candidates
 from videollava_jax.generation.lookup import Lookup, guess, with_guessed_tokens, without_wrong_guesses
@@ -221,7 +222,14 @@ def choose(
     return with_next_token(logits_BV, answers, vocabulary, processors)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames=("prefix_attention",), donate_argnames=("tail", "answers"))
+@partial(
+    JitByPlatform,
+    options=UPDATE_IN_PLACE,
+    placed="tail",
+    static_argnums=0,
+    static_argnames=("prefix_attention",),
+    donate_argnames=("tail", "answers"),
+)
 def decode(
     graph: Graph,
     state: Any,
