@@ -1,4 +1,4 @@
-"""Our side of `finetune_gpu.py`: the programs that `train/finetune.py` runs, on a mesh of one device."""
+"""Our side of the programs that measure fine-tuning: what `train/finetune.py` runs, on a mesh of one device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from finetune_work import IGNORED, KINDS, Kind, Rows, Sized, Work, drawn_rows, timed_steps
-from random_models import drawn, jax_device, shape_of, versions
+from random_models import drawn, jax_device, versions
 from sides import OURS, Measured, Section
 
 from videollava_jax import compilation_cache
@@ -35,9 +35,9 @@ class Ours:
         Raises:
           CannotRun: there is no accelerator.
         """
-        self.device = jax_device(small=self.work.small)
+        self.device = jax_device(small=self.work.small or self.work.cpu)
         compilation_cache.enable()
-        self.config, _ = shape_of(small=self.work.small)
+        self.config, _ = self.work.shape()
         facts = {"device": self.device.device_kind, **versions("jax", "flax", "optax")}
         return facts, {name: lambda name=name: self.section(name) for name in KINDS}
 
@@ -50,7 +50,7 @@ class Ours:
             sized.config,
             preprocess=dict.fromkeys(("image", "video"), FramePreprocessor()),
             placement=placement,
-            dtype=jnp.bfloat16,
+            dtype=jnp.dtype(work.compute),
             lora=Lora(rank=work.rank, alpha=2.0 * work.rank) if kind.rates.lora else None,
         )
         trained, frozen = self._parameters(model, kind, placement)
@@ -74,7 +74,7 @@ class Ours:
         found = {}
         for seed, (name, shape) in enumerate(model.shapes.items()):
             if not is_lora(name):
-                dtype = kind.kept if kind.rates.trains(name) else "bfloat16"
+                dtype = kind.kept if kind.rates.trains(name) else self.work.compute
                 found[name] = drawn(seed, name, shape, dtype, placement.stored(name, shape))
         narrow = {name: shape for name, shape in model.shapes.items() if is_lora(name)}
         found |= placed(initial_lora(narrow, jax.random.key(0)), placement)

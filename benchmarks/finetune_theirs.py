@@ -1,4 +1,4 @@
-"""The side of transformers in `finetune_gpu.py`, with PEFT and torch's AdamW."""
+"""The side of transformers in the programs that measure fine-tuning, with PEFT and torch's AdamW."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from finetune_work import KINDS, Rows, Sized, Work, drawn_rows, timed_steps
-from random_models import shape_of, their_model, torch_device, versions
+from random_models import their_model, torch_device, versions
 from sides import THEIRS, Measured, Section
 
 from videollava_jax.training.update.options import PROJECTIONS, Lora
@@ -25,14 +25,15 @@ class Theirs:
         Raises:
           CannotRun: torch is not installed, or finds no GPU.
         """
-        self.device = torch_device(small=self.work.small)
+        self.device = torch_device(small=self.work.small or self.work.cpu)
         import torch
 
         self.torch = torch
-        if self.device.type == "cpu":
+        self.compute = getattr(torch, self.work.compute)
+        if self.work.small:
             torch.set_num_threads(1)
         self.device_kind = torch.cuda.get_device_name(0) if self.device.type == "cuda" else "cpu"
-        self.config, self.processor = shape_of(small=self.work.small)
+        self.config, self.processor = self.work.shape()
         facts = {"device": self.device_kind, **versions("torch", "transformers")}
         return facts, {name: lambda name=name: self.section(name) for name in KINDS}
 
@@ -49,7 +50,7 @@ class Theirs:
         optimizer = torch.optim.AdamW(learnt, lr=rate, weight_decay=0.0, fused=self.device.type == "cuda")
         rng = np.random.default_rng(0)
         batches = [self._batch(drawn_rows(sized.config, work, rng)) for _ in range(work.micro_batches)]
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=kind.kept == "float32")
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=kind.kept != work.compute)
 
         def step() -> float:
             total = 0.0
@@ -67,10 +68,10 @@ class Theirs:
 
     def _model(self, sized: Sized) -> Any:
         """Makes the model, with trained parameters in the dtype that they are kept in, and with checkpointed layers."""
-        torch, kept = self.torch, getattr(self.torch, sized.kind.kept)
-        model = their_model(sized.config, self.device, torch.bfloat16 if sized.kind.rates.lora else kept)
-        model.model.image_tower.to(torch.bfloat16)
-        model.model.video_tower.to(torch.bfloat16)
+        kept = getattr(self.torch, sized.kind.kept)
+        model = their_model(sized.config, self.device, self.compute if sized.kind.rates.lora else kept)
+        model.model.image_tower.to(self.compute)
+        model.model.video_tower.to(self.compute)
         model.requires_grad_(False)
         model.model.multi_modal_projector.to(kept)
         if sized.kind.rates.lora is None:
@@ -97,5 +98,5 @@ class Theirs:
         return {
             "input_ids": self.torch.tensor(rows.ids, device=self.device),
             "labels": self.torch.tensor(rows.labels, device=self.device),
-            "pixel_values_videos": self.torch.tensor(np.moveaxis(pixels, -1, -3)).to(self.device, self.torch.bfloat16),
+            "pixel_values_videos": self.torch.tensor(np.moveaxis(pixels, -1, -3)).to(self.device, self.compute),
         }

@@ -1,4 +1,4 @@
-"""The work that both sides of `finetune_gpu.py` measure: kinds of training, rows, and how many layers fit."""
+"""What both sides of the programs that measure fine-tuning do: kinds of training, rows, and how many layers fit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from questions import FRAMES, TEXT_IDS
-from random_models import Figures, with_layers
+from random_models import Figures, middle_shape, shape_of, with_layers
 from sides import CannotRun, Measured
 
 from videollava_jax.config import ModelConfig
 from videollava_jax.costs.work import parameters, train_flops
+from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.training.update.options import GROUPS, Rates
 
 MEMORY_SHARE = 0.9
@@ -28,6 +29,7 @@ class Work:
 
     Attributes:
       small: whether the model has the shape of the bundled one instead of the 7B's.
+      cpu: whether it has the middle size, and both sides compute in float32 on all cores.
       chip: the chip whose rates and memory are used for MFU, limits and layers; None for the device's own.
       rounds: steps that count.
       row_tokens: tokens of a row, including those of its video.
@@ -38,6 +40,7 @@ class Work:
     """
 
     small: bool = False
+    cpu: bool = False
     chip: str | None = None
     rounds: int = 3
     row_tokens: int = 3072
@@ -45,6 +48,15 @@ class Work:
     micro_batches: int = 4
     rank: int = 128
     layers: int | None = None
+
+    @property
+    def compute(self) -> str:
+        """The dtype that both sides compute in, unless parameters are wider."""
+        return "float32" if self.cpu else "bfloat16"
+
+    def shape(self) -> tuple[ModelConfig, VideoLlavaProcessor]:
+        """Returns the configuration of the model, and a processor."""
+        return middle_shape() if self.cpu else shape_of(small=self.small)
 
     @property
     def tokens(self) -> int:

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 import transformers
 from questions import processor_for_224_pixels, question_words, random_videos, reference, requests_of
+from random_models import middle_shape
 from sides import rate, spread
 
-from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
-from videollava_jax.assets import TINY
+from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.engine import Engine, Request
 
 
@@ -84,28 +84,8 @@ def compare(ours: Any, theirs: Any, processor: Any, requests: list[Request], arg
 
 
 def random_model(directory: Path) -> Any:
-    """Makes and saves a random model: decoder 12 × 768, towers 6 × 384 at 224 pixels, the bundled tokenizer's ids."""
-    tokenizer = VideoLlavaProcessor.from_pretrained(TINY)
-    config = transformers.VideoLlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(
-            hidden_size=384,
-            intermediate_size=1536,
-            num_hidden_layers=6,
-            num_attention_heads=6,
-            image_size=224,
-            patch_size=14,
-        ),
-        text_config=transformers.LlamaConfig(
-            vocab_size=32064,
-            hidden_size=768,
-            intermediate_size=2048,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            max_position_embeddings=4096,
-        ),
-        image_token_index=tokenizer.image_token_id,
-        video_token_index=tokenizer.video_token_id,
-    )
+    """Makes and saves a random model of the middle size, with the bundled tokenizer's ids."""
+    config = transformers.VideoLlavaConfig.from_dict(middle_shape()[0].to_hf())
     torch.manual_seed(0)
     model = transformers.VideoLlavaForConditionalGeneration(config).eval()
     model.lm_head.weight.mul_(8)  # so that the two most likely tokens are rarely nearly equal

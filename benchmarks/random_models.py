@@ -20,7 +20,7 @@ from sides import CannotRun
 
 from videollava_jax import VideoLlavaForConditionalGeneration
 from videollava_jax.assets import TINY
-from videollava_jax.config import ModelConfig
+from videollava_jax.config import ModelConfig, TextConfig, VisionConfig
 from videollava_jax.costs.chips import CHIPS, Chip, chip_of
 from videollava_jax.model.layers import quantize_rows
 from videollava_jax.model.sharding import STACKED, resharded
@@ -36,6 +36,25 @@ def shape_of(*, small: bool) -> tuple[ModelConfig, VideoLlavaProcessor]:
     processor = processor_for_224_pixels()
     ids = processor.encoder.media_ids
     config = dataclasses.replace(ModelConfig(), image_token_id=ids["image"], video_token_id=ids["video"])
+    return config, processor
+
+
+def middle_shape() -> tuple[ModelConfig, VideoLlavaProcessor]:
+    """Returns a configuration of 157 M parameters, decoder 12 × 768, towers 6 × 384 at 224 pixels, and a processor."""
+    processor = processor_for_224_pixels()
+    ids = processor.encoder.media_ids
+    vision = VisionConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=6)
+    text = TextConfig(
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        head_dim=64,
+    )
+    config = ModelConfig(
+        vision_config=vision, text_config=text, image_token_id=ids["image"], video_token_id=ids["video"]
+    )
     return config, processor
 
 
