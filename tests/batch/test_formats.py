@@ -241,6 +241,8 @@ def test_options_and_defaults():
         ({"id": "a", "prompt": "?", "media": [{"film": "a"}]}, "expected paths under 'media'"),
         ({"id": "a", "prompt": "?", "options": []}, "an object under 'options'"),
         ({"id": "a", "prompt": "?", "options": {"heat": 1}}, "unknown option 'heat'"),
+        ({"id": "a", "prompt": "?", "options": {"start": "x"}}, "start: expected a number from 0 to"),
+        ({"id": "a", "prompt": "?", "options": {"start": 2, "end": 1}}, "expected 0 <= start < end in seconds, got 2"),
         ({"id": "a", "prompt": "?", "options": {"temperature": -1}}, "temperature: expected"),
         ({"id": "a", "prompt": "?", "options": {"max_new_tokens": "9"}}, "max_new_tokens: expected a whole number"),
         ({"id": "a", "prompt": "?", "max_new_tokens": 9}, "expected it under 'options'"),

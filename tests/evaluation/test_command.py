@@ -6,12 +6,14 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from tests.evaluation.fake_judge import FakeJudge, strict
 from tests.evaluation.published import shuffle
 from tests.faults.batch import committed
 from tests.faults.commands import await_no_process, start_command
+from videollava_jax.assets.world import FPS, encode_mp4, sample_clip
 from videollava_jax.cli import main
 from videollava_jax.evaluation.tasks import TASKS
 
@@ -110,6 +112,43 @@ def test_videos_on_another_disk(place, tmp_path):
     assert run(*line) == 0
     report = scored(tmp_path / "out", tmp_path / "data")
     assert (report["counts"]["clusters"], report["counts"]["failed"]) == (2, 0)
+
+
+def test_mvbench_asks_about_parts_of_whole_videos(tmp_path, capsys):
+    """Two clips in one video: the rows ask about the second, by its times, as the first release has them."""
+    place = tmp_path / "video" / "star" / "Charades_v1_480"
+    place.mkdir(parents=True)
+    rows = []
+    for seed in range(700_000, 700_006, 2):
+        first, second = sample_clip(seed), sample_clip(seed + 1)
+        (place / f"{seed}.mp4").write_bytes(encode_mp4(np.concatenate([first.frames, second.frames])))
+        part = {"start": len(first.frames) / FPS, "end": 99.0}
+        for question in second.questions:
+            choice = {"candidates": [question.answer, "xyzzy"], "answer": question.answer}
+            rows.append({"video": f"{seed}.mp4", "question": question.text, **choice, **part})
+    (tmp_path / "action_sequence.json").write_text(json.dumps(rows))
+    line = ["answer", "mvbench", "--data", tmp_path, "--as", "hf"]
+    assert run(*line, "-o", tmp_path / "out") == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "questions.jsonl").read_text().splitlines()]
+    assert all(line["options"] == part for line in lines)
+    # The model knows the drawn world, and no letters: it is asked the bare questions.
+    videos = [f"video/star/Charades_v1_480/{row['video']}" for row in rows]
+    bare = [
+        {"id": str(i), "video": video, "prompt": row["question"], "options": {"start": row["start"]}}
+        for i, (row, video) in enumerate(zip(rows, videos, strict=True))
+    ]
+    (tmp_path / "bare.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in bare))
+    assert main(["batch", f"{tmp_path}/bare.jsonl", f"{tmp_path}/answers.jsonl", "--media-root", f"{tmp_path}"]) == 0
+    answers = [json.loads(line)["text"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    right = [text == row["answer"] for text, row in zip(answers, rows, strict=True)]
+    assert sum(right) >= 0.9 * len(right)
+    rows[0]["end"] = rows[0]["start"]
+    (tmp_path / "action_sequence.json").write_text(json.dumps(rows))
+    assert run(*line, "-o", tmp_path / "other") == 1
+    assert (
+        "action_sequence.json, entry 1: expected seconds under 'start' and, after that, 'end'"
+        in capsys.readouterr().err
+    )
 
 
 def test_answers_of_the_authors_program_with_a_judge(place, tmp_path, monkeypatch, capsys):

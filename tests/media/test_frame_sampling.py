@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videollava_jax.media import Fps, Indices, Linspace, Uniform, read_video
+from videollava_jax.media import Fps, Indices, Linspace, Uniform, Within, read_video
 
 
 @given(total=st.integers(1, 10_000), count=st.integers(1, 40))
@@ -39,6 +39,41 @@ def test_a_short_video_repeats_its_frames(videos, name, indices):
         repeats = video.frames[np.array(indices) == number]
         assert (repeats == repeats[0]).all()
     assert (np.diff(video.timestamps) >= 0).all()
+
+
+@given(total=st.integers(1, 300), start=st.floats(0, 40), length=st.floats(0.01, 40), count=st.integers(1, 12))
+def test_a_part_is_sampled_as_a_video_of_its_own(total, start, length, count):
+    times, end = np.arange(total) / 8, start + length
+    inside = np.flatnonzero((times >= start - 1e-9) & (times <= end + 1e-9))
+    part = Within(start, end, Linspace(count))
+    if start > total / 8:
+        with pytest.raises(ValueError, match="the part begins at"):
+            part.indices(total, 8.0)
+        return
+    if not len(inside):  # the frame on display
+        inside = np.flatnonzero(times <= start)[-1:]
+    expected = inside[Linspace(count).indices(len(inside), 8.0)]
+    np.testing.assert_array_equal(part.indices(total, 8.0), expected)
+    if total > 1:
+        np.testing.assert_array_equal(part.indices_at(times, 1e-5), expected)
+        rate = Within(start, end, Fps(2, max_frames=12)).indices_at(times, 1e-5)
+        np.testing.assert_array_equal(
+            rate, inside[0] + Fps(2, max_frames=12).indices_at(times[inside] - times[inside[0]], 1e-5)
+        )
+
+
+def test_a_part_of_a_file(videos):
+    whole = read_video(videos["three.mp4"], Uniform(3))
+    second = read_video(videos["three.mp4"], Within(whole.timestamps[1], None, Uniform(2)))
+    np.testing.assert_array_equal(second.indices, [1, 2])
+    np.testing.assert_array_equal(second.frames, whole.frames[1:])
+    with pytest.raises(ValueError, match="the part begins at 100 s"):
+        read_video(videos["three.mp4"], Within(100.0, 101.0, Uniform(2)))
+    for start, end in ((1, 1), (2, 1), (-1, None), (float("nan"), None), (0, float("inf"))):
+        with pytest.raises(ValueError, match="expected 0 <= start < end"):
+            Within(start, end, Uniform(2))
+    with pytest.raises(ValueError, match="frame rate"):
+        Within(0, 1, Uniform(2)).indices(10, None)
 
 
 def test_frames_beyond_the_end_are_an_error(videos):

@@ -13,6 +13,7 @@ from videollava_jax.batch.forms.form import Line
 from videollava_jax.batch.lines import line_id
 from videollava_jax.engine.request import Request
 from videollava_jax.generation.options import for_command, require_own
+from videollava_jax.media import Within
 from videollava_jax.processing.segments import MediaKind
 
 
@@ -49,10 +50,11 @@ def to_request(line: Line, form: str, defaults: Defaults = Defaults()) -> Reques
         key = FORMS[form].id_key
         raise ValueError(f"expected a string or a whole number under {key!r}, got {described(line.fields.get(key))}")
     asked = FORMS[form].ask(line.fields)
-    reading = {"frame_sampling": defaults.frame_sampling, "video_pooling": defaults.video_pooling}
-    return Request(
-        id=str(line.index), **{**reading, **asked.arguments}, **_generation(asked.options, line.index, defaults)
-    )
+    reading = {"frame_sampling": defaults.frame_sampling, "video_pooling": defaults.video_pooling, **asked.arguments}
+    part = reading["frame_sampling"]
+    if isinstance(part, Within) and part.rule is None:
+        reading["frame_sampling"] = dataclasses.replace(part, rule=defaults.frame_sampling)
+    return Request(id=str(line.index), **reading, **_generation(asked.options, line.index, defaults))
 
 
 def with_sources(request: Request, resolve: Callable[[MediaKind, Any], Any]) -> Request:

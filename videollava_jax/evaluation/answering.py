@@ -174,8 +174,15 @@ def _line(question: Question, base: Path | None) -> dict[str, Any]:
     media = [(kind, place(source)) for kind, source in question.media]
     if any(token in question.text for token in MEDIA_TOKENS.values()):  # a job would take it for the whole prompt
         parts = [*({"type": kind, kind: source} for kind, source in media), {"type": "text", "text": question.text}]
-        return {"id": question.id, "conversation": [{"role": "user", "content": parts}]}
+        return {"id": question.id, "conversation": [{"role": "user", "content": parts}], **_options(question)}
     named: dict[str, list[str]] = {}
     for kind, source in media:
         named.setdefault(kind, []).append(source)
-    return {"id": question.id, **named, "prompt": question.text}
+    return {"id": question.id, **named, "prompt": question.text, **_options(question)}
+
+
+def _options(question: Question) -> dict[str, Any]:
+    if question.span is None:
+        return {}
+    start, end = question.span
+    return {"options": {"start": start, **({} if end is None else {"end": end})}}

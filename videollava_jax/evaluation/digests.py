@@ -22,7 +22,10 @@ def data_fingerprint(files: Files, questions: Sequence[Question]) -> dict[str, A
 
     The order of the questions does not count. Media are not read: there may be terabytes of them.
     """
-    asked = sorted([q.id, q.text, q.target, [list(medium) for medium in q.media]] for q in questions)
+    asked = sorted(
+        [q.id, q.text, q.target, [list(medium) for medium in q.media], *([list(q.span)] if q.span else [])]
+        for q in questions
+    )
     media = sorted({source for q in questions for _, source in q.media if not source.startswith("data:")})
     sizes = [[source, size_of(files.root / source)] for source in media]
     return {

@@ -34,14 +34,17 @@ def frames_of(root: Path) -> Frames:
     """Returns what reads frames from a task's directory; a medium that cannot be read has none."""
 
     def read(question: Question) -> list[str]:
-        from videollava_jax.media import Uniform, open_medium
+        from videollava_jax.media import FrameSampling, Uniform, Within, open_medium
 
+        rule: FrameSampling = Uniform(_FRAMES)
+        if question.span is not None:
+            rule = Within(*question.span, rule)
         urls = []
         for _, source in question.media:
             try:
                 data = source.startswith("data:")
                 given = base64.b64decode(source.partition(",")[2]) if data else str(root / source)
-                frames = open_medium(given, Uniform(_FRAMES)).frames
+                frames = open_medium(given, rule).frames
             except (ValueError, OSError):  # what is wrong with it is in the answer's record
                 continue
             urls += [_thumbnail(frame) for frame in frames]

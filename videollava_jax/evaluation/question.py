@@ -17,6 +17,8 @@ class Question:
       id: different for each question of the task.
       text: what is asked, as the authors' program writes it after the media.
       media: kinds and sources: paths under the task's directory, or data: URLs.
+      span: the part of its videos that it is about, seconds from the first frame, the end None for a video's end; None
+        for all of them.
       target: what the scorer compares with; None where the task's answers are not published.
       cluster: what it is about, a video or an image. Questions of one cluster are not independent.
       unit: questions with the same unit are right only together; "" for a unit of its own.
@@ -29,6 +31,7 @@ class Question:
     id: str
     text: str
     media: tuple[tuple[MediaKind, str], ...] = ()
+    span: tuple[float, float | None] | None = None
     target: Any = None
     cluster: str
     unit: str = ""

@@ -3,7 +3,7 @@
 from videollava_jax.media.errors import Cause, MediaError, MediaLimits
 from videollava_jax.media.float_preprocess import FloatPreprocessor
 from videollava_jax.media.frame_files import FrameFiles
-from videollava_jax.media.frame_sampling import Fps, FrameSampling, Indices, Linspace, Uniform
+from videollava_jax.media.frame_sampling import Fps, FrameSampling, Indices, Linspace, Uniform, Within
 from videollava_jax.media.frames import Frames, MediumPixels
 from videollava_jax.media.image import read_image
 from videollava_jax.media.kind import is_video, media_kind
@@ -31,6 +31,7 @@ __all__ = [
     "Sampling",
     "Uniform",
     "Video",
+    "Within",
     "is_video",
     "media_kind",
     "open_medium",

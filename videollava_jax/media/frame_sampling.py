@@ -147,6 +147,73 @@ class Indices:
         return np.array(self.frames, np.int64)
 
 
+@dataclass(frozen=True)
+class Within:
+    """Takes frames of a part of a video, as another rule takes them from a video that has this part alone.
+
+    Where the file gives times, the part has the frames that begin in it; where it gives none, its frame rate decides. A
+    part that is shorter than a frame has the frame on display when it begins.
+
+    Attributes:
+      start: seconds from the video's first frame.
+      end: seconds, later than `start`; None for the video's end.
+      rule: of the part. A number of frames, or None, is for the processor, whose preset has a rule for it.
+    """
+
+    start: float = 0.0
+    end: float | None = None
+    rule: FrameSampling | int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < float("inf") or (self.end is not None and not self.start < self.end < float("inf")):
+            raise ValueError(f"part of a video: expected 0 <= start < end in seconds, got {self.start} to {self.end}")
+
+    @property
+    def num_frames(self) -> int | None:
+        """The number of frames, where the rule has one."""
+        count = len(self.rule.frames) if isinstance(self.rule, Indices) else getattr(self.rule, "num_frames", None)
+        return count if isinstance(count, int) else None
+
+    def indices(self, total: int, fps: float | None) -> npt.NDArray[np.int64]:
+        """Returns the chosen frame numbers (see `FrameSampling.indices`).
+
+        Raises:
+          ValueError: the file gives no frame rate, or the part begins after the video's end.
+        """
+        if fps is None:
+            raise ValueError("a part of a video needs its frame rate, which this file does not give")
+        return self._of_part(np.arange(total) / fps, fps, 0.0)
+
+    def indices_at(self, times: npt.NDArray[np.float64], tick: float) -> npt.NDArray[np.int64]:
+        """Returns the chosen frame numbers (see `TimedSampling.indices_at`).
+
+        Raises:
+          ValueError: the part begins after the video's end.
+        """
+        fps = (len(times) - 1) / float(times[-1]) if len(times) > 1 and times[-1] else None
+        return self._of_part(times, fps, tick, timed=True)
+
+    def _of_part(
+        self, times: npt.NDArray[np.float64], fps: float | None, tick: float, *, timed: bool = False
+    ) -> npt.NDArray[np.int64]:
+        rule = self.rule
+        if rule is None or isinstance(rule, int):
+            raise ValueError(f"{self}: expected a rule for the part, such as Uniform(8)")
+        last = float(times[-1]) + (1 / fps if fps else 0.0)
+        if self.start > last:
+            raise ValueError(f"the part begins at {self.start:g} s, and the video ends at {last:.3f} s")
+        near = tick / 2 + 1e-9  # files round times to ticks
+        end = float("inf") if self.end is None else self.end
+        first = int(np.searchsorted(times, self.start - near))
+        count = int(np.searchsorted(times, end + near, side="right")) - first
+        if count < 1:
+            first, count = max(0, first - 1), 1
+        part = times[first : first + count]
+        if timed and isinstance(rule, TimedSampling):
+            return first + rule.indices_at(part - part[0], tick)
+        return first + rule.indices(count, fps)
+
+
 def _require_positive(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from videollava_jax.config import SelectStrategy, checked_pooling, require_whole_windows
-from videollava_jax.media import FramePreprocessor, MediaLimits, MediumPixels, Preprocessor
+from videollava_jax.media import FramePreprocessor, MediaLimits, MediumPixels, Preprocessor, Within
 from videollava_jax.processing.given_media import image_pixels, read_frames_of
 from videollava_jax.processing.preset import Preset, get_preset
 from videollava_jax.processing.segments import Media, MediaKind
@@ -121,8 +122,10 @@ class MediaProcessor:
         """Returns the rule that chooses frames of a video: the one asked for, or the preset's for a number of frames.
 
         Args:
-            asked: a rule, a number of frames, or None for 8.
+            asked: a rule, a number of frames, or None for 8; or a part of the video (`Within`) with one of these.
         """
+        if isinstance(asked, Within):
+            return replace(asked, rule=self.frames(asked.rule))
         if asked is not None and not isinstance(asked, int):
             return asked
         return self._preset.frames(FRAMES if asked is None else asked)

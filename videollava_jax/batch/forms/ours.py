@@ -15,15 +15,16 @@ from videollava_jax.batch.forms.fields import (
     question,
 )
 from videollava_jax.batch.forms.form import JobFacts, LineForm, RequestParts, Tag
-from videollava_jax.generation.kinds import parsed, whole
+from videollava_jax.generation.kinds import number, parsed, whole
 from videollava_jax.generation.options import KINDS, from_json
+from videollava_jax.media import Within
 from videollava_jax.processing.media_fields import IMAGE_SUFFIXES
 from videollava_jax.processing.segments import MEDIA_TOKENS, MediaKind
 
 if TYPE_CHECKING:
     from videollava_jax.engine import Result
 
-_MEDIA_OPTIONS = ("frames", "pool")
+_MEDIA_OPTIONS = ("frames", "pool", "start", "end")
 """Options of a line that say how its media are read."""
 
 
@@ -37,6 +38,8 @@ def _ask(fields: Mapping[str, Any]) -> RequestParts:
     reading: dict[str, Any] = {}
     if given.get("frames") is not None:
         reading["frame_sampling"] = parsed("frames", whole(1), given["frames"])
+    if given.get("start") is not None or given.get("end") is not None:
+        reading["frame_sampling"] = _part(given.get("start"), given.get("end"), reading.get("frame_sampling"))
     if given.get("pool") is not None:
         reading["video_pooling"] = parsed("pool", whole(1), given["pool"])
     media = images_and_videos(fields, _mixed_media(fields.get("media", [])))
@@ -48,6 +51,12 @@ def _ask(fields: Mapping[str, Any]) -> RequestParts:
     if media:
         raise ValueError("expected the media of a conversation in its messages, got them next to it")
     return RequestParts({"conversation": messages(conversation, "conversation"), **reading}, options)
+
+
+def _part(start: Any, end: Any, frames: int | None) -> Within:
+    seconds = number(0.0, 1e7)
+    first = 0.0 if start is None else parsed("start", seconds, start)
+    return Within(first, None if end is None else parsed("end", seconds, end), frames)
 
 
 def _mixed_media(given: Any) -> list[Source]:

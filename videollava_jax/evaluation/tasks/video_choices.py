@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from videollava_jax.evaluation.question import Question
 from videollava_jax.evaluation.scorers.choices import MVBENCH as MVBENCH_SCORER
@@ -80,6 +83,16 @@ _MVBENCH_FOLDERS = {
 }
 
 
+_MVBENCH_WHOLE = {
+    "action_localization": "sta/sta_video",
+    "action_prediction": "star/Charades_v1_480",
+    "action_sequence": "star/Charades_v1_480",
+    "object_interaction": "star/Charades_v1_480",
+}
+"""Folders of the first release, whose videos are not cut: their rows say which part is asked about."""
+_MVBENCH_PLACES = ("video/", "", "data0613/", "video/data0613/")
+
+
 def _read_mvbench(files: Files) -> list[Question]:
     questions = []
     for task, folder in _MVBENCH_FOLDERS.items():
@@ -90,13 +103,16 @@ def _read_mvbench(files: Files) -> list[Question]:
             if (answer := text_of(row, "answer", path)) not in options or len(options) > len(LETTERS):
                 raise ValueError(f"{path}, entry {number + 1}: expected an answer that is one of the 'candidates'")
             video = text_of(row, "video", path)
-            places = [f"{place}{folder}/{video}" for place in ("video/", "", "data0613/", "video/data0613/")]
+            cut = [f"{place}{folder}/{video}" for place in _MVBENCH_PLACES]
+            uncut = [f"{place}{_MVBENCH_WHOLE[task]}/{video}" for place in _MVBENCH_PLACES if task in _MVBENCH_WHOLE]
+            source = first_existing(files.root, [*cut, *uncut])
             lines = "".join(f"{line}\n" for line in _lettered(options, "({}) {}"))
             questions.append(
                 Question(
                     id=f"{task}_{number}",
                     text=f"Question:{text_of(row, 'question', path)}\nOption:\n{lines}Only give the best option.\n",
-                    media=(("video", first_existing(files.root, places)),),
+                    media=(("video", source),),
+                    span=_span(row, path, number) if source in uncut else None,
                     target=LETTERS[options.index(answer)],
                     cluster=f"{folder}/{video}",
                     categories={"task": task},
@@ -104,6 +120,17 @@ def _read_mvbench(files: Files) -> list[Question]:
                 )
             )
     return questions
+
+
+def _span(row: Mapping[str, Any], path: Path, number: int) -> tuple[float, float]:
+    start: Any = row.get("start")
+    end: Any = row.get("end")
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (start, end))
+    if not numbers or not 0 <= start < end < float("inf"):
+        raise ValueError(
+            f"{path}, entry {number + 1}: expected seconds under 'start' and, after that, 'end', got {start}, {end}"
+        )
+    return float(start), float(end)
 
 
 _VIDEOMME_ASKS = (
@@ -156,11 +183,11 @@ MVBENCH = Task(
     files=tuple(
         Needed(task, (f"json/{task}.json", f"{task}.json"), "MVBench", optional=True) for task in _MVBENCH_FOLDERS
     ),
-    media="video/ and MVBench's folders, with segments already cut (the hub's revision `video`)",
+    media="video/ and MVBench's folders, with segments already cut (the hub's revision `video`) or whole videos",
     read=_read_mvbench,
     scorer=MVBENCH_SCORER,
     note="Subtasks whose file is missing are left out. "
-    "Segments must be cut: 'start' and 'end' are not read, nor folders of frames.",
+    "Folders of frames (episodic_reasoning of the first release) are not read: the revision `video` has videos.",
 )
 VIDEOMME = Task(
     name="videomme",
