@@ -22,6 +22,7 @@ from videollava_jax.config import ModelConfig
 from videollava_jax.model.sharding import Placement, make_mesh
 from videollava_jax.model.video_llava import parameter_shapes
 from videollava_jax.training.update.lora import initial_lora
+from videollava_jax.training.update.loss import cross_entropy_sums
 from videollava_jax.training.update.model import Batch as TrainingBatch
 from videollava_jax.training.update.model import TrainingModel
 from videollava_jax.training.update.optimizer import build_optimizer
@@ -137,6 +138,27 @@ def test_the_mean_of_micro_batch_means_is_torchs_however_rows_are_packed(torch):
         assert abs(loss - by_token) > 100 * GRADIENT
         for key, value in mine.items():
             assert_close(value, theirs.get(key, np.zeros_like(value)), GRADIENT)
+
+
+@pytest.mark.parametrize("vocabulary", [13, None])
+def test_the_loss_of_the_first_rows_of_the_head_is_torchs_over_them_alone(torch, vocabulary):
+    rng = np.random.default_rng(2)
+    hidden, head = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 9, 8), (17, 8)))
+    targets = rng.integers(0, 13, (2, 9)).astype(np.int32)
+    targets[0, :3] = -100
+
+    def summed(hidden, head):
+        return cross_entropy_sums(hidden, head, jnp.asarray(targets), chunk=4, vocabulary=vocabulary).loss
+
+    loss, mine = jax.value_and_grad(summed, argnums=(0, 1))(jnp.asarray(hidden), jnp.asarray(head))
+    given = [torch.tensor(array, requires_grad=True) for array in (hidden, head)]
+    logits = (given[0] @ given[1][:vocabulary].T).flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(targets).flatten().long(), reduction="sum")
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-6)
+    for value, tensor in zip(mine, given, strict=True):
+        np.testing.assert_allclose(value, tensor.grad, rtol=0, atol=10 * GRADIENT)  # of a sum, not a mean
+    assert np.any(mine[1][13:]) == (vocabulary is None)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

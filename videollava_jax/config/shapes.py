@@ -262,6 +262,11 @@ class ModelConfig:
         return (layer,) if isinstance(layer, int) else layer
 
     @property
+    def text_vocab_size(self) -> int:
+        """Ids of text, from 0: those of media, of padding and of rows that fill up the vocabulary come after them."""
+        return min(self.image_token_id, self.video_token_id, self.text_config.vocab_size)
+
+    @property
     def feature_layers(self) -> tuple[int, ...]:
         """The selected hidden states as non-negative indices: 0 the embeddings, `i` the output of layer `i`."""
         count = self.vision_config.num_hidden_layers + 1

@@ -61,7 +61,7 @@ def fixed_inputs(config: ModelConfig) -> dict[str, npt.NDArray[np.generic]]:
     """Returns one row of text, an image of noise, text, a clip of noise and text, drawn with a fixed seed."""
     rng = np.random.default_rng(0)
     side, frames = config.vision_config.image_size, config.temporal_frames
-    words = min(config.image_token_id, config.video_token_id, config.text_config.vocab_size)
+    words = config.text_vocab_size
 
     def text() -> list[int]:
         return [int(token) for token in rng.integers(min(3, words - 1), words, TEXT_TOKENS)]

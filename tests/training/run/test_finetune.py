@@ -72,6 +72,8 @@ def test_metrics_and_what_the_directory_holds(lora_run):
     assert all(len(line["samples"]) == 6 and line["tokens"] > 0 and 0 < line["padding"] < 1 for line in steps)
     assert all(np.isfinite([line["loss"], line["gradient_norm"], line["tokens_per_second"]]).all() for line in steps)
     assert all(0 < line["mfu"] < 1 for line in steps)
+    assert [line["learning_rate_lora"] == 10 * line["learning_rate_projector"] for line in steps] == [True] * 3
+    assert [line["learning_rate_lora"] for line in steps] == pytest.approx([0, 2e-4, 1e-4])
     assert 0 <= lines[-1]["held_out_exact"] <= 1
     assert {path.name for path in lora_run.iterdir()} >= {"recipe.yaml", "run.json", "checkpoints", "tensorboard"}
     # Every sample has come once before one comes again.

@@ -88,6 +88,7 @@ def test_as_paper_is_the_authors_script(name):
     assert (recipe.rates, recipe.lora) == (ours.rates, ours.lora)
     assert (data.version, data.sampling, data.row_tokens) == ("v1", "linspace", 3072)
     assert data.loss_samples == data.batch // 8  # their 8 devices
+    assert (data.loss_vocabulary, ours.data.loss_vocabulary) == ("text", "all")
     assert data.preset_changes["name"] == "original"
     assert data.image_aspect_ratio == ("square" if name == "pretrain" else "pad")
     assert data.batch == (256 if name == "pretrain" else 128)
@@ -99,6 +100,8 @@ def test_what_the_paper_has_no_recipe_for_is_refused(capsys):
     for arguments, message in {
         ("--as", "paper", "--config", "qlora"): "keeps the frozen weights in NF4, which is not supported",
         ("--as", "paper", "--config", "tiny"): "--as paper: expected --config pretrain, finetune or lora, got tiny",
+        ("--as", "paper", "--config", "lora", "--compute.int8", "true"): "compute.int8: the authors' "
+        "QLoRA keeps the frozen weights in NF4, which is not supported; expected no compute.int8 with --as paper",
         ("--as", "paper"): "--as paper: expected --config pretrain, finetune or lora, got no --config",
         ("--as", "article", "--config", "lora"): "--as: expected paper, got article",
         ("--config", "lora", "--as"): "--as: expected paper, got nothing",

@@ -95,6 +95,11 @@ class Corpus:
         return int(self._arrays.truncated.sum())
 
     @property
+    def largest_target(self) -> int:
+        """The largest id that is learnt; -1 where none is."""
+        return int(self._arrays.text_ids[self._arrays.answers].max(initial=-1))
+
+    @property
     def sizes(self) -> Sizes:
         """The tokens, images and videos that each sample takes of a row."""
         counts = []

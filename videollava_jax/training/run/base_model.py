@@ -82,6 +82,7 @@ def load(directory: Path, recipe: Recipe, mesh: Mesh, processor: VideoLlavaProce
         quantization="int8" if compute.int8 else None,
         remat=compute.remat,
         loss_chunk=compute.loss_chunk,
+        loss_vocabulary=config.text_vocab_size if recipe.data.loss_vocabulary == "text" else None,
     )
     stacked = stack(parameters, placement)
     narrow = {name: shape for name, shape in model.shapes.items() if is_lora(name)}

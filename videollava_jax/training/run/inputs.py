@@ -107,6 +107,12 @@ def read_corpus(
     )
     for bad in skips.bad:
         print(f"left out: {bad}", file=sys.stderr)
+    first_medium = min(corpus.media.ids.values())
+    if data.loss_vocabulary == "text" and corpus.largest_target >= first_medium:
+        raise ValueError(
+            f"data.loss_vocabulary: text has the ids before {first_medium}, the first of a medium, and an answer has "
+            f"{corpus.largest_target}: expected all for a vocabulary with words after the ids of media"
+        )
     return corpus
 
 

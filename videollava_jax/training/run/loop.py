@@ -31,7 +31,7 @@ from videollava_jax.training.run.recipe import Recipe, require_packages
 from videollava_jax.training.run.run_directory import CHECKPOINTS, run_directory
 from videollava_jax.training.run.speed import Work
 from videollava_jax.training.update.evaluation import Evaluator
-from videollava_jax.training.update.optimizer import build_optimizer
+from videollava_jax.training.update.optimizer import build_optimizer, learning_rates
 from videollava_jax.training.update.parameters import Parameters
 from videollava_jax.training.update.step import StepReport, Trainer
 from videollava_jax.weights.fingerprint import model_fingerprint
@@ -160,6 +160,7 @@ def _run(recipe: Recipe, text: str, stack: ExitStack) -> int:
     if evaluate():
         return stopped()
     while step < steps:
+        rates = learning_rates(recipe.optimizer, recipe.rates, steps, done=step - int(state.skipped))
         counts, flops = StepCounts(), 0.0
         for index, batch in enumerate(counts.over(batches)):
             watchdog.alive(f"step {step + 1}")
@@ -181,7 +182,7 @@ def _run(recipe: Recipe, text: str, stack: ExitStack) -> int:
             values: dict[str, float | list[int]] = {"tokens": tokens, "left_out": left_out, "samples": samples}
             if (mfu := work.utilisation(gflop * 1e9, counts.seconds)) is not None:
                 values["mfu"] = mfu
-            metrics.write(step, values | step_values(report, counts, tokens))
+            metrics.write(step, values | rates | step_values(report, counts, tokens))
         metrics.advance(float(report.loss), tokens / counts.seconds)
         if int(state.skipped) > recipe.max_skipped:
             raise FloatingPointError(not_finite(step, report, samples, recipe))

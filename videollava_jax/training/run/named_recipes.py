@@ -13,6 +13,8 @@ PAPER = "paper"
 """What `--as` takes: the recipes of the package that train as the authors' scripts do."""
 PAPERS = "pretrain, finetune or lora"
 """What `--config` takes with it."""
+NOT_NF4 = "the authors' QLoRA keeps the frozen weights in NF4, which is not supported"
+"""Why int8 is refused there."""
 
 
 def with_recipe_files(arguments: Sequence[str]) -> list[str]:
@@ -43,6 +45,11 @@ def with_recipe_files(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def as_paper(arguments: Sequence[str]) -> bool:
+    """Returns whether arguments that `with_recipe_files` takes ask for the authors' training."""
+    return _without_as(arguments)[1]
+
+
 def _without_as(arguments: Sequence[str]) -> tuple[list[str], bool]:
     """Returns the arguments without `--as paper`, and whether it was there.
 
@@ -70,7 +77,7 @@ def _of_the_paper(name: str) -> str:
     """
     if name == "qlora":
         raise ValueError(
-            f"--as {PAPER} --config qlora: the authors' QLoRA keeps the frozen weights in NF4, which is not supported; "
+            f"--as {PAPER} --config qlora: {NOT_NF4}; "
             f"expected --config {PAPERS}, or qlora without --as {PAPER}, whose weights are int8"
         )
     if not (RECIPES / f"{PAPER}_{name}.yaml").exists():

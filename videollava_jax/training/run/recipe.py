@@ -20,7 +20,7 @@ from videollava_jax.processing.prompt import MediaOrder
 from videollava_jax.processing.segments import AfterEnd, AfterMedia
 from videollava_jax.training.data.authors import Version
 from videollava_jax.training.data.packing import Order
-from videollava_jax.training.run.named_recipes import PAPER, PAPERS, names, with_recipe_files
+from videollava_jax.training.run.named_recipes import NOT_NF4, PAPER, PAPERS, as_paper, names, with_recipe_files
 from videollava_jax.training.update.options import RANGES as UPDATE_RANGES
 from videollava_jax.training.update.options import Lora, Optimizer, Rates, Remat, require_ranges
 
@@ -78,6 +78,8 @@ class Data:
       batch: samples of an optimiser step, on all hosts together.
       loss_samples: the loss of a step is the mean over groups of this many samples of each group's mean loss, as the
         authors' code has it with that many samples on a device; null: the mean over all answer tokens of the step.
+      loss_vocabulary: the ids among which the loss tells a target: all, as in transformers; or text, without the ids of
+        media, of padding and of rows that fill up the vocabulary, which the authors' model does not have.
       order: of an epoch's samples: random, or modality, in which the samples of a step all have media or all have none,
         in groups of loss_samples and of even lengths, as the authors' code has them.
       rows: of a micro-batch, on all hosts together: a multiple of the mesh's batch shards; null takes one for each.
@@ -120,6 +122,7 @@ class Data:
     steps: int | None = None
     batch: int = 128
     loss_samples: int | None = None
+    loss_vocabulary: Literal["all", "text"] = "all"
     order: Order = "random"
     rows: int | None = None
     row_tokens: int = 3072
@@ -336,8 +339,11 @@ def read_recipe(
         f"With --as {PAPER} before it, {PAPERS} train as the authors' scripts do",
     )
     parser.add_class_arguments(Recipe)
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        chosen = parser.parse_args(with_recipe_files(sys.argv[1:] if arguments is None else arguments))
+        chosen = parser.parse_args(with_recipe_files(given))
+        if chosen.compute.int8 and as_paper(given):
+            raise ValueError(f"compute.int8: {NOT_NF4}; expected no compute.int8 with --as {PAPER}")
         _make_absolute(chosen)
     except ValueError as error:
         parser.error(str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ def cross_entropy_sums(
     weights_BT: jax.Array | None = None,
     *,
     chunk: int,
+    vocabulary: int | None = None,
 ) -> LossSums:
     """Sums the cross-entropy of targets.
 
@@ -43,6 +45,7 @@ def cross_entropy_sums(
       targets_BT: int32, -100 where nothing is learnt.
       weights_BT: float32, what each target's loss is multiplied by; None for 1.
       chunk: tokens of each row whose logits are held at a time.
+      vocabulary: rows of the head, from 0, that have a share in the softmax; None for all. Targets are below it.
     """
     T = targets_BT.shape[1]
     chunks = -(-T // chunk)
@@ -60,18 +63,24 @@ def cross_entropy_sums(
     weights_NBC = None
     if weights_BT is not None:
         weights_NBC = in_chunks(jnp.pad(weights_BT, ((0, 0), (0, filled))))
-    loss = _summed(in_chunks(hidden_BTD), head_VD, in_chunks(targets_BT), weights_NBC)
+    loss = _summed(in_chunks(hidden_BTD), head_VD, in_chunks(targets_BT), weights_NBC, vocabulary)
     return LossSums(loss, (targets_BT != IGNORED_LABEL).sum(dtype=jnp.int32))
 
 
 # The gradient is written by hand: JAX's own keeps a float32 copy of the head, and two of its gradient.
-@jax.custom_vjp
-def _summed(x_NBCD: jax.Array, head_VD: jax.Array, targets_NBC: jax.Array, weights_NBC: jax.Array | None) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _summed(
+    x_NBCD: jax.Array,
+    head_VD: jax.Array,
+    targets_NBC: jax.Array,
+    weights_NBC: jax.Array | None,
+    vocabulary: int | None,
+) -> jax.Array:
     """Sums the losses of all chunks, float32."""
 
     def step(total: jax.Array, chunk: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, None]:
         x_BCD, targets_BC, weights_BC = chunk
-        logits_BCV, is_target_BCV = _logits(x_BCD, head_VD, targets_BC)
+        logits_BCV, is_target_BCV = _logits(x_BCD, head_VD, targets_BC, vocabulary)
         losses_BC = jax.nn.logsumexp(logits_BCV, axis=-1) - jnp.where(is_target_BCV, logits_BCV, 0).sum(axis=-1)
         if weights_BC is not None:
             losses_BC = losses_BC * weights_BC
@@ -84,18 +93,23 @@ Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]
 
 
 def _forward(
-    x_NBCD: jax.Array, head_VD: jax.Array, targets_NBC: jax.Array, weights_NBC: jax.Array | None
+    x_NBCD: jax.Array,
+    head_VD: jax.Array,
+    targets_NBC: jax.Array,
+    weights_NBC: jax.Array | None,
+    vocabulary: int | None,
 ) -> tuple[jax.Array, Kept]:
-    return _summed(x_NBCD, head_VD, targets_NBC, weights_NBC), (x_NBCD, head_VD, targets_NBC, weights_NBC)
+    kept = (x_NBCD, head_VD, targets_NBC, weights_NBC)
+    return _summed(*kept, vocabulary), kept
 
 
-def _backward(kept: Kept, gradient: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
+def _backward(vocabulary: int | None, kept: Kept, gradient: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
     """Returns the gradients; that of the logits is their softmax, less 1 at the target. Weights have none."""
     x_NBCD, head_VD, targets_NBC, weights_NBC = kept
 
     def step(total_VD: jax.Array, chunk: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
         x_BCD, targets_BC, weights_BC = chunk
-        logits_BCV, is_target_BCV = _logits(x_BCD, head_VD, targets_BC)
+        logits_BCV, is_target_BCV = _logits(x_BCD, head_VD, targets_BC, vocabulary)
         of_logits_BCV = gradient * (jax.nn.softmax(logits_BCV, axis=-1) - is_target_BCV)
         if weights_BC is not None:
             of_logits_BCV = of_logits_BCV * weights_BC[..., None]
@@ -118,11 +132,18 @@ def _backward(kept: Kept, gradient: jax.Array) -> tuple[jax.Array, jax.Array, No
 _summed.defvjp(_forward, _backward)
 
 
-def _logits(x_BCD: jax.Array, head_VD: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns float32 logits [B, C, V] and bool [B, C, V], true at the target; both sharded over the vocabulary."""
+def _logits(
+    x_BCD: jax.Array, head_VD: jax.Array, targets_BC: jax.Array, vocabulary: int | None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns float32 logits [B, C, V] and bool [B, C, V], true at the target; both sharded over the vocabulary.
+
+    Logits from `vocabulary` on are -inf.
+    """
     out = like(x_BCD, *spec_of(x_BCD)[:-1], spec_of(head_VD)[0])
     logits_BCV = jnp.einsum("BCD,VD->BCV", x_BCD, head_VD, preferred_element_type=jnp.float32, out_sharding=out)
     token_BCV = jax.lax.broadcasted_iota(jnp.int32, logits_BCV.shape, 2, out_sharding=out)
+    if vocabulary is not None and vocabulary < head_VD.shape[0]:
+        logits_BCV = jnp.where(token_BCV < vocabulary, logits_BCV, -jnp.inf)
     return logits_BCV, token_BCV == targets_BC[..., None]
 
 

@@ -81,6 +81,7 @@ class TrainingModel:
       remat: what the backward pass keeps of each layer: "full" computes all of it again, "dots" keeps the products
         with weights, "none" keeps everything.
       loss_chunk: tokens of each row whose logits are held at a time.
+      loss_vocabulary: rows of the head, from 0, that have a share in the loss's softmax; None for all.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class TrainingModel:
         quantization: Quantization | None = None,
         remat: Remat = "full",
         loss_chunk: int = 512,
+        loss_vocabulary: int | None = None,
     ):
         model = abstract_model(config, dtype=dtype, quantization=quantization)
         if lora is not None:
@@ -101,7 +103,8 @@ class TrainingModel:
                 adapt(layer, lora)
         self.config, self.placement, self.dtype = config, placement, jnp.dtype(dtype)
         self.lora, self.quantization, self.remat, self.loss_chunk = lora, quantization, remat, loss_chunk
-        self._preprocess = dict(preprocess)
+        self._loss_vocabulary = loss_vocabulary
+        self.preprocess = dict(preprocess)
         shapes = {name: tuple(value.shape) for name, value in named_parameters(nnx.state(model)).items()}
         self.shapes: dict[str, tuple[int, ...]] = {
             name: (len(layers), *shapes[layers[0]]) if STACKED in name else shapes[layers[0]]
@@ -126,7 +129,14 @@ class TrainingModel:
         """
         model = self._merged(parameters, key)
         hidden_BTD = self._hidden(model, batch)
-        return cross_entropy_sums(hidden_BTD, model.head_VD, batch.targets, batch.weights, chunk=self.loss_chunk)
+        return cross_entropy_sums(
+            hidden_BTD,
+            model.head_VD,
+            batch.targets,
+            batch.weights,
+            chunk=self.loss_chunk,
+            vocabulary=self._loss_vocabulary,
+        )
 
     def logits(self, parameters: Parameters, batch: Batch) -> jax.Array:
         """Returns all logits at once, float32 [R, T, V]: for evaluation and tests."""
@@ -169,7 +179,7 @@ class TrainingModel:
         unit, S = self.config.frame_window if kind == "video" else 1, slots.shape[-2]
         # Pixels move between devices before they are normalised: as uint8, most are smaller than floats.
         frames = shard_over_mesh(slots.reshape(-1, S, S, 3, out_sharding=rows), unit)
-        statistics = self._preprocess[kind]
+        statistics = self.preprocess[kind]
         return model.selected(kind, normalised(frames, statistics.mean, statistics.std, self.dtype))
 
     # ── parameters ──

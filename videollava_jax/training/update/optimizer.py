@@ -7,7 +7,7 @@ import math
 import optax
 
 from videollava_jax.model.sharding import STACKED
-from videollava_jax.training.update.options import Optimizer, Rates, group_of
+from videollava_jax.training.update.options import GROUPS, Optimizer, Rates, group_of
 from videollava_jax.training.update.parameters import Parameters
 
 
@@ -40,6 +40,17 @@ def rate_schedule(optimizer: Optimizer, steps: int) -> optax.Schedule:
     if not rising:
         return optax.cosine_decay_schedule(1.0, steps)
     return optax.warmup_cosine_decay_schedule(0.0, 1.0, rising, max(steps, rising + 1))
+
+
+def learning_rates(optimizer: Optimizer, rates: Rates, steps: int, *, done: int) -> dict[str, float]:
+    """Returns the learning rate of each trained group in the next update, as `learning_rate_` and the group's name.
+
+    Args:
+      steps: of the whole run.
+      done: updates so far.
+    """
+    share = float(rate_schedule(optimizer, steps)(done))
+    return {f"learning_rate_{group}": peak * share for group in GROUPS if (peak := rates.of(group)) is not None}
 
 
 def _matrices(parameters: Parameters) -> dict[str, bool]:
