@@ -61,6 +61,15 @@ def described(tree: Any) -> list[tuple[Any, ...]]:
 # ── the arguments are the engine's ──────────────────────────────────────────────────────────────────────────
 
 
+def test_pixels_have_the_dtype_that_the_variants_preset_gives_them():
+    for variant, dtype in {"hf": jnp.uint8, "original": jnp.float32}.items():
+        setting = tiny_setting(1, 8)
+        setting = dataclasses.replace(setting, config=dataclasses.replace(setting.config, variant=variant))
+        _, arguments = programs.program_with_arguments("encode", setting)
+        (pixels,) = arguments[4]
+        assert pixels.dtype == dtype
+
+
 @pytest.mark.parametrize("mesh", [(1, 8), (2, 4), (8, 1)])
 @pytest.mark.parametrize("int8", [False, True])
 def test_the_grid_is_the_one_that_the_engine_makes(mesh: tuple[int, int], int8: bool):

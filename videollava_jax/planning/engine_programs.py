@@ -30,12 +30,14 @@ from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.sizes import PLAIN, GridShape
 from videollava_jax.generation import steps as generate
 from videollava_jax.generation.answers import Answers, Vocabulary
+from videollava_jax.media import FramePreprocessor
 from videollava_jax.model.cache import TailCache, empty_tail
 from videollava_jax.model.sharding import Placement
 from videollava_jax.model.video_llava import State, abstract_model, named_parameters, with_parameters
 from videollava_jax.planning.devices import first_line
 from videollava_jax.planning.hlo.moves import moved_arguments
 from videollava_jax.planning.hlo.traffic import CompiledProgram, Move, Traffic, read_program
+from videollava_jax.processing.preset import get_preset
 
 ProgramName = Literal["encode", "prefill", "begin", "decode"]
 COMPUTE = jnp.bfloat16
@@ -242,6 +244,11 @@ def abstract_grid(placement: Placement, shape: GridShape, *, int8: bool) -> Grid
     return Grid(prefix, tail, answers)
 
 
+def pixel_dtype(config: ModelConfig) -> np.dtype[Any]:
+    """Returns the dtype of a video's pixels by the preset of the model's variant: of the authors' float32."""
+    return np.dtype(get_preset(config.variant).preprocessor("video", FramePreprocessor()).dtype)
+
+
 def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tuple[Any, ...]]:
     """Returns the function that the engine calls and compiles, and its arguments as shapes with shardings."""
     graph, state = setting.model
@@ -263,7 +270,8 @@ def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tu
         pad=small(),  # type: ignore[arg-type]
     )
     if name == "encode":
-        pixels = array(W, setting.frames, vision.image_size, vision.image_size, vision.num_channels, dtype=jnp.uint8)
+        S, dtype = vision.image_size, pixel_dtype(setting.config)
+        pixels = array(W, setting.frames, S, S, vision.num_channels, dtype=dtype)
         statistics = (small(3, dtype=jnp.float32),)
         return grid.encode, (graph, state, ("video",), setting.pooling, (pixels,), statistics, statistics)
     if name == "prefill":

@@ -154,8 +154,8 @@ def abstract_batch(model: TrainingModel, placement: Placement, row: RowShape, ro
         ids,
         ids,
         ids,
-        images=_array((rows, row.images, S, S, 3), jnp.uint8, split),
-        videos=_array((rows, row.videos, frames, S, S, 3), jnp.uint8, split),
+        images=_array((rows, row.images, S, S, 3), model.preprocess["image"].dtype, split),
+        videos=_array((rows, row.videos, frames, S, S, 3), model.preprocess["video"].dtype, split),
     )
 
 
