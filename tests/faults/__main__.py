@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.faults.memory import family, most_memory
 from tests.faults.parts import PARTS, Part
 from tests.faults.report import PAGE, Finding, dated, from_json, into_page, markdown
 from tests.faults.tables import Tally
@@ -83,7 +84,7 @@ class Running:
         """Returns what it found, if it has ended or has to."""
         late = self.process.poll() is None and time.monotonic() - self.started > self.limit
         if self.process.poll() is None and not late:
-            self.memory = max(self.memory, *map(_most_memory, _family(self.process.pid)))
+            self.memory = max(self.memory, *map(most_memory, family(self.process.pid)))
             return None
         self.kill()
         self.process.wait()
@@ -104,26 +105,6 @@ class Running:
         """Kills its processes."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-
-
-def _family(pid: int) -> list[int]:
-    """Returns a process and all its descendants."""
-    found, waiting = list[int](), [pid]
-    while waiting:
-        found.append(pid := waiting.pop())
-        with suppress(OSError):
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                waiting += map(int, (task / "children").read_text().split())
-    return found
-
-
-def _most_memory(pid: int) -> int:
-    """Returns the most bytes that a process has held; 0 for one that has ended."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 def run_all(

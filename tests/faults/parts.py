@@ -50,6 +50,7 @@ class Part:
 
 PARTS = (
     Part("media", "changed media files, read in process", "media"),
+    Part("attacks", "files that would take minutes or gigabytes, on every path", "attacks", minutes=20),
     Part("media-job", "a job about good and hostile media, in worker processes", "media_job"),
     Part("flips", "one bit flipped in what `convert` and `export` wrote", "flips"),
     Part("checkpoints", "changed headers, indexes and configurations of checkpoints", "fuzzing"),

@@ -99,10 +99,10 @@ class Process:
 
 
 @contextmanager
-def serving(place: Path) -> Iterator[Process]:
-    """Runs `videollava serve` with the tiny model; its temporary files are in `place`."""
+def serving(place: Path, root: Path = MEDIA) -> Iterator[Process]:
+    """Runs `videollava serve` with the tiny model and media below `root`; its temporary files are in `place`."""
     command = [sys.executable, "-c", "import sys; from videollava_jax.cli import main; sys.exit(main())"]
-    flags = ["serve", "--port", "0", "--json", "--media-root", str(MEDIA), "--rows", "4", "--max-rows", "8"]
+    flags = ["serve", "--port", "0", "--json", "--media-root", str(root), "--rows", "4", "--max-rows", "8"]
     more = ["--longest-answer", "32", "--workers", "2", "--max-queue", "64"]
     process = subprocess.Popen(
         [*command, *flags, *more], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(place)}

@@ -171,6 +171,8 @@ def read_statements(source: OpenSource) -> dict[int, Statement]:
         elif fragmented and box.kind not in _TOP_OF_FRAGMENTED:
             raise _unknown(source, box)
         elif box.kind == b"moof":
+            if box.end > source.size:
+                raise cut_short(source.name, source.size, box.end)
             sequence = _fragment(source, Box(box.kind, box.start, end), tracks, sequence)
     if fragmented and top[-1].end < source.size:
         raise cut_short(source.name, source.size, top[-1].end + 8)

@@ -32,6 +32,7 @@ class PacketTable:
       leading: positions of packets before the first keyframe, and of those that refer to frames before it.
       counted: whether the pictures were counted in the packets themselves; otherwise each packet is taken for a frame.
       layered: whether frames are in several temporal layers.
+      starts: whether decoding can begin with the first packet, as the container or the packet itself says.
       timed: whether the file gives times; FFmpeg invents some for raw streams.
       doubtful: how many of the shown packets may yield no frame, as the packet is not whole.
     """
@@ -44,6 +45,7 @@ class PacketTable:
     leading: set[int] = field(default_factory=set)
     counted: bool = False
     layered: bool = False
+    starts: bool = False
     timed: bool = True
     doubtful: int = 0
 
@@ -182,7 +184,9 @@ class _Listing:
         if stated is not None and stated.nested and stated.nested(content):
             self.nested.append(position)
         found = self._counted(position, content)
-        marked = position == 0 and stated is not None and stated.keyframe_first
+        marked = position == 0 and ((stated is not None and stated.keyframe_first) or found.starts)
+        if position == 0:
+            self.table.starts = bool(packet.is_keyframe or found.starts)
         if self.beginning.precedes(found, packet.is_keyframe or marked):
             table.leading.add(position)
         if packet.is_discard:

@@ -157,7 +157,7 @@ class _Reader:
         with opened_video(self.source, self.limits) as video:
             container, stream = video.container, video.stream
             table = list_packets(self.source, video, self.limits)
-            exact = video.stated is not None and table.counted and table.keyframes[:1] == [0]
+            exact = video.stated is not None and table.counted and table.starts
             exact |= video.format in _ANIMATIONS
             tick = float(stream.time_base or 0)
             stated, total = video.rate, len(table.shown)

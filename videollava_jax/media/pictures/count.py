@@ -17,6 +17,7 @@ class Count:
       closed: whether it is a keyframe after which no picture refers to what was before it.
       upper: whether it is of a temporal layer above the first. It may need pictures to which no other of their own
         layer refers, and these are what a decoder leaves out on request.
+      starts: whether decoding can begin with it, by its own header, for codecs that say so.
       recovery: how many frames after it are not complete yet, where the picture is refreshed bit by bit.
     """
 
@@ -25,6 +26,7 @@ class Count:
     only_b: bool = False
     closed: bool = False
     upper: bool = False
+    starts: bool = False
     recovery: int = 0
 
 

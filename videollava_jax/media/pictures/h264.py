@@ -78,7 +78,8 @@ class H264Counter:
                 self._check_without_picture(unit)
             return Count(shown=0)
         only_b, closed = all(header.is_b for header in slices), slices[0].idr
-        return Count(shown, only_b=only_b, closed=closed, recovery=0 if closed else _recovery_frames(found))
+        recovery = 0 if closed else _recovery_frames(found)
+        return Count(shown, only_b=only_b, closed=closed, starts=closed, recovery=recovery)
 
     def _begins_frame(self, header: _Slice) -> bool:
         before, self._open_field = self._open_field, None

@@ -24,7 +24,7 @@ class HevcCounter:
 
     def __call__(self, packet: bytes) -> Count:
         """See `Counter.__call__`."""
-        shown, pictures, upper = 0, 0, False
+        shown, pictures, upper, starts = 0, 0, False, False
         found = units.split(packet, self._length_size)
         for unit in found:
             if len(unit) < 2 or unit[0] & 0x80 or not unit[1] & 7:
@@ -44,13 +44,14 @@ class HevcCounter:
             if not first:
                 continue
             if kind in (*_BLA, *_IDR, _CRA):
+                starts = True
                 self._drops_rasl = kind in _BLA or (kind == _CRA and self._sequence_begins)
                 self._sequence_begins = False
             shown += not (kind in _RASL and self._drops_rasl)
         if not pictures:
             for unit in found:
                 self._check_without_picture(unit)
-        return Count(shown, closed=True, upper=upper)  # which pictures are dropped is known
+        return Count(shown, closed=True, upper=upper, starts=starts)  # which pictures are dropped is known
 
     def _check_without_picture(self, unit: bytes) -> None:
         """Checks a unit of a packet that holds no picture: parameter sets, delimiters, messages, filler, ends."""

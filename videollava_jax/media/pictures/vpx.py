@@ -31,7 +31,9 @@ class Vp9Counter:
             raise Broken("it does not begin with a frame's marker")
         if _is_superframe(packet):
             return Count()
-        reserved = (packet[0] & 0x30) == 0x30  # profile 3 has one bit more
+        reserved = (packet[0] & 0x30) == 0x30  # profile 3 has one bit more, which is 0
+        if reserved and packet[0] & 0x08:
+            raise Broken("a frame of no profile")
         bits = packet[0] << 1 if reserved else packet[0]
         shown = bool(bits & 0x08) or bool(bits & 0x02)
         return Count(int(shown), hidden=not shown)
