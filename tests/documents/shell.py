@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,10 @@ _COMPOUND = re.compile(r"^\s*(for|if|while|until|case|function|\{|\()\b|<<|^#!",
 _COMMENT = r"(?:^|\s)#.*$"
 _QUOTED_OR_COMMENT = re.compile(rf"'[^']*'|\"[^\"]*\"|{_COMMENT}")
 _SINGLE_QUOTED_OR_COMMENT = re.compile(rf"'[^']*'|{_COMMENT}")
+
+
+_JOBS: list[int] = []
+"""Processes that a page's command lines have left in the background, the first of which is `%1`."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,13 @@ def lines_of(text: str, *, console: bool) -> list[Line]:
 def run(line: Line, place: Path) -> Done:
     """Runs a command line in a directory that is this process's own.
 
-    Variables that it sets (`export A=b`, `A=b`) stay set. Programs of ours run in this process.
+    Variables that it sets (`export A=b`, `A=b`) stay set, and its jobs in the background can be killed by their numbers
+    (`kill %1`). Programs of ours run in this process.
     """
     words = line.words
+    if words and (job := re.fullmatch(r"kill %(\d+)", " ".join(words))):
+        os.kill(_JOBS[int(job[1]) - 1], signal.SIGTERM)
+        return Done(0, "", "")
     if words and words[0] == "export":
         words = words[1:]
     if words is not None and all(re.match(r"[A-Za-z_]\w*=", word) for word in words):
@@ -87,11 +96,24 @@ def run(line: Line, place: Path) -> Done:
         return Done(0, "", "")
     if words is None or Path(words[0]).name not in ("videollava", "python"):
         environment = {**os.environ, "PATH": f"{place}/.venv/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-        shell = ["bash", "-euo", "pipefail", "-c", line.text]
+        in_background = line.text.endswith("&")
+        text = f"{line.text}\necho $!" if in_background else line.text
+        shell = ["bash", "-euo", "pipefail", "-c", text]
         done = subprocess.run(shell, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
+        if in_background and not done.returncode:
+            _JOBS.append(int(done.stdout))
+            return Done(0, "", done.stderr)
         return Done(done.returncode, done.stdout, done.stderr)
     program, *arguments = (os.path.expandvars(word) for word in words)
     return call(program, arguments)
+
+
+def end_jobs() -> None:
+    """Kills what is left in the background of a page that has been typed."""
+    for job in _JOBS:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(job, signal.SIGKILL)
+    _JOBS.clear()
 
 
 def call(program: str, arguments: Sequence[str]) -> Done:

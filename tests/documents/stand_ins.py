@@ -273,7 +273,6 @@ _PORT = free_port()
 WORDS: dict[str, str] = {
     "--port 8000": f"--port {_PORT}",
     "127.0.0.1:8000": f"127.0.0.1:{_PORT}",
-    "kill %1": f"pkill -f -- '--[p]ort {_PORT}'",  # each command has a shell of its own here
     "/shared/": "{here}/shared/",
     "tensor=8": "tensor=2",  # the tiny model's heads are not divisible by 8
     "num_gpus=1": "num_cpus=1",

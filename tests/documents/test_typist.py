@@ -1,6 +1,8 @@
 """The test of the documents can fail: what is wrong on a page is found, and named with its line."""
 
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +110,20 @@ def test_marks_of_a_page():
         (3, "inline", "", ""),
         (7, "bash", "x", "y"),
     ]
+
+
+def test_what_is_left_in_the_background_is_killed_by_its_number_or_at_the_end(place):
+    text = """\
+        ```bash
+        sleep 600 > a 2>&1 &
+        sleep 601 > b 2>&1 &
+        kill %2
+        pgrep -f "^sleep 60[0]" > left
+        ! pgrep -f "^sleep 60[1]"
+        ```
+        """
+    assert not typed(text, place).faults
+    left, ends = Path(f"/proc/{(place / 'left').read_text().strip()}/cmdline"), time.monotonic() + 30
+    while left.exists() and left.read_bytes():  # an ended process that nobody has waited for has no command line
+        assert time.monotonic() < ends
+        time.sleep(0.05)

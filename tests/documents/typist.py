@@ -79,6 +79,7 @@ def type_page(page: Page, place: Path, *, slow: bool = False) -> Report:
         if what in ("parsed", "marked"):
             why = item.marks.not_run or item.marks.slow or item.marks.needs or "a name, or never run by a test"
             report.not_run.append(f"line {item.line}: {why}")
+    shell.end_jobs()
     return report
 
 

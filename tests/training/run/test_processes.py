@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 
 from tests.compiling import ENVIRONMENT
 from tests.faults.training import consumed
+from tests.loopback import free_port
 from tests.tolerances import SELF
 from tests.training.conftest import ROOT, program
 from tests.training.data_sets import write_data
@@ -30,6 +30,7 @@ from videollava_jax.training.run import base_model as loading
 from videollava_jax.training.run import processes
 from videollava_jax.training.run.guards import STALLED
 from videollava_jax.training.run.metrics import read_metrics
+from videollava_jax.training.run.peers import SILENCE
 from videollava_jax.training.run.recipe import Compute
 from videollava_jax.training.run.run_directory import run_directory
 from videollava_jax.weights.orbax import open_layers
@@ -37,8 +38,6 @@ from videollava_jax.weights.orbax import open_layers
 STEPS = 6
 PATIENCE = 240
 """Seconds to wait for what takes ten on an idle machine."""
-STALL = 20
-"""Seconds of the watchdog: more than the first step takes with its compilation on a busy machine."""
 
 
 class Pair:
@@ -53,9 +52,7 @@ class Pair:
     """
 
     def __init__(self, output: Path, arguments: list[str]):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self._output, self._errors = output, [output.with_suffix(f".{i}") for i in range(2)]
         self.children = []
         for i in range(2):
@@ -192,11 +189,11 @@ def test_whatever_ends_a_run_it_goes_on(arguments, undisturbed, tmp_path):
         assert "process 0 of 2 ends: " in both.said(0)
         assert "does not answer, that one's output says why" in both.said(0)
         assert going_on in both.said(0)
-    with pair([*arguments, "--stall_seconds", str(STALL)], output) as both:
+    with pair(arguments, output) as both:
         both.reach(4)
         both.children[1].send_signal(signal.SIGSTOP)
-        assert both.children[0].wait(STALL + 60) == STALLED
-        assert "process 0 of 2: no progress for" in both.said(0)
+        assert both.children[0].wait(SILENCE + 20) == STALLED
+        assert "process 0 of 2 ends: process 1 has not answered for" in both.said(0)
         assert going_on in both.said(0)
         both.children[1].send_signal(signal.SIGCONT)
         # It goes on without the coordinator, and either JAX aborts it or it says that its peer is gone.

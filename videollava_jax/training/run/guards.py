@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 
 STALLED = 75
 """Exit status of a run whose step took too long: EX_TEMPFAIL, try again."""
+_UNKNOWN = "a disk or another process hangs, or another process has ended"
 
 
 class StopSignals:
@@ -51,10 +53,11 @@ class Watchdog:
     Args:
       seconds: the longest time between two signs of life.
       going_on: the last sentence of the message: how to go on.
+      cause: says what is known to hang, "" for nothing.
     """
 
-    def __init__(self, seconds: float, going_on: str):
-        self._seconds, self._going_on = seconds, going_on
+    def __init__(self, seconds: float, going_on: str, cause: Callable[[], str] = str):
+        self._seconds, self._going_on, self._cause = seconds, going_on, cause
         self._signs, self._what = 0, "the start"
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -85,7 +88,7 @@ class Watchdog:
             if waited > self._seconds:
                 print(
                     f"process {jax.process_index()} of {jax.process_count()}: no progress for {waited:.0f} s in "
-                    f"{self._what}: a disk or another process hangs, or another process has ended. {self._going_on}",
+                    f"{self._what}: {self._cause() or _UNKNOWN}. {self._going_on}",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -26,7 +26,8 @@ from videollava_jax.training.run.guards import StopSignals, Watchdog
 from videollava_jax.training.run.held_out_task import HeldOutTask, TaskEvaluator
 from videollava_jax.training.run.inputs import batch_shape, encode_media, load_rows, on_devices, read_data
 from videollava_jax.training.run.metrics import Metrics, StepCounts
-from videollava_jax.training.run.processes import ended_at_once, join_processes, require_agreement, summed
+from videollava_jax.training.run.peers import Peers
+from videollava_jax.training.run.processes import ended_at_once, joined, require_agreement, summed
 from videollava_jax.training.run.recipe import Recipe, require_packages
 from videollava_jax.training.run.run_directory import CHECKPOINTS, run_directory
 from videollava_jax.training.run.speed import Work
@@ -44,7 +45,7 @@ EXPECTED = (ValueError, OSError, FloatingPointError)
 def fine_tune(recipe: Recipe, text: str) -> int:
     """Runs a recipe, or the steps that an earlier start of the same run has left.
 
-    Every process of the run calls this; they find each other by their environment (`join_processes`).
+    Every process of the run calls this; they find each other by their environment (`joined`).
 
     Args:
       text: the recipe as YAML, to keep in the run's directory.
@@ -61,13 +62,12 @@ def fine_tune(recipe: Recipe, text: str) -> int:
     require_packages("grain", "tensorboardX")
     # transformers would advise to install torch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    join_processes()
-    compilation_cache.enable()
-    with ExitStack() as stack, ended_at_once(EXPECTED, GOING_ON):
-        return _run(recipe, text, stack)
+    with joined(GOING_ON) as peers, ExitStack() as stack, ended_at_once(EXPECTED, GOING_ON, peers):
+        compilation_cache.enable()
+        return _run(recipe, text, stack, peers)
 
 
-def _run(recipe: Recipe, text: str, stack: ExitStack) -> int:
+def _run(recipe: Recipe, text: str, stack: ExitStack, peers: Peers | None) -> int:
     """The run, from top to bottom; the stack closes what it opens."""
     checkpoint, output = find_model(recipe.model, Wanted.WEIGHTS, bundled=True), local_path(recipe.output)
     mesh = mesh_of(recipe.compute)
@@ -88,7 +88,7 @@ def _run(recipe: Recipe, text: str, stack: ExitStack) -> int:
     others = {"held-out data": held_out and held_out.corpus.digest, "features": recipe.data.features}
     require_agreement({**facts, **alike, **others})
     stack.enter_context(run_directory(output, facts, text))
-    watchdog = stack.enter_context(Watchdog(recipe.stall_seconds, GOING_ON))
+    watchdog = stack.enter_context(Watchdog(recipe.stall_seconds, GOING_ON, peers.silent if peers else str))
     watchdog.alive("loading the model")
     loaded, features = load(checkpoint, recipe, mesh, processor), None
     complete = loaded.frozen  # an evaluation needs the towers, even if training reads features

@@ -15,7 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 import numpy.typing as npt
+from jax._src.distributed import global_state  # the address of the coordinator and its store of keys: nowhere else
 from jax.experimental import multihost_utils
+
+from videollava_jax.training.run.peers import Peers
 
 LAST_WORDS = 3.0
 """Seconds that the first process stays alive after it fails.
@@ -24,8 +27,15 @@ The coordinator ends with it, and JAX then aborts the other processes, which may
 """
 
 
-def join_processes() -> None:
-    """Connects to the other processes of the run, where the environment names some.
+@contextmanager
+def joined(going_on: str) -> Iterator[Peers | None]:
+    """Connects to the other processes of the run, where the environment names some, and watches them.
+
+    Args:
+      going_on: the last sentence of the message of a process that ends because another one has: how to go on.
+
+    Yields:
+      The watch over the other processes; None where this one is alone.
 
     Raises:
       ValueError: the environment does not say how many processes there are, or which one this is.
@@ -33,6 +43,13 @@ def join_processes() -> None:
     if _several():
         # JAX reads the address from JAX_COORDINATOR_ADDRESS, and gets number and id from Cloud TPU, Slurm or Open MPI.
         jax.distributed.initialize(num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID"))
+    found = global_state
+    if found.client is None or found.coordinator_address is None or found.num_processes == 1:
+        yield None
+        return
+    host = found.coordinator_address.rsplit(":", 1)[0].strip("[]")
+    with Peers(found.process_id, found.num_processes, found.client, host, going_on) as peers:
+        yield peers
 
 
 def _several() -> bool:
@@ -80,21 +97,24 @@ def require_agreement(facts: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def ended_at_once(expected: tuple[type[Exception], ...], going_on: str) -> Iterator[None]:
+def ended_at_once(expected: tuple[type[Exception], ...], going_on: str, peers: Peers | None = None) -> Iterator[None]:
     """Ends the process with a message and status 1 at an exception, where the run has several processes.
 
     It exits without unwinding: unwinding would wait for the other processes, in a checkpoint that is being written or
-    in JAX's shutdown, while they wait for this one. They notice its end by a closed connection or missing heartbeats.
+    in JAX's shutdown, while they wait for this one. They notice its end by a closed connection.
 
     Args:
       expected: exceptions whose message is enough; others print a traceback.
       going_on: the last sentence of the message: how to go on.
+      peers: the watch over the other processes, which then end too.
     """
     try:
         yield
     except BaseException as error:
         if jax.process_count() == 1:
             raise
+        if peers is not None:
+            peers.fail()
         if not isinstance(error, expected):
             traceback.print_exc()
         print(
