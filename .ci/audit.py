@@ -2,9 +2,8 @@
 
     python .ci/audit.py requirements/test-3.11.txt …
 
-Exceptions stand in requirements/exceptions.toml, each with its reason and the last day on which it holds. The exit status
-is 1 if a weakness has no exception, an exception has expired or a version could not be looked up, so that silence means
-that all were.
+Exceptions stand in requirements/exceptions.toml, each with its reason and the last day on which it holds. The exit
+status is 1 if a weakness has no exception, an exception has expired or a version could not be looked up.
 """
 
 from __future__ import annotations

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from videollava_jax.batch.media.spool import Resolver, Spool, SpoolError
@@ -21,6 +19,7 @@ from videollava_jax.serving.errors import ApiError, invalid, not_stored
 from videollava_jax.serving.files import Uploads
 from videollava_jax.serving.protocol import UPLOADED
 from videollava_jax.serving.settings import Settings
+from videollava_jax.temporary import TemporaryPlace
 
 
 class MediaStore:
@@ -36,8 +35,8 @@ class MediaStore:
         Args:
           allowed_address: returns whether media may be fetched from an address.
         """
-        self._directory = tempfile.TemporaryDirectory(prefix="videollava-serve-", ignore_cleanup_errors=True)
-        self.spool = Spool(Path(self._directory.name) / "media")
+        self._directory = TemporaryPlace("videollava-serve-")
+        self.spool = Spool(self._directory.path / "media")
         self.uploads = Uploads(self.spool, settings.uploads)
         self._fetch = Fetcher(
             settings.hosts,
@@ -88,7 +87,7 @@ class MediaStore:
     def close(self) -> None:
         """Ends fetches and deletes the directory."""
         self._fetch.stop()
-        self._directory.cleanup()
+        self._directory.close()
 
 
 class HeldMedia:

@@ -192,7 +192,7 @@ def test_whatever_ends_a_run_it_goes_on(arguments, undisturbed, tmp_path):
     with pair(arguments, output) as both:
         both.reach(4)
         both.children[1].send_signal(signal.SIGSTOP)
-        assert both.children[0].wait(SILENCE + 20) == STALLED
+        assert both.children[0].wait(SILENCE + 20) == STALLED, both.said(0)[-3000:]
         assert "process 0 of 2 ends: process 1 has not answered for" in both.said(0)
         assert going_on in both.said(0)
         both.children[1].send_signal(signal.SIGCONT)

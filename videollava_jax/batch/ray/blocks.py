@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from videollava_jax.batch.media.spool import FrameFile
 from videollava_jax.batch.requests import with_sources
 from videollava_jax.engine import Request, Result
 from videollava_jax.media.rooted import RootedFile
+from videollava_jax.temporary import TemporaryPlace
 
 MOST_BYTES = 64 * 2**20
 """The bytes of files after which a block ends; the last request's files may exceed it."""
@@ -99,7 +99,7 @@ class Unpacked:
 @contextmanager
 def unpacked(block: Block) -> Iterator[Unpacked]:
     """Writes a block's files to a temporary directory, removed at the end; yields requests that use them."""
-    with tempfile.TemporaryDirectory(prefix="videollava-") as directory:
+    with TemporaryPlace("videollava-block-") as directory:
         local_paths = {path: os.path.join(directory, os.path.basename(path)) for path in block.files}
         for path, content in block.files.items():
             Path(local_paths[path]).write_bytes(content)

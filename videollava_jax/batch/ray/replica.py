@@ -6,7 +6,6 @@ This module does not import Ray; Ray creates and calls these classes in its work
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from videollava_jax.batch.forms import FORMS
 from videollava_jax.batch.forms.form import either
 from videollava_jax.batch.runner import BatchOptions, Runner, run_batch
 from videollava_jax.engine import Request, Result
+from videollava_jax.temporary import TemporaryPlace
 
 
 class Replica:
@@ -123,7 +123,7 @@ class AnswerLines:
         if self._column not in batch:
             raise ValueError(f"expected lines in a column {self._column!r}, got {', '.join(batch)}")
         lines = [_one_line(line) for line in batch[self._column]]
-        with tempfile.TemporaryDirectory(prefix="videollava-") as directory:
+        with TemporaryPlace("videollava-replica-") as directory:
             source, output = Path(directory, "lines"), Path(directory, "records")
             source.write_bytes(b"".join(line + b"\n" for line in lines))
             run_batch(source, output, lambda: self._replica, self._options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -14,7 +15,27 @@ import jax
 
 STALLED = 75
 """Exit status of a run whose step took too long: EX_TEMPFAIL, try again."""
+_UNSAID = "ignore:resource_tracker:UserWarning"
 _UNKNOWN = "a disk or another process hangs, or another process has ended"
+
+
+def leave(status: int) -> None:
+    """Ends this process at once with a status, and with it the processes that load data for it, stopped ones too.
+
+    From any thread, and without unwinding, as the main thread may wait for ever.
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(status)
+
+
+def silence_resource_tracker() -> None:
+    """Keeps Python's resource tracker from warning of what a killed process has left: it frees all that it warns of.
+
+    Its process takes the options of this one when the first lock or worker is made: to be called before.
+    """
+    if _UNSAID not in sys.warnoptions:
+        sys.warnoptions.append(_UNSAID)
 
 
 class StopSignals:
@@ -92,4 +113,4 @@ class Watchdog:
                     file=sys.stderr,
                     flush=True,
                 )
-                os._exit(STALLED)
+                leave(STALLED)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax
 from videollava_jax.model.sharding import Placement
 from videollava_jax.processing.media_processor import DEFAULT_LIMITS
 from videollava_jax.processing.processor import VideoLlavaProcessor
+from videollava_jax.temporary import TemporaryPlace
 from videollava_jax.training.data.corpus import Corpus, build_corpus
 from videollava_jax.training.data.features import FeatureStore
 from videollava_jax.training.data.loader import HostBatch, Loader, PixelReader, loader
@@ -102,7 +102,7 @@ def read_corpus(
         frame_sampling=data.frames,
         version=data.version,
         # Worker processes map the arrays from these files; without them each worker would hold a copy.
-        directory=stack.enter_context(tempfile.TemporaryDirectory(prefix="videollava-")) if data.workers else None,
+        directory=stack.enter_context(TemporaryPlace("videollava-data-")) if data.workers else None,
         workers=data.workers,
     )
     for bad in skips.bad:

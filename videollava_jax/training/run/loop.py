@@ -24,6 +24,7 @@ from videollava_jax.training.run.base_model import load, mesh_of
 from videollava_jax.training.run.checkpoints import Checkpoints
 from videollava_jax.training.run.guards import StopSignals, Watchdog
 from videollava_jax.training.run.held_out_task import HeldOutTask, TaskEvaluator
+from videollava_jax.training.run.guards import StopSignals, Watchdog, silence_resource_tracker
 from videollava_jax.training.run.inputs import batch_shape, encode_media, load_rows, on_devices, read_data
 from videollava_jax.training.run.metrics import Metrics, StepCounts
 from videollava_jax.training.run.peers import Peers
@@ -62,6 +63,7 @@ def fine_tune(recipe: Recipe, text: str) -> int:
     require_packages("grain", "tensorboardX")
     # transformers would advise to install torch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    silence_resource_tracker()
     with joined(GOING_ON) as peers, ExitStack() as stack, ended_at_once(EXPECTED, GOING_ON, peers):
         compilation_cache.enable()
         return _run(recipe, text, stack, peers)

@@ -6,7 +6,6 @@ aborts it without saying which process was lost.
 
 from __future__ import annotations
 
-import os
 import secrets
 import selectors
 import socket
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from videollava_jax.training.run.guards import STALLED
+from videollava_jax.training.run.guards import STALLED, leave
 
 SILENCE = 60.0
 """Seconds without a word after which a process counts as stopped, below those of JAX's heartbeat (100)."""
@@ -93,7 +92,7 @@ class Peers:
       host: of the first process.
       going_on: the last sentence of the message: how to go on.
       silence: seconds.
-      leave: ends the process with a status; not by an exception, as the main thread may wait for ever.
+      leave: ends the process with a status.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Peers:
         host: str,
         going_on: str,
         silence: float = SILENCE,
-        leave: Callable[[int], object] = os._exit,
+        leave: Callable[[int], object] = leave,
     ):
         self._index, self._count, self._store, self._host = index, count, store, host
         self._going_on, self._silence, self._leave = going_on, silence, leave
