@@ -22,9 +22,8 @@ from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.training.data.skips import SkipCounter
 from videollava_jax.training.run.base_model import load, mesh_of
 from videollava_jax.training.run.checkpoints import Checkpoints
-from videollava_jax.training.run.guards import StopSignals, Watchdog
-from videollava_jax.training.run.held_out_task import HeldOutTask, TaskEvaluator
 from videollava_jax.training.run.guards import StopSignals, Watchdog, silence_resource_tracker
+from videollava_jax.training.run.held_out_task import HeldOutTask, TaskEvaluator
 from videollava_jax.training.run.inputs import batch_shape, encode_media, load_rows, on_devices, read_data
 from videollava_jax.training.run.metrics import Metrics, StepCounts
 from videollava_jax.training.run.peers import Peers
