@@ -7,6 +7,7 @@ import datetime
 import re
 import runpy
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -132,10 +133,9 @@ os.system(a)
 def test_ruff_refuses_what_runs_what_it_reads(tmp_path):
     """The rules are on for the package and for `convert/`, as they stand in pyproject.toml."""
     for place in ("videollava_jax", "convert"):
-        done = subprocess.run(
-            ["ruff", "check", "--output-format", "concise", "--stdin-filename", f"{place}/bad.py", "-"],
-            input=BAD, capture_output=True, text=True, cwd=ROOT,
-        )  # fmt: skip
+        ruff = [sys.executable, "-m", "ruff", "check", "--output-format", "concise"]
+        named = ["--stdin-filename", f"{place}/bad.py", "-"]
+        done = subprocess.run([*ruff, *named], input=BAD, capture_output=True, text=True, cwd=ROOT)
         found = set(re.findall(r": (S\d+)", done.stdout))
         assert found >= {"S102", "S307", "S301", "S506", "S602", "S605"}, done.stdout + done.stderr
 

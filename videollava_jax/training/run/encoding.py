@@ -30,7 +30,8 @@ from videollava_jax.media import Preprocessor
 from videollava_jax.processing.segments import Media, MediaKind
 from videollava_jax.training.data.corpus import Corpus
 from videollava_jax.training.data.features import FACTS, FeatureStore
-from videollava_jax.training.data.loader import MediaBatches, PixelReader, end_reading, read_ahead
+from videollava_jax.training.data.loader import MediaBatches, PixelReader
+from videollava_jax.training.data.workers import end_reading, read_ahead
 from videollava_jax.training.run.base_model import rows_on_devices
 from videollava_jax.training.run.processes import gathered, require_agreement, summed
 from videollava_jax.training.update.model import TrainingModel
