@@ -1,6 +1,6 @@
 """Watches the other processes of a run: one that ends or stops answering ends the others too, with a message.
 
-Without it a process whose peer was killed may wait in a collective until JAX misses 100 seconds of heartbeats and
+Without it a process whose peer was killed may wait in a collective until JAX misses its heartbeats and
 aborts it without saying which process was lost.
 """
 
@@ -19,7 +19,12 @@ from typing import Protocol
 from videollava_jax.training.run.guards import STALLED, leave
 
 SILENCE = 60.0
-"""Seconds without a word after which a process counts as stopped, below those of JAX's heartbeat (100)."""
+"""Seconds without a word after which a process counts as stopped."""
+HEARTBEAT = 180
+"""Seconds after which JAX aborts a process, without a name, where this watch does not end it.
+
+It sends a heartbeat in every half of them, so it may miss one after half of the time already.
+"""
 GRACE = 1.5
 """Seconds that a process has to say itself why it ends, when another has ended: often both fail by one error."""
 _ALIVE, _DONE, _FAILED, _LOST = b"alive", b"done", b"failed", b"lost"

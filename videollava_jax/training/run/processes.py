@@ -19,7 +19,7 @@ from jax._src.distributed import global_state  # the address of the coordinator 
 from jax.experimental import multihost_utils
 
 from videollava_jax.training.run.guards import leave
-from videollava_jax.training.run.peers import Peers
+from videollava_jax.training.run.peers import HEARTBEAT, Peers
 
 LAST_WORDS = 3.0
 """Seconds that the first process stays alive after it fails.
@@ -43,7 +43,11 @@ def joined(going_on: str) -> Iterator[Peers | None]:
     """
     if _several():
         # JAX reads the address from JAX_COORDINATOR_ADDRESS, and gets number and id from Cloud TPU, Slurm or Open MPI.
-        jax.distributed.initialize(num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID"))
+        jax.distributed.initialize(
+            num_processes=_number("JAX_NUM_PROCESSES"),
+            process_id=_number("JAX_PROCESS_ID"),
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
     found = global_state
     if found.client is None or found.coordinator_address is None or found.num_processes == 1:
         yield None
