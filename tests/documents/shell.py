@@ -24,7 +24,7 @@ _SINGLE_QUOTED_OR_COMMENT = re.compile(rf"'[^']*'|{_COMMENT}")
 
 
 _JOBS: list[int] = []
-"""Processes that a page's command lines have left in the background, the first of which is `%1`."""
+"""Processes that a page's command lines have left in the background; the first is `%1`."""
 
 
 @dataclass(frozen=True)
