@@ -174,7 +174,7 @@ def read_statements(source: OpenSource) -> dict[int, Statement]:
             if box.end > source.size:
                 raise cut_short(source.name, source.size, box.end)
             sequence = _fragment(source, Box(box.kind, box.start, end), tracks, sequence)
-    if fragmented and top[-1].end < source.size:
+    if fragmented and (top[-1].end < source.size or top[-1].kind == b"moof"):  # half a header, or none of its frames
         raise cut_short(source.name, source.size, top[-1].end + 8)
     media = sum(min(box.end, source.size) - box.start for box in top if box.kind == b"mdat")
     claimed = sum(track.bytes for track in tracks.values())
