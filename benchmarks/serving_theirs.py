@@ -106,7 +106,7 @@ class Session:
         """Numbers for the metrics."""
         return Usage(running=min(self._open, 1), rows=1, slots=1)
 
-    def close(self, drain_seconds: float | None = None) -> None:
+    def close(self, drain_seconds: float | None = None, stop_seconds: float | None = None) -> None:
         """Ends the thread."""
         self._waiting.put(None)
         self._thread.join(drain_seconds)

@@ -187,15 +187,17 @@ def test_what_is_prefilled_for_a_request_is_time_that_the_device_gave_it(slow):
 def test_a_request_is_cancelled_while_it_is_decoded_and_its_row_is_free(slow):
     session, device = slow()
     tickets = [session.submit(ask(str(i))) for i in range(3)]  # two rows a prefix: the third waits
-    wait_until(lambda: device.counts.any())
-    tickets[0].cancel()
+    wait_until(lambda: any(ticket.moments.begun is not None for ticket in tickets))  # in the order of their hashing
+    first = next(ticket for ticket in tickets if ticket.moments.begun is not None)
+    others = [ticket for ticket in tickets if ticket is not first]
+    first.cancel()
     device.go_on.release(2)
-    assert tickets[0].result(SECONDS).cause == "cancelled"
+    assert first.result(SECONDS).cause == "cancelled"
     assert len(device.ended) == 1
     device.go_on.release(1000)
-    assert [ticket.result(SECONDS).finish_reason for ticket in tickets[1:]] == ["length", "length"]
-    tickets[1].cancel()  # too late: it has its result
-    assert tickets[1].result().finish_reason == "length"
+    assert [ticket.result(SECONDS).finish_reason for ticket in others] == ["length", "length"]
+    others[0].cancel()  # too late: it has its result
+    assert others[0].result().finish_reason == "length"
 
 
 def test_a_request_is_cancelled_while_its_video_is_read_and_others_go_on(slow, tiny_processor):
@@ -369,3 +371,14 @@ def test_the_session_says_what_ended_it(slow):
     with pytest.raises(SessionClosed):
         ticket.result(SECONDS)
     assert session.error is device.broken
+
+
+def test_a_session_whose_device_hangs_is_closed_without_it(slow):
+    session, _ = slow()
+    ticket = session.submit(ask("a"))
+    wait_until(lambda: session.usage.running or ticket.moments.begun is not None)
+    with pytest.raises(TimeoutError, match=r"a call of the device has not returned within 0\.1 s of the end"):
+        session.close(drain_seconds=0, stop_seconds=0.1)
+    with pytest.raises(SessionClosed, match="a call of the device has not returned"):
+        ticket.result(SECONDS)
+    assert session.unanswered == 0

@@ -72,6 +72,7 @@ class FakeSession:
       pins: that were not released.
       steps: what it has done, for those who watch whether it hangs.
       warm: set when `warm_up` may return.
+      hangs: whether it cannot be closed.
     """
 
     def __init__(self, warm=True, max_requests=None):
@@ -86,6 +87,7 @@ class FakeSession:
         self.max_requests = max_requests
         self.answer_at_once = None
         self.pins = []
+        self.hangs = False
         self._come = threading.Condition()
 
     def warm_up(self):
@@ -142,8 +144,10 @@ class FakeSession:
             self.open.discard(ticket)
             ticket.future.set_exception(ended)
 
-    def close(self, drain_seconds=None):
+    def close(self, drain_seconds=None, stop_seconds=None):
         self.closed = True
+        if self.hangs:
+            raise TimeoutError(f"a call of the device has not returned within {stop_seconds:g} s of the end")
         ends = time.monotonic() + (drain_seconds or 0)
         while self.open and time.monotonic() < ends:
             time.sleep(0.01)

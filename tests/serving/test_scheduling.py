@@ -314,6 +314,29 @@ def test_when_the_engine_dies_open_requests_end_and_the_server_too(tiny_processo
         assert str(served.running.failed) == "the device is lost"
 
 
+def test_a_signal_ends_a_server_whose_engine_hangs(tiny_processor, monkeypatch):
+    session = FakeSession()
+    session.hangs = True
+    with served_by(session, tiny_processor, drain_seconds=0) as served:
+        served.running.drain_soon()
+        until(lambda: served.running.should_exit)
+        assert isinstance(served.running.failed, TimeoutError)
+
+
+def test_a_server_goes_on_when_nobody_reads_what_it_says(tiny_processor):
+    """The program that started it has ended, and the pipe with it."""
+
+    def closed(record):
+        raise BrokenPipeError
+
+    session = FakeSession()
+    with served_by(session, tiny_processor, drain_seconds=0) as served:
+        served.running._said = closed
+        served.running.drain_soon()
+        until(lambda: served.running.should_exit)
+        assert served.running.failed is None
+
+
 def test_an_engine_that_hangs_is_said_by_health_until_it_moves_again(tiny_processor):
     session = FakeSession()
     with served_by(session, tiny_processor, request_timeout=0.5, stuck_seconds=0.3) as served:

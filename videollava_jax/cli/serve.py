@@ -143,7 +143,7 @@ def serve(arguments: argparse.Namespace) -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ImportError(f"serving needs {error.name}: {installs('serve')}") from None
-    from videollava_jax.serving.run import leave_if_compiling, listen, run
+    from videollava_jax.serving.run import leave_at_once, leave_if_compiling, listen, run
 
     key = arguments.api_key or os.environ.get(KEY) or None
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
@@ -161,6 +161,9 @@ def serve(arguments: argparse.Namespace) -> None:
             failed = run(session, processor, settings, socket, reader=measured, said=said, page=arguments.open)
         finally:
             reader.close()
+    if isinstance(failed, TimeoutError):
+        print_error(f"the engine hangs: {failed}")
+        leave_at_once(1)
     if failed is not None:
         print_error("the engine has stopped")
         # The command line may hold the key.
@@ -172,7 +175,8 @@ def _say(record: dict[str, Any]) -> None:
     """Prints in a line what the server does."""
     said = {
         "starting": "{url} serves {model}; its programs are being compiled",
-        "ready": "ready after {seconds:.1f} s",
+        "ready": "ready after {seconds:.1f} s" if "seconds" in record else "ready again",
+        "stuck": "the engine has done nothing for {seconds:.0f} s, with requests open",
         "draining": "going down: waiting for {open} requests, {seconds:g} s at most",
         "ended": "ended",
     }[record["state"]]

@@ -107,9 +107,15 @@ def decode_part(
     R = answers.done_B.shape[0] // prefix.prefixes
     count = slots.shape[0]
     chosen = [slots[i] for i in range(count)] if count < slots_of_shard else None
+    # Of one shard, without a reshape: XLA's CPU backend would copy the whole array to put a slice into its reshape.
+    alone = chosen if shards == 1 else None
 
     def taken(x: jax.Array, axis: int, *within: int) -> jax.Array:
         """Takes [W × P × within] of an axis to [W × P' × rows]; without `within`, to [W × P']."""
+        if alone:
+            unit, size = (R, rows) if within else (1, 1)
+            found = [jax.lax.dynamic_slice_in_dim(x, slot * unit, size, axis=axis) for slot in alone]
+            return jnp.concatenate(found, axis=axis)
         split = by_slot(x, shards, axis, *within)
         if chosen is not None:
             each = [jax.lax.dynamic_slice_in_dim(split, slot, 1, axis=axis + 1) for slot in chosen]
@@ -121,6 +127,13 @@ def decode_part(
 
     def put_back(x: jax.Array, part: jax.Array, axis: int, first: int = 0) -> jax.Array:
         """Puts a part back; of an axis before the rows' one only what begins at `first`, which is its end."""
+        if alone:
+            for i, slot in enumerate(alone):
+                one = jax.lax.slice_in_dim(part[first:], i * rows, (i + 1) * rows, axis=axis)
+                into: list[int | jax.Array] = [first, *[0] * (x.ndim - 1)]
+                into[axis] = slot * R
+                x = jax.lax.dynamic_update_slice(x, one, into)
+            return x
         split = by_slot(x, shards, axis, R)
         part = by_slot(part[first:] if first else part, shards, axis, rows)
         part = resharded(part, like(split, *spec_of(split)))

@@ -207,11 +207,16 @@ class Session:
         """The exception that has ended the session's thread, and every request with it; None while all is well."""
         return self._error
 
-    def close(self, drain_seconds: float | None = None) -> None:
+    def close(self, drain_seconds: float | None = None, stop_seconds: float | None = None) -> None:
         """Takes no more requests, waits for the results of those that are there, and ends the thread.
 
         Args:
           drain_seconds: after which requests without a result are cancelled; None to wait for all.
+          stop_seconds: that the thread has to end after that; None for any time.
+
+        Raises:
+          TimeoutError: it has not ended in that time, as a call of the device has not returned. Requests without a
+            result have ended with `SessionClosed`.
         """
         with self._lock:
             self._closed = self._closed or True
@@ -227,7 +232,11 @@ class Session:
         if self._thread is None:
             self._readers.close()
         else:
-            self._thread.join()
+            self._thread.join(stop_seconds)
+            if self._thread.is_alive():
+                error = f"a call of the device has not returned within {stop_seconds:g} s of the end"
+                self._end_tickets(SessionClosed(error))
+                raise TimeoutError(error)
 
     def __enter__(self) -> Self:
         return self
@@ -245,12 +254,17 @@ class Session:
         except BaseException as error:
             ended = SessionClosed(f"the engine has stopped: {error}")
             ended.__cause__ = self._error = error
+        self._end_tickets(ended)
+
+    def _end_tickets(self, ended: SessionClosed) -> None:
+        """Ends all requests that have no result."""
         with self._lock:
             self._closed = ended
             left = list(self._tickets.values())
             self._tickets.clear()
         for ticket in left:
-            ticket._future.set_exception(ended)
+            if not ticket.done:
+                ticket._future.set_exception(ended)
 
     def _begun(self, question: Question, when: float) -> None:
         ticket = self._tickets.get(question.id)
@@ -269,8 +283,9 @@ class Session:
 
     def _deliver(self, outcome: Outcome) -> None:
         with self._lock:
-            ticket = self._tickets.pop(outcome.id)
-        ticket._finish(outcome)
+            ticket = self._tickets.pop(outcome.id, None)
+        if ticket is not None:  # otherwise it came too late: the session was closed without this thread
+            ticket._finish(outcome)
 
     def _cancel(self, ticket: Ticket[Any], error: str, cause: str) -> None:
         if ticket._question is not None:

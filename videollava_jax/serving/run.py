@@ -13,7 +13,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 
@@ -27,6 +27,8 @@ _HEADERS = 2**16
 """The most bytes of a request's headers."""
 _LAST_WORDS = 2.0
 """Seconds that clients have to read their errors after the engine has stopped."""
+_STOPPING = 10.0
+"""Seconds that the engine has to stop once its requests are cancelled; after that it hangs in a call of the device."""
 _COMPILING = "compile"
 """The name of the thread that compiles."""
 _KEEP_ALIVE = 75
@@ -76,14 +78,15 @@ def run(
       session: not warm yet; closed at the end.
       bound: the socket; `listen` makes it.
       reader: reads media, in other processes.
-      said: called with a record of each new state.
+      said: called with a record of each new state; its reader may be gone.
       page: whether to open the page in the browser.
 
     Returns:
-      None after a signal; otherwise the error by which the engine has stopped.
+      None after a signal; otherwise the error by which the engine has stopped, a TimeoutError if it would not stop.
     """
     app = create_app(session, processor, settings, reader=reader)
     running = Running(app, session, settings, said)
+    said = running.say
     host, port = bound.getsockname()[:2]
     shown = "127.0.0.1" if host == "0.0.0.0" else "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}"
@@ -100,9 +103,14 @@ def leave_if_compiling() -> None:
     The caller has cleaned up. Otherwise it does nothing.
     """
     if any(thread.name == _COMPILING and thread.is_alive() for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        leave_at_once(0)
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """Ends the process without waiting for its threads: one of them is in a call that may never return."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 async def _in_daemon(call: Callable[[], Any]) -> None:
@@ -169,7 +177,12 @@ class Running(uvicorn.Server):
             await super().serve(sockets)
         finally:
             watching.cancel()
-            await asyncio.to_thread(self._session.close, 0)
+            await self._close_session()
+
+    def say(self, record: dict[str, Any]) -> None:
+        """Says what the server does; it goes on where nobody hears that any more, as the pipe is closed."""
+        with contextlib.suppress(OSError):
+            self._said(record)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -203,14 +216,23 @@ class Running(uvicorn.Server):
         if self._lifecycle.state is not State.FAILED:
             self._lifecycle.state = State.DRAINING
         seconds = self._settings.drain_seconds
-        self._said({"state": "draining", "open": self._lifecycle.open, "seconds": seconds})
+        self.say({"state": "draining", "open": self._lifecycle.open, "seconds": seconds})
         ends = time.monotonic() + seconds
         while self._lifecycle.open and time.monotonic() < ends:
             await asyncio.sleep(0.05)
         # What is left is cancelled, and its clients get an error.
-        await asyncio.to_thread(self._session.close, 0)
+        await self._close_session()
         await self._empty(_LAST_WORDS)
         self.should_exit = True
+
+    async def _close_session(self) -> None:
+        """Ends the engine; where it hangs, the server has failed, and the process ends without it."""
+        if isinstance(self.failed, TimeoutError):
+            return
+        try:
+            await asyncio.to_thread(self._session.close, 0, _STOPPING)
+        except TimeoutError as error:
+            self.failed = error
 
     async def _empty(self, seconds: float) -> None:
         ends = time.monotonic() + seconds
@@ -226,7 +248,7 @@ class Running(uvicorn.Server):
             return
         if self._lifecycle.state is State.STARTING:
             self._lifecycle.state = State.READY
-            self._said({"state": "ready", "seconds": time.monotonic() - self._began})
+            self.say({"state": "ready", "seconds": time.monotonic() - self._began})
             threading.Thread(target=self.when_ready, name="browser", daemon=True).start()
         watchdog = Watchdog(self._settings.request_timeout + self._settings.stuck_seconds)
         while self._session.error is None:
@@ -242,10 +264,10 @@ class Running(uvicorn.Server):
         state = self._lifecycle.state
         if state is State.READY and idle is not None:
             self._lifecycle.state = State.STUCK
-            self._said({"state": "stuck", "seconds": idle})
+            self.say({"state": "stuck", "seconds": idle})
         elif state is State.STUCK and idle is None:
             self._lifecycle.state = State.READY
-            self._said({"state": "ready"})
+            self.say({"state": "ready"})
 
     def _fail(self, error: BaseException) -> None:
         self._lifecycle.state = State.FAILED
