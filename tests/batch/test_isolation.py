@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.faults import workers
 from tests.faults.commands import MARK, await_no_process, marked_processes
 from videollava_jax.assets import MEDIA, TINY
 from videollava_jax.batch.media import replies, tasks, worker
@@ -162,6 +163,12 @@ def test_frames_of_a_file_that_a_worker_made_up_are_checked(wrong):
     for limits in (MediaLimits(max_pixels=11), MediaLimits(max_frames_returned=1)):
         with pytest.raises(replies.Garbage):
             replies.medium_of(REPLY, pixels, dataclasses.replace(task, limits=limits))
+
+
+def test_drawn_replies_cost_their_own_file():
+    """`python -m tests.faults --only workers` draws more."""
+    violations = [violation for tally in workers.part(3, 0.08) for violation in tally.violations]
+    assert not violations, violations
 
 
 def test_a_call_of_a_processor_reads_in_workers(tiny_processor, mark, faulty):

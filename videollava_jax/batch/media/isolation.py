@@ -327,7 +327,8 @@ class _Worker:
         reply, pixels = self._receive(time.monotonic() + task.seconds, late, most_bytes(task))
         if "error" in reply:
             cause, message = reply.get("cause"), short_name(str(reply["error"]), plain=True)
-            raise WorkerError(cause if cause in _CAUSES else str(Cause.DECODE_FAILED), message)
+            known = isinstance(cause, str) and cause in _CAUSES
+            raise WorkerError(str(cause if known else Cause.DECODE_FAILED), message)
         try:
             return checked(reply, pixels, task)
         except Garbage:
