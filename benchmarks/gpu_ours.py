@@ -222,8 +222,8 @@ class Ours:
         """Fills a grid with the video in all slots; returns the rates of prefill in tokens per second, and the grid."""
         model, read = self.model, self.asked.read
         ids = np.zeros((1, shape.prefix), np.int32)
-        ids[0, shape.prefix - len(read.ids) :] = read.ids
-        mask = np.arange(shape.prefix)[None] >= shape.prefix - len(read.ids)
+        ids[0, : len(read.ids)] = read.ids
+        mask = np.arange(shape.prefix)[None] < len(read.ids)
         ids_device, mask_device = model.on_devices(ids), model.on_devices(mask)
         features = encode_prefixes(model, self.processor, [read])
         text, int8 = self.config.text_config, self.storage.int8_kv

@@ -139,7 +139,7 @@ class Device:
           prefixes: one for each shard.
         """
         held, model = self._filled(), self._model
-        ids, mask = padded_left([read.ids for read in prefixes], held.shape.prefix)
+        ids, mask = padded_right([read.ids for read in prefixes], held.shape.prefix)
         with self._memory_errors():
             features = (
                 encode_in_pieces(model, self._processor, prefixes, held.shape.prefix)
@@ -327,6 +327,15 @@ def padded_left(rows: Sequence[Ids], length: int) -> tuple[npt.NDArray[np.int32]
     mask = np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):
         ids[i, length - len(row) :], mask[i, length - len(row) :] = row, True
+    return ids, mask
+
+
+def padded_right(rows: Sequence[Ids], length: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """Returns ids as `padded_left` does, with the padding behind them."""
+    ids = np.zeros((len(rows), length), np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, True
     return ids, mask
 
 

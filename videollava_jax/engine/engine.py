@@ -18,7 +18,7 @@ from videollava_jax.engine.scoring import score_requests
 from videollava_jax.engine.session import Session
 from videollava_jax.engine.sizes import PREFIX_BUCKET, ROWS, Demand, GridShape, choose_shape, description
 from videollava_jax.generation.loaded import LoadedModel
-from videollava_jax.model.kernels import KERNELS
+from videollava_jax.model.kernels import decoding
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
 
@@ -42,10 +42,10 @@ class Engine:
         self.processor = processor
         self.options = EngineOptions(**options)
         # Checked here: the table of kernels needs JAX, and the options do without.
-        decoding = [name for name, kernel in KERNELS.items() if kernel.decodes]
-        if self.options.decode_attention not in (None, *decoding):
+        known = decoding()
+        if self.options.decode_attention not in (None, *known):
             raise ValueError(
-                f"decode_attention: expected {', '.join(decoding)} or None, got {self.options.decode_attention!r}"
+                f"decode_attention: expected {', '.join(known)} or None, got {self.options.decode_attention!r}"
             )
         platform = jax.devices()[0].platform
         self.max_rows = self.options.max_rows or ROWS.get(platform, ROWS["gpu"])

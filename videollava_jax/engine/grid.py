@@ -147,11 +147,11 @@ def prefill_slots(
     prefix: PrefixCache,
     slot: jax.Array,
 ) -> PrefixCache:
-    """Computes prefixes, padded on the left to the length of a slot, and puts them into the slots of one index."""
+    """Computes prefixes, padded on the right to the length of a slot, and puts them into the slots of one index."""
     model: VideoLlava = nnx.merge(graph, state)
     int8 = prefix.layers[0].key_scale is not None
     x_WSD = model.embed_prefix(ids_WS, features_WMD)
-    _, new = model.prefill(x_WSD, mask_WS, int8=int8)
+    _, new = model.prefill(x_WSD, mask_WS, int8=int8, padded_right=True)
     W = ids_WS.shape[0]
     filled: PrefixCache = jax.tree.map(lambda old, x: _put(old, x.astype(old.dtype)[:, None], W, slot), prefix, new)
     return filled
@@ -161,9 +161,9 @@ def prefill_slots(
 def new_prefix(
     graph: Graph, state: Any, ids_WS: jax.Array, mask_WS: jax.Array, features_WMD: jax.Array | None, int8: bool
 ) -> PrefixCache:
-    """Computes prefixes, padded on the left, in a new cache."""
+    """Computes prefixes, padded on the right, in a new cache."""
     model: VideoLlava = nnx.merge(graph, state)
-    return model.prefill(model.embed_prefix(ids_WS, features_WMD), mask_WS, int8=int8)[1]
+    return model.prefill(model.embed_prefix(ids_WS, features_WMD), mask_WS, int8=int8, padded_right=True)[1]
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames=("tail", "answers"))

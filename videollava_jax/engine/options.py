@@ -15,9 +15,10 @@ class EngineOptions:
     Attributes:
       max_rows: the most questions that are answered at a time.
       memory: bytes for the keys and values of all prefixes and questions, on all devices together.
-      decode_attention: the kernel of attention to prefixes while decoding; None for XLA's own fusion, which also reads
-        a prefix once. "decode_tpu" runs on TPUs, "decode_gpu" on NVIDIA GPUs, and both on CPUs in an interpreter,
-        slowly. `Engine` checks it against the table of kernels, `model.kernels.KERNELS`.
+      decode_attention: the kernel of attention to prefixes while decoding; None for "step_gpu" on NVIDIA GPUs from
+        Ampere on where it takes the model's shapes, else for XLA's own fusion, which also reads a prefix once.
+        "step_gpu" does a whole step of a layer's attention. "decode_tpu" runs on TPUs, "decode_gpu" on NVIDIA GPUs,
+        and all on CPUs in an interpreter, slowly. `Engine` checks it against `model.kernels.decoding()`.
       int8_cache: keep the keys and values of prefixes in int8: half the memory of bfloat16, at a small error.
       window: requests that are taken ahead, to group those about the same media.
       readers: threads that decode and resize media ahead of the device; the same number of others hashes them.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from videollava_jax.engine import grid as on_device
-from videollava_jax.engine.device import padded_left, scored_rows
+from videollava_jax.engine.device import padded_right, scored_rows
 from videollava_jax.engine.events import HeldPrefix
 from videollava_jax.engine.media import encode_prefixes
 from videollava_jax.engine.options import EngineOptions
@@ -82,7 +82,7 @@ class _Scorer:
         if self._prefix is None or not cached:
             self._prefix = None  # its memory is freed before the next one takes some
             read, model = self._preparer.read(question.prefix), self._model
-            ids, mask = padded_left([read.ids], bucket(max(1, read.tokens), PREFIX_BUCKET))
+            ids, mask = padded_right([read.ids], bucket(max(1, read.tokens), PREFIX_BUCKET))
             self._prefix = on_device.new_prefix(
                 model.graph,
                 model.state,

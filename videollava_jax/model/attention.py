@@ -185,6 +185,40 @@ def _by(
     return kernels.run(implementation, operands, lse=lse)
 
 
+def step_attention(
+    q_BTNH: jax.Array,
+    prefix: KeysValues,
+    tail: KeysValues,
+    new: KeysValues,
+    write_at: jax.Array,
+    *,
+    prefix_mask_GS: jax.Array,
+    tail_mask_BS: jax.Array,
+    implementation: Implementation | None,
+) -> tuple[jax.Array, KeysValues] | None:
+    """Computes one step of decoding by one kernel: attention to the prefixes and the tails, and the tails' update.
+
+    Args:
+      q_BTNH, new: queries of one token of each row, and its keys and values in order "GSKH".
+      prefix, tail: keys and values in orders "GKSH" and "SGKH".
+      write_at: int32 scalar, the position of the new token in the tails.
+      prefix_mask_GS, tail_mask_BS: bool, which keys hold a token, the new one included.
+      implementation: "step_gpu", or None for the kernel where it is known to be faster.
+
+    Returns:
+      [B, 1, N, H] in the dtype of the queries, and the updated tails; None where no kernel does this.
+    """
+    operands = kernels.Operands(
+        *(q_BTNH, prefix.keys, prefix.values, prefix.key_scale, prefix.value_scale, prefix_mask_GS), order=prefix.order
+    )
+    step = kernels.Step(operands, tail.keys, tail.values, new.keys, new.values, tail_mask_BS, jnp.asarray(write_at))
+    found = kernels.run_step(step, implementation)
+    if found is None:
+        return None
+    out_BTNH, keys, values = found
+    return out_BTNH.astype(q_BTNH.dtype), dataclasses.replace(tail, keys=keys, values=values)
+
+
 def attention_weights(
     q_BTNH: jax.Array, kv: KeysValues, *, key_mask_BS: jax.Array | None, causal_offset: int | jax.Array | None
 ) -> jax.Array:

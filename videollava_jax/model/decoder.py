@@ -22,9 +22,20 @@ from videollava_jax.model.attention import (
     attention_weights,
     merged,
     partial_attention,
+    step_attention,
 )
 from videollava_jax.model.cache import Cache, PrefixCache, TailCache, written
-from videollava_jax.model.layers import ACTIVATIONS, Embedding, Linear, Quantization, RMSNorm, RotaryScaling, rotary
+from videollava_jax.model.kernels import platform_of
+from videollava_jax.model.layers import (
+    ACTIVATIONS,
+    Embedding,
+    Linear,
+    Quantization,
+    RMSNorm,
+    RotaryScaling,
+    in_one_product,
+    rotary,
+)
 from videollava_jax.model.sharding import like, spec_of
 from videollava_jax.model.stack import run_layers
 
@@ -98,6 +109,18 @@ class LlamaAttention(nnx.Module):
         q_BTNH = rotary(q_BTNH, positions_BT, theta=self.rope_theta, scaling=self.rope_scaling)
         k_BTKH = rotary(k_BTKH, positions_BT, theta=self.rope_theta, scaling=self.rope_scaling)
         new = KeysValues(k_BTKH, v_BTKH)
+        if T == 1 and not context.causal and context.prefix is not None and context.past is not None:
+            assert context.mask_BS is not None
+            assert context.prefix_mask_GS is not None
+            found = step_attention(
+                *(q_BTNH, context.prefix, context.past, new, jnp.asarray(context.write_at)),
+                prefix_mask_GS=context.prefix_mask_GS,
+                tail_mask_BS=context.mask_BS,
+                implementation=context.prefix_attention,
+            )
+            if found is not None:
+                out_BTNH, own = found
+                return self.o_proj(out_BTNH.reshape(B, T, -1)), own
         own = new if context.past is None else written(context.past, new, context.write_at)
         offset = context.write_at if context.causal else None
         if context.prefix is None:
@@ -137,7 +160,12 @@ class LlamaMLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] to [..., D]."""
-        return self.down_proj(ACTIVATIONS[self.hidden_act](self.gate_proj(x)) * self.up_proj(x))
+        both = None
+        if x.shape[-2] == 1 and platform_of(x) == "gpu":
+            # A step of decoding, which reads every weight for a few rows. XLA merges smaller products by itself.
+            both = in_one_product(x, self.gate_proj, self.up_proj)
+        gate, up = (self.gate_proj(x), self.up_proj(x)) if both is None else both
+        return self.down_proj(ACTIVATIONS[self.hidden_act](gate) * up)
 
 
 class LlamaLayer(nnx.Module):
@@ -180,9 +208,17 @@ class Llama(nnx.Module):
         """Returns hidden states [B, T, D] of whole sequences; `token_mask_BT` is False on padding."""
         return self.prefill(x_BTD, token_mask_BT)[0]
 
-    def prefill(self, x_BTD: jax.Array, token_mask_BT: jax.Array) -> tuple[jax.Array, tuple[KeysValues, ...]]:
-        """Returns hidden states [B, T, D] of sequences from their first token on, and every layer's keys and values."""
-        return self._run(x_BTD, positions_of(token_mask_BT), [Context(token_mask_BT)] * len(self.layers))
+    def prefill(
+        self, x_BTD: jax.Array, token_mask_BT: jax.Array, *, padded_right: bool = False
+    ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
+        """Returns hidden states [B, T, D] of sequences from their first token on, and every layer's keys and values.
+
+        Args:
+          padded_right: whether all padding stands behind the tokens. The causal rule hides it from them, so that
+            attention needs no mask.
+        """
+        context = ALONE if padded_right else Context(token_mask_BT)
+        return self._run(x_BTD, positions_of(token_mask_BT), [context] * len(self.layers))
 
     def begin(
         self, x_BTD: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
 
 from videollava_jax.config import RopeKind
@@ -95,6 +96,44 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...]
         return resharded(y.astype(jnp.result_type(x, weight)), out)
+
+
+JOINED = 128
+"""Outputs: the GPU compiler's products take blocks of up to as many, each of them from one weight."""
+
+
+def in_one_product(x: jax.Array, first: Linear, second: Linear) -> tuple[jax.Array, jax.Array] | None:
+    """Computes two projections of one width, without biases, by one product; None for others.
+
+    The GPU compiler reads both weights where they are, if a device's outputs of each are a multiple of `JOINED`.
+    Elsewhere they would be copied next to each other.
+    """
+    a, b = first.weight[...], second.weight[...]
+    scales = [linear.weight_scale for linear in (first, second) if linear.weight_scale is not None]
+    plain = first.bias is None and second.bias is None and len(scales) in (0, 2)
+    outputs, inputs = spec_of(a)
+    mesh = jax.typeof(x).sharding.mesh
+    shards = 1 if mesh.empty or outputs is None else int(mesh.shape[outputs])
+    if a.shape[0] // shards % JOINED:
+        return None
+    if not plain or a.shape != b.shape or a.dtype != b.dtype or spec_of(b) != (outputs, inputs) or inputs is not None:
+        return None
+
+    def both(x: jax.Array, *operands: jax.Array) -> tuple[jax.Array, ...]:
+        weight = jnp.concatenate(operands[:2]).astype(x.dtype)
+        y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32 if scales else None)
+        if scales:
+            y = (y * jnp.concatenate(operands[2:])).astype(x.dtype)
+        return tuple(jnp.split(y, 2, axis=-1))
+
+    operands = (x, a, b, *(scale[...] for scale in scales))
+    if not mesh.empty and AxisType.Manual not in mesh.axis_types:
+        # On each device: joined weights of several would be sharded otherwise than each of them.
+        out = PartitionSpec(*spec_of(x)[:-1], outputs)  # type: ignore[no-untyped-call]
+        specs = tuple(PartitionSpec(*spec_of(y)) for y in operands)  # type: ignore[no-untyped-call]
+        both = jax.shard_map(both, mesh=mesh, in_specs=specs, out_specs=(out, out))
+    gate, up = both(*operands)
+    return gate, up
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -214,17 +214,18 @@ class VideoLlava(nnx.Module):
         return self.language_model.packed(x_BTD, positions_BT, segments_BT)
 
     def prefill(
-        self, x_BTD: jax.Array, token_mask_BT: jax.Array, *, int8: bool = False
+        self, x_BTD: jax.Array, token_mask_BT: jax.Array, *, int8: bool = False, padded_right: bool = False
     ) -> tuple[jax.Array, PrefixCache]:
-        """Runs prompts or prefixes, embedded and padded on the left.
+        """Runs prompts or prefixes, embedded and padded.
 
         Args:
           int8: keep keys and values in int8.
+          padded_right: whether they are padded on the right, where no token sees the padding; else on the left.
 
         Returns:
           Hidden states [B, T, D], and the cache that holds them: a prefix for each row.
         """
-        x_BTD, layers = self.language_model.prefill(x_BTD, token_mask_BT)
+        x_BTD, layers = self.language_model.prefill(x_BTD, token_mask_BT, padded_right=padded_right)
         cache = PrefixCache(
             layers=tuple(as_prefix(kv, int8=int8) for kv in layers),
             valid_GS=token_mask_BT,

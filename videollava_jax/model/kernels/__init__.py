@@ -4,6 +4,7 @@
     splash       TPUs          many queries: prefill, and questions on a prefix
     decode_tpu   TPUs          few queries on a shared prefix, int8 or float
     decode_gpu   NVIDIA GPUs   the same
+    step_gpu     NVIDIA GPUs   one step of decoding: attention to prefix and tail, and the tail's update (`run_step`)
     by_head      CPUs          many queries, anything; no kernel, but it runs per device as they do
 
 Each gives the result of the reference, which every platform can run. To add a kernel, write its file and enter it here:
@@ -22,11 +23,23 @@ import math
 
 import jax
 
-from videollava_jax.model.kernels import by_head, cudnn, decode_gpu, decode_tpu, splash
+from videollava_jax.model.kernels import by_head, cudnn, decode_gpu, decode_tpu, splash, step_gpu
 from videollava_jax.model.kernels.kernel import AttentionKernel
 from videollava_jax.model.kernels.operands import Operands, device_kind_of, per_device, platform_of
+from videollava_jax.model.kernels.step_gpu import Step
 
-__all__ = ["KERNELS", "AttentionKernel", "Operands", "best", "platform_of", "refusal", "run"]
+__all__ = [
+    "KERNELS",
+    "AttentionKernel",
+    "Operands",
+    "Step",
+    "best",
+    "decoding",
+    "platform_of",
+    "refusal",
+    "run",
+    "run_step",
+]
 
 KERNELS: dict[str, AttentionKernel] = {
     "cudnn": cudnn.KERNEL,
@@ -50,6 +63,27 @@ def best(operands: Operands, *, lse: bool) -> str | None:
         if enough and kernel.refusal(operands, lse=lse) is None and kernel.runs_on(kind):
             return name
     return None
+
+
+def decoding() -> list[str]:
+    """Returns the kernels that the engine's `decode_attention` may name."""
+    return [*(name for name, kernel in KERNELS.items() if kernel.decodes), step_gpu.NAME]
+
+
+def run_step(step: Step, implementation: str | None) -> tuple[jax.Array, jax.Array, jax.Array] | None:
+    """Runs `step_gpu` where it is named, or where none is and the program is for GPUs that have it; else None.
+
+    Raises:
+      ValueError: it is named, and cannot run these operands.
+    """
+    q_BTNH = step.prefix.q_BTNH
+    platform, reason = platform_of(q_BTNH), step_gpu.refusal(step)
+    if implementation == step_gpu.NAME and reason is not None:
+        raise ValueError(f"attention implementation {step_gpu.NAME!r} {reason}; name another one, or None for one")
+    chosen = implementation is None and platform == "gpu" and cudnn.KERNEL.runs_on(device_kind_of(q_BTNH))
+    if reason is not None or not (chosen or implementation == step_gpu.NAME):
+        return None
+    return step_gpu.run(step, interpret=platform == "cpu")
 
 
 def refusal(name: str, operands: Operands, *, lse: bool) -> str | None:

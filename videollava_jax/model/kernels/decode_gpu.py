@@ -98,15 +98,46 @@ def _merged(out_PGKQH: jax.Array, lse_PGKQ: jax.Array) -> tuple[jax.Array, jax.A
 
 def _kernel(*refs: Any, block: int, blocks_each: int) -> None:
     from jax.experimental import pallas as pl
-    from jax.experimental.pallas import triton as plgpu
 
     q_ref, k_ref, v_ref, k_scale_ref, v_scale_ref, mask_ref, out_ref, lse_ref = refs
+    out_ref[...], lse_ref[...] = attended(
+        q_ref[...],
+        *(k_ref, v_ref, k_scale_ref, v_scale_ref, mask_ref),
+        first=pl.program_id(2) * blocks_each,
+        blocks=blocks_each,
+        block=block,
+    )
+
+
+def attended(
+    q: Any,
+    k_ref: Any,
+    v_ref: Any,
+    k_scale_ref: Any,
+    v_scale_ref: Any,
+    mask_ref: Any,
+    *,
+    first: Any,
+    blocks: int,
+    block: int,
+) -> tuple[Any, Any]:
+    """Computes, inside a kernel, attention of queries [Q, H] over some blocks of keys [S, H].
+
+    Args:
+      k_scale_ref, v_scale_ref, mask_ref: [S] or None.
+      first, blocks: the first block, and how many at most; at least one holds a key.
+      block: keys of a block.
+
+    Returns:
+      float32 [Q, H] and its log-sum-exp, float32 [Q].
+    """
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton as plgpu
+
     length, H = k_ref.shape
-    q = q_ref[...]
     Q = q.shape[0]
     # GPUs have an instruction for exp2, not for exp: log2(e) is multiplied into the scores once.
     scale, masked = H**-0.5 * math.log2(math.e), MASKED * math.log2(math.e)
-    first = pl.program_id(2) * blocks_each
 
     def body(i: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         top, total, acc = state
@@ -130,10 +161,9 @@ def _kernel(*refs: Any, block: int, blocks_each: int) -> None:
 
     # Every block holds at least one key, so that the greatest score is finite from the first block on.
     start = jnp.full((Q,), -jnp.inf), jnp.zeros((Q,)), jnp.zeros((Q, H))
-    last = jnp.minimum(blocks_each, pl.cdiv(length, block) - first)
+    last = jnp.minimum(blocks, pl.cdiv(length, block) - first)
     top, total, acc = jax.lax.fori_loop(0, last, body, start)
-    out_ref[...] = acc / total[:, None]
-    lse_ref[...] = top * math.log(2) + jnp.log(total)
+    return acc / total[:, None], top * math.log(2) + jnp.log(total)
 
 
 def _refusal(operands: Operands) -> str | None:

@@ -137,8 +137,8 @@ class Buffers:
                 update = self._update_bytes(inside, outputs[position]) if len(outputs) == len(results) else None
                 yield shape.bytes if update is None or not self._result_in_place(where, instruction, inside) else update
             return
-        for shape in results:
-            if not shape.in_hbm or not shape.dims:
+        for index, shape in enumerate(results):
+            if not shape.in_hbm or not shape.dims or index in instruction.aliased:
                 continue
             if instruction.base_opcode == "dynamic-update-slice" and self._in_place(where, instruction, 0):
                 yield sum(part.bytes for part in where.by_name[instruction.operands[1]].shapes)

@@ -70,6 +70,7 @@ class Instruction:
       iterations: how often the body of a `while` runs, if the compiler says.
       source: the JAX operation that it comes from, if the compiler says.
       contracted: the axes of the first operand that a product sums over.
+      aliased: the results, by index, that a custom call writes over an operand.
       causal: whether an attention of cuDNN has the causal rule.
       is_root: whether it is the computation's result.
     """
@@ -87,6 +88,7 @@ class Instruction:
     iterations: int | None
     source: str
     contracted: tuple[int, ...]
+    aliased: frozenset[int]
     causal: bool
     is_root: bool
 
@@ -291,9 +293,16 @@ def _instruction(line: str) -> Instruction:
         iterations=int(iterations[1]) if iterations else None,
         source=source[1] if source else "",
         contracted=tuple(int(axis) for axis in re.findall(r"\d+", contracted[1])) if contracted else (),
+        aliased=_aliased(attributes),
         causal=re.search(r'"mask_type":\s*"CAUSAL"', line) is not None,
         is_root=bool(match[1]),
     )
+
+
+def _aliased(attributes: str) -> frozenset[int]:
+    """Returns the indices of results in `output_to_operand_aliasing={{4}: (10, {}), {5}: (11, {})}`."""
+    _, found, rest = attributes.partition("output_to_operand_aliasing=")
+    return frozenset(int(index) for index in re.findall(r"\{(\d+)\}: ", _between(rest, 0))) if found else frozenset()
 
 
 def _split_result(text: str) -> tuple[str, str]:

@@ -136,11 +136,13 @@ class CompiledProgram:
       loops: one iteration of each `while` loop, body and condition, by the name of the body, outer before inner.
       iterations: how often each loop runs in one execution of the program, counting all iterations of the loops around
         it; None if the text does not say.
+      calls: how many custom calls there are of each target, wherever they stand.
     """
 
     entry: Traffic
     loops: Mapping[str, Traffic] = field(default_factory=dict)
     iterations: Mapping[str, int | None] = field(default_factory=dict)
+    calls: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> Traffic:
@@ -185,6 +187,7 @@ def read_program(text: str) -> CompiledProgram:
     - a (dynamic) slice or a gather, also inside a fusion, counts with the part that it reads;
     - an update in place counts with the slice that it writes. It is in place if nothing needs the old buffer
       afterwards; an argument of the program that was not donated is copied instead;
+    - a result of a custom call that aliases an operand does not count as written: what it changes there is not known;
     - an asynchronous transfer counts once, where it starts;
     - an all-reduce in a fusion that keeps only a slice of it is a reduce-scatter (the TPU compiler writes it so);
     - of the branches of a conditional, the one with the most traffic counts.
@@ -210,7 +213,9 @@ class _Reader:
 
     def program(self) -> CompiledProgram:
         entry = self._traffic(self.module.entry)
-        return CompiledProgram(entry=entry, loops=dict(self.loops), iterations=dict(self.iterations))
+        calls = Counter(i.custom_call for c in self.module.computations.values() for i in c.instructions)
+        calls.pop("", None)
+        return CompiledProgram(entry=entry, loops=dict(self.loops), iterations=dict(self.iterations), calls=dict(calls))
 
     def _traffic(self, computation: Computation) -> Traffic:
         parts = [self._instruction(computation, instruction) for instruction in computation.instructions]
