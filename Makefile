@@ -2,6 +2,7 @@
 # test at a time: 0 for this one alone, auto for one a core, up to 8.
 PYTHON ?= python3
 VENV ?= .venv
+LMMS ?= .venv-lmms-eval
 WORKERS ?= auto
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
@@ -12,7 +13,7 @@ PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_
 LOCKED ?= $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),yes,no)
 locks = $(if $(filter yes,$(LOCKED)),$(wildcard requirements/$(1)-$(PYTHON_VERSION).txt))
 
-.PHONY: demo test faults lint lock audit wheel clean
+.PHONY: demo test faults lint lmms-eval lock audit wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/videollava demo --picture out/demo.png
@@ -28,6 +29,19 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The plugin for lmms-eval, in an environment of its own (integrations/lmms_eval/README.md). It fetches 1 GB with torch.
+lmms-eval: $(LMMS)/.installed
+	$(LMMS)/bin/python -m pytest -q -p no:cacheprovider --confcutdir integrations -c integrations/lmms_eval/pyproject.toml integrations/lmms_eval/tests
+
+$(LMMS)/.installed: pyproject.toml $(wildcard integrations/lmms_eval/*.t*) $(wildcard integrations/lmms_eval/*/*.py)
+	$(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --quiet torch==2.13.0
+	$(LMMS)/bin/python -m pip install --quiet --editable '.[serve]' pytest
+	$(LMMS)/bin/python -m pip install --quiet --requirement integrations/lmms_eval/requirements.txt
+	$(LMMS)/bin/python -m pip install --quiet --no-deps lmms-eval==0.7.3
+	$(LMMS)/bin/python -m pip install --quiet --no-deps --editable integrations/lmms_eval
+	touch $@
 
 # Both are made anew when pyproject.toml changes. The demo needs the package alone, tests and linters the extra `dev`.
 define environment
@@ -75,4 +89,4 @@ wheel: $(VENV)/.installed-dev
 	  -o "$$(echo dist/*.whl | sed 's/-py3-none-any.whl//').cdx.json" requirements/package-$(PYTHON_VERSION).txt
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LMMS) .cache .mypy_cache .ruff_cache .pytest_cache
