@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from videollava_jax.batch.forms.form import JobFacts, Tag
 from videollava_jax.batch.media.isolation import IsolatedReader
@@ -249,7 +250,16 @@ class TaskEvaluator:
             resolver = Resolver(spool, root=held_out.root, fetch=None, max_bytes=_MAX_BYTES)
             results = cast(Generator[Result], engine.run(requests(resolver)))
             stack.callback(results.close)
-            for number, result in enumerate(results, 1):
+            bar = tqdm(
+                results,
+                desc=held_out.task.name,
+                total=len(held_out.questions),
+                unit="answer",
+                leave=False,
+                disable=None if jax.process_index() == 0 else True,
+            )
+            stack.callback(bar.close)
+            for number, result in enumerate(bar, 1):
                 self._watchdog.alive(f"evaluating {held_out.task.name} after step {step}")
                 keep(tags[result.id], result)
                 if number % (_TOGETHER if jax.process_count() > 1 else 1) == 0 and stopped():
