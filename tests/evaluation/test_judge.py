@@ -1,6 +1,7 @@
 """The judge: prompts, replies, what is kept on disk, retries that end, and its metrics in the report."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -256,3 +257,31 @@ def test_shares_and_grades_next_to_a_reference(data, tmp_path):
         assert (found["score"], found["interval"]) == (expected, [expected, expected])
         text = fake.requests[0]["messages"][-1]["content"]
         assert questions[0].facts.get("context", "<AND>") in text
+
+
+def test_several_runs_have_a_mean_and_each_its_score(data, tmp_path):
+    seen = Counter()
+
+    def reply(body):
+        """The same answer has 1, then 0.5, then nothing that can be read."""
+        asked = json.dumps(body["messages"])
+        seen[asked] += 1
+        return ("1.0", "0.5", "well …")[seen[asked] - 1]
+
+    task = TASKS["mmvet"]
+    files, questions = task.questions(data / "mmvet")
+    joined = join(questions, answers(questions, right))
+    with FakeJudge(reply).running() as fake:
+        asked = judge(fake.url, tmp_path, runs=3, tries=1, prompts={name: PROMPTS[name] for name in task.judges})
+        report, again = (make_report(score(task, files, questions, joined, asked), {}) for _ in range(2))
+    assert report == again
+    assert len(fake.requests) == 3 * len(questions)
+    assert report["judge"]["score_of_each_run"] == [100, 50, 0]
+    assert report["score"] == pytest.approx(50)
+    assert report["judge"]["runs"] == 3
+    assert report["judge"]["unparsed"] == 0
+
+
+def test_yes_and_no_have_no_mean(tmp_path):
+    with pytest.raises(ValueError, match="yes and no have no mean; expected 1, got 5"):
+        judge("http://x/v1", tmp_path, runs=5)

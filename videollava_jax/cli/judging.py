@@ -42,6 +42,14 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
         help="`none` sends none, as the authors' programs do; default: %(default)g",
     )
     judge.add_argument(
+        "--judge-runs",
+        type=argument_type(whole(1)),
+        default=1,
+        metavar="N",
+        help="times that each answer is judged: its score is the mean, and the report has each run's; "
+        "default: %(default)s",
+    )
+    judge.add_argument(
         "--judge-tries",
         type=argument_type(whole(1)),
         default=3,
@@ -113,6 +121,7 @@ def judge_of(arguments: argparse.Namespace, task: Task, out: Path) -> Judge | No
         key=os.environ.get(arguments.judge_key_variable, ""),
         temperature=arguments.judge_temperature,
         max_tokens=arguments.judge_max_tokens,
+        runs=arguments.judge_runs,
         tries=arguments.judge_tries,
         workers=arguments.judge_workers,
     )

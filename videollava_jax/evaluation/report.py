@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -217,7 +218,21 @@ def make_report(scored: Scored, settings: Mapping[str, Any]) -> dict[str, Any]:
         judged = scored.judged
         said = {"said_to_be": sorted(judged.models), "asked_on": sorted(judged.dates)}
         report["judge"] = {**scored.judge.settings(), **said, **judged.counts()}
+        if scored.judge.runs > 1:
+            report["judge"]["score_of_each_run"] = [round(score, 4) for score in _by_run(scored)]
     return report
+
+
+def _by_run(scored: Scored) -> list[float]:
+    """Returns the headline metric of each of the judge's runs."""
+    assert scored.judge is not None
+    assert scored.judged is not None
+    found = []
+    for run in range(scored.judge.runs):
+        verdicts = {key: runs[run] if run < len(runs) else None for key, runs in scored.judged.runs.items()}
+        one = dataclasses.replace(scored, judged=dataclasses.replace(scored.judged, verdicts=verdicts))
+        found.append(one.metrics(summed(list(one.counts.values())))[one.metric])
+    return found
 
 
 def records(scored: Scored) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from videollava_jax.evaluation.judge.prompts import Prompt
-from videollava_jax.evaluation.judge.replies import Replies, Verdict, parsed
+from videollava_jax.evaluation.judge.replies import Replies, Verdict, mean, parsed
 
 _MOST_BYTES = 2**20
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -59,6 +59,7 @@ class Judge:
       key: sent as a bearer token; "" for none. It is in no file.
       temperature: of the judge; None sends none, as the authors' programs do.
       max_tokens: of a reply.
+      runs: how often each answer is judged; its score is the mean.
       tries: how often a reply that cannot be read is asked for again, in all.
       retries: how often a request that failed is sent again.
       seconds: that a request may take.
@@ -73,6 +74,7 @@ class Judge:
     key: str = field(default="", repr=False)
     temperature: float | None = 0.0
     max_tokens: int = 256
+    runs: int = 1
     tries: int = 3
     retries: int = 5
     seconds: float = 60.0
@@ -83,6 +85,8 @@ class Judge:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError(f"the judge's URL: expected one such as http://localhost:8000/v1, got {self.url!r}")
+        if self.runs > 1 and any(prompt.reads == "match" for prompt in self.prompts.values()):
+            raise ValueError(f"the judge's runs: yes and no have no mean; expected 1, got {self.runs}")
 
     def settings(self) -> dict[str, Any]:
         """Returns what is pinned, for the report."""
@@ -91,6 +95,7 @@ class Judge:
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "tries": self.tries,
+            **({"runs": self.runs} if self.runs > 1 else {}),
             "prompts": {name: {"digest": p.digest, "source": p.source} for name, p in sorted(self.prompts.items())},
         }
 
@@ -124,20 +129,29 @@ class Judge:
         request = {"model": self.model, "messages": prompt.fill(item.fields), "max_tokens": self.max_tokens}
         if self.temperature is not None:
             request["temperature"] = self.temperature
-        texts: list[Mapping[str, Any]] = []
+        asked = _Asked()
+        for run in range(self.runs):
+            try:
+                asked.runs.append(self._verdict(request, prompt, run, replies, asked.replies))
+            except _Refused as error:
+                asked.refused = str(error)
+                break
+        return asked
+
+    def _verdict(
+        self, request: Mapping[str, Any], prompt: Prompt, run: int, replies: Replies, given: list[Mapping[str, Any]]
+    ) -> Verdict | None:
+        """Returns the verdict of one run, None where no reply could be read; adds the replies to `given`."""
         for turn in range(self.tries):
-            asked = {**request, "turn": turn}
+            asked = {**request, "turn": turn, **({"run": run} if run else {})}
             reply = replies.get(asked)
             if reply is None:
-                try:
-                    reply = self._ask(request)
-                except _Refused as error:
-                    return _Asked(None, texts, str(error))
+                reply = self._ask(request)
                 replies.put(asked, reply)
-            texts.append(reply)
+            given.append(reply)
             if (verdict := parsed(reply["text"], prompt.reads)) is not None:
-                return _Asked(verdict, texts)
-        return _Asked(None, texts)
+                return verdict
+        return None
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         url = f"{self.url.rstrip('/')}/chat/completions"
@@ -181,10 +195,10 @@ class _Refused(ValueError):
     """One request is refused; others may be answered."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Asked:
-    verdict: Verdict | None
-    replies: list[Mapping[str, Any]]
+    runs: list[Verdict | None] = field(default_factory=list)
+    replies: list[Mapping[str, Any]] = field(default_factory=list)
     refused: str = ""
 
 
@@ -193,13 +207,15 @@ class Judged:
     """The verdicts of a judge.
 
     Attributes:
-      verdicts: by unit and prompt; None where no reply could be read.
+      verdicts: by unit and prompt, the means of all runs; None where no reply could be read.
+      runs: the verdicts of each run, likewise.
       replies: the raw replies, likewise.
       refused: why the endpoint refused to judge, likewise.
       models, dates: that the endpoint said, and on which it was asked.
     """
 
     verdicts: dict[tuple[str, str], Verdict | None] = field(default_factory=dict)
+    runs: dict[tuple[str, str], list[Verdict | None]] = field(default_factory=dict)
     replies: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     models: set[str] = field(default_factory=set)
@@ -207,7 +223,8 @@ class Judged:
 
     def add(self, item: Item, asked: _Asked) -> None:
         """Adds what was said about an answer."""
-        self.verdicts[item.unit, item.prompt] = asked.verdict
+        self.verdicts[item.unit, item.prompt] = None if asked.refused else mean(asked.runs)
+        self.runs[item.unit, item.prompt] = asked.runs
         self.replies[item.unit, item.prompt] = [reply["text"] for reply in asked.replies]
         if asked.refused:
             self.refused[item.unit, item.prompt] = asked.refused
@@ -216,7 +233,8 @@ class Judged:
 
     def counts(self) -> dict[str, int]:
         """Returns how many answers were judged, how many replies were read late or not at all, how many refused."""
-        late = sum(len(texts) > 1 and self.verdicts[key] is not None for key, texts in self.replies.items())
+        read = {key for key, verdict in self.verdicts.items() if verdict is not None}
+        late = sum(len(self.replies[key]) > len(self.runs[key]) for key in read)
         unread = sum(verdict is None for verdict in self.verdicts.values()) - len(self.refused)
         refused = len(self.refused)
         return {"judged": len(self.verdicts), "asked_again": late, "unparsed": unread, "refused": refused}

@@ -8,7 +8,7 @@ import math
 import re
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,18 @@ class Verdict:
     right: bool | None
     score: float
     reference: float = 0.0
+
+
+def mean(verdicts: Sequence[Verdict | None]) -> Verdict | None:
+    """Returns the mean of several verdicts of one answer; a single one unchanged, with its yes or no.
+
+    One that could not be read counts as everywhere: 0, next to a reference's 10. None where none could be read.
+    """
+    if len(verdicts) == 1 or not any(verdicts):
+        return verdicts[0] if verdicts else None
+    scores = [(one.score, one.reference) if one is not None else (0.0, 10.0) for one in verdicts]
+    score, reference = (sum(values) / len(scores) for values in zip(*scores, strict=True))
+    return Verdict(None, score, reference)
 
 
 def parsed(reply: str, reads: Reads) -> Verdict | None:
