@@ -10,7 +10,9 @@ PAGE = (ROOT / "SECURITY.md").read_text()
 
 def test_the_tests_of_promises_exist():
     named = re.findall(r"`(tests/[a-z_/]+\.py)(?:::(test_\w+))?`", PAGE)
-    assert len(named) > 30
+    links = re.findall(r"\[`(tests/[a-z_/]+\.py)(?:::test_\w+)?`\]\((\S+)\)", PAGE)
+    assert len(named) == len(links) > 30
+    assert [link for link in links if link[0] != link[1]] == []
     for path, name in named:
         tree = ast.parse((ROOT / path).read_text())
         functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

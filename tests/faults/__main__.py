@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.memory import family, most_memory
+from tests.faults.memory import cpu_seconds, family, most_memory
 from tests.faults.parts import PARTS, Part
 from tests.faults.report import PAGE, Finding, dated, from_json, into_page, markdown
 from tests.faults.tables import Tally
@@ -43,6 +43,7 @@ class Running:
       limit: seconds.
       place: for its files.
       memory: bytes, the most that one of its processes has held, looked at ten times a second.
+      used: seconds of the processor that all of them have used.
     """
 
     part: Part
@@ -51,6 +52,7 @@ class Running:
     limit: float
     place: Path
     memory: int = 0
+    used: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,7 @@ class Running:
         late = self.process.poll() is None and time.monotonic() - self.started > self.limit
         if self.process.poll() is None and not late:
             self.memory = max(self.memory, *map(most_memory, family(self.process.pid)))
+            self.used = max(self.used, cpu_seconds(self.process.pid))
             return None
         self.kill()
         self.process.wait()
@@ -130,7 +133,8 @@ def run_all(
                         running.remove(one)
                         found[one.part.name] = finding
                         wrong = f", {len(finding.violations)} WRONG" if finding.violations else ""
-                        say(f"{one.part.name}: {finding.inputs:,} inputs in {finding.seconds:.0f} s{wrong}")
+                        took = f"{finding.seconds:.0f} s, {one.used:.0f} s of the processor"
+                        say(f"{one.part.name}: {finding.inputs:,} inputs in {took}{wrong}")
                 if time.monotonic() - spoken > EVERY and running:
                     spoken = time.monotonic()
                     now = ", ".join(f"{one.part.name} {one.tried:,} inputs" for one in running)

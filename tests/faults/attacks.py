@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import resource
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from tests.faults.children import Child, Died, command
-from tests.faults.memory import family, forgotten_peak, most_memory
+from tests.faults.memory import cpu_seconds, family, forgotten_peak, most_memory
 from tests.faults.tables import Tally
 
 SECONDS = 30.0
@@ -235,7 +234,7 @@ def _server(place: Path, files: list[Path]) -> Tally:
             content = [part, {"type": "text", "text": QUESTION}]
             body = {"messages": [{"role": "user", "content": content}], "max_tokens": 2}
             pid = server.process.pid
-            before, held = _cpu(pid), most_memory(pid)
+            before, held = cpu_seconds(pid), most_memory(pid)
             status, raw = server.post(json.dumps(body).encode())
             workers = [most_memory(child) for child in family(pid)[1:]]
             memory = max([most_memory(pid) - held, *workers])
@@ -243,18 +242,8 @@ def _server(place: Path, files: list[Path]) -> Tally:
             if status not in (200, 400):
                 tally.add("crash", f"{path.name}: status {status}: {error[:500]}")
             else:
-                _count(tally, path.name, Took(error, _cpu(pid) - before, memory), f"{kind} 1 of the request")
+                _count(tally, path.name, Took(error, cpu_seconds(pid) - before, memory), f"{kind} 1 of the request")
     return tally
-
-
-def _cpu(pid: int) -> float:
-    """Returns the seconds that a process and those of its children that are there have used."""
-    total = 0.0
-    for one in family(pid):
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-            total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    return total
 
 
 @contextlib.contextmanager

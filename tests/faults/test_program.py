@@ -2,7 +2,9 @@
 
 import pytest
 
+from tests.faults import attacks
 from tests.faults.__main__ import run_all
+from tests.faults.children import Child
 from tests.faults.parts import PARTS, Part
 from tests.faults.report import COLUMNS, Finding, into_page, markdown
 from tests.faults.tables import BAD, Tally
@@ -60,6 +62,16 @@ def test_a_part_that_dies_or_hangs_is_in_the_table(findings):
     assert "4 s" in findings["hangs"].violations[0]
     total = markdown(list(findings.values())).splitlines()[-1].split("|")
     assert [int(cell) for cell in total[3:6]] == [len(BAD) + 3, 2, 2]
+
+
+def test_attacks_on_every_path():
+    """A small file that would take gigabytes is refused or read within the limits; `--only attacks` tries them all."""
+    with attacks.written(2) as (_, file):
+        for path in attacks.PATHS:
+            tally = Tally(path)
+            attacks._count(tally, file.name, Child(attacks._measured, path, str(file)).result(300))
+            assert tally.violations == [], path
+            assert tally.outcomes == {"refused": 1}, path
 
 
 def test_the_table_goes_between_its_marks(tmp_path):

@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.faults.memory import forgotten_peak, most_memory
 from tests.media.clips import write
-from videollava_jax.media import MediaError, MediaLimits, read_image, read_video
+from videollava_jax.media import (
+    FloatPreprocessor,
+    FramePreprocessor,
+    MediaError,
+    MediaLimits,
+    read_image,
+    read_video,
+)
 from videollava_jax.media.animation import play, times
 from videollava_jax.media.source import open_source
 
@@ -103,3 +111,32 @@ def test_jpegs_of_many_scans():
     with pytest.raises(MediaError, match="a JPEG of 101 scans, over the limit of 100") as refused:
         read_image(many_scans(101))
     assert refused.value.cause == "too_large"
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["as it is", "padded to a square"])
+@pytest.mark.parametrize("kind", [FramePreprocessor, FloatPreprocessor])
+def test_long_strips_take_no_memory_when_they_are_resized(kind, padded):
+    """118 bytes of PNG, one pixel high: resized with its short edge at 224 it would take 4.8 GB."""
+    file = io.BytesIO()
+    Image.new("1", (32_000, 1), 1).save(file, "PNG")
+    assert len(file.getvalue()) < 130
+    pixels = read_image(file.getvalue())
+    preprocess = kind(pad_to_square=True) if padded else kind()
+    held, started = forgotten_peak(), time.process_time()
+    for turned in (pixels, pixels.transpose(1, 0, 2)):
+        made = preprocess(turned[None])
+        assert made.shape == (1, 224, 224, 3)
+        assert padded or (made[0, 112] > 200).all()
+    assert time.process_time() - started < 10
+    assert most_memory() - held < 200 * 2**20
+
+
+def test_the_longest_strip_is_read_and_resized():
+    """As many pixels as the limit allows, in one row."""
+    file = io.BytesIO()
+    Image.new("L", (33_000_000, 1), 200).save(file, "PNG")
+    pixels = read_image(file.getvalue())
+    held, started = forgotten_peak(), time.process_time()
+    assert FramePreprocessor()(pixels[None]).min() > 190
+    assert time.process_time() - started < 20
+    assert most_memory() - held < 600 * 2**20

@@ -274,3 +274,15 @@ def test_a_file_that_grew_over_the_limit_is_not_read(tmp_path):
         file.truncate(20 * 2**30)  # sparse
     refused(read_video, path, Cause.TOO_LARGE)
     refused(read_image, path, Cause.TOO_LARGE)
+
+
+@pytest.mark.parametrize(
+    "content", [b"root:$6$salt$hunter2:19000::", b"\0\1hunter2" * 9, b"%PDF-1.7 hunter2", b"hunter2"]
+)
+def test_an_error_shows_no_byte_of_a_file(tmp_path, content):
+    """It may be a file that the one who asked may not read."""
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    for read in (read_image, read_video):
+        for source in (path, content):
+            assert "hunter2" not in str(refused(read, source))
