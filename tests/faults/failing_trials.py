@@ -222,4 +222,78 @@ def _save(source: Path, target: Path) -> None:
     VideoLlavaForConditionalGeneration.from_pretrained(source).save_pretrained(target)
 
 
-TRIALS: tuple[Trial, ...] = (Job(), Convert(), Export(), WriteAdapter(), SavePretrained())
+class TrainingSaves(Trial):
+    """The files of a run of fine-tuning, as `loop.fine_tune` writes them, around steps that only count.
+
+    A checkpoint that was complete stays until a newer one is, and the run goes on from it.
+    """
+
+    name = "training saves"
+    leavings = ("run",)
+
+    def run(self, place: Path) -> Ended:
+        return reported(_train, place / "out" / "run")
+
+    def result(self, place: Path) -> dict[str, Any]:
+        from videollava_jax.model.sharding import STACKED
+        from videollava_jax.training.run.metrics import read_metrics
+        from videollava_jax.weights.orbax import open_layers
+
+        run = place / "out" / "run"
+        saved = open_layers(run / "checkpoints" / str(STEPS), "trained", STACKED)
+        metrics = [line["step"] for line in read_metrics(run)]
+        return {"metrics": metrics, **{name: tensor.read().tolist() for name, tensor in saved.items()}}
+
+    def disturbed(self, place: Path, expected: dict[str, Any]) -> Problem:
+        saved, logged = last_checkpoint(place / "out" / "run"), place / "begun"
+        begun = [int(step) for step in logged.read_text().split()] if logged.exists() else [0]
+        # Saving a step begins when the one before it is complete.
+        if saved < max(step for step in (0, *begun)) - EVERY:
+            return "lost", f"checkpoint {saved} is the last one, after saving that of step {begun[-1]} had begun"
+        return None
+
+
+STEPS, EVERY = 6, 2
+
+
+def last_checkpoint(run: Path) -> int:
+    """Returns the step of the last complete checkpoint of a run; 0 for none."""
+    return max((int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal()), default=0)
+
+
+def _train(output: Path) -> None:
+    import jax.numpy as jnp
+
+    from videollava_jax.training.run.checkpoints import Checkpoints
+    from videollava_jax.training.run.metrics import Metrics
+    from videollava_jax.training.run.run_directory import run_directory
+    from videollava_jax.training.update.step import TrainState
+
+    def new() -> jnp.ndarray:
+        return jnp.zeros(500)
+
+    state = TrainState({"lora.a": new(), "lora.b": new()}, {"moments": new()}, jnp.int32(0), jnp.int32(0))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run_directory(output, {"model": "none"}, "model: none\n"))
+        checkpoints = Checkpoints(output / "checkpoints", keep=1)
+        step = checkpoints.latest or 0
+        if step:
+            state, notes = checkpoints.restore(step, state)
+            assert notes == {"step": step}, notes
+        metrics = Metrics(output, step, STEPS)
+        stack.callback(metrics.close)
+        stack.callback(checkpoints.close)
+        while step < STEPS:
+            step += 1
+            trained = {name: value + step for name, value in state.trained.items()}
+            state = TrainState(trained, state.optimizer, jnp.int32(step), state.skipped)
+            metrics.write(step, {"loss": 1 / step})
+            checkpoints.require_written()
+            if step % EVERY == 0:
+                checkpoints.save(step, state, {"step": step})
+                with open(output.parent.parent / "begun", "a") as begun:
+                    begun.write(f"{step}\n")
+        checkpoints.wait()
+
+
+TRIALS: tuple[Trial, ...] = (Job(), Convert(), Export(), WriteAdapter(), SavePretrained(), TrainingSaves())

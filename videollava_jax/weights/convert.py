@@ -26,6 +26,7 @@ from videollava_jax.weights.errors import WeightsError, cause
 from videollava_jax.weights.files import StoredTensor
 from videollava_jax.weights.layouts import LAYOUTS
 from videollava_jax.weights.manifest import Manifest, TensorHash, check_tensors, file_hashes, require
+from videollava_jax.weights.orbax_errors import was_interrupted
 from videollava_jax.weights.pku import write_pku_config
 from videollava_jax.weights.quantize import quantize_tensors
 from videollava_jax.weights.source import Source
@@ -48,6 +49,8 @@ SIDE_FILES = (
 )
 PROCESSOR_CONFIG = "processor_config.json"
 SHARD_BYTES = 5 * 10**9
+_ATTEMPTS = 3
+"""How often an Orbax directory is written whose writer was interrupted by a signal: TensorStore does not go on then."""
 
 
 @dataclass(frozen=True)
@@ -241,31 +244,43 @@ def _write(
     files = {"config.json": (json.dumps({**config, **checkpoint.inputs}, indent=2) + "\n").encode()}
     files |= {**_side_files(checkpoint), **options.files}
     files |= _preset_file(checkpoint, files.get(PROCESSOR_CONFIG))
-    there = is_there(target)
-    stream = Stream(
-        checkpoint.directory,
-        tensors,
-        _manifested(checkpoint, tensors),
-        allow_nonfinite=options.allow_nonfinite,
-        title="compare" if there else f"to {layout}",
-    )
-    if there:
+    manifested = _manifested(checkpoint, tensors)
+
+    def new_stream(title: str) -> Stream:
+        return Stream(checkpoint.directory, tensors, manifested, allow_nonfinite=options.allow_nonfinite, title=title)
+
+    if is_there(target):
+        stream = new_stream("compare")
         _require_same(target, stream, files)
         return Conversion(checkpoint, layout, stream.hashes, already_there=True)
+    for attempt in range(1, _ATTEMPTS + 1):
+        stream = new_stream(f"to {layout}")
+        try:
+            _write_directory(target, stream, layout, files, max_shard_bytes)
+            break
+        except WeightsError as error:
+            if layout != ORBAX or not was_interrupted(error) or attempt == _ATTEMPTS:
+                raise
+    return Conversion(checkpoint, layout, stream.hashes, already_there=False)
+
+
+def _write_directory(
+    target: StrPath, stream: Stream, layout: str, files: Mapping[str, bytes], max_shard_bytes: int
+) -> None:
+    """Writes a stream of tensors, files and a manifest into a directory that appears when all of it is written."""
     with whole_directory(target) as directory:
         if layout == ORBAX:
             from videollava_jax.weights.orbax import write_orbax
 
-            write_orbax(directory, tensors, ({t.name: a for t, a in group} for group in stream.groups()))
+            write_orbax(directory, stream.tensors, ({t.name: a for t, a in group} for group in stream.groups()))
         else:
             arrays = (array for group in stream.groups() for _, array in group)
-            write_safetensors_directory(directory, tensors, arrays, max_shard_bytes=max_shard_bytes)
+            write_safetensors_directory(directory, stream.tensors, arrays, max_shard_bytes=max_shard_bytes)
         stream.require_intact()
         stream.require_finite()
         for name, content in files.items():
             (directory / name).write_bytes(content)
         Manifest(stream.hashes, file_hashes(directory)).write(directory)
-    return Conversion(checkpoint, layout, stream.hashes, already_there=False)
 
 
 def _side_files(checkpoint: Checkpoint) -> dict[str, bytes]:

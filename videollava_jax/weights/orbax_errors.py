@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +55,11 @@ class OrbaxErrors:
         if record.levelno >= logging.WARNING:
             self.records.append(record)
         return record.levelno < logging.WARNING
+
+
+def was_interrupted(error: Exception) -> bool:
+    """Returns whether an error of TensorStore's is that a signal interrupted a system call."""
+    return os.strerror(errno.EINTR) in str(error)
 
 
 @dataclass(frozen=True)
