@@ -20,6 +20,7 @@ Ended = tuple[int, str]
 Problem = tuple[str, str] | None
 """What is wrong, as an outcome of `tables.BAD` and in words; None where nothing is."""
 
+LEFT = "left behind"
 _SMALL = {"hidden_size": 8, "intermediate_size": 12, "image_size": 4, "patch_size": 2, "num_hidden_layers": 1}
 
 
@@ -32,7 +33,12 @@ class Trial:
     Attributes:
       name: in the table.
       leavings: what may be in `out` when a run has ended well.
+      may_be_interrupted: whether an interrupted call may end it with an error. The kernel gives signals to the main
+        thread first, whose calls Python makes again; those of TensorStore's threads come back only on file systems over
+        a network.
     """
+
+    may_be_interrupted = False
 
     name: str
     leavings: tuple[str, ...]
@@ -58,7 +64,7 @@ class Trial:
     def resumed(self, place: Path) -> Problem:
         """Returns what is wrong after a run that ended well, but for its result."""
         left = {path.name for path in (place / "out").iterdir()} - set(self.leavings)
-        return ("violation", f"left behind: {sorted(left)}") if left else None
+        return ("violation", f"{LEFT}: {sorted(left)}") if left else None
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -229,6 +235,7 @@ class TrainingSaves(Trial):
     """
 
     name = "training saves"
+    may_be_interrupted = True
     leavings = ("run",)
 
     def run(self, place: Path) -> Ended:

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -30,7 +30,8 @@ class Upload:
       path: where it is, named by its content.
       kind: "image" or "video", by its content.
       name: the client's, for people.
-      created, expires: seconds since 1970.
+      created, expires: seconds since 1970, for people.
+      ends: when it expires, by `time.monotonic`: a wall clock that is set neither ends it nor keeps it.
       pin: what keeps its prefix on the device; None where that is not done.
     """
 
@@ -42,6 +43,7 @@ class Upload:
     bytes: int
     created: float
     expires: float
+    ends: float
     pin: Any = None
 
     def unpin(self) -> None:
@@ -71,11 +73,10 @@ class Uploads:
     Args:
       spool: keeps their content.
       limits: on them.
-      clock: seconds since 1970.
     """
 
-    def __init__(self, spool: Spool, limits: UploadLimits, clock: Callable[[], float] = time.time):
-        self._spool, self.limits, self._clock = spool, limits, clock
+    def __init__(self, spool: Spool, limits: UploadLimits):
+        self._spool, self.limits = spool, limits
         self._files: dict[str, Upload] = {}
         self._begun = self._begun_bytes = 0
         self._lock = threading.Lock()
@@ -134,9 +135,10 @@ class Uploads:
 
     def add(self, path: str, kind: MediaKind, name: str, purpose: str, size: int) -> Upload:
         """Lists a stored file under a new id."""
-        now = self._clock()
+        now, seconds = time.time(), self.limits.seconds
         name = _NAME.sub("_", name)[:200] or "file"
-        made = Upload(f"file-{secrets.token_hex(16)}", path, kind, name, purpose, size, now, now + self.limits.seconds)
+        ends = time.monotonic() + seconds
+        made = Upload(f"file-{secrets.token_hex(16)}", path, kind, name, purpose, size, now, now + seconds, ends)
         with self._lock:
             self._files[made.id] = made
         return made
@@ -193,9 +195,9 @@ class Uploads:
 
     def expire(self) -> None:
         """Deletes the files whose time is over."""
-        now = self._clock()
+        now = time.monotonic()
         with self._lock:
-            over = [file for file in self._files.values() if file.expires <= now]
+            over = [file for file in self._files.values() if file.ends <= now]
             for file in over:
                 del self._files[file.id]
         for file in over:

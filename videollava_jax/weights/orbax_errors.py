@@ -32,8 +32,7 @@ class OrbaxErrors:
     def __enter__(self) -> OrbaxErrors:
         logging.getLogger("absl").addFilter(self._keep)
         self.unraisable = sys.unraisablehook
-        if not isinstance(sys.unraisablehook, _IgnoreClosedLoops):
-            sys.unraisablehook = _IgnoreClosedLoops(self.unraisable)
+        ignore_closed_loops()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -55,6 +54,21 @@ class OrbaxErrors:
         if record.levelno >= logging.WARNING:
             self.records.append(record)
         return record.levelno < logging.WARNING
+
+
+def ignore_closed_loops() -> None:
+    """Keeps TensorStore's threads, which may outlive an event loop, from printing that it is closed."""
+    if not isinstance(sys.unraisablehook, _IgnoreClosedLoops):
+        sys.unraisablehook = _IgnoreClosedLoops(sys.unraisablehook)
+
+
+def ignore_logged_errors() -> None:
+    """Keeps Orbax's threads from logging their errors with tracebacks; whoever waits for them gets these raised."""
+    logging.getLogger("absl").addFilter(_not_of_orbax)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.WARNING or "orbax" not in record.pathname
 
 
 def was_interrupted(error: Exception) -> bool:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from videollava_jax.training.data.loader import HostBatch
 from videollava_jax.training.data.skips import BadSample
 from videollava_jax.training.run.processes import gathered, summed
+from videollava_jax.training.run.run_directory import named_errors
 
 FILE = "metrics.jsonl"
 
@@ -83,27 +84,27 @@ class Metrics:
         self._written: set[tuple[int, str]] = set()
         if jax.process_index():
             return
-        from tensorboardX import SummaryWriter
-
         self._file = directory / FILE
         kept = [line for line in read_metrics(directory) if line["step"] <= step]
         self._written = {(line["step"], name) for line in kept for name in line}
         unfinished = self._file.with_suffix(".new")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(unfinished, self._file)
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        with named_errors(unfinished):
+            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(unfinished, self._file)
+        self._board = _Board(directory / "tensorboard", step + 1)
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
 
     def write(self, step: int, values: Mapping[str, float | list[int]]) -> None:
-        """Writes one line, and its numbers to TensorBoard."""
+        """Writes one line, and its numbers to TensorBoard.
+
+        Raises:
+          OSError: the disk does not take them; with the file's name.
+        """
         if self._bar is None:
             return
-        with open(self._file, "a") as file:
+        with named_errors(self._file), open(self._file, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, step)
-        self._board.flush()
+        self._board.write(step, {name: value for name, value in values.items() if isinstance(value, (int, float))})
 
     def has(self, step: int, name: str) -> bool:
         """Returns whether an earlier start has written a metric, or one whose name goes on with a slash.
@@ -129,6 +130,44 @@ class Metrics:
         if self._bar is not None:
             self._bar.close()
             self._board.close()
+
+
+class _Board:
+    """A file of events for TensorBoard, written at once.
+
+    tensorboardX's own writer has a thread and a queue, and waits for ever for a thread that a full disk has ended.
+
+    Args:
+      directory: made where it does not exist.
+      step: the first that this start does; TensorBoard hides what an earlier one has written of it and later ones.
+    """
+
+    def __init__(self, directory: Path, step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._directory, self._event = directory, Event
+        with named_errors(directory):
+            directory.mkdir(exist_ok=True)
+            # The name has the second in it; a start in the same second must not overwrite the file of another.
+            self._writer = EventsWriter(str(directory / "events"), f".{os.getpid()}")
+            self._writer.write_event(Event(step=step, file_version="brain.Event:2"))
+            self._writer.write_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+            self._writer.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes numbers by name."""
+        from tensorboardX.summary import scalar
+
+        with named_errors(self._directory):
+            for name, value in values.items():
+                event = self._event(summary=scalar(name, value), step=step, wall_time=time.time())
+                self._writer.write_event(event)
+            self._writer.flush()
+
+    def close(self) -> None:
+        with named_errors(self._directory):
+            self._writer.close()
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:

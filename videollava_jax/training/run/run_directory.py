@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +52,30 @@ def run_directory(directory: Path, facts: Mapping[str, Any], recipe: str) -> Ite
         if file.exists():
             _require_same(directory, json.loads(file.read_text()), json.loads(json.dumps(facts)))
         else:
-            (directory / RECIPE).write_text(recipe)
-            written = file.with_suffix(".new")
-            written.write_text(json.dumps(facts, indent=2) + "\n")
-            written.rename(file)
+            with named_errors(directory):
+                (directory / RECIPE).write_text(recipe)
+                written = file.with_suffix(".new")
+                written.write_text(json.dumps(facts, indent=2) + "\n")
+                written.rename(file)
         multihost_utils.sync_global_devices(LOCK)
         yield
     finally:
-        os.close(descriptor)
+        with suppress(OSError):  # a disk that fails; the lock is released all the same
+            os.close(descriptor)
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Gives errors of the system the name of a file, which those of writing and closing lack."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
 
 
 def _require_empty_or_a_runs(directory: Path) -> None:
     """An earlier start may have ended before it had written all of these files."""
-    ours = {LOCK, RECIPE, FACTS}
+    ours = {LOCK, RECIPE, FACTS, Path(FACTS).with_suffix(".new").name}
     if directory.exists() and not (directory / FACTS).exists() and not {p.name for p in directory.iterdir()} <= ours:
         raise ValueError(f"{directory} is not empty and no run's: choose another output")
 
