@@ -65,3 +65,16 @@ def test_other_platforms_get_nothing_of_it():
 def test_within_another_function_the_options_are_the_others():
     made = JitByPlatform(added, {"cpu": KNOWN}, "state", static_argnums=0)
     np.testing.assert_array_equal(jax.jit(lambda x: made(1, {"x": x}))(jnp.arange(2)), [1, 2])
+
+
+def test_options_of_a_single_device_are_not_those_of_a_mesh(monkeypatch: pytest.MonkeyPatch):
+    given = []
+    jit = jax.jit
+    monkeypatch.setattr(jax, "jit", lambda f, **options: given.append(options.get("compiler_options")) or jit(f))
+    made = JitByPlatform(lambda state: state["x"] + 1, {"single cpu": KNOWN}, "state")
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    np.testing.assert_array_equal(made({"x": jax.device_put(np.arange(4), spread)}), [1, 2, 3, 4])
+    assert given == [None]
+    np.testing.assert_array_equal(made({"x": jnp.arange(4)}), [1, 2, 3, 4])
+    assert given == [None, KNOWN, KNOWN]  # once to ask whether the compiler takes it

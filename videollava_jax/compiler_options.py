@@ -11,11 +11,23 @@ from typing import Any
 import jax
 
 Options = Mapping[str, Mapping[str, float | str | bool]]
-"""Options of XLA by platform: "tpu", "gpu" or "cpu"."""
+"""Options of XLA by platform: "tpu", "gpu" or "cpu"; or "single gpu", for programs on one device of it."""
 
 UPDATE_IN_PLACE: Options = {"tpu": {"xla_tpu_msa_inefficient_use_to_copy_ratio": 1.0}}
 """Keeps in high-bandwidth memory what a loop updates in a small part. By default the TPU compiler fetches a whole tail
 into on-chip memory, writes one position there and writes the whole tail back: more bytes than attention reads of it."""
+
+RECORDED_LOOP: Options = {
+    "single gpu": {
+        # XLA's default, with loops: on its own it records their bodies, and asks the host before each step.
+        "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE",
+        # The program is little but its loop: below this many commands nothing is recorded, not even the loop's body.
+        "xla_gpu_graph_min_graph_size": 1,
+    }
+}
+"""Records a loop with its condition in one CUDA graph, so that the GPU decides by itself when it ends. It needs a
+driver of CUDA 12.3 or later; with an earlier one XLA leaves loops out of graphs. Programs for several GPUs keep XLA's
+default: collectives would have to be recorded too, and what NCCL asks of the host may not stand in such a loop."""
 
 
 class JitByPlatform:
@@ -51,17 +63,18 @@ class JitByPlatform:
 
     def _for(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         placed = named[self._placed] if self._placed in named else arguments[self._position]
-        device = _device_of(placed)
+        device, count = _device_of(placed)
         platform = "" if device is None else device.platform
-        if platform not in self._compiled:
-            options = dict(self._options.get(platform, {}))
+        where = f"single {platform}" if count == 1 else platform
+        if where not in self._compiled:
+            options = dict(self._options.get(platform, {})) | dict(self._options.get(where, {}))
             if options and (why := refusal(options, device)):
                 warnings.warn(
                     f"the compiler for {platform} does not take {options}, and does without: {why}", stacklevel=2
                 )
                 options = {}
-            self._compiled[platform] = jax.jit(self._function, compiler_options=options or None, **self._jit)
-        return self._compiled[platform]
+            self._compiled[where] = jax.jit(self._function, compiler_options=options or None, **self._jit)
+        return self._compiled[where]
 
 
 def refusal(options: Mapping[str, Any], device: Any) -> str | None:
@@ -74,14 +87,14 @@ def refusal(options: Mapping[str, Any], device: Any) -> str | None:
     return None
 
 
-def _device_of(placed: Any) -> Any:
-    """Returns a device of the first array that has one; None within another function that is compiled.
+def _device_of(placed: Any) -> tuple[Any, int]:
+    """Returns a device of the first array that has one, and how many it has; None within a function that is compiled.
 
     What is compiled within another function is a part of its program, whose options are the other's.
     """
     for leaf in jax.tree.leaves(placed):
         if isinstance(leaf, jax.core.Tracer):
-            return None
+            return None, 0
         if isinstance(sharding := getattr(leaf, "sharding", None), jax.sharding.Sharding):
-            return next(iter(sharding.device_set))
-    return None
+            return next(iter(sharding.device_set)), len(sharding.device_set)
+    return None, 0

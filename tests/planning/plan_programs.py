@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,16 @@ NAMES = ("encode", "prefill", "begin", "decode")
 GIB, MIB = 2**30, 2**20
 
 
-def planned(topology: str, *arguments: str) -> dict[str, Any]:
-    """Runs `videollava plan --json` in a separate process and returns its record."""
+def planned(topology: str, *arguments: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Runs `videollava plan --json` in a separate process and returns its record.
+
+    Args:
+      environment: more variables for that process.
+    """
     command = [sys.executable, "-c", COMMAND, "plan", "--topology", topology, "--json", *arguments]
     # XLA flags that make the tests' compilations for the CPU fast do not apply here.
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = inherited | dict(environment or {})
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3000, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-3000:]}")

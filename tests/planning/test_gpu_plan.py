@@ -174,10 +174,10 @@ def few_layers(directory: Path, layers: int = 4) -> str:
     return str(directory)
 
 
-def required(topology: str, *arguments: str) -> dict[str, Any]:
+def required(topology: str, *arguments: str, **options: Any) -> dict[str, Any]:
     """Plans 8 prefixes with 8 rows of 2304 positions each."""
     sizes = ("--grid", "8x8", "--questions", "8", "--question-tokens", "64", "--answer-tokens", "128")
-    return planned(topology, *sizes, *arguments)
+    return planned(topology, *sizes, *arguments, **options)
 
 
 @needs_compiler
@@ -222,3 +222,20 @@ class TestLive:
                 assert row["a_layer"] <= most[row["gpus"], row["int8"]], row
                 assert row["temporaries"] < 32 * 2**20, row
                 assert row["ratio"] < (1.15 if row["gpus"] == 1 else 2.2), row
+
+    @pytest.mark.parametrize(("topology", "recorded"), [("h200", "program"), ("h200:8", "parts of the loop's body")])
+    def test_the_loop_of_decode_is_recorded(self, topology: str, recorded: str, tmp_path: Any):
+        """What XLA will run, in its own words: on one GPU a single command buffer, with the loop in it."""
+        count = topology.partition(":")[2] or "1"
+        arguments = ("--model", few_layers(tmp_path, 1), "--mesh", f"1x{count}", "--programs", "decode")
+        flags = f"--xla_dump_to={tmp_path / 'dump'} --xla_dump_hlo_as_text"
+        required(topology, *arguments, environment={"XLA_FLAGS": flags})
+        (sequence,) = (tmp_path / "dump").glob("*jit_decode*.thunk_sequence_after_thunk_passes.txt")
+        lines = sequence.read_text().splitlines()
+        outermost = [line.split()[1] for line in lines if line[:1].isdigit()]
+        if recorded == "program":
+            assert outermost == ["kCommandBuffer"]
+            assert any("kWhile" in line for line in lines)
+        else:
+            assert "kWhile" in outermost
+            assert sum("kCommandBuffer" in line for line in lines) > 1

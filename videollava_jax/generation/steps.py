@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from videollava_jax.compiler_options import UPDATE_IN_PLACE, JitByPlatform
+from videollava_jax.compiler_options import RECORDED_LOOP, UPDATE_IN_PLACE, JitByPlatform
 from videollava_jax.generation.answers import Answers, Vocabulary, with_next_token
 from videollava_jax.generation.beams import BeamRules, Beams, Candidates, advanced, candidates
 from videollava_jax.generation.lookup import Lookup, guess, with_guessed_tokens, without_wrong_guesses
@@ -224,7 +224,7 @@ def choose(
 
 @partial(
     JitByPlatform,
-    options=UPDATE_IN_PLACE,
+    options={**UPDATE_IN_PLACE, **RECORDED_LOOP},
     placed="tail",
     static_argnums=0,
     static_argnames=("prefix_attention",),

@@ -173,7 +173,8 @@ gpu_device_info {{
   threads_per_core_limit: {gpu.threads} core_count: {gpu.processors} fpus_per_core: {gpu.lanes}
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   memory_bandwidth: {int(chip.hbm_bytes_per_second)} l2_cache_size: {gpu.l2} clock_rate_ghz: {gpu.clock_ghz}
-  device_memory_size: {chip.hbm_bytes} registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  device_memory_size: {chip.hbm_bytes} driver_version: "12.8.0"
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
   cuda_compute_capability {{ major: {major} minor: {minor} }}
 }}
 platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} runtime_version {{ major: 12 minor: 8 patch: 0 }}
