@@ -10,6 +10,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -23,6 +24,8 @@ import transformers
 from videollava_jax.batch.media.isolation import IsolatedReader
 from videollava_jax.engine.request import Request, Result
 from videollava_jax.engine.session import QueueFull, SessionClosed
+from videollava_jax.engine.sizes import GridShape
+from videollava_jax.engine.tickets import Moments
 from videollava_jax.engine.usage import Usage
 from videollava_jax.generation.text import TextStream
 from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -37,6 +40,7 @@ class Ticket:
         self.request, self.on_text = request, on_text
         self.future: Future[Result] = Future()
         self.gone = False
+        self.moments = Moments(time.monotonic())
 
     def result(self, timeout: float | None = None) -> Result:
         """Waits for the result."""
@@ -73,6 +77,8 @@ class Session:
         self._open = 0
         self._lock = threading.Lock()
         self.error: BaseException | None = None
+        self.steps = 0
+        self.shape = GridShape(shards=1, slots=1, rows=1, prefix=0, question=0, answer=0)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -120,6 +126,7 @@ class Session:
                 result = Result(id="", finish_reason="error", error=str(error), cause="not_finite")
             with self._lock:
                 self._open -= 1
+                self.steps += 1
             ticket.future.set_result(result)
 
     def _answer(self, ticket: Ticket) -> Result:

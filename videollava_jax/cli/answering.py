@@ -15,7 +15,7 @@ from videollava_jax.cli.common import (
     FRAMES,
     KEY,
     frame_sampling_of,
-    load_model,
+    make_engine,
     open_processor,
     worker_limits,
 )
@@ -169,18 +169,7 @@ def _shared_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _engine(
     arguments: argparse.Namespace, path: str | Path, processor: VideoLlavaProcessor, reader: IsolatedReader
 ) -> Engine:
-    from videollava_jax.engine import Engine
-
-    return Engine(
-        load_model(arguments, path),
-        processor,
-        max_rows=arguments.max_rows,
-        memory=arguments.memory,
-        int8_cache=arguments.int8_cache,
-        readers=arguments.workers,
-        reader=reader,
-        **_shared_options(arguments),
-    )
+    return make_engine(arguments, path, processor, reader, **_shared_options(arguments))
 
 
 def _ray_runner(arguments: argparse.Namespace, path: str | Path, sources: list[Path], output: Path) -> RayRunner:
@@ -198,8 +187,8 @@ def _ray_runner(arguments: argparse.Namespace, path: str | Path, sources: list[P
     if isinstance(path, Path) and there.model != BUNDLED:
         there.model = path  # absolute: replicas have another working directory
     lines = sum(1 for _ in read_lines(sources, arguments.format or recognise(sources)))
-    make_engine = functools.partial(_replica_engine, there)
-    return RayRunner(make_engine, RayOptions(**options), spool=Paths(output).media, lines=lines)
+    replica = functools.partial(_replica_engine, there)
+    return RayRunner(replica, RayOptions(**options), spool=Paths(output).media, lines=lines)
 
 
 def _replica_engine(arguments: argparse.Namespace) -> Engine:

@@ -20,6 +20,8 @@ from videollava_jax.processing.prompt import TEMPLATES
 
 if TYPE_CHECKING:
     from videollava_jax.batch.media.isolation import WorkerLimits
+    from videollava_jax.engine import Engine
+    from videollava_jax.engine.preparation import Reader
     from videollava_jax.generation.loaded import LoadedModel
     from videollava_jax.media import FrameSampling
     from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -285,6 +287,29 @@ def load_model(arguments: argparse.Namespace, path: str | Path) -> LoadedModel:
         dtype=arguments.dtype,
         mesh=None if arguments.mesh is None else make_mesh(*arguments.mesh),
         quantization="int8" if arguments.int8_weights else None,
+    )
+
+
+def make_engine(
+    arguments: argparse.Namespace, path: str | Path, processor: VideoLlavaProcessor, reader: Reader, **options: Any
+) -> Engine:
+    """Loads a model and makes its engine, as `add_device_arguments` and `add_reading_arguments` have asked for.
+
+    Args:
+      reader: of media.
+      options: more of the engine's.
+    """
+    from videollava_jax.engine import Engine
+
+    return Engine(
+        load_model(arguments, path),
+        processor,
+        max_rows=arguments.max_rows,
+        memory=arguments.memory,
+        int8_cache=arguments.int8_cache,
+        readers=arguments.workers,
+        reader=reader,
+        **options,
     )
 
 

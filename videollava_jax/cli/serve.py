@@ -18,7 +18,7 @@ from videollava_jax.cli.common import (
     argument_type,
     begin_command,
     frame_sampling_of,
-    load_model,
+    make_engine,
     open_processor,
     print_json,
     worker_limits,
@@ -187,21 +187,12 @@ def _session(
     arguments: argparse.Namespace, path: str | Path, processor: VideoLlavaProcessor
 ) -> tuple[IsolatedReader, MeasuredReader, Session]:
     from videollava_jax.batch.media.isolation import IsolatedReader
-    from videollava_jax.engine import Engine
     from videollava_jax.serving.metrics import MeasuredReader
 
-    model = load_model(arguments, path)
     reader = IsolatedReader(processor, worker_limits(arguments))
     measured = MeasuredReader(reader)
-    engine = Engine(
-        model,
-        processor,
-        max_rows=arguments.max_rows,
-        memory=arguments.memory,
-        int8_cache=arguments.int8_cache,
-        readers=arguments.workers,
-        reader=measured,
-        on_sizes=lambda line: print(line, file=sys.stderr, flush=True),
+    engine = make_engine(
+        arguments, path, processor, measured, on_sizes=lambda line: print(line, file=sys.stderr, flush=True)
     )
     session = engine.session(
         longest_prefix=_longest_prefix(arguments, processor),

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from videollava_jax.compiler_options import UPDATE_IN_PLACE, JitByPlatform
 from videollava_jax.engine.grid import by_slot, of_slot
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.answers import Answers, Vocabulary, with_next_token
@@ -73,7 +74,9 @@ def begin_rows(
 
 
 @partial(
-    jax.jit,
+    JitByPlatform,
+    options=UPDATE_IN_PLACE,
+    placed="tail",
     static_argnums=0,
     static_argnames=("shards", "rows", "prefix_attention"),
     donate_argnames=("tail", "answers"),
