@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tests.faults.memory import cpu_seconds, family, most_memory
 from tests.faults.parts import PARTS, Part
-from tests.faults.report import PAGE, Finding, dated, from_json, into_page, markdown
+from tests.faults.report import PAGE, Finding, by_row, dated, from_json, into_page, markdown
 from tests.faults.tables import Tally
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +156,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn; default: %(default)s")
     parser.add_argument("--scale", type=float, default=1.0, help="times as many inputs; default: %(default)s")
     parser.add_argument("--at-once", type=int, default=2, metavar="N", help="parts at a time; default: %(default)s")
+    parser.add_argument("--rows", action="store_true", help="print the rows of each part too: kinds, formats, paths")
     parser.add_argument("--write", action="store_true", help="write the table into docs/reliability.md")
     asked = parser.parse_args()
     if not asked.scale > 0 or asked.at_once < 1:
@@ -169,6 +170,8 @@ def main() -> int:
     minutes = (time.monotonic() - started) / 60
     text = f"{minutes:.0f} minutes, {dated()}\n\n{markdown(findings)}"
     print(f"\n`{command}`, {text}")
+    for finding in findings if asked.rows else ():
+        print(f"\n{by_row(finding.tallies, finding.name)}")
     for violation in violations:
         print(f"\n{violation}")
     if asked.write:

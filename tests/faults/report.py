@@ -60,11 +60,13 @@ class Finding:
         listed = [f"{count:,} {name}" for name, count in good[:LONGEST]]
         if good[LONGEST:]:
             listed.append(f"{sum(count for _, count in good[LONGEST:]):,} others")
-        notes = [tally.note for tally in self.tallies if tally.note]
+        notes = {tally.note: None for tally in self.tallies if tally.note}
+        if len(notes) > 2:  # they are about the rows, which `--rows` prints
+            notes = {}
         return [
             self.name, self.tries, f"{self.inputs:,}", *map(str, bad), str(outcomes["violation"]),
             f"{max(slowest):.1f} s" if slowest else "", f"{largest / 2**20:,.0f} MiB",
-            ", ".join(listed) + "".join(f"; {note}" for note in dict.fromkeys(notes)),
+            ", ".join(listed) + "".join(f"; {note}" for note in notes),
         ]  # fmt: skip
 
 
