@@ -43,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is dep
 @st.composite
 def cases(draw: st.DrawFn, implementation: str) -> Case:
     """Attentions that an implementation takes; those of the others are in `REFUSED`."""
-    few, many = implementation.startswith("decode"), implementation in ("splash", "cudnn")
+    few, many = implementation.startswith(("decode", "extend")), implementation in ("splash", "cudnn")
     causal = None if few else draw(st.sampled_from([None, 0, 3]))
     alone = implementation == "splash" and causal is not None
     orders = ["GKSH"] if few else ["GSKH"] if implementation == "cudnn" else ["GSKH", "GKSH", "SGKH"]

@@ -80,11 +80,11 @@ def test_the_choice(monkeypatch):
     # Questions after a prefix.
     after = dict(T=640, S=2112, dtype="bfloat16", lse=True, order="GKSH")
     assert tpu(**after) == "splash"
-    assert gpu(**after) is None
+    assert gpu(**after) == gpu(**after, keys="int8") == "extend_gpu"
     # Decode, and what no kernel takes.
     for chips in (tpu, gpu):
         assert chips(T=1, S=2112, dtype="bfloat16", lse=True, order="GKSH") is None
-        assert chips(**after, keys="int8") is None
+    assert tpu(**after, keys="int8") is None
     assert tpu(T=640, S=640, dtype="bfloat16", causal_offset=np.int32(0)) is None
     # A CPU: head by head from `by_head.FEWEST_QUERIES` on.
     assert on("cpu", "cpu", **prefill, dtype="float32") == on("cpu", "cpu", **after) == "by_head"

@@ -4,6 +4,7 @@
     splash       TPUs          many queries: prefill, and questions on a prefix
     decode_tpu   TPUs          few queries on a shared prefix, int8 or float
     decode_gpu   NVIDIA GPUs   the same
+    extend_gpu   NVIDIA GPUs   many queries on a shared prefix, int8 or float: questions
     step_gpu     NVIDIA GPUs   one step of decoding: attention to prefix and tail, and the tail's update (`run_step`)
     by_head      CPUs          many queries, anything; no kernel, but it runs per device as they do
 
@@ -23,7 +24,7 @@ import math
 
 import jax
 
-from videollava_jax.model.kernels import by_head, cudnn, decode_gpu, decode_tpu, splash, step_gpu
+from videollava_jax.model.kernels import by_head, cudnn, decode_gpu, decode_tpu, extend_gpu, splash, step_gpu
 from videollava_jax.model.kernels.kernel import AttentionKernel
 from videollava_jax.model.kernels.operands import Operands, device_kind_of, per_device, platform_of
 from videollava_jax.model.kernels.step_gpu import Step
@@ -46,6 +47,7 @@ KERNELS: dict[str, AttentionKernel] = {
     "splash": splash.KERNEL,
     "decode_tpu": decode_tpu.KERNEL,
     "decode_gpu": decode_gpu.KERNEL,
+    "extend_gpu": extend_gpu.KERNEL,
     "by_head": by_head.KERNEL,
 }
 """Every kernel by the name that `implementation` takes, in the order in which `best` tries them."""
