@@ -95,7 +95,7 @@ def test_a_prefix_that_is_still_there_is_found_again(tiny_model, tiny_processor,
 
 def test_nothing_is_compiled_after_the_warm_up(tiny_model, tiny_processor):
     """Rows end at different steps and are filled again, and the programs stay as many as they were."""
-    programs = (grid.encode, grid.prefill_slots, grid.begin, grid.report, compiled.decode)
+    programs = (grid.encode, grid.prefill_slots, grid.begin_packed, grid.report, compiled.decode)
     engine = Engine(tiny_model, tiny_processor, max_rows=8)
 
     def job(seed):

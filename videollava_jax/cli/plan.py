@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 from videollava_jax.cli.common import add_int8_arguments, argument_type, begin_command, pair, print_json
 from videollava_jax.cli.errors import UsageError
-from videollava_jax.generation.kinds import whole
+from videollava_jax.generation.kinds import number, whole
+
+_POSITIVE = argument_type(number(0, 1e6, above=True))
 
 
 def add_plan(made: argparse.ArgumentParser) -> None:
@@ -21,13 +24,20 @@ def add_plan(made: argparse.ArgumentParser) -> None:
         "that its operations and bytes allow. Takes minutes for the 7B model. Without the GPU compiler, which is in\n"
         "jax[cuda12], the throughput of GPUs is arithmetic alone.\n\n"
         "  videollava plan --topology v5e:2x4 --questions 25\n"
+        "  videollava plan --topology h200 --job msvd --simulate --arithmetic\n"
         "  videollava plan --topology h100:8 --job caption --int8-weights",
     )
     made.add_argument(
         "--topology", required=True, metavar="CHIPS", help="v5e:2x4, v6e:2x4, v5p:2x2x2, v5e:16x16, h100:8, h200, ..."
     )
-    made.add_argument("--job", choices=("qa", "caption"), default="qa", help="default: %(default)s")
-    made.add_argument("--questions", type=count, metavar="N", help="about each video, for qa; default: 25")
+    made.add_argument(
+        "--job",
+        type=_job,
+        default=("qa", None),
+        metavar="{qa,caption,msvd,activitynet,server:RATE}",
+        help="msvd, activitynet: the shapes of these data sets; server: RATE requests a second; default: qa",
+    )
+    made.add_argument("--questions", type=count, metavar="N", help="about each video; default: 25, or the job's own")
     made.add_argument(
         "--question-tokens", type=count, default=50, metavar="N", help="of a question; default: %(default)s"
     )
@@ -51,11 +61,40 @@ def add_plan(made: argparse.ArgumentParser) -> None:
         help="programs to compile; the throughput needs all four, which is the default",
     )
     made.add_argument(
+        "--simulate",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="run the engine's schedule on a simulated clock: over the lines of a file as `videollava batch` takes it, "
+        "or over questions drawn for --job",
+    )
+    made.add_argument(
+        "--readers", type=count, default=4, metavar="N", help="host cores that read media in a simulation; default: 4"
+    )
+    made.add_argument(
+        "--media-seconds",
+        type=_POSITIVE,
+        metavar="S",
+        help="of a host core for each video in a simulation; default: as measured for the job's kind of video",
+    )
+    made.add_argument(
         "--arithmetic", action="store_true", help="compile nothing: the throughput that no engine exceeds"
     )
     add_int8_arguments(made)
     made.add_argument("--model", help="a directory or a name on the hub, for its config.json; default: the 7B model")
     made.add_argument("--variant", choices=("original", "hf"), help="of the video tower; default: the model's, or hf")
+
+
+def _job(given: str) -> tuple[str, float | None]:
+    """Parses --job: its name, and the rate of a server."""
+    name, colon, rate = given.partition(":")
+    if name == "server" and colon:
+        return name, _POSITIVE(rate)
+    if colon or name not in ("qa", "caption", "msvd", "activitynet"):
+        raise argparse.ArgumentTypeError(
+            f"expected qa, caption, msvd, activitynet or server:RATE such as server:20, got {given!r}"
+        )
+    return name, None
 
 
 def plan(arguments: argparse.Namespace) -> None:
@@ -67,8 +106,11 @@ def plan(arguments: argparse.Namespace) -> None:
     from videollava_jax.hub import Wanted, find_model
     from videollava_jax.planning.plan import PROGRAMS, PlanRequest, make_plan
     from videollava_jax.planning.report import record, text
+    from videollava_jax.planning.simulation import report as simulations
+    from videollava_jax.planning.simulation.workload import shape_of
 
-    caption = arguments.job == "caption"
+    name, rate = arguments.job
+    caption = name == "caption"
     if caption and arguments.questions is not None:
         raise UsageError("--questions: expected --job qa; captions are asked for once a video")
     config = ModelConfig()
@@ -80,7 +122,7 @@ def plan(arguments: argparse.Namespace) -> None:
     job = Job(
         frames=arguments.frames,
         pooling=arguments.pool,
-        questions=1 if caption else arguments.questions or 25,
+        questions=arguments.questions or shape_of(name).questions,
         question_tokens=arguments.question_tokens,
         answer_tokens=arguments.answer_tokens or (256 if caption else 10),
     )
@@ -97,7 +139,16 @@ def plan(arguments: argparse.Namespace) -> None:
         ),
         lambda names: tqdm(names, "compiling", unit="program", disable=None),
     )
+    simulation = None
+    if arguments.simulate is not None or rate is not None:
+        shape = shape_of(name, arguments.questions, arguments.media_seconds)
+        file = Path(arguments.simulate) if arguments.simulate else None
+        simulation = simulations.simulated(
+            made, simulations.SimulationRequest(shape=shape, file=file, rate=rate, readers=arguments.readers)
+        )
     if arguments.json:
-        print_json(record(made))
+        print_json(record(made) | ({} if simulation is None else {"simulated": simulations.record(simulation)}))
     else:
         print(text(made))
+        if simulation is not None:
+            print(f"\n{simulations.text(simulation)}")

@@ -16,6 +16,7 @@ from videollava_jax.engine import grid as on_device
 from videollava_jax.engine import part_programs
 from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.media import encode_in_pieces, encode_prefixes
+from videollava_jax.engine.packing import packed
 from videollava_jax.engine.parts import Part, beginnings_of, parts_of, smallest
 from videollava_jax.engine.preparation import Ids, Question, ReadPrefix
 from videollava_jax.engine.row_arrays import unwritten_answers
@@ -26,6 +27,7 @@ from videollava_jax.generation.buckets import bucket
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.generation.options import GenerationOptions
 from videollava_jax.model.attention import Implementation
+from videollava_jax.model.cache import Packing
 from videollava_jax.model.sharding import Placement
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
@@ -181,8 +183,6 @@ class Device:
     ) -> None:
         """Begins questions in all rows of the slots of one index, or in some `rows` of the grid."""
         held, model = self._filled(), self._model
-        T = bucket(max(question.tokens for question in questions if question is not None), TEXT_BUCKET)
-        ids, mask = padded_left([_NO_IDS if question is None else question.ids for question in questions], T)
         each = len(questions) // held.shape.shards
         prefixes = [prefix for prefix in held.prefixes[slot] for _ in range(each)]
         width, V, positions = held.shape.answer, self._text.vocab_size, self._text.max_positions_in_parts
@@ -190,8 +190,7 @@ class Device:
         given = (
             model.graph,
             model.state,
-            model.on_devices(ids),
-            model.on_devices(mask),
+            *self._texts(questions),
             model.on_devices(fresh),
             held.grid.prefix,
             held.grid.tail,
@@ -200,8 +199,24 @@ class Device:
             np.int32(slot),
         )
         with self._memory_errors():
-            tail, answers = on_device.begin(*given) if rows is None else part_programs.begin_rows(*given, rows)
+            if rows is not None:
+                tail, answers = part_programs.begin_rows(*given, rows)
+            else:
+                begin = on_device.begin if self._fixed else on_device.begin_packed
+                tail, answers = begin(*given)
         held.grid = Grid(held.grid.prefix, tail, answers)
+
+    def _texts(self, questions: Sequence[Question | None]) -> tuple[Any, Any]:
+        """Returns the tokens of questions on the devices and where they are: packed, or padded to few lengths."""
+        rows = [None if question is None else question.ids for question in questions]
+        if self._fixed:
+            T = bucket(max(len(ids) for ids in rows if ids is not None), TEXT_BUCKET)
+            ids, mask = padded_left([_NO_IDS if ids is None else ids for ids in rows], T)
+            return self._model.on_devices(ids), self._model.on_devices(mask)
+        shape = self._filled().shape
+        found = packed(rows, shape.shards, shape.question)
+        places = (self._model.on_devices(x) for x in (found.index_WP, found.place_WN, found.mask_ET))
+        return self._model.on_devices(found.ids_WN), Packing(*places)
 
     def decode(self, steps: int, enough: int, rows: Collection[int]) -> Report:
         """Decodes until `enough` rows have ended, for `steps` steps at most; waits, and returns all answers.

@@ -16,7 +16,16 @@ from videollava_jax.engine.run import Run
 from videollava_jax.engine.schedule import Limits, Schedule
 from videollava_jax.engine.scoring import score_requests
 from videollava_jax.engine.session import Session
-from videollava_jax.engine.sizes import PREFIX_BUCKET, ROWS, Demand, GridShape, choose_shape, description
+from videollava_jax.engine.sizes import (
+    LIVE_ROWS,
+    MOST_AHEAD,
+    PREFIX_BUCKET,
+    ROWS,
+    Demand,
+    GridShape,
+    choose_shape,
+    description,
+)
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.model.kernels import decoding
 from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -49,6 +58,7 @@ class Engine:
             )
         platform = jax.devices()[0].platform
         self.max_rows = self.options.max_rows or ROWS.get(platform, ROWS["gpu"])
+        self._live_rows = self.options.max_rows or LIVE_ROWS.get(platform, LIVE_ROWS["gpu"])
         self.memory = self.options.memory or free_memory(model.placement)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
@@ -104,7 +114,7 @@ class Engine:
         if longest_prefix is None:
             longest_prefix = min(8 * self.processor.tokens_per_frame + PREFIX_BUCKET, self._positions)
         preparer = self._preparer(longest_question)
-        enough = self.max_rows // rows or 1
+        enough = self._live_rows // rows or 1
         demand = Demand(longest_prefix, [rows] * enough, longest_question, longest_answer)
         return Session(
             preparer,
@@ -130,7 +140,7 @@ class Engine:
 
     @property
     def _ahead(self) -> int:
-        return 2 * self.max_rows
+        return min(2 * self.max_rows, MOST_AHEAD)
 
     @property
     def _positions(self) -> int:

@@ -9,25 +9,41 @@ from videollava_jax.engine.events import Prefill, PrefixMedia
 from videollava_jax.engine.groups import Group, Groups, Slots
 from videollava_jax.engine.sizes import Branches, Demand
 
+CHOICE = 4
+"""Groups for each shard among which those that share an index are chosen. Shards work in step: their questions begin
+together, padded to the longest of their sequences, and the index is free when the last of all answers has ended."""
+
 
 def fitting(slots: Slots, readable: Iterable[tuple[Group, PrefixMedia] | None]) -> list[Group] | None:
-    """Returns the first groups that fit a grid and can be encoded together, one a shard; None to wait.
+    """Returns groups that fit a grid and can be encoded together, one a shard; None to wait.
+
+    They are the oldest that fits, and with several shards those of the next few that have about as many tokens.
 
     Args:
       readable: groups with their media, oldest first; None for one whose media are not read yet.
     """
-    chosen: list[Group] = []
+    shards = slots.shape.shards
+    most = shards if slots.fixed or shards == 1 else CHOICE * shards
+    found: list[Group] = []
     signature: Hashable = None
-    for found in readable:
-        if found is None:
+    for each in readable:
+        if each is None:
             return None
-        group, media = found
-        if slots.fits(group, media.tokens) and (not chosen or media.signature == signature):
-            chosen.append(group)
+        group, media = each
+        if slots.fits(group, media.tokens) and (not found or media.signature == signature):
+            found.append(group)
             signature = media.signature
-            if len(chosen) == slots.shape.shards:
+            if len(found) == most:
                 break
-    return chosen
+    if len(found) <= shards:
+        return found
+    oldest, *others = found
+    near = sorted(others, key=lambda group: abs(_tokens(group) - _tokens(oldest)))
+    return [oldest, *near[: shards - 1]]
+
+
+def _tokens(group: Group) -> int:
+    return sum(question.tokens for question in group.waiting)
 
 
 def fill(slots: Slots, groups: list[Group]) -> Prefill | None:

@@ -31,7 +31,7 @@ from videollava_jax.generation.answers import Answers, Vocabulary, with_next_tok
 from videollava_jax.generation.logprobs import Logprobs
 from videollava_jax.generation.steps import Graph
 from videollava_jax.model.attention import KeysValues
-from videollava_jax.model.cache import PrefixCache, TailCache, empty_tail
+from videollava_jax.model.cache import Packing, PrefixCache, TailCache, empty_tail
 from videollava_jax.model.pixels import normalised
 from videollava_jax.model.sharding import Placement, like, put, resharded, spec_of, whole
 from videollava_jax.model.video_llava import VideoLlava
@@ -187,14 +187,60 @@ def begin(
       slot: int32 scalar, the index of the slots within their shards.
     """
     model: VideoLlava = nnx.merge(graph, state)
-    E, T = ids_ET.shape
-    W = prefix.prefixes // (answers.done_B.shape[0] // E)
-    R = E // W
-    own = of_slot(prefix, W, slot)
+    shards = prefix.prefixes // (answers.done_B.shape[0] // fresh.done_B.shape[0])
+    own = of_slot(prefix, shards, slot)
     x_ETD, layers = model.begin(ids_ET, mask_ET, own)
     first = with_next_token(model.next_logits(x_ETD), fresh, vocabulary)
+    return _begun(layers, mask_ET, first, ~fresh.done_B, own, tail, answers, slot)
 
-    filled_E = ~fresh.done_B
+
+@partial(jax.jit, static_argnums=0, donate_argnames=("tail", "answers"))
+def begin_packed(
+    graph: Graph,
+    state: Any,
+    ids_WN: jax.Array,
+    packing: Packing,
+    fresh: Answers,
+    prefix: PrefixCache,
+    tail: TailCache,
+    answers: Answers,
+    vocabulary: Vocabulary,
+    slot: jax.Array,
+) -> tuple[TailCache, Answers]:
+    """Does what `begin` does with the questions of each slot packed into one sequence, without their padding.
+
+    Args:
+      ids_WN: the tokens of the questions of each slot, one question after the other.
+      packing: where they stand in the rows, T at most `tail.question`.
+    """
+    model: VideoLlava = nnx.merge(graph, state)
+    own = of_slot(prefix, ids_WN.shape[0], slot)
+    logits_EV, layers = model.begin_packed(ids_WN, packing, own)
+    first = with_next_token(logits_EV, fresh, vocabulary)
+    return _begun(layers, packing.mask_ET, first, ~fresh.done_B, own, tail, answers, slot)
+
+
+def _begun(
+    layers: tuple[KeysValues, ...],
+    mask_ET: jax.Array,
+    first: Answers,
+    filled_E: jax.Array,
+    own: PrefixCache,
+    tail: TailCache,
+    answers: Answers,
+    slot: jax.Array,
+) -> tuple[TailCache, Answers]:
+    """Returns tails and answers with the questions of the slots of one index in their rows.
+
+    Args:
+      layers, mask_ET: the questions' keys and values, padded on the left.
+      first: the first token of each answer.
+      filled_E: rows that get a question; the others keep theirs.
+      own: the prefixes in these slots.
+    """
+    E, T = mask_ET.shape
+    W = own.prefixes
+    R = E // W
     padded = ((0, 0), (tail.question - T, tail.capacity - tail.question))
 
     def into_rows(old: jax.Array, new: jax.Array) -> jax.Array:

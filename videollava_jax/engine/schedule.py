@@ -60,6 +60,9 @@ from videollava_jax.processing.room import require_room
 WATCHED_STEPS = 8
 """Steps of decoding at a time where the host looks at the answers: for stop strings and log-probabilities."""
 STEPS = 64
+ENDED_SHARE = 16
+"""The device stops when one row in sixteen has ended: a slot whose last answer has ended is filled again soon, and the
+host is not waited for in every step."""
 LIVE_STEPS = 8
 """Steps of decoding at a time in a live schedule: the most that a request waits for a free row."""
 LIVE_SHARE = 4
@@ -355,7 +358,7 @@ class Schedule:
         if self.live:
             return Decode(LIVE_STEPS, max(1, len(live) // LIVE_SHARE), live)
         steps = WATCHED_STEPS if any(each.stops or each.wants_logprobs for each in live.values()) else STEPS
-        return Decode(steps, max(1, self.slots.shape.batch // 8), live)
+        return Decode(steps, max(1, self.slots.shape.batch // ENDED_SHARE), live)
 
     def _finish(self) -> Action | None:
         """Ends the run when every request has its result; otherwise the phases begin again."""

@@ -18,7 +18,13 @@ MEMORY_SHARE = 0.6
 """The share that caches may take of the memory beyond the weights; programs need the rest for temporaries."""
 HOST_MEMORY = 2 * 2**30
 """Bytes that caches may take where the platform does not report its memory."""
-ROWS = {"cpu": 32, "gpu": 256, "tpu": 256}
+ROWS = {"cpu": 32, "gpu": 1024, "tpu": 1024}
+"""The most rows by default. On accelerators it is memory that limits them: a step of decoding reads the weights once,
+however many rows there are."""
+LIVE_ROWS = {"cpu": 32, "gpu": 256, "tpu": 256}
+"""The same of a session. A step reads the prefixes of all slots, and every request waits for each step."""
+MOST_AHEAD = 512
+"""Prefixes whose media are read ahead at most: 1.2 MB of pixels for a video of 8 frames."""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,62 @@ class TailCache:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Packing:
+    """Where the tokens of R rows stand that are packed into one sequence for each of W prefixes, without padding.
+
+    Three rows "ab", "c" and "def" of at most 4 positions, and their sequence of 8:
+
+        rows   . . a b      packed   a b c d e f . .
+               . . . c      place    2 3 7 9 . . . .      of each packed token among the positions of all rows
+               . d e f      index    0 0 0 1 0 0 0 2 ...  of each position's token in the sequence, 0 for padding
+
+    Attributes:
+      index_WP: int32, P = R × T.
+      place_WN: int32; that of padding is any.
+      mask_ET: bool, E = W × R: which positions of the rows hold a token.
+    """
+
+    index_WP: jax.Array
+    place_WN: jax.Array
+    mask_ET: jax.Array
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return self.mask_ET.shape[0] // self.index_WP.shape[0]
+
+    def by_row(self, x_WN: jax.Array) -> jax.Array:
+        """Takes packed tokens [W, N, ...] to rows padded on the left, [E, T, ...], with zeros for padding.
+
+        Masking alone would not do: a row whose values are not finite would reach others, as 0 × NaN is NaN.
+        """
+        W, (E, T) = x_WN.shape[0], self.mask_ET.shape
+        after = (1,) * (x_WN.ndim - 2)
+        taken = jnp.take_along_axis(x_WN, self.index_WP.reshape(W, -1, *after), axis=1, mode="clip")
+        batch, _, *spec = spec_of(x_WN)
+        rows = taken.reshape(E, T, *x_WN.shape[2:], out_sharding=like(x_WN, batch, None, *spec))
+        return jnp.where(self.mask_ET.reshape(E, T, *after), rows, 0)
+
+    def packed(self, x_ET: jax.Array) -> jax.Array:
+        """Takes rows [E, T, ...] to packed tokens [W, N, ...]."""
+        W = self.index_WP.shape[0]
+        batch, _, *spec = spec_of(x_ET)
+        flat = x_ET.reshape(W, -1, *x_ET.shape[2:], out_sharding=like(x_ET, batch, None, *spec))
+        place = self.place_WN.reshape(*self.place_WN.shape, *(1,) * (x_ET.ndim - 2))
+        return jnp.take_along_axis(flat, place, axis=1, mode="clip")
+
+    def last(self, x_WND: jax.Array) -> jax.Array:
+        """Returns the last token of each row: [E, 1, D] of [W, N, D]. Of rows without a token, any."""
+        W, E = x_WND.shape[0], self.mask_ET.shape[0]
+        index_WR = self.index_WP.reshape(W, E // W, -1, out_sharding=like(x_WND, *spec_of(x_WND)[:1], None, None))[
+            :, :, -1
+        ]
+        taken = jnp.take_along_axis(x_WND, index_WR[:, :, None], axis=1, mode="clip")
+        return taken.reshape(E, 1, x_WND.shape[-1], out_sharding=like(x_WND, *spec_of(x_WND)[:1], None, None))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Cache:
     """The cache of a batch: each row has a prefix of its own, or neighbouring rows share one.
 

@@ -18,13 +18,14 @@ from videollava_jax.config import TextConfig
 from videollava_jax.model.attention import (
     Implementation,
     KeysValues,
+    Part,
     attention,
     attention_weights,
     merged,
     partial_attention,
     step_attention,
 )
-from videollava_jax.model.cache import Cache, PrefixCache, TailCache, written
+from videollava_jax.model.cache import Cache, Packing, PrefixCache, TailCache, written
 from videollava_jax.model.kernels import platform_of
 from videollava_jax.model.layers import (
     ACTIVATIONS,
@@ -53,6 +54,7 @@ class Context:
       prefix_mask_GS: bool, which keys of the prefix hold a token.
       prefix_attention: the implementation of attention to the prefix; None chooses one.
       segments_BT: int32, the sequence of each token where several are packed into a row; None for one in each row.
+      packing: of the rows that are packed into a sequence for each prefix; None for rows with padding.
     """
 
     mask_BS: jax.Array | None = None
@@ -63,6 +65,7 @@ class Context:
     prefix_mask_GS: jax.Array | None = None
     prefix_attention: Implementation | None = None
     segments_BT: jax.Array | None = None
+    packing: Packing | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -109,6 +112,8 @@ class LlamaAttention(nnx.Module):
         q_BTNH = rotary(q_BTNH, positions_BT, theta=self.rope_theta, scaling=self.rope_scaling)
         k_BTKH = rotary(k_BTKH, positions_BT, theta=self.rope_theta, scaling=self.rope_scaling)
         new = KeysValues(k_BTKH, v_BTKH)
+        if context.packing is not None:
+            return self._packed(q_BTNH, new, context, context.packing)
         if T == 1 and not context.causal and context.prefix is not None and context.past is not None:
             assert context.mask_BS is not None
             assert context.prefix_mask_GS is not None
@@ -138,6 +143,19 @@ class LlamaAttention(nnx.Module):
                 partial_attention(q_BTNH, own, key_mask_GS=context.mask_BS, causal_offset=offset),
             ).astype(q_BTNH.dtype)
         return self.o_proj(out_BTNH.reshape(B, T, -1)), own
+
+    def _packed(
+        self, q_WNNH: jax.Array, new: KeysValues, context: Context, packing: Packing
+    ) -> tuple[jax.Array, KeysValues]:
+        """Attends where rows are packed: to the prefix as one sequence, to a row's own tokens row by row."""
+        assert context.prefix is not None
+        own = KeysValues(packing.by_row(new.keys), packing.by_row(new.values))
+        before = partial_attention(
+            q_WNNH, context.prefix, key_mask_GS=context.prefix_mask_GS, implementation=context.prefix_attention
+        )
+        after = partial_attention(packing.by_row(q_WNNH), own, key_mask_GS=packing.mask_ET, causal_offset=0)
+        out_WNNH = merged(before, Part(*(packing.packed(x) for x in after))).astype(q_WNNH.dtype)
+        return self.o_proj(out_WNNH.reshape(*q_WNNH.shape[:2], -1)), own
 
     def weights(self, x_BTD: jax.Array, positions_BT: jax.Array, own: KeysValues, context: Context) -> jax.Array:
         """Returns the weights [B, N, T, S] with which a call of the same arguments has attended to its `own` keys."""
@@ -234,6 +252,21 @@ class Llama(nnx.Module):
         positions_BT = start_B[:, None] + positions_of(token_mask_BT)
         contexts = [Context(token_mask_BT, prefix=kv, prefix_mask_GS=prefix.valid_GS) for kv in prefix.layers]
         return self._run(x_BTD, positions_BT, contexts)
+
+    def begin_packed(
+        self, x_WND: jax.Array, packing: Packing, prefix: PrefixCache
+    ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
+        """Runs what `begin` does with rows that are packed, without their padding.
+
+        Returns:
+          Hidden states [W, N, D], and the keys and values of every layer by row, padded on the left: [E, T, K, H].
+        """
+        W = x_WND.shape[0]
+        within_ET = positions_of(packing.mask_ET)
+        positions_WN = prefix.length_G[:, None] + packing.packed(within_ET)
+        contexts = [Context(prefix=kv, prefix_mask_GS=prefix.valid_GS, packing=packing) for kv in prefix.layers]
+        assert prefix.prefixes == W
+        return self._run(x_WND, positions_WN, contexts)
 
     def extend(
         self,

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from videollava_jax.config import ModelConfig, checked_pooling, require_whole_windows
 from videollava_jax.model.attention import Implementation, KeysValues
-from videollava_jax.model.cache import Cache, PrefixCache, TailCache, as_prefix
+from videollava_jax.model.cache import Cache, Packing, PrefixCache, TailCache, as_prefix
 from videollava_jax.model.decoder import Llama
 from videollava_jax.model.layers import ACTIVATIONS, Linear, Quantization
 from videollava_jax.model.sharding import like, resharded, shard_over_mesh, spec_of, whole
@@ -238,6 +238,13 @@ class VideoLlava(nnx.Module):
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
         """Runs text after G prefixes, B / G rows for each: hidden states [B, T, D], and the text's keys and values."""
         return self.language_model.begin(self.language_model.embed_tokens(ids_BT), token_mask_BT, prefix)
+
+    def begin_packed(
+        self, ids_WN: jax.Array, packing: Packing, prefix: PrefixCache
+    ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
+        """Runs texts after W prefixes, packed without padding: logits [E, V] after each row, its keys and values."""
+        x_WND, layers = self.language_model.begin_packed(self.language_model.embed_tokens(ids_WN), packing, prefix)
+        return self.next_logits(packing.last(x_WND)), layers
 
     def extend(
         self,

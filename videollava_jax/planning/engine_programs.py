@@ -27,11 +27,12 @@ from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import Chip, Roofline, roofline
 from videollava_jax.engine import grid
 from videollava_jax.engine.grid import Grid
+from videollava_jax.engine.packing import packed_length
 from videollava_jax.engine.sizes import PLAIN, GridShape
 from videollava_jax.generation import steps as generate
 from videollava_jax.generation.answers import Answers, Vocabulary
 from videollava_jax.media import FramePreprocessor
-from videollava_jax.model.cache import TailCache, empty_tail
+from videollava_jax.model.cache import Packing, TailCache, empty_tail
 from videollava_jax.model.sharding import Placement
 from videollava_jax.model.video_llava import State, abstract_model, named_parameters, with_parameters
 from videollava_jax.planning.devices import first_line
@@ -56,6 +57,7 @@ class Setting:
       frames, pooling: of each video.
       int8_weights: the decoder's projections in int8.
       int8_cache: keys and values of prefixes in int8.
+      question_tokens: of the questions that begin, on average; None for those of the grid's rows.
     """
 
     config: ModelConfig
@@ -65,6 +67,12 @@ class Setting:
     pooling: int = 1
     int8_weights: bool = False
     int8_cache: bool = False
+    question_tokens: int | None = None
+
+    @property
+    def packed_tokens(self) -> int:
+        """N: the tokens of the questions that begin in a slot, packed and padded."""
+        return packed_length(self.shape.rows * (self.question_tokens or self.shape.question))
 
     @cached_property
     def placement(self) -> Placement:
@@ -290,9 +298,11 @@ def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tu
             lambda x: array(E, *x.shape[1:], dtype=x.dtype),
             held.answers,
         )
-        questions = array(E, shape.question), array(E, shape.question, dtype=bool)
+        ids, T = array(W, setting.packed_tokens), shape.question
+        places: Any = (array(W, shape.rows * T), array(W, setting.packed_tokens), array(E, T, dtype=bool))
+        packing = Packing(*places)
         caches = held.prefix, held.tail, held.answers
-        return grid.begin, (graph, state, *questions, fresh, *caches, vocabulary, small())
+        return grid.begin_packed, (graph, state, ids, packing, fresh, *caches, vocabulary, small())
     caches = held.prefix, held.tail, held.answers
     return generate.decode, (graph, state, *caches, vocabulary, small(), small())
 
@@ -306,11 +316,11 @@ def _inputs(name: ProgramName, arguments: tuple[Any, ...]) -> Iterable[Any]:
 def _attention_flops(name: ProgramName, setting: Setting) -> float:
     """Counts the operations of attention on a device, in the programs where kernels compute it."""
     shape, text = setting.shape, setting.config.text_config
-    queries, before, rows = {
-        "prefill": (shape.prefix, 0, shape.shards),
-        "begin": (shape.question, shape.prefix, shape.shards * shape.rows),
-    }.get(name, (0, 0, 0))
-    seen = rows * (queries * before + queries * (queries + 1) / 2)
+    S = shape.prefix
+    seen = {
+        "prefill": shape.shards * S * (S + 1) / 2,
+        "begin": shape.shards * setting.packed_tokens * S,  # XLA computes attention to the few tokens of a question
+    }.get(name, 0)
     return 4.0 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * seen / setting.mesh.size
 
 

@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
+
 from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import Chip, topology
 from videollava_jax.costs.work import Job, Limit, Storage, best_possible, parameters, stored_bytes
+from videollava_jax.engine.sizes import MEMORY_SHARE, ROWS, Demand, GridShape, choose_shape
 from videollava_jax.planning.devices import device_of, devices_of, has_compiler, set_environment
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from videollava_jax.engine.sizes import GridShape
     from videollava_jax.planning.engine_programs import Program, Setting
 
 PROGRAMS = ("encode", "prefill", "begin", "decode")
@@ -191,8 +193,6 @@ def choose_mesh(request: PlanRequest, chip: Chip, devices: int) -> tuple[int, in
     Returns:
       The sizes of the axes data and tensor.
     """
-    from videollava_jax.engine.sizes import MEMORY_SHARE
-
     heads = request.config.text_config.num_key_value_heads
     candidates = [t for t in (1, 2, 4, 8) if devices % t == 0 and heads % t == 0]
     for tensor in candidates:
@@ -214,26 +214,45 @@ def _given_shape(request: PlanRequest, data: int) -> GridShape:
     prefixes, rows = request.grid
     if prefixes % data or prefixes < 1 or rows < 1:
         raise ValueError(f"grid {prefixes}x{rows}: expected prefixes × rows, the prefixes a multiple of {data}")
-    return _shape(request, data, prefixes, rows, prefixes * rows, memory=1 << 62)
+    return chosen_shape(request, demand_of(request, prefixes, rows), data, prefixes * rows, memory=1 << 62)
 
 
 def _engine_shape(request: PlanRequest, chip: Chip, data: int, tensor: int) -> GridShape:
     """Returns the grid that `engine.Engine` would choose for the job."""
-    from videollava_jax.engine.sizes import MEMORY_SHARE, ROWS
-
-    memory = MEMORY_SHARE * (chip.hbm_bytes - _weights_bytes(request, tensor)) * data * tensor
-    return _shape(request, data, MANY, request.job.questions, max(ROWS[chip.kind], data), max(0, int(memory)))
+    memory = cache_memory(request, chip, data, tensor)
+    return chosen_shape(request, demand_of(request), data, rows_of(chip, data), memory)
 
 
-def _shape(request: PlanRequest, data: int, videos: int, questions: int, max_rows: int, memory: int) -> GridShape:
-    import jax.numpy as jnp
+def cache_memory(request: PlanRequest, chip: Chip, data: int, tensor: int) -> int:
+    """Returns the bytes that the engine gives to caches, on all devices together."""
+    return max(0, int(MEMORY_SHARE * (chip.hbm_bytes - _weights_bytes(request, tensor)) * data * tensor))
 
-    from videollava_jax.engine.sizes import Demand, choose_shape
 
-    job, int8 = request.job, request.storage.int8_kv
-    demand = Demand(job.prefix_tokens(request.config), [questions] * videos, job.question_tokens, job.answer_tokens)
-    text = request.config.text_config
-    return choose_shape(demand, text, jnp.bfloat16, shards=data, max_rows=max_rows, memory=memory, int8=int8)
+def rows_of(chip: Chip, data: int) -> int:
+    """Returns the most rows that the engine answers at a time, at least one for each shard."""
+    return max(ROWS[chip.kind], data)
+
+
+def demand_of(request: PlanRequest, videos: int = MANY, questions: int | None = None) -> Demand:
+    """Returns the demand for which the engine chooses the grid of a job.
+
+    Args:
+      videos: of the job.
+      questions: about each; None for those of the job.
+    """
+    job = request.job
+    each = [job.questions if questions is None else questions] * videos
+    return Demand(job.prefix_tokens(request.config), each, job.question_tokens, job.answer_tokens)
+
+
+def chosen_shape(request: PlanRequest, demand: Demand, data: int, max_rows: int, memory: int) -> GridShape:
+    """Returns the grid that the engine chooses for a demand; see `engine.sizes.choose_shape`.
+
+    Args:
+      data: W.
+    """
+    text, int8 = request.config.text_config, request.storage.int8_kv
+    return choose_shape(demand, text, ml_dtypes.bfloat16, shards=data, max_rows=max_rows, memory=memory, int8=int8)
 
 
 # ── compiling ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -250,6 +269,7 @@ def _setting(request: PlanRequest, mesh: Mesh, shape: GridShape) -> Setting:
         pooling=request.job.pooling,
         int8_weights=request.storage.int8_weights,
         int8_cache=request.storage.int8_kv,
+        question_tokens=request.job.question_tokens,
     )
 
 

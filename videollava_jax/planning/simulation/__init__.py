@@ -1,0 +1,1 @@
+"""The engine's schedule on a simulated clock: how well a job keeps chips busy that are not here. No JAX."""

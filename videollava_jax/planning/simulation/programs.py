@@ -1,0 +1,103 @@
+"""Seconds that the engine's programs take on a grid: by arithmetic, or as compiled and scaled to other grids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from videollava_jax.config import ModelConfig
+from videollava_jax.costs.chips import Chip, roofline
+from videollava_jax.costs.work import (
+    Job,
+    Storage,
+    all_reduced_bytes,
+    decode_step,
+    decoder_flops,
+    encode_flops,
+    kv_bytes,
+    weight_bytes,
+)
+from videollava_jax.engine.sizes import GridShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramTimes:
+    """The seconds of each program: its roofline for the tokens that it computes, padding included.
+
+    Attributes:
+      config: the model.
+      job: its frames and pooling count.
+      chip: one device.
+      tensor: devices that share a copy of the weights.
+      storage: dtypes of weights and caches.
+      factors: of a program by name, by which it takes longer than its roofline; 1 where there is none.
+    """
+
+    config: ModelConfig
+    job: Job
+    chip: Chip
+    tensor: int
+    storage: Storage = field(default_factory=Storage)
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    def encode(self) -> float:
+        """Returns the seconds of a call, which encodes a video in each shard."""
+        return self._scaled("encode", encode_flops(self.config, frames=self.job.frames), 0.0, 0.0)
+
+    def prefill(self, shape: GridShape) -> float:
+        """Returns the seconds of a call, which computes a prefix in each shard."""
+        return self._decoder("prefill", decoder_flops(self.config, shape.prefix, logits=0), shape.prefix)
+
+    def begin(self, shape: GridShape, tokens: int) -> float:
+        """Returns the seconds of a call, in which the questions of a slot in each shard have `tokens` tokens in all."""
+        each = tokens / shape.rows
+        products = decoder_flops(self.config, tokens, shape.prefix, logits=shape.rows)
+        # Of its own question a token sees half; `decoder_flops` would let it see all others before it.
+        pairs = tokens * (tokens + 1) / 2 - shape.rows * each * (each + 1) / 2
+        text = self.config.text_config
+        unseen = 4.0 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * pairs
+        return self._decoder("begin", products - unseen, tokens)
+
+    def decode(self, shape: GridShape) -> float:
+        """Returns the seconds of a step."""
+        least = decode_step(
+            self.config,
+            self.chip,
+            self.tensor,
+            prefixes=shape.slots,
+            rows=shape.slots * shape.rows,
+            prefix=shape.prefix,
+            tail=shape.question + shape.answer,
+            storage=self.storage,
+        )
+        return self.factors.get("decode", 1.0) * least.seconds
+
+    def copy(self, shape: GridShape) -> float:
+        """Returns the seconds in which the prefixes of a grid of this shape are copied."""
+        size = kv_bytes(self.config, shape.slots * shape.prefix, self.storage)
+        return roofline(0.0, 2 * size, self.chip, self.tensor).seconds
+
+    def as_compiled(self, seconds: Mapping[str, float], shape: GridShape, begun: int) -> ProgramTimes:
+        """Returns times that are those of compiled programs on their grid, and scaled by arithmetic on other grids.
+
+        Args:
+          seconds: of each program by name; of decode, for one step.
+          shape: the grid that they were compiled for.
+          begun: the tokens of a call of begin, in each shard.
+        """
+        plain = dataclasses.replace(self, factors={})
+        least = {
+            "encode": plain.encode(),
+            "prefill": plain.prefill(shape),
+            "begin": plain.begin(shape, begun),
+            "decode": plain.decode(shape),
+        }
+        return dataclasses.replace(self, factors={name: seconds[name] / least[name] for name in least})
+
+    def _decoder(self, name: str, flops: float, tokens: int) -> float:
+        sent = all_reduced_bytes(self.config, tokens, self.tensor)
+        return self._scaled(name, flops, weight_bytes(self.config, self.storage), sent)
+
+    def _scaled(self, name: str, flops: float, read: float, sent: float) -> float:
+        return self.factors.get(name, 1.0) * roofline(flops, read, self.chip, self.tensor, sent_bytes=sent).seconds
