@@ -164,6 +164,28 @@ def test_a_model_that_leaves_no_room_takes_the_most_chips():
     assert choose_mesh(plan_request(), small, 4) == (1, 4)
 
 
+def test_meshes_are_compared_and_the_best_is_named(capsys: pytest.CaptureFixture[str]):
+    """On v6e eight chips a copy wait for all-reduces of a prefill, and one chip a copy leaves caches little room."""
+    made = make_plan(plan_request("v6e:2x4", arithmetic=True))
+    rates = [rate.answers_per_second for rate in made.meshes.values()]
+    assert set(made.meshes) == {(1, 8), (2, 4), (4, 2), (8, 1)}
+    assert rates == sorted(rates, reverse=True)
+    assert next(iter(made.meshes)) in {(2, 4), (4, 2)}
+    assert made.limit is not None
+    assert rates[0] < made.limit.answers_per_second
+    assert main(["plan", "--topology", "v6e:2x4", "--arithmetic"]) == 0
+    data, tensor = next(iter(made.meshes))
+    assert f"take --mesh {data}x{tensor}" in capsys.readouterr().out
+
+
+def test_meshes_without_room_or_choice_are_not_compared():
+    bfloat16 = make_plan(plan_request("l4:8", job=Job(questions=25, frames=15), arithmetic=True))
+    assert (8, 1) not in bfloat16.meshes
+    assert bfloat16.meshes
+    assert make_plan(plan_request("h200", arithmetic=True)).meshes.keys() == {(1, 1)}
+    assert not make_plan(plan_request("h100:8", mesh=(2, 4), arithmetic=True)).meshes
+
+
 def test_devices_of_a_chip_share_it():
     v7x = device_of(CHIPS["v7x"])
     assert v7x.hbm_bytes < CHIPS["v7x"].hbm_bytes / 2

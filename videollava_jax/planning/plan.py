@@ -22,6 +22,7 @@ from videollava_jax.costs.chips import Chip, topology
 from videollava_jax.costs.work import Job, Limit, Storage, best_possible, parameters, stored_bytes
 from videollava_jax.engine.sizes import MEMORY_SHARE, ROWS, Demand, GridShape, choose_shape
 from videollava_jax.planning.devices import device_of, devices_of, has_compiler, set_environment
+from videollava_jax.planning.simulation.programs import ProgramTimes
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -111,6 +112,7 @@ class Plan:
       mesh: sizes of the axes data and tensor; None if nothing was compiled.
       batch: the grid that was given or that the engine would choose; None if nothing was compiled.
       largest: the largest grid with which decode fits; None if nothing was compiled or the grid was given.
+      meshes: the throughput of each mesh by arithmetic, the best first; empty if one was given.
     """
 
     request: PlanRequest
@@ -121,6 +123,7 @@ class Plan:
     mesh: tuple[int, int] | None = None
     batch: BatchPlan | None = None
     largest: BatchPlan | None = None
+    meshes: Mapping[tuple[int, int], Throughput] = field(default_factory=dict)
 
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -142,7 +145,14 @@ def make_plan(request: PlanRequest, progress: Progress = iter) -> Plan:
     if request.arithmetic or (chip.kind == "gpu" and not has_compiler(chip)):
         tensor = None if request.mesh is None else _checked_mesh(request.mesh, chips)[1]
         limit, why = _limit(request, chip, chips, tensor)
-        return Plan(request=request, chip=chip, chips=chips, limit=limit, why_no_limit=why)
+        return Plan(
+            request=request,
+            chip=chip,
+            chips=chips,
+            limit=limit,
+            why_no_limit=why,
+            meshes={} if request.mesh else compared_meshes(request, device_of(chip), chips * chip.devices),
+        )
 
     set_environment(chip)
     from videollava_jax.model.sharding import make_mesh
@@ -164,6 +174,7 @@ def make_plan(request: PlanRequest, progress: Progress = iter) -> Plan:
         mesh=(data, tensor),
         batch=batch,
         largest=_largest(request, chip, mesh, batch) if request.grid is None and batch.throughput else None,
+        meshes={} if request.mesh else compared_meshes(request, chip, len(devices)),
     )
 
 
@@ -200,6 +211,29 @@ def choose_mesh(request: PlanRequest, chip: Chip, devices: int) -> tuple[int, in
         if MEMORY_SHARE * (chip.hbm_bytes - weights) >= weights:
             return devices // tensor, tensor
     return devices // candidates[-1], candidates[-1]
+
+
+def compared_meshes(request: PlanRequest, chip: Chip, devices: int) -> dict[tuple[int, int], Throughput]:
+    """Returns the throughput of each mesh on which weights and one video fit, the best first.
+
+    It is that of the grid that the engine chooses there, with every program's least time by arithmetic: operations,
+    bytes and all-reduces for the tokens that it computes, padding included. Nothing is compiled.
+
+    Args:
+      chip: one device.
+      devices: how many.
+    """
+    heads = request.config.text_config.num_key_value_heads
+    found = {}
+    for tensor in (t for t in (1, 2, 4, 8) if devices % t == 0 and heads % t == 0):
+        data = devices // tensor
+        try:
+            shape = _engine_shape(request, chip, data, tensor)
+        except ValueError:
+            continue
+        times = ProgramTimes(config=request.config, job=request.job, chip=chip, tensor=tensor, storage=request.storage)
+        found[data, tensor] = throughput(request.job, shape, times.on_full_grid(shape))
+    return dict(sorted(found.items(), key=lambda item: -item[1].videos_per_second))
 
 
 def _weights_bytes(request: PlanRequest, tensor: int) -> float:

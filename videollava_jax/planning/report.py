@@ -28,6 +28,7 @@ def record(plan: Plan) -> dict[str, Any]:
         "chips": plan.chips,
         "hbm_bytes": plan.chip.hbm_bytes,
         "mesh": plan.mesh,
+        "meshes": {f"{data}x{tensor}": dataclasses.asdict(rate) for (data, tensor), rate in plan.meshes.items()},
         "variant": plan.request.config.variant,
         "job": dataclasses.asdict(plan.request.job),
         "storage": dataclasses.asdict(plan.request.storage),
@@ -93,7 +94,17 @@ def text(plan: Plan) -> str:
             f"  {decode.total / _GIB:.2f} GiB a chip; a step of decoding takes {decode.roofline.seconds * 1e3:.2f} ms "
             "at best",
         ]
-    return "\n".join([*lines, "", *_throughput(plan)])
+    return "\n".join([*lines, "", *_throughput(plan), *_meshes(plan)])
+
+
+def _meshes(plan: Plan) -> list[str]:
+    """Returns a line that compares meshes, and says which to take; nothing where there is no choice."""
+    if len(plan.meshes) < 2:
+        return []
+    rates = {f"{data}x{tensor}": rate.answers_per_second for (data, tensor), rate in plan.meshes.items()}
+    best = next(iter(rates))
+    compared = ", ".join(f"{mesh} {rate:.1f}" for mesh, rate in rates.items())
+    return ["", f"meshes by arithmetic, answers/s of the grids that the engine chooses: {compared}: take --mesh {best}"]
 
 
 def _grid(shape: GridShape) -> str:

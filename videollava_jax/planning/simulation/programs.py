@@ -18,6 +18,7 @@ from videollava_jax.costs.work import (
     kv_bytes,
     weight_bytes,
 )
+from videollava_jax.engine.packing import packed_length
 from videollava_jax.engine.sizes import GridShape
 
 
@@ -77,6 +78,15 @@ class ProgramTimes:
         """Returns the seconds in which the prefixes of a grid of this shape are copied."""
         size = kv_bytes(self.config, shape.slots * shape.prefix, self.storage)
         return roofline(0.0, 2 * size, self.chip, self.tensor).seconds
+
+    def on_full_grid(self, shape: GridShape) -> dict[str, float]:
+        """Returns the seconds of each program on a grid whose rows all have questions of the job's mean length."""
+        return {
+            "encode": self.encode(),
+            "prefill": self.prefill(shape),
+            "begin": self.begin(shape, packed_length(shape.rows * self.job.question_tokens)),
+            "decode": self.decode(shape),
+        }
 
     def as_compiled(self, seconds: Mapping[str, float], shape: GridShape, begun: int) -> ProgramTimes:
         """Returns times that are those of compiled programs on their grid, and scaled by arithmetic on other grids.
