@@ -31,6 +31,7 @@ LONGEST = (
     "tests/engine/test_session_requests.py",
     CLUSTERS[0],
     "tests/training/run/test_resume.py",
+    "tests/training/run/test_held_out_task.py",
     "tests/documents/test_documents.py",
     "tests/training/test_gradients.py",
     "tests/assets/test_tiny_model.py",

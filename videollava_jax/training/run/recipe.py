@@ -221,7 +221,8 @@ class Keeping:
       save_every: steps between two checkpoints; one is also written at the end, and when a signal stops the run.
       keep: the number of latest checkpoints that stay.
       log_every: steps between two lines of metrics.
-      evaluate_every: steps between two evaluations on data.held_out and of data.evaluate; 0 evaluates at the end only.
+      evaluate_every: steps between two evaluations on data.held_out and of data.evaluate, which also has one before the
+        first step; 0 evaluates at the end only.
     """
 
     save_every: int = 200
