@@ -13,7 +13,7 @@ import pytest
 from tests.training.data_sets import write_data
 from videollava_jax.cli import main as videollava
 from videollava_jax.engine import Engine
-from videollava_jax.training.run import guards, held_out_task
+from videollava_jax.training.run import guards, held_out_task, loop
 from videollava_jax.training.run.metrics import read_metrics
 
 # High rates: what the tiny model answers changes within a step or two.
@@ -143,7 +143,9 @@ def test_asked_as_the_paper_about_the_first_videos_with_one_that_cannot_be_read(
 ):
     shutil.copytree(shapes, tmp_path / "shapes")
     (tmp_path / "shapes" / "videos" / "clip0.mp4").write_bytes(b"no video")
-    used = []
+    used, alike = [], []
+    agree = loop.require_agreement
+    monkeypatch.setattr(loop, "require_agreement", lambda facts: alike.append(facts) or agree(facts))
     monkeypatch.setattr(held_out_task, "Engine", lambda model, *a, **k: used.append(model) or Engine(model, *a, **k))
     more = ("--data.evaluate_data", str(tmp_path / "shapes"), "--keeping.evaluate_every", "0")
     more += ("--data.evaluate_as", "paper", "--data.evaluate_limit", "2")
@@ -151,6 +153,8 @@ def test_asked_as_the_paper_about_the_first_videos_with_one_that_cannot_be_read(
     report = json.loads((tmp_path / "run" / "evaluations" / "msvd_qa" / "1" / "report.json").read_text())
     assert report["settings"]["asked"] == {"as": "paper", "limit": 2}
     assert report["counts"]["clusters"] == 2
+    # Processes that are asked different things would wait for each other for ever.
+    assert alike[0]["data.evaluate"]["asked"] == {"as": "paper", "limit": 2}
     assert 0 < report["counts"]["failed"] < report["counts"]["questions"]
     assert "questions have no answer and count as wrong; the first error: " in capsys.readouterr().err
     # Copies of the layers are deleted with the end of the evaluation; what was not copied stays.

@@ -45,7 +45,7 @@ from videollava_jax.generation.loaded import LoadedModel, read_generation_config
 from videollava_jax.model.sharding import Placement
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.training.run.guards import Watchdog
-from videollava_jax.training.run.processes import gathered, require_agreement
+from videollava_jax.training.run.processes import gathered
 from videollava_jax.training.run.recipe import Data, Recipe
 from videollava_jax.training.update.inference import inference_model
 from videollava_jax.training.update.model import TrainingModel
@@ -157,7 +157,6 @@ class TaskEvaluator:
         self._generation_config = read_generation_config(checkpoint)
         self._memory: int | None = None
         self.name = f"evaluate/{held_out.task.name}"
-        require_agreement({"data.evaluate": held_out.facts})
 
     def __call__(self, parameters: Parameters, step: int, stopped: Callable[[], bool]) -> dict[str, float] | None:
         """Returns the task's metrics, in their order of the report; None if the run is to stop.

@@ -87,7 +87,8 @@ def _run(recipe: Recipe, text: str, stack: ExitStack, peers: Peers | None) -> in
     # These decide which collectives run, and when: processes that differ in one would wait for each other for ever.
     alike = {"compute": dataclasses.asdict(recipe.compute), "keeping": dataclasses.asdict(recipe.keeping)}
     others = {"held-out data": held_out and held_out.corpus.digest, "features": recipe.data.features}
-    require_agreement({**facts, **alike, **others})
+    evaluated = {"data.evaluate": None if task is None else task.facts}
+    require_agreement({**facts, **alike, **others, **evaluated})
     stack.enter_context(run_directory(output, facts, text))
     watchdog = stack.enter_context(Watchdog(recipe.stall_seconds, GOING_ON, peers.silent if peers else str))
     watchdog.alive("loading the model")
