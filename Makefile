@@ -85,7 +85,10 @@ audit: $(VENV)/.installed-dev
 wheel: $(VENV)/.installed-dev
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --no-isolation
-	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --mc-type library --output-reproducible \
+	mkdir -p build  # the version, which setuptools reads from the package, stands in a copy
+	sed "s/^dynamic = .*/version = \"$$($(BIN)/python -c 'import videollava_jax.version as v; print(v.__version__)')\"/" \
+	  pyproject.toml > build/pyproject.toml
+	$(BIN)/cyclonedx-py requirements --pyproject build/pyproject.toml --mc-type library --output-reproducible \
 	  -o "$$(echo dist/*.whl | sed 's/-py3-none-any.whl//').cdx.json" requirements/package-$(PYTHON_VERSION).txt
 
 clean:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 from tests.compiling import ENVIRONMENT
 
@@ -32,18 +33,25 @@ def write_model_job(path: Path, media: Path) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def start_command(*arguments: str, mark: str = "1") -> subprocess.Popen[bytes]:
-    """Starts `videollava` in a separate process that can be found by its mark."""
+def start_command(
+    *arguments: str, mark: str = "1", output: IO[bytes] | int = subprocess.PIPE, **more: str
+) -> subprocess.Popen[bytes]:
+    """Starts `videollava` in a separate process that can be found by its mark.
+
+    Args:
+      output: takes what it prints.
+      more: variables of its environment.
+    """
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "SOURCE_DATE_EPOCH": "1700000000", MARK: mark,
-        **ENVIRONMENT,
+        **ENVIRONMENT, **more,
     }  # fmt: skip
     code = "import sys; from videollava_jax.cli import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         env=environment,
         cwd=ROOT,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
     )
 

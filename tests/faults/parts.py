@@ -64,5 +64,6 @@ PARTS = (
     Part("downloads", "hosts that answer anything", "downloads"),
     Part("jobs", "batch jobs killed at any moment", "batch"),
     Part("server", "dropped connections, odd bodies", "serving"),
+    Part("processes", "each process of each kind of run killed, stopped, stopped for 5 s", "signals", minutes=40),
     Part("training", "fine-tuning killed and stopped at any step", "training", minutes=20),
 )
