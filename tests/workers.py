@@ -34,6 +34,7 @@ LONGEST = (
     "tests/training/run/test_held_out_task.py",
     "tests/documents/test_documents.py",
     "tests/training/test_gradients.py",
+    "tests/training/run/test_authors_steps.py",
     "tests/assets/test_tiny_model.py",
     "tests/evaluation/test_command.py",
     "tests/serving/test_page.py",

@@ -79,7 +79,7 @@ def real_llama_model(cache: Path | None = None) -> Path:
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(_sentencepiece_model(_pieces(_fetch_package(cache))))
+        partial.write_bytes(sentencepiece_model(_pieces(_fetch_package(cache))))
         partial.replace(path)  # two test runs at once must not see half a file
     return path
 
@@ -122,7 +122,7 @@ def _constant(module: str, name: str) -> bytes:
     return base64.b64decode(match[1])
 
 
-def _sentencepiece_model(pieces: list[str]) -> bytes:
+def sentencepiece_model(pieces: list[str]) -> bytes:
     """Llama's model: specials, 256 bytes, then pieces in the order of their merges, which is their score."""
     model = protobuf.ModelProto()
     for i, piece in enumerate(pieces):
