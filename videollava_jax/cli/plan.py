@@ -25,10 +25,16 @@ def add_plan(made: argparse.ArgumentParser) -> None:
         "jax[cuda12], the throughput of GPUs is arithmetic alone.\n\n"
         "  videollava plan --topology v5e:2x4 --questions 25\n"
         "  videollava plan --topology h200 --job msvd --simulate --arithmetic\n"
-        "  videollava plan --topology h100:8 --job caption --int8-weights",
+        "  videollava plan --topology h100:8 --job caption --int8-weights\n"
+        "  videollava plan --topology v5p:2x2x4 --train paper_finetune --mesh 8x2",
     )
     made.add_argument(
         "--topology", required=True, metavar="CHIPS", help="v5e:2x4, v6e:2x4, v5p:2x2x2, v5e:16x16, h100:8, h200, ..."
+    )
+    made.add_argument(
+        "--train",
+        metavar="RECIPE",
+        help="plan a step of fine-tuning instead of a job: a recipe's name or YAML file, as `finetune --config`",
     )
     made.add_argument(
         "--job",
@@ -97,13 +103,33 @@ def _job(given: str) -> tuple[str, float | None]:
     return name, None
 
 
+_OF_JOBS = {
+    "--job": ("qa", None),
+    "--questions": None,
+    "--question-tokens": 50,
+    "--answer-tokens": None,
+    "--frames": 8,
+    "--pool": 1,
+    "--grid": None,
+    "--int8-weights": False,
+    "--int8-cache": False,
+    "--arithmetic": False,
+    "--simulate": None,
+}
+"""Options that a training step does not have, with their defaults."""
+
+
 def plan(arguments: argparse.Namespace) -> None:
-    """Prints the plan of a job."""
+    """Prints the plan of a job, or of a training step."""
     from tqdm import tqdm
 
     from videollava_jax.config import ModelConfig, require_whole_windows
     from videollava_jax.costs.work import Job, Storage
     from videollava_jax.hub import Wanted, find_model
+
+    if arguments.train is not None:
+        _plan_training(arguments)
+        return
     from videollava_jax.planning.plan import PROGRAMS, PlanRequest, make_plan
     from videollava_jax.planning.report import record, text
     from videollava_jax.planning.simulation import report as simulations
@@ -152,3 +178,36 @@ def plan(arguments: argparse.Namespace) -> None:
         print(text(made))
         if simulation is not None:
             print(f"\n{simulations.text(simulation)}")
+
+
+def _plan_training(arguments: argparse.Namespace) -> None:
+    """Prints the plan of a recipe's step."""
+    from tqdm import tqdm
+
+    from videollava_jax.config import ModelConfig
+    from videollava_jax.hub import Wanted, find_model
+    from videollava_jax.planning.training_plan import plan_training, record, text
+    from videollava_jax.training.run.recipe import read_recipe
+
+    for option, default in _OF_JOBS.items():
+        if getattr(arguments, option.removeprefix("--").replace("-", "_")) != default:
+            raise UsageError(f"{option}: no effect with --train; expected it in the recipe, if a recipe has it")
+    # Neither is read, and many recipes leave them to the command line.
+    unread = ["--model", "-", "--output", "-", "--data.train", "-"]
+    recipe, _ = read_recipe(["--config", arguments.train, *unread], prog="videollava plan --train")
+    config = ModelConfig(variant=recipe.data.preset or "hf")
+    if arguments.model is not None:
+        config = ModelConfig.from_hf(find_model(arguments.model, Wanted.SIDE_FILES, bundled=True))
+    if arguments.variant is not None:
+        config = dataclasses.replace(config, variant=arguments.variant)
+    made = plan_training(
+        arguments.topology,
+        recipe,
+        config,
+        arguments.mesh,
+        lambda names: tqdm(names, "compiling", unit="program", disable=None),
+    )
+    if arguments.json:
+        print_json(record(made))
+    else:
+        print(text(made))

@@ -137,7 +137,7 @@ def _programs(batch: BatchPlan) -> list[str]:
     if not any(program.chip.kind == "gpu" for program in batch.programs.values()):
         for row in work:
             row.pop(-2)  # a TPU runs a program as a whole
-    lines = ["", *_aligned(memory), "", *_aligned(work)]
+    lines = ["", *aligned(memory), "", *aligned(work)]
     for name, why in batch.too_large.items():
         lines += ["", f"{name} does not fit: {why}"]
     for name, program in batch.programs.items():
@@ -159,7 +159,7 @@ def _throughput(plan: Plan) -> list[str]:
             rows.append(row(name, batch.throughput, batch.shape.batch))
     if plan.limit is not None:
         rows.append(row("by arithmetic" + ", not compiled" * (plan.batch is None), plan.limit, plan.limit.rows))
-    lines = _aligned(rows) if len(rows) > 1 else []
+    lines = aligned(rows) if len(rows) > 1 else []
     if plan.limit is None:
         lines.append(plan.why_no_limit)
     elif plan.batch is None:
@@ -167,7 +167,8 @@ def _throughput(plan: Plan) -> list[str]:
     return lines
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table, whose first and last columns are aligned to the left."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     last = len(widths) - 1
     return [
