@@ -11,6 +11,7 @@ disturbed. Interrupted calls and short writes must not be noticed. `--every 7` t
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.children import Died, run
+from tests.faults.disks import mount
 from tests.faults.failing_calls import FAILURES, Failure, calls, under, why_not
 from tests.faults.failing_trials import LEFT, TRIALS, Ended, Problem, Trial
 from tests.faults.tables import Tally, said, table
@@ -141,10 +143,79 @@ def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
     return ", ".join(sorted(differing)[:5])
 
 
+# ── full disks ──
+
+
+def fill_disks(trial: Trial, number: int, seed: int = 0) -> Tally:
+    """Runs a trial on `number` tmpfs that fill up on the way, then with room; returns its row."""
+    tally = Tally(f"{trial.name}: full tmpfs")
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        trial.make(home / "source")
+        try:
+            expected, need = run(_on_disk, trial, _new(home, "whole"), 2**30, None, seconds=2 * SECONDS)
+        except RuntimeError as error:
+            if "PermissionError" not in str(error):
+                raise
+            tally.note = "skipped: this user may not mount one"
+            return tally
+        for i in range(number):
+            share = random.Random(f"{seed}/{trial.name}/{i}").uniform(0, 1)
+            begun = time.monotonic()
+            try:
+                # At least one page: a size of 0 is none.
+                room = max(4096, int(share * need))
+                outcome, detail = run(_on_disk, trial, _new(home, str(i)), room, expected, seconds=2 * SECONDS)
+            except (Died, RuntimeError) as error:
+                outcome, detail = _how(error), str(error)[-1500:]
+            tally.add(outcome, f"{share:.3f} of {need} bytes: {detail}", seconds=time.monotonic() - begun)
+    return tally
+
+
+def _new(home: Path, name: str) -> Path:
+    place = home / name
+    (place / "out").mkdir(parents=True)
+    return place
+
+
+def _on_disk(trial: Trial, place: Path, room: int, expected: dict[str, Any] | None) -> Any:
+    """Runs a trial on a tmpfs of this process with `room` bytes more than what was there before, and again with more.
+
+    Returns:
+      (outcome, detail); without `expected`, the result and the bytes that a run takes.
+    """
+    out = place / "out"
+    mount(out, "size=1g")
+    trial.prepare(out)
+    before = _taken(out)
+    if expected is not None:
+        mount(out, f"remount,size={before + room}")
+    status, words = _heard(trial.run, place)
+    if expected is None:
+        assert status == 0, words
+        return trial.result(place), _taken(out) - before
+    if status == 0:
+        problem = _problem_with_success(trial, words, place, expected)
+    else:
+        problem = _problem_with_error(trial, FAILURES[1], status, words, place) or trial.disturbed(place, expected)
+    mount(out, "remount,size=1g")
+    if not problem and status:
+        again, said = trial.run(place)
+        problem = ("lost", f"the next run fails: {said[-500:]} (the first: {words})") if again else None
+        problem = problem or _problem_with_success(trial, said, place, expected)
+    return problem or ("said" if status else "not noticed", "")
+
+
+def _taken(directory: Path) -> int:
+    usage = os.statvfs(directory)
+    return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+
+
 def part(seed: int, scale: float) -> list[Tally]:
     """Tries every twelfth call at scale 1, every one from scale 12 on; returns a row for each trial and failure."""
     every = max(1, round(12 / scale))
-    return [tally for trial in TRIALS for tally in fail_calls(trial, every=every, seed=seed)]
+    calls_of = [tally for trial in TRIALS for tally in fail_calls(trial, every=every, seed=seed)]
+    return calls_of + [fill_disks(trial, max(1, round(6 * scale)), seed) for trial in TRIALS]
 
 
 def main() -> int:
@@ -160,6 +231,7 @@ def main() -> int:
         if wanted.only is None or trial.name in wanted.only:
             begun = time.perf_counter()
             tallies += fail_calls(trial, every=wanted.every, seed=wanted.seed)
+            tallies.append(fill_disks(trial, max(1, 36 // wanted.every), wanted.seed))
             print(f"{trial.name}: {time.perf_counter() - begun:.0f} s", flush=True)
     print(f"\nseed {wanted.seed}, {time.perf_counter() - started:.0f} s\n\n{table(tallies)}")
     return said(tallies)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.children import run
 from tests.faults.failing_calls import CHANGES, FAILURES, SHORT, WRITES, Failure, calls, shift_clock, under, why_not
-from tests.faults.failing_io import fail_calls
+from tests.faults.failing_io import fail_calls, fill_disks
 from tests.faults.failing_trials import TRIALS
 from tests.faults.tables import table
 
@@ -99,3 +99,10 @@ def test_every_few_calls(trial):
     assert not violations, "\n".join([table(tallies), *violations])
     assert len(tallies) == len(failures)
     assert all(tally.outcomes for tally in tallies)
+
+
+@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.name)
+def test_full_disks(trial):
+    tally = fill_disks(trial, 2, seed=2)
+    assert not tally.violations, "\n".join(tally.violations)
+    assert tally.note or tally.outcomes.total() == 2

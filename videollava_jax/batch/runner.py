@@ -120,6 +120,7 @@ def run_batch(
       Stopped: SIGTERM or SIGINT came.
     """
     files = [source] if isinstance(source, Path) else list(source)
+    versions = {file: _version(file) for file in files}
     form = options.form or recognise(files)
     paths = Paths(output)
     with locked(paths):
@@ -129,7 +130,7 @@ def run_batch(
         identity = {**job_identity(files, form, options.defaults), **options.facts}
         receipt = read_receipt(paths, identity)
         if receipt is None or paths.ledger.exists():  # a ledger may have records that the output lacks
-            summary = _resume(files, form, count, paths, identity, make_runner, options)
+            summary = _resume(versions, form, count, paths, identity, make_runner, options)
         elif options.retry_errors and receipt["errors"]:
             raise ValueError(
                 f"{output}: --retry-errors needs the ledger, which --keep-ledger would have kept; remove the output to "
@@ -142,8 +143,17 @@ def run_batch(
     return summary
 
 
+def _version(file: Path) -> tuple[int, ...]:
+    """Returns what changes with a file; nothing of one that is not there."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _resume(
-    files: Sequence[Path],
+    versions: Mapping[Path, tuple[int, ...]],
     form: str,
     count: int,
     paths: Paths,
@@ -157,7 +167,7 @@ def _resume(
         if options.retry_errors:
             ledger.forget_errors()
         facts = JobFacts(options.model, ledger.created, identity_digest(identity))
-        summary = _Job(files, form, ledger, facts, Summary(count), options).run(make_runner)
+        summary = _Job(versions, form, ledger, facts, Summary(count), options).run(make_runner)
         ledger.write_output(count, identity)
     finally:
         ledger.close()
@@ -185,9 +195,15 @@ class _Job:
     """One run of a job: passes the pending lines through a runner and commits the results."""
 
     def __init__(
-        self, files: Sequence[Path], form: str, ledger: Ledger, facts: JobFacts, summary: Summary, options: BatchOptions
+        self,
+        versions: Mapping[Path, tuple[int, ...]],
+        form: str,
+        ledger: Ledger,
+        facts: JobFacts,
+        summary: Summary,
+        options: BatchOptions,
     ):
-        self._files, self._form, self._ledger, self._facts = files, form, ledger, facts
+        self._versions, self._form, self._ledger, self._facts = versions, form, ledger, facts
         self._summary, self._options = summary, options
         self._done = ledger.done()
         summary.before = len(self._done)
@@ -260,9 +276,20 @@ class _Job:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _pending(self) -> Iterator[PendingLine]:
-        for line in pending_lines(self._files, self._form, self._options.defaults, self._done):
+        for line in pending_lines(list(self._versions), self._form, self._options.defaults, self._done):
             self._raise_if_stopped()
+            self._require_unchanged()
             yield line
+        self._require_unchanged()  # a file that was cut has no further line
+
+    def _require_unchanged(self) -> None:
+        """Raises a ValueError where the input is not what the job's identity was made of."""
+        for file, version in self._versions.items():
+            if _version(file) != version:
+                raise ValueError(
+                    f"{file}: changed while the job read it; the answers so far are kept: run the same command with "
+                    "the input as it was, or choose another output"
+                )
 
     def _find_media(self, line: PendingLine) -> _Found:
         """Finds the media of a line, as files, and returns its request with them."""
