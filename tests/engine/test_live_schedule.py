@@ -96,8 +96,11 @@ class Live(Simulation):
         P = self.shape.slots
         for shard in range(self.shape.shards):
             assert not self.schedule.slots.slots[shard * P + action.slot].pins, "a pinned prefix goes"
-        if self.rows:
-            assert not self.prefilled_since_decoding, "rows that are being answered wait for two prefills"
+        if self.rows and self.prefilled_since_decoding:
+            groups = [slot.group for slot in self.schedule.slots.of_index(action.slot) if slot.group is not None]
+            groups += [group for group in self.schedule._groups if isinstance(group.media, Media)]
+            waiting = sum(len(group.waiting) for group in groups)
+            assert waiting > len(self.rows), "rows that are being answered wait for two prefills, and are not the fewer"
         self.prefilled_since_decoding = True
         super()._Prefill(action)
 
@@ -289,6 +292,22 @@ def test_nobody_waits_for_the_media_of_another():
     actions = answered(made)
     assert kinds(actions) == ["Prefill", "Begin", "Decode"]
     assert actions[0].prefixes == (Media("b"),)
+
+
+def test_rows_wait_for_one_prefill_and_for_more_while_more_questions_wait():
+    """A step costs nearly the same with few rows."""
+    made = Schedule(live(grid=GridShape(shards=1, slots=5, rows=3, prefix=320, question=64, answer=64)))
+    arrive(made, ask("a0"), ask("a1"))
+    made.take(events.MediaRead("a", Media("a")))
+    assert kinds(answered(made)) == ["Prefill", "Begin", "Decode"]
+    for clip in "bcde":
+        made.take(events.Arrived(ask(f"{clip}0")))
+    decoded(made)
+    for clip in "bcde":
+        made.take(events.MediaRead(clip, Media(clip)))
+    assert kinds(decoded(made)) == ["Prefill", "Prefill", "Begin", "Begin", "Decode"]
+    assert kinds(decoded(made)) == ["Prefill", "Begin", "Decode"]
+    assert kinds(decoded(made)) == ["Prefill", "Begin", "Decode"]
 
 
 def test_nobody_waits_for_another_to_be_identified():

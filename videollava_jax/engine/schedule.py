@@ -107,6 +107,7 @@ class Schedule:
         self._limits, self._choose_shape = limits, choose_shape
         self.slots = None if limits.grid is None else Slots(limits.grid, Branches(), fixed=True)
         self._queries = self._hits = self._prefills = 0
+        self._prefilled = False  # since rows were decoded
         self._arrivals = Arrivals()
         self._groups = Groups()
         self._exhausted = False
@@ -267,10 +268,19 @@ class Schedule:
         found = filling.fitting(slots, self._readable())
         if found is None:
             return Wait()
-        if not found:
+        if not found or (self._prefilled and self._few_wait(slots)):
             self._phase = self._begin_questions
             return None
         return self._fill(slots, found)
+
+    def _few_wait(self, slots: Slots) -> bool:
+        """Returns whether rows of a live schedule are answered before another prefix is computed.
+
+        They wait for one, and for more while more questions wait for a slot than rows are being answered: a step costs
+        nearly the same with few rows, so that the fewer wait for the more.
+        """
+        waiting = sum(len(group.waiting) for group in self._groups if not isinstance(group.media, Exception | None))
+        return self.live and 0 < len(slots.live) >= waiting
 
     def _readable(self) -> Iterator[tuple[Group, PrefixMedia] | None]:
         """Yields the oldest groups whose media were read and whose questions fit the model; the others fail.
@@ -323,8 +333,7 @@ class Schedule:
         prefill = filling.fill(slots, groups)
         if prefill is not None:
             self._prefills += len(groups)
-            if self.live and slots.live:
-                self._phase = self._begin_questions  # rows that are being answered wait for one prefill at a time
+            self._prefilled = True
         return prefill
 
     # ── third phase: rows ──
@@ -351,7 +360,7 @@ class Schedule:
             self._begin_questions(scores=False)  # that have come, or whose row was freed, since the third phase
             if self._decided:
                 return None
-        self._phase = self._finish
+        self._phase, self._prefilled = self._finish, False
         live = {} if self.slots is None else self.slots.live
         if self.slots is None or not live:
             return None
