@@ -11,8 +11,8 @@ import pytest
 
 from tests.batch.test_runner import Echo, read, run
 from videollava_jax.batch.identity import job_identity
-from videollava_jax.batch.ledger import JobMismatch
 from videollava_jax.batch.lines import count_lines, read_lines, recognise
+from videollava_jax.batch.output import JobMismatch
 from videollava_jax.batch.requests import Defaults
 from videollava_jax.batch.runner import BatchOptions, run_batch
 from videollava_jax.cli.batch import _job_files

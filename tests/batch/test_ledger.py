@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.children import run
-from videollava_jax.batch.ledger import JobMismatch, Ledger, LedgerError, Paths, locked, read_receipt, remove
+from videollava_jax.batch.job_files import LedgerError, Paths, locked, remove
+from videollava_jax.batch.ledger import Ledger
+from videollava_jax.batch.output import JobMismatch, read_receipt
 
 IDENTITY = {"input": "abc", "model": "tiny"}
 
@@ -198,6 +200,7 @@ def test_a_run_that_was_killed_holds_no_lock(tmp_path):
     paths = Paths(tmp_path / "out")
     code = (
         "import sys, time; from pathlib import Path; from videollava_jax.batch.ledger import *\n"
+        "from videollava_jax.batch.job_files import *\n"
         "with locked(Paths(Path(sys.argv[1]))): print('held', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(paths.output)], stdout=subprocess.PIPE, text=True)

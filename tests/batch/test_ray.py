@@ -17,7 +17,7 @@ from tests.faults.batch import committed, write_job
 from tests.faults.children import Child, run
 from tests.faults.commands import MARK, await_no_process, start_command, write_model_job
 from videollava_jax.assets import MEDIA
-from videollava_jax.batch.ledger import Paths
+from videollava_jax.batch.job_files import Paths
 from videollava_jax.batch.ray.cluster import RayOptions, RayRunner
 from videollava_jax.batch.ray.replica import AnswerLines
 from videollava_jax.batch.runner import BatchOptions, run_batch

@@ -10,7 +10,8 @@ import pytest
 
 from tests.faults.batch import FakeRunner, asked, committed, run_job, write_job
 from tests.faults.children import Child, Died
-from videollava_jax.batch.ledger import JobMismatch, LedgerError
+from videollava_jax.batch.job_files import LedgerError
+from videollava_jax.batch.output import JobMismatch
 from videollava_jax.batch.requests import Defaults
 from videollava_jax.batch.runner import BatchOptions, run_batch
 from videollava_jax.batch.summary import TooManyErrors

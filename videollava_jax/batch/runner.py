@@ -24,9 +24,11 @@ from tqdm import tqdm
 from videollava_jax.batch.forms import FORMS
 from videollava_jax.batch.forms.form import JobFacts, either
 from videollava_jax.batch.identity import identity_digest, job_identity
-from videollava_jax.batch.ledger import Ledger, LedgerError, Paths, locked, no_space, read_receipt, remove
+from videollava_jax.batch.job_files import LedgerError, Paths, locked, no_space, remove
+from videollava_jax.batch.ledger import Ledger
 from videollava_jax.batch.lines import count_lines, read_lines, recognise
 from videollava_jax.batch.media.spool import Fetch, Resolver, Spool, SpoolError
+from videollava_jax.batch.output import read_receipt
 from videollava_jax.batch.pending import PendingLine, grouped_by_media, pending_lines
 from videollava_jax.batch.records import record
 from videollava_jax.batch.requests import Defaults, with_sources

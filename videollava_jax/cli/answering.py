@@ -173,7 +173,7 @@ def _engine(
 
 
 def _ray_runner(arguments: argparse.Namespace, path: str | Path, sources: list[Path], output: Path) -> RayRunner:
-    from videollava_jax.batch.ledger import Paths
+    from videollava_jax.batch.job_files import Paths
     from videollava_jax.batch.lines import read_lines, recognise
     from videollava_jax.batch.ray.cluster import RayOptions, RayRunner
     from videollava_jax.hub import BUNDLED
