@@ -414,9 +414,13 @@ class TestLive:
         sums = {c["kind"]: c["count"] for c in decode["collectives"]}
         assert sums == {"all-reduce": 2 * 4 + 1, "all-gather": 1}  # two for each layer, the embedding's, the logits'
 
-    @pytest.mark.parametrize("topology", ["v6e:2x4", "v5p:2x2x2"])
-    def test_tails_are_updated_in_place(self, topology: str, tmp_path: Any):
-        """Left to itself the compiler for these chips writes each layer's whole tails back in every step."""
+    @pytest.mark.parametrize(("topology", "most"), [("v6e:2x4", 1), ("v5p:2x2x2", 3)])
+    def test_tails_are_updated_in_place(self, topology: str, most: int, tmp_path: Any):
+        """Left to itself the compiler for these chips writes each layer's whole tails back in every step.
+
+        That is four tails here: 50 MB of 50 on v6e, 50 of 83 on v5p, where logits and the scores of the prefixes' keys
+        are written too.
+        """
         config = ModelConfig(text_config=TextConfig(num_hidden_layers=2))
         (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
         record = required(topology, "8 × 8", "--model", str(tmp_path), "--programs", "decode")
@@ -424,8 +428,7 @@ class TestLive:
         a_tail = 192 * 64 * 4 * 128 * 2  # positions, rows, a chip's heads, head size, bfloat16
         assert decode["resident"]["tails"] >= 2 * 2 * a_tail
         assert [move for move in decode["big_moves"] if move["bytes"] >= a_tail] == []
-        # What is written has the size of activations: of the logits, and of the scores of the prefixes' keys.
-        assert decode["hbm_written"] < 2 * a_tail
+        assert decode["hbm_written"] < most * a_tail
 
     def test_what_the_compiler_does_not_know_is_refused(self):
         with pytest.raises(RuntimeError, match="topology 'v5e:3x3': the TPU compiler refuses it"):
