@@ -143,12 +143,12 @@ def _python(arguments: Sequence[str]) -> int:
         exec(compile(arguments[1], "-c", "exec"), {"__name__": "__main__"})
     elif arguments[0] == "-m":
         sys.argv = list(arguments[1:])
-        known = sys.modules.pop(arguments[1], None)  # of an earlier test: runpy warns of it
+        names = (arguments[1], f"{arguments[1]}.__main__")  # a package runs the second
+        known = {name: sys.modules.pop(name) for name in names if name in sys.modules}  # earlier: runpy warns of them
         try:
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         finally:
-            if known is not None:
-                sys.modules[arguments[1]] = known
+            sys.modules.update(known)
     else:
         sys.argv = list(arguments)
         sys.path.insert(0, str(Path(arguments[0]).resolve().parent))

@@ -41,7 +41,11 @@ def test_a_short_video_repeats_its_frames(videos, name, indices):
     assert (np.diff(video.timestamps) >= 0).all()
 
 
-@given(total=st.integers(1, 300), start=st.floats(0, 40), length=st.floats(0.01, 40), count=st.integers(1, 12))
+HUNDREDTHS = st.integers(0, 4000).map(lambda number: number / 100)
+"""Of seconds: none is as close to a frame's time as the ticks of a file are, which count as the same."""
+
+
+@given(total=st.integers(1, 300), start=HUNDREDTHS, length=HUNDREDTHS.filter(bool), count=st.integers(1, 12))
 def test_a_part_is_sampled_as_a_video_of_its_own(total, start, length, count):
     times, end = np.arange(total) / 8, start + length
     inside = np.flatnonzero((times >= start - 1e-9) & (times <= end + 1e-9))

@@ -357,7 +357,7 @@ def test_what_is_no_medium_is_not_kept(small_files, changes, said):
     code, _, raw = upload(small_files, **changes)
     assert code == 400, raw
     assert said in json.loads(raw)["error"]["message"]
-    assert str(small_files.server.media._directory.name).encode() not in raw
+    assert str(small_files.server.media._directory.path).encode() not in raw
     assert not small_files.server.media.uploads.all()
     assert not list(small_files.server.media.spool._directory.iterdir())
 

@@ -63,7 +63,7 @@ class Warm:
     def warm_up(self):
         return 0
 
-    def close(self, drain_seconds=None):
+    def close(self, drain_seconds=None, stop_seconds=None):
         pass
 
     def __getattr__(self, name):

@@ -30,7 +30,8 @@ class OrbaxErrors:
         self.records: list[logging.LogRecord] = []
 
     def __enter__(self) -> OrbaxErrors:
-        logging.getLogger("absl").addFilter(self._keep)
+        # First of the filters: what another one drops would not reach it, such as that of a run of fine-tuning.
+        logging.getLogger("absl").filters.insert(0, self._keep)
         self.unraisable = sys.unraisablehook
         ignore_closed_loops()
         return self

@@ -228,8 +228,6 @@ def test_whole_runs(fine_tune, data, tmp_path, capfd, monkeypatch):
             assert_close(line[name], wanted[name], SAME)
     assert fine_tune(tmp_path / "pixels", *recipe, *features, steps=2) == 0
     assert "features: 0 media encoded; in" in capfd.readouterr().err
-    *_, before, after = read_metrics(tmp_path / "pixels")
-    assert_close(after["held_out_loss"], before["held_out_loss"], SAME)
 
 
 # ── what is encoded ──

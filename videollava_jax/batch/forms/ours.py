@@ -17,12 +17,12 @@ from videollava_jax.batch.forms.fields import (
 from videollava_jax.batch.forms.form import JobFacts, LineForm, RequestParts, Tag
 from videollava_jax.generation.kinds import number, parsed, whole
 from videollava_jax.generation.options import KINDS, from_json
-from videollava_jax.media import Within
 from videollava_jax.processing.media_fields import IMAGE_SUFFIXES
 from videollava_jax.processing.segments import MEDIA_TOKENS, MediaKind
 
 if TYPE_CHECKING:
     from videollava_jax.engine import Result
+    from videollava_jax.media import Within
 
 _MEDIA_OPTIONS = ("frames", "pool", "start", "end")
 """Options of a line that say how its media are read."""
@@ -54,6 +54,8 @@ def _ask(fields: Mapping[str, Any]) -> RequestParts:
 
 
 def _part(start: Any, end: Any, frames: int | None) -> Within:
+    from videollava_jax.media import Within  # the help of commands does without
+
     seconds = number(0.0, 1e7)
     first = 0.0 if start is None else parsed("start", seconds, start)
     return Within(first, None if end is None else parsed("end", seconds, end), frames)
