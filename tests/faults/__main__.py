@@ -175,7 +175,7 @@ def main() -> int:
     for violation in violations:
         print(f"\n{violation}")
     if asked.write:
-        into_page(PAGE, "the last whole run", f"`{command}`, {text}")
+        into_page(PAGE, "the last whole run", f"`{command}` <!-- not run: minutes -->, {text}")
         print(f"\nwritten to {PAGE}")
     return 1 if violations else 0
 

@@ -145,7 +145,8 @@ def main() -> int:
         into_page(
             PAGE,
             "changed files",
-            f"`{command}`, {seconds:.0f} s, {dated()}; {files}.\n\n{by_row(tallies, 'file that was changed')}",
+            f"`{command}` <!-- not run: minutes -->, {seconds:.0f} s, {dated()}; {files}.\n\n"
+            + by_row(tallies, "file that was changed"),
         )
     return said(tallies)
 
