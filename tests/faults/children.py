@@ -38,6 +38,10 @@ class Late(Died):
     outcome = "hang"
 
 
+ENDS = 20.0
+"""Seconds that a child may take to end after its answer: a thread that it leaves may keep it."""
+
+
 class Child:
     """A process that runs one function.
 
@@ -73,9 +77,15 @@ class Child:
         raise self._died(f"it did not answer within {seconds:g} s", Late)
 
     def result(self, seconds: float = 60) -> Any:
-        """Returns what the function returns; raises Died, or a RuntimeError with the function's traceback."""
+        """Returns what the function returns; raises Died, or a RuntimeError with the function's traceback.
+
+        A child that has answered and does not end within `ENDS` is `Late` too.
+        """
         kind, value = self.receive(seconds)
-        self._process.join()
+        self._process.join(ENDS)
+        if self._process.exitcode is None:
+            self.kill()
+            raise self._died(f"it answered {str(value)[:300]} and did not end within {ENDS:g} s", Late)
         self.close()
         if kind != "returned":
             raise RuntimeError(value)

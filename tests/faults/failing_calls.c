@@ -25,7 +25,7 @@
 #define EXPORTED __attribute__((visibility("default")))
 
 /* What a call does: an error is given only to calls that can have it. */
-enum { WRITES = 1, TAKES_SPACE = 2, WAITS = 4, SYNCS = 8, NAMES = 16, CLOSES = 32, OPENS = 64, READS = 128 };
+enum { WRITES = 1, TAKES_SPACE = 2, WAITS = 4, SYNCS = 8, NAMES = 16, CLOSES = 32, OPENS = 64, READS = 128, MAKES = 256 };
 
 enum { SHORT = -1 }; /* instead of an error: half of the bytes are written */
 
@@ -262,8 +262,8 @@ DEFINE_OPENAT(openat64)
     }
 
 DEFINE_ON_PATH(creat, OPENS | TAKES_SPACE | WAITS, (const char *path, mode_t mode), AT_FDCWD, path, (path, mode))
-DEFINE_ON_PATH(mkdir, NAMES | TAKES_SPACE, (const char *path, mode_t mode), AT_FDCWD, path, (path, mode))
-DEFINE_ON_PATH(mkdirat, NAMES | TAKES_SPACE, (int at, const char *path, mode_t mode), at, path, (at, path, mode))
+DEFINE_ON_PATH(mkdir, NAMES | TAKES_SPACE | MAKES, (const char *path, mode_t mode), AT_FDCWD, path, (path, mode))
+DEFINE_ON_PATH(mkdirat, NAMES | TAKES_SPACE | MAKES, (int at, const char *path, mode_t mode), at, path, (at, path, mode))
 DEFINE_ON_PATH(rename, NAMES | TAKES_SPACE, (const char *from, const char *path), AT_FDCWD, path, (from, path))
 DEFINE_ON_PATH(renameat, NAMES | TAKES_SPACE, (int from_at, const char *from, int at, const char *path), at, path, (from_at, from, at, path))
 DEFINE_ON_PATH(renameat2, NAMES | TAKES_SPACE, (int from_at, const char *from, int at, const char *path, unsigned flags), at, path, (from_at, from, at, path, flags))

@@ -78,7 +78,7 @@ def forget() -> None:
 
 # ── what fails ──
 
-WRITES, TAKES_SPACE, WAITS, SYNCS, NAMES, CLOSES, OPENS, READS = (1 << i for i in range(8))
+WRITES, TAKES_SPACE, WAITS, SYNCS, NAMES, CLOSES, OPENS, READS, MAKES = (1 << i for i in range(9))
 """The kinds of calls, as in `failing_calls.c`."""
 CHANGES = WRITES | TAKES_SPACE | SYNCS | NAMES | CLOSES | OPENS
 SHORT = -1
@@ -115,6 +115,7 @@ FAILURES = (
     Failure("short write", SHORT, WRITES),
     Failure("only short writes", SHORT, WRITES, lasting=True),
 )
+NO_DIRECTORY = Failure("EIO making a directory", errno.EIO, MAKES, causes=_BROKEN)
 READING = (
     Failure("EIO reading", errno.EIO, READS, causes=_BROKEN),
     Failure("EINTR reading", errno.EINTR, READS),

@@ -11,6 +11,7 @@ disturbed. Interrupted calls and short writes must not be noticed. `--every 7` t
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import shutil
@@ -31,8 +32,15 @@ SECONDS = 60
 """That a run may take: one that hangs is killed then."""
 
 
-def fail_calls(trial: Trial, failures: Sequence[Failure] = FAILURES, every: int = 1, seed: int = 0) -> list[Tally]:
-    """Repeats a trial with each of its calls failing, or with every few of them; returns a row for each failure."""
+def fail_calls(
+    trial: Trial, failures: Sequence[Failure] = FAILURES, every: int = 1, seed: int = 0, numbers: Sequence[int] = ()
+) -> list[Tally]:
+    """Repeats a trial with each of its calls failing, or with every few of them; returns a row for each failure.
+
+    Args:
+      every: how many calls further the next one fails; the first is drawn from the seed.
+      numbers: of the calls that fail, from 1, in the place of `every`.
+    """
     if reason := why_not():
         return [Tally(trial.name, note=f"skipped: {reason}")]
     tallies = []
@@ -47,9 +55,10 @@ def fail_calls(trial: Trial, failures: Sequence[Failure] = FAILURES, every: int 
             number = _number_of_calls(trial, failure, home)
             tally = Tally(f"{trial.name}: {failure.name}", note=f"of {number} calls")
             tallies.append(tally)
-            nth = 1 + random.Random(f"{seed}/{trial.name}/{failure.name}").randrange(min(every, number))
-            while _tried(trial, failure, nth, home, tally, expected):
-                nth += every
+            first = 1 + random.Random(f"{seed}/{trial.name}/{failure.name}").randrange(max(1, min(every, number)))
+            for nth in numbers or itertools.count(first, every):
+                if not _tried(trial, failure, nth, home, tally, expected):
+                    break
     return tallies
 
 

@@ -260,7 +260,7 @@ class TrainingSaves(Trial):
         return None
 
 
-STEPS, EVERY = 6, 2
+STEPS, EVERY = 4, 2
 
 
 def last_checkpoint(run: Path) -> int:
@@ -269,17 +269,21 @@ def last_checkpoint(run: Path) -> int:
 
 
 def _train(output: Path) -> None:
-    import jax.numpy as jnp
+    import jax
+    import numpy as np
 
     from videollava_jax.training.run.checkpoints import Checkpoints
     from videollava_jax.training.run.metrics import Metrics
     from videollava_jax.training.run.run_directory import run_directory
     from videollava_jax.training.update.step import TrainState
 
-    def new() -> jnp.ndarray:
-        return jnp.zeros(500)
+    def put(value: object) -> jax.Array:
+        """Puts a value onto the device; nothing is compiled, since this runs again and again."""
+        return jax.device_put(np.asarray(value))
 
-    state = TrainState({"lora.a": new(), "lora.b": new()}, {"moments": new()}, jnp.int32(0), jnp.int32(0))
+    new = np.zeros(500, np.float32)
+    trained = {"lora.a": put(new), "lora.b": put(new)}
+    state = TrainState(trained, {"moments": put(new)}, put(np.int32(0)), put(np.int32(0)))
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_directory(output, {"model": "none"}, "model: none\n"))
         checkpoints = Checkpoints(output / "checkpoints", keep=1)
@@ -292,8 +296,8 @@ def _train(output: Path) -> None:
         stack.callback(checkpoints.close)
         while step < STEPS:
             step += 1
-            trained = {name: value + step for name, value in state.trained.items()}
-            state = TrainState(trained, state.optimizer, jnp.int32(step), state.skipped)
+            trained = {name: put(np.asarray(value) + np.float32(step)) for name, value in state.trained.items()}
+            state = TrainState(trained, state.optimizer, put(np.int32(step)), state.skipped)
             metrics.write(step, {"loss": 1 / step})
             checkpoints.require_written()
             if step % EVERY == 0:

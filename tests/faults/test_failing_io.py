@@ -8,7 +8,18 @@ import time
 import pytest
 
 from tests.faults.children import run
-from tests.faults.failing_calls import CHANGES, FAILURES, SHORT, WRITES, Failure, calls, shift_clock, under, why_not
+from tests.faults.failing_calls import (
+    CHANGES,
+    FAILURES,
+    NO_DIRECTORY,
+    SHORT,
+    WRITES,
+    Failure,
+    calls,
+    shift_clock,
+    under,
+    why_not,
+)
 from tests.faults.failing_io import fail_calls, fill_disks
 from tests.faults.failing_trials import TRIALS
 from tests.faults.tables import table
@@ -99,6 +110,14 @@ def test_every_few_calls(trial):
     assert not violations, "\n".join([table(tallies), *violations])
     assert len(tallies) == len(failures)
     assert all(tally.outcomes for tally in tallies)
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("convert to Orbax", range(1, 6)), ("training saves", (4, 5, 6))])
+def test_a_directory_of_orbax_that_cannot_be_made(name, numbers):
+    """The run ends at once: what writes into the directory does not wait for it, and keeps no process for minutes."""
+    (trial,) = (trial for trial in TRIALS if trial.name == name)
+    (tally,) = fail_calls(trial, [NO_DIRECTORY], numbers=numbers)
+    assert tally.outcomes == {"said": len(numbers)}, "\n".join(tally.violations)
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.name)

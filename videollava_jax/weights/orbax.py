@@ -49,11 +49,15 @@ def write_orbax(
     )
     items = v0.handlers.DefaultCheckpointHandlerRegistry()
     items.add(_ITEM, v0.args.PyTreeSave, handler)
+    # Made by a thread, a directory that cannot be made keeps whoever writes into it waiting for five minutes.
+    options = v0.CompositeOptions(async_options=v0.AsyncOptions(create_directories_asynchronously=False))
     tree = {tensor.name: _placeholder(tensor.shape, tensor.dtype) for tensor in tensors}
     try:
         with (
             OrbaxErrors(path, "write"),
-            v0.Checkpointer(v0.CompositeCheckpointHandler(handler_registry=items)) as checkpointer,
+            v0.Checkpointer(
+                v0.CompositeCheckpointHandler(handler_registry=items, composite_options=options)
+            ) as checkpointer,
         ):
             checkpointer.save(path, v0.args.Composite(**{_ITEM: v0.args.PyTreeSave(tree)}))
     except WeightsError:

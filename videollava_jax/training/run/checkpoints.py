@@ -36,7 +36,8 @@ class Checkpoints:
             max_to_keep=keep,
             create=True,
             enable_async_checkpointing=True,
-            async_options=ocp.AsyncOptions(**limit),
+            # Made by threads, a directory that cannot be made keeps the threads that write into it for five minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False, **limit),
         )
         self._directory = directory.absolute()
         ignore_closed_loops()
