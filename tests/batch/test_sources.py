@@ -209,6 +209,10 @@ class Server(http.server.BaseHTTPRequestHandler):
         name, _, rest = self.path[1:].partition("?")
         if name == "redirect":
             self.answer(302, {"Location": rest})
+        elif name == "accents":
+            self.answer(302, {"Location": "/é.png?ü".encode().decode("latin-1")})
+        elif self.path == "/%C3%A9.png?%C3%BC":
+            self.answer(200, {}, png())
         elif name == "loop":
             self.answer(302, {"Location": "/loop"})
         elif name == "flaky" and Server.failures:
@@ -323,6 +327,11 @@ def test_no_secret_of_a_url_is_shown(server, place):
         assert "hid" not in str(refused.value), url
 
 
+@pytest.mark.parametrize("path", ["é.png?ü", "accents"])
+def test_what_is_not_ascii_in_a_url_is_escaped(server, path):
+    assert fetched(f"http://{server}/{path}", server) == png()
+
+
 @pytest.mark.parametrize(
     ("path", "cause", "message"),
     [
@@ -336,6 +345,8 @@ def test_no_secret_of_a_url_is_shown(server, place):
         ("drip", "fetch_failed", "cannot be fetched"),
         ("redirect?http://other.example/a", "forbidden_source", "not allowed by --allow-host"),
         ("redirect?file:///etc/passwd", "forbidden_source", "plain http"),
+        ("redirect?//[", "forbidden_source", "/redirect: redirects to what is not a URL"),
+        ("\ud800", "forbidden_source", "not a URL"),
         ("redirect?http://u:p@{server}/a", "forbidden_source", "plain http"),
         ("redirect?http://{server}\\@other.example/", "forbidden_source", "plain http"),
     ],

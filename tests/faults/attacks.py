@@ -148,7 +148,7 @@ def _engine_isolated(path: Path) -> None:
 
 
 def _batch(path: Path) -> None:
-    source, output = path.with_suffix(".jsonl"), path.with_suffix(".answers")
+    source, output = path.with_name(f"{path.name}.jsonl"), path.with_name(f"{path.name}.answers")
     kind = "image" if _is_image(path) else "video"
     source.write_text(json.dumps({"id": "a", "prompt": QUESTION, kind: path.name}) + "\n")
     status, said = command("batch", str(source), str(output), "--media-root", str(path.parent), "--max-error-rate", "1")

@@ -89,7 +89,7 @@ class Fetcher:
                 with connection.getresponse() as answer:
                     if answer.status not in (301, 302, 303, 307, 308):
                         return self._read(answer, url, file, max_bytes, deadline)
-                    url = urllib.parse.urljoin(url, answer.headers.get("Location", ""))
+                    url = _next_url(url, answer.headers.get("Location", ""))
             finally:
                 timer.cancel()
                 connection.close()
@@ -127,6 +127,7 @@ class Fetcher:
         try:
             parts = urllib.parse.urlsplit(url)
             host, port = (parts.hostname or "").rstrip("."), parts.port
+            target = _escaped(urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, "")))
         except ValueError:
             raise SourceError("forbidden_source", f"{shown_url(url)}: not a URL") from None
         odd = any(c in "\\" or c <= " " or c == "\x7f" for c in url)  # which other programs read otherwise
@@ -152,7 +153,7 @@ class Fetcher:
             except OSError:
                 made.close()
                 raise
-        return made, urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        return made, target
 
     def _address(self, host: str, port: int, url: str) -> Address:
         try:
@@ -166,6 +167,26 @@ class Fetcher:
                     "forbidden_source", f"{shown_url(url)}: {host!r} is an address of a private or reserved network"
                 )
         return addresses[0]
+
+
+def _next_url(url: str, location: str) -> str:
+    """Returns where a redirect leads. http.client reads a header as Latin-1, and hosts write it in UTF-8.
+
+    Raises:
+      SourceError: to no URL.
+    """
+    try:
+        return urllib.parse.urljoin(url, location.encode("latin-1").decode(errors="surrogateescape"))
+    except ValueError:
+        raise SourceError("forbidden_source", f"{shown_url(url)}: redirects to what is not a URL") from None
+
+
+def _escaped(target: str) -> str:
+    """Escapes what is not ASCII in a path and a query, as browsers do; raises a ValueError for what has no bytes."""
+    return urllib.parse.quote(target, safe=_ASCII, errors="surrogateescape")
+
+
+_ASCII = "".join(map(chr, range(0x21, 0x7F)))
 
 
 def _shut_down(connection: socket.socket) -> None:
