@@ -321,6 +321,8 @@ def test_servers_that_cannot_be_used(serve):
         (["ftp://host"], "expected the URL of a server"),
         (["http://user:hidden@host"], "http://host: expected the URL"),
         (["http://"], "expected the URL of a server"),
+        (["http://["], "expected the URL of a server"),
+        (["http://host:port"], "expected the URL of a server"),
         ([], "expected the URL of a server, got none"),
     ):
         with pytest.raises(ValueError, match=message):

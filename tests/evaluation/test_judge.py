@@ -145,7 +145,7 @@ def test_a_request_that_is_refused_for_what_it_says_is_counted(tmp_path):
             judge(fake.url, tmp_path).judged(items[1:])  # every one: a wrong setting
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "file:///etc/passwd", "", "http://"])
+@pytest.mark.parametrize("url", ["localhost:8000", "file:///etc/passwd", "", "http://", "http://["])
 def test_urls_that_are_none(tmp_path, url):
     with pytest.raises(ValueError, match="the judge's URL: expected one such as"):
         judge(url, tmp_path)

@@ -209,13 +209,14 @@ class _Server:
     """One server: its connections, one for each thread, and the media that it has."""
 
     def __init__(self, url: str, options: ServerOptions):
-        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+        wrong = ValueError(f"{shown_url(url)}: expected the URL of a server, such as http://localhost:8000")
         try:
+            parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
             port = parts.port
         except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.query or parts.username:
-            raise ValueError(f"{shown_url(url)}: expected the URL of a server, such as http://localhost:8000")
+            raise wrong from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+            raise wrong
         self._https, self._host, self._port = parts.scheme == "https", parts.hostname, port
         self._path = parts.path.rstrip("/").removesuffix("/v1")
         self.name = shown_url(parts.geturl()).rstrip("/")

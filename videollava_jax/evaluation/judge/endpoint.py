@@ -82,8 +82,12 @@ class Judge:
     pause: float = 1.0
 
     def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            usable = parts.scheme in ("http", "https") and bool(parts.netloc)
+        except ValueError:
+            usable = False
+        if not usable:
             raise ValueError(f"the judge's URL: expected one such as http://localhost:8000/v1, got {self.url!r}")
         if self.runs > 1 and any(prompt.reads == "match" for prompt in self.prompts.values()):
             raise ValueError(f"the judge's runs: yes and no have no mean; expected 1, got {self.runs}")
