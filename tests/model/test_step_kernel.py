@@ -67,10 +67,10 @@ def by_reference(q: Any, prefix: Any, own: Any, new: Any, at: Any, prefix_mask: 
     return merged(*parts), own
 
 
-def check(found: Any, expected: Any, tolerance: float) -> None:
+def check(found: Any, expected: Any, tolerance: float, live: Any = slice(None)) -> None:
     out, own = found
     np.testing.assert_allclose(
-        np.asarray(out, np.float32), np.asarray(expected[0], np.float32), rtol=tolerance, atol=tolerance
+        np.asarray(out, np.float32)[live], np.asarray(expected[0], np.float32)[live], rtol=tolerance, atol=tolerance
     )
     for name in ("keys", "values"):
         np.testing.assert_array_equal(np.asarray(getattr(own, name)), np.asarray(getattr(expected[1], name)))
@@ -81,7 +81,24 @@ def check(found: Any, expected: Any, tolerance: float) -> None:
 def test_a_step_is_that_of_the_reference(case: dict[str, int], dtype: str, int8: bool):
     given = arrays(**case, dtype=jnp.dtype(dtype), int8=int8)
     tolerance = SELF if dtype == "float32" else BFLOAT16_ATTENTION
-    check(jax.jit(by_kernel)(*given), jax.jit(by_reference)(*given), tolerance)
+    *_, at, _, tail_mask = given
+    live = np.asarray(tail_mask)[:, int(at)]  # nobody wants what ended rows get
+    check(jax.jit(by_kernel)(*given), jax.jit(by_reference)(*given), tolerance, live)
+
+
+def test_what_holds_no_token_is_not_read():
+    """Free positions, and all of a row that has ended, are NaN here; a number times that would be NaN too."""
+    q, prefix, own, new, at, prefix_mask, tail_mask = arrays(
+        **CASES["rows and heads"], dtype=jnp.dtype("float32"), int8=False
+    )
+    unread = jnp.where(tail_mask[:, at, None], ~tail_mask, True).T[:, :, None, None]
+    spoilt = jax.tree.map(lambda x: jnp.where(unread, jnp.nan, x), own)
+    masks = prefix_mask, tail_mask
+    found, expected = by_kernel(q, prefix, spoilt, new, at, *masks), by_reference(q, prefix, own, new, at, *masks)
+    live = np.asarray(tail_mask[:, at])
+    assert not live[0]
+    assert np.isfinite(np.asarray(found[0])).all()
+    np.testing.assert_allclose(np.asarray(found[0])[live], np.asarray(expected[0])[live], rtol=SELF, atol=SELF)
 
 
 def test_each_device_has_its_own_rows_and_heads():
@@ -106,7 +123,7 @@ def test_each_device_has_its_own_rows_and_heads():
         on(at),
         *(on(mask, "data", None) for mask in masks),
     )
-    check(found, expected, SELF)
+    check(found, expected, SELF, np.asarray(masks[1])[:, int(at)])
 
 
 def test_nothing_is_chosen_on_a_cpu_and_what_does_not_fit_is_refused():

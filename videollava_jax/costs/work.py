@@ -290,6 +290,11 @@ class Job:
             if getattr(self, name) < 1:
                 raise ValueError(f"Job.{name}: expected at least 1, got {getattr(self, name)}")
 
+    @property
+    def held_tokens(self) -> float:
+        """Tokens of a question and its answer so far, on average while it is written."""
+        return self.question_tokens + self.answer_tokens / 2
+
     def prefix_tokens(self, config: ModelConfig) -> int:
         """Returns the number of tokens that all questions about a video share."""
         return self.prompt_tokens + self.frames * config.pooled_tokens_per_frame(self.pooling)
@@ -382,7 +387,7 @@ def _limit(job: Job, config: ModelConfig, chip: Chip, chips: int, tensor: int, s
         prefixes=videos,
         rows=rows,
         prefix=prefix,
-        tail=job.question_tokens + job.answer_tokens / 2,
+        tail=job.held_tokens,
         storage=storage,
     )
     phases = {

@@ -5,6 +5,8 @@ The programs of a prefix and a key head share its work, and their results are me
     prefix   [ split 0 ][ split 1 ]       all rows of the prefix at once, as in `decode_gpu`
     tails    [ row 0 ] [ row 1 ] ...      one row each; it also writes the new key and value into that row's tail
 
+Of a tail only the positions that hold a token are read, and none of a row without a new token: its answer has ended.
+
 XLA takes ten kernels for the same. It is written for Pallas' Triton backend, which JAX 0.11 still has but calls
 deprecated.
 """
@@ -60,7 +62,8 @@ def step(operands: Step, *, interpret: bool) -> tuple[jax.Array, jax.Array, jax.
       interpret: run in Pallas' interpreter, on any device and slowly, to check the numbers.
 
     Returns:
-      float32 [B, 1, N, H], and the tails' keys and values with the new ones in them.
+      float32 [B, 1, N, H], which is any number in rows whose new token is none, and the tails' keys and values with the
+      new ones in them.
     """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
@@ -187,7 +190,10 @@ def _tail(
     *,
     heads: int,
 ) -> None:
-    """Attends to the tail of one row, and writes the new key and value into it. The new ones are not read back."""
+    """Attends to the tail of one row, and writes the new key and value into it. The new ones are not read back.
+
+    Loads that are masked do not touch memory: a tail has room for the longest question and answer, and most are short.
+    """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 
@@ -203,10 +209,9 @@ def _tail(
 
     def body(i: Any, states: tuple[Any, ...]) -> tuple[Any, ...]:
         at, position = pl.ds(i * BLOCK, BLOCK), i * BLOCK + jnp.arange(BLOCK)
-        inside = position < length
-        keys = plgpu.load(k_ref.at[at, :], mask=inside[:, None], other=0)
-        values = plgpu.load(v_ref.at[at, :], mask=inside[:, None], other=0).astype(jnp.float32)
-        seen = (plgpu.load(mask_ref.at[at], mask=inside, other=0) != 0) & (position != write_at)
+        seen = (plgpu.load(mask_ref.at[at], mask=position < length, other=0) != 0) & (position != write_at) & is_token
+        keys = plgpu.load(k_ref.at[at, :], mask=seen[:, None], other=0)
+        values = plgpu.load(v_ref.at[at, :], mask=seen[:, None], other=0).astype(jnp.float32)
         found = []
         for q, (top, total, acc) in zip(queries, states, strict=True):
             scores = jnp.where(seen, score(q[None, :], keys), masked)

@@ -138,7 +138,7 @@ class SimulatedDevice:
             part_shape = replace(shape, slots=part.slots, rows=part.rows)
             copied = 0.0 if part.slots == shape.slots else self.times.copy(part_shape)
             shape = part_shape
-        self._call("decode", now, copied + taken * self.times.decode(shape))
+        self._call("decode", now, copied + self._steps(shape, taken, rows))
         self.phases.steps += taken
         self.phases.grid_rows += taken * shape.batch
         self.phases.row_steps += sum(min(taken, each) for each in left)
@@ -149,6 +149,21 @@ class SimulatedDevice:
             if self._written[row] == written:
                 ended.append(EndedRow(row, np.zeros(written, np.int32)))
         return tuple(ended)
+
+    def _steps(self, shape: GridShape, steps: int, rows: Mapping[int, Question]) -> float:
+        """Returns the seconds of steps: with each of them, rows that have not ended hold one token more."""
+        if not self.times.reads_tokens_alone(shape):
+            return steps * self.times.decode(shape)
+        begun = [(question.tokens, cast(SimulatedQuestion, question).written, row) for row, question in rows.items()]
+        seconds = 0.0
+        for step in range(steps):
+            held = sum(
+                tokens + self._written[row] + step
+                for tokens, written, row in begun
+                if self._written[row] + step < written
+            )
+            seconds += self.times.decode(shape, held / shape.shards)
+        return seconds
 
     @property
     def _grid(self) -> GridShape:

@@ -21,6 +21,9 @@ from videollava_jax.costs.work import (
 from videollava_jax.engine.packing import packed_length
 from videollava_jax.engine.sizes import GridShape
 
+MOST_ROWS = 64
+"""Of a slot, for which GPUs have a kernel that reads only what tails hold (`kernels.step_gpu`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramTimes:
@@ -60,16 +63,27 @@ class ProgramTimes:
         unseen = 4.0 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * pairs
         return self._decoder("begin", products - unseen, tokens)
 
-    def decode(self, shape: GridShape) -> float:
-        """Returns the seconds of a step."""
+    def reads_tokens_alone(self, shape: GridShape) -> bool:
+        """Returns whether a step reads of the tails only what rows that are being answered hold, as `step_gpu` does."""
+        return self.chip.kind == "gpu" and shape.rows <= MOST_ROWS
+
+    def decode(self, shape: GridShape, held: float | None = None) -> float:
+        """Returns the seconds of a step.
+
+        Args:
+          held: tokens that the tails of each shard hold for rows that are being answered; None for full tails.
+        """
+        rows, tail = shape.slots * shape.rows, float(shape.question + shape.answer)
+        if held is not None and self.reads_tokens_alone(shape):
+            tail = held / rows
         least = decode_step(
             self.config,
             self.chip,
             self.tensor,
             prefixes=shape.slots,
-            rows=shape.slots * shape.rows,
+            rows=rows,
             prefix=shape.prefix,
-            tail=shape.question + shape.answer,
+            tail=tail,
             storage=self.storage,
         )
         return self.factors.get("decode", 1.0) * least.seconds
@@ -85,7 +99,7 @@ class ProgramTimes:
             "encode": self.encode(),
             "prefill": self.prefill(shape),
             "begin": self.begin(shape, packed_length(shape.rows * self.job.question_tokens)),
-            "decode": self.decode(shape),
+            "decode": self.decode(shape, shape.slots * shape.rows * self.job.held_tokens),
         }
 
     def as_compiled(self, seconds: Mapping[str, float], shape: GridShape, begun: int) -> ProgramTimes:
