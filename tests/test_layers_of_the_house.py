@@ -69,6 +69,8 @@ WITHOUT_JAX = (
     "engine.digests",
     "engine.readers",
     "engine.sizes",
+    "engine.budget",
+    "engine.packing",
     "engine.events",
     "engine.arrivals",
     "engine.groups",

@@ -132,6 +132,26 @@ def test_rows_with_options_of_their_own(tiny_model, tiny_processor):
         assert results[request.id].token_ids == generated(model, tiny_processor, request)
 
 
+def test_videos_with_uneven_numbers_of_questions(tiny_model, tiny_processor, monkeypatch):
+    """A slot has fewer rows than the most questions; the others begin while some are still answered."""
+    model, begun, filled = random_model(tiny_model), [], []
+    begin, fill = grid.begin_packed, grid.prefill_slots
+    monkeypatch.setattr(grid, "begin_packed", lambda *a: begun.append(a) or begin(*a))
+    monkeypatch.setattr(grid, "prefill_slots", lambda *a: filled.append(a) or fill(*a))
+    job = [
+        question(f"{v}-{q}", f"{QUESTIONS[q % 5]} {q}", videos=[clip(v)], max_new_tokens=3 + 5 * q % 11)
+        for v, count in enumerate((8, 2, 1))
+        for q in range(count)
+    ]
+    sizes = []
+    results = run(Engine(model, tiny_processor, max_rows=6, on_sizes=sizes.append), job)
+    assert sizes[0].startswith("2 prefixes")
+    assert " 3 rows " in sizes[0]
+    assert len(begun) > len(filled) == 3
+    for request in job:
+        assert results[request.id].token_ids == generated(model, tiny_processor, request)
+
+
 def test_stop_strings_end_a_row(tiny_model, tiny_processor):
     plain = question("plain", QUESTIONS[2], videos=[clip(0)], max_new_tokens=20)
     model = random_model(tiny_model)

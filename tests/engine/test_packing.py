@@ -14,12 +14,13 @@ from videollava_jax.engine.sizes import PLAIN, GridShape
 from videollava_jax.model.sharding import make_mesh
 
 
-def test_lengths_have_four_steps_from_one_power_of_two_to_the_next():
-    assert sorted({packed_length(n) for n in range(1, 257)}) == [
-        *(32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+def test_lengths_have_four_steps_from_one_power_of_two_to_the_next_and_later_eight():
+    assert sorted({packed_length(n) for n in range(1, 513)}) == [
+        *(32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256),
+        *(288, 320, 352, 384, 416, 448, 480, 512),
     ]
     for n in range(1, 5000):
-        assert n <= packed_length(n) <= max(LEAST_PACKED, 1.25 * n)
+        assert n <= packed_length(n) <= max(LEAST_PACKED, (1.25 if n <= 256 else 1.125) * n)
 
 
 def test_arrays_by_hand():

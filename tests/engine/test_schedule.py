@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.simulated import Media, Question, Simulation, limits, schedule
+from tests.engine.simulated import TEXT, Media, Question, Simulation, limits, schedule
 from videollava_jax.engine import events
+from videollava_jax.engine.rows import without_padding
+from videollava_jax.engine.sizes import Demand, GridShape, cache_bytes, choose_shape
 
 CLIPS = "abcdef"
 
@@ -187,6 +189,57 @@ def test_a_larger_grid_is_made_when_nothing_is_left_in_the_small_one():
     done = Simulation(requests, media, limits(window=2)).run()
     grids = [shape for kind, shape, *_ in (event for event in done.trace if event[0] == "grid")]
     assert [(shape.prefix, shape.answer) for shape in grids] == [(64, 32), (960, 224)]
+
+
+def begun(trace):
+    """How many questions began at a time."""
+    return [sum(id is not None for id in ids) for kind, _, *rest in trace if kind == "begin" for ids in rest]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "tokens", "expected"),
+    [
+        (3, 10, [12, 3]),  # all that wait
+        (9, 10, [12, 6, 3]),  # half of the rows
+        (9, 100, [12, 3, 3, 3]),  # as many tokens as a call is worth
+    ],
+)
+def test_questions_begin_in_the_rows_of_a_busy_slot(waiting, tokens, expected):
+    """When enough rows have ended, or no other question waits: three answers end at a time here."""
+    requests = [
+        Question(id=str(i), clip="a", tokens=tokens, answer_tokens=64, length=4 + i // 3 * 4)
+        for i in range(12 + waiting)
+    ]
+    done = Simulation(requests, {"a": Media("a")}, limits(), max_rows=12).run()
+    assert begun(done.trace) == expected
+
+
+def test_where_more_questions_wait_those_begin_that_fill_their_sequence():
+    """Nine of thirty tokens would be padded from 270 to 288; the longer ones take the place of the padding."""
+    asked = [Question(id=str(i), clip="a", tokens=30 if i < 12 else 35) for i in range(16)]
+    found = without_padding(asked, 9)
+    assert sum(question.tokens for question in found) == 285
+    assert len({question.id for question in found}) == 9
+    assert without_padding(asked[:5], 9) == asked[:5]
+    assert without_padding(asked, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("questions", "memory", "slots", "rows"),
+    [
+        ([25] * 40, 160, 6, 25),  # alike
+        ([10, 40] * 20, 160, 7, 20),  # 0.8 times the mean
+        ([10, 40], 100, 2, 40),  # all of them fit at once
+        ([1] * 9 + [400], 1000, 10, 33),
+    ],
+)
+def test_rows_of_a_slot_follow_the_numbers_of_questions(questions, memory, slots, rows):
+    """Memory is counted in rows here, and a prefix takes two thirds of one."""
+    a_row = cache_bytes(GridShape(1, 1, 1, 64, 64, 32), TEXT, "float32", int8=False) // 5 * 3
+    demand = Demand(prefix=64, questions=questions, question=64, answer=32)
+    options = {"shards": 1, "max_rows": 1024, "int8": False}
+    shape = choose_shape(demand, TEXT, "float32", memory=memory * a_row, **options)
+    assert (shape.slots, shape.rows) == (slots, rows)
 
 
 def test_without_requests_it_finishes():

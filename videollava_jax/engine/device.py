@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from videollava_jax.engine import grid as on_device
 from videollava_jax.engine import part_programs
+from videollava_jax.engine.budget import FreeMemory
 from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.media import encode_in_pieces, encode_prefixes
 from videollava_jax.engine.packing import packed
 from videollava_jax.engine.parts import Part, beginnings_of, parts_of, smallest
 from videollava_jax.engine.preparation import Ids, Question, ReadPrefix
 from videollava_jax.engine.row_arrays import unwritten_answers
-from videollava_jax.engine.sizes import HOST_MEMORY, MEMORY_SHARE, TEXT_BUCKET, Branches, GridShape
+from videollava_jax.engine.sizes import HOST_MEMORY, TEXT_BUCKET, Branches, GridShape
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.answers import Vocabulary
 from videollava_jax.generation.buckets import bucket
@@ -28,7 +29,6 @@ from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.generation.options import GenerationOptions
 from videollava_jax.model.attention import Implementation
 from videollava_jax.model.cache import Packing
-from videollava_jax.model.sharding import Placement
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
 
@@ -376,15 +376,26 @@ def scored_rows(
     return array, mask, scored
 
 
-def free_memory(placement: Placement | None) -> int:
-    """Returns the bytes that caches may take on all devices of a mesh together, or on the default device."""
+def free_memory(model: LoadedModel) -> int | FreeMemory:
+    """Returns the memory that the weights leave on all devices of a model together.
+
+    Where the platform does not report it, and on CPUs, it is a number of bytes that caches may take.
+    """
+    placement = model.placement
     devices: Any = [jax.devices()[0]] if placement is None else placement.mesh.local_devices
     stats = devices[0].memory_stats()
-    each = HOST_MEMORY
-    if stats and "bytes_limit" in stats:
-        each = int(MEMORY_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
     count = 1 if placement is None else placement.mesh.size
-    return each * count if devices[0].platform != "cpu" else each
+    if devices[0].platform == "cpu":
+        return HOST_MEMORY
+    if not stats or "bytes_limit" not in stats:
+        return HOST_MEMORY * count
+    return FreeMemory(
+        size=(stats["bytes_limit"] - stats["bytes_in_use"]) * count,
+        devices=count,
+        shards=1 if placement is None else placement.data,
+        config=model.model_config.text_config,
+        dtype=model.dtype,
+    )
 
 
 def _vocabulary(options: GenerationOptions, V: int) -> Vocabulary:

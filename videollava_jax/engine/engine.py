@@ -21,11 +21,14 @@ from videollava_jax.engine.sizes import (
     MOST_AHEAD,
     PREFIX_BUCKET,
     ROWS,
+    TEXT_BUCKET,
+    CacheMemory,
     Demand,
     GridShape,
     choose_shape,
     description,
 )
+from videollava_jax.generation.buckets import bucket
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.model.kernels import decoding
 from videollava_jax.processing.processor import VideoLlavaProcessor
@@ -59,7 +62,9 @@ class Engine:
         platform = jax.devices()[0].platform
         self.max_rows = self.options.max_rows or ROWS.get(platform, ROWS["gpu"])
         self._live_rows = self.options.max_rows or LIVE_ROWS.get(platform, LIVE_ROWS["gpu"])
-        self.memory = self.options.memory or free_memory(model.placement)
+        free = self.options.memory or free_memory(model)
+        self.memory = free if isinstance(free, int) else free.share
+        self._job_memory: CacheMemory = free if isinstance(free, int) else free.of_grid
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Yields results as they finish, one for each request, in no particular order.
@@ -74,7 +79,7 @@ class Engine:
         """
         preparer = self._preparer(self.options.longest_question)
         limits = Limits(shards=self._shards, window=self.options.window, ahead=self._ahead, positions=self._positions)
-        schedule = Schedule(limits, self._choose_shape)
+        schedule = Schedule(limits, lambda demand: self._choose_shape(demand, self._job_memory))
         readers = Readers(preparer, self.options.readers)
         run = Run(preparer, schedule, self._device(preparer), self.processor.light_tokenizer, readers)
         return cast(Iterator[Result], run.results(requests))
@@ -115,12 +120,13 @@ class Engine:
             longest_prefix = min(8 * self.processor.tokens_per_frame + PREFIX_BUCKET, self._positions)
         preparer = self._preparer(longest_question)
         enough = self._live_rows // rows or 1
-        demand = Demand(longest_prefix, [rows] * enough, longest_question, longest_answer)
+        # Questions of a session are padded to multiples of a bucket, for which its rows need room.
+        demand = Demand(longest_prefix, [rows] * enough, bucket(longest_question, TEXT_BUCKET), longest_answer)
         return Session(
             preparer,
             self._device(preparer, fixed=True),
             self.processor.light_tokenizer,
-            self._choose_shape(demand, memory),
+            self._choose_shape(demand, memory or self.memory),
             ahead=self._ahead,
             positions=self._positions,
             readers=self.options.readers,
@@ -160,8 +166,9 @@ class Engine:
         )
 
     def _device(self, preparer: Preparer, *, fixed: bool = False) -> Device:
+        least = "" if self.options.memory or fixed else "at least "  # a job's grids get what its programs leave
         advice = (
-            f"the device has less memory than expected: lower memory= (now {self.memory / 2**20:.0f} MiB "
+            f"the device has less memory than expected: lower memory= (now {least}{self.memory / 2**20:.0f} MiB "
             f"for keys and values) or max_rows= (now {self.max_rows}). "
         )
         return Device(
@@ -174,7 +181,7 @@ class Engine:
             advice=advice,
         )
 
-    def _choose_shape(self, demand: Demand, memory: int | None = None) -> GridShape:
+    def _choose_shape(self, demand: Demand, memory: CacheMemory) -> GridShape:
         config, dtype, int8 = self.model.model_config.text_config, self.model.dtype, self.options.int8_cache
         shards = self._shards
         shape = choose_shape(
@@ -183,7 +190,7 @@ class Engine:
             dtype,
             shards=shards,
             max_rows=max(self.max_rows, shards),
-            memory=memory or self.memory,
+            memory=memory,
             int8=int8,
         )
         if self.options.on_sizes:

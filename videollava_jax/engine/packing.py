@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 STEPS_OF_A_DOUBLING = 4
 """Lengths of packed sequences between N and 2 N: each is one more program, and padding is at most a quarter."""
+COMPUTED_FROM = 256
+"""Tokens from which on they cost what their products cost, so that lengths have twice as many steps. In the time for
+fewer a device does not even read the weights."""
 LEAST_PACKED = 32
 
 Ids = npt.NDArray[np.int32]
@@ -19,7 +22,8 @@ def packed_length(tokens: int) -> int:
     """Returns the length to which a sequence of packed questions is padded: 32, 40, 48, 56, 64, 80, 96 and so on."""
     if tokens <= LEAST_PACKED:
         return LEAST_PACKED
-    step = (1 << (tokens - 1).bit_length() - 1) // STEPS_OF_A_DOUBLING
+    steps = STEPS_OF_A_DOUBLING if tokens <= COMPUTED_FROM else 2 * STEPS_OF_A_DOUBLING
+    step = (1 << (tokens - 1).bit_length() - 1) // steps
     return -(-tokens // step) * step
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from videollava_jax.engine.events import Action, Answer, Begin, EndedRow, EndRows, Fail, KeepPrefix, Question, Score
 from videollava_jax.engine.groups import Slots
+from videollava_jax.engine.packing import COMPUTED_FROM, packed_length
 
 NOT_FINITE = "logits are not finite: the weights or pixels hold NaN or infinity, or overflow in this dtype"
 
@@ -14,22 +15,52 @@ def begin(slots: Slots, index: int, *, at_once: bool) -> Action | None:
     """Puts waiting questions into free rows of the slots of one index; returns what the device does for it.
 
     Args:
-      at_once: fill every free row; otherwise those of idle slots, and of others when half of them can be filled.
+      at_once: fill every free row. Otherwise those of idle slots, and of others when half of them can be filled, when
+        their questions are as many tokens as a call is worth, or when none waits any more then.
     """
     shards = slots.shape.shards
     rows = [slots.rows_of(index, shard) for shard in range(shards)]
     live = any(slots.rows[row] is not None for each in rows for row in each)
     chosen: dict[int, Question] = {}
+    tokens, waiting = 0, 0
     for slot, each in zip(slots.of_index(index), rows, strict=True):
         if slot.group is not None:
             answers = [question for question in slot.group.waiting if question.task == "answer"]
-            chosen |= dict(zip((row for row in each if slots.rows[row] is None), answers, strict=False))
-    few = live and 2 * len(chosen) < slots.shape.rows * shards
-    if not chosen or (few and not at_once):
+            free = [row for row in each if slots.rows[row] is None]
+            own = dict(zip(free, answers if at_once else without_padding(answers, len(free)), strict=False))
+            chosen |= own
+            tokens, waiting = max(tokens, sum(question.tokens for question in own.values())), waiting + len(answers)
+    enough = not live or 2 * len(chosen) >= slots.shape.rows * shards or tokens >= COMPUTED_FROM
+    if not chosen or not (at_once or enough or len(chosen) == waiting):
         return None
     for row, question in chosen.items():
         slots.take_row(row, question)
     return Begin(index, tuple(chosen.get(row) for each in rows for row in each))
+
+
+def without_padding(questions: Sequence[Question], most: int) -> list[Question]:
+    """Returns as many questions as there are rows: where more wait, those that fill a packed sequence best.
+
+    The first ones are exchanged for longer ones, as long as their sequence is padded to the same length.
+    """
+    chosen, others = list(questions[:most]), list(questions[most:])
+    if not chosen:
+        return []
+    total = sum(question.tokens for question in chosen)
+    free = packed_length(total) - total
+    while others and free:
+        gains = {
+            (i, j): new.tokens - old.tokens
+            for i, old in enumerate(chosen)
+            for j, new in enumerate(others)
+            if 0 < new.tokens - old.tokens <= free
+        }
+        if not gains:
+            break
+        (i, j), gain = max(gains.items(), key=lambda item: item[1])
+        chosen[i], others[j] = others[j], chosen[i]
+        free -= gain
+    return chosen
 
 
 def begin_without_rows(slots: Slots, index: int, *, scores: bool) -> list[Action]:

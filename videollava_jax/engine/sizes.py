@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,9 @@ from videollava_jax.generation.buckets import bucket
 
 PREFIX_BUCKET = 64
 TEXT_BUCKET = 32
+QUESTION_BUCKET = 16
+"""Of the positions of rows for questions: a step reads them all, and packed questions begin without them."""
 LEAST_QUESTION = 64  # a next question that is a little longer needs no new grid
-MEMORY_SHARE = 0.6
-"""The share that caches may take of the memory beyond the weights; programs need the rest for temporaries."""
 HOST_MEMORY = 2 * 2**30
 """Bytes that caches may take where the platform does not report its memory."""
 ROWS = {"cpu": 32, "gpu": 1024, "tpu": 1024}
@@ -23,6 +24,11 @@ ROWS = {"cpu": 32, "gpu": 1024, "tpu": 1024}
 however many rows there are."""
 LIVE_ROWS = {"cpu": 32, "gpu": 256, "tpu": 256}
 """The same of a session. A step reads the prefixes of all slots, and every request waits for each step."""
+UNEVEN = 1.25
+"""How many times the mean the most questions about a prefix are where their numbers count as uneven."""
+FIRST_WAVE = 0.8
+"""Where they are uneven: rows of a slot, as a share of the mean number of questions. A slot keeps all its rows until
+its last answer ends, so rows for the most questions stand idle in most slots; the others begin as rows get free."""
 MOST_AHEAD = 512
 """Prefixes whose media are read ahead at most: 1.2 MB of pixels for a video of 8 frames."""
 
@@ -105,10 +111,24 @@ def cache_bytes(shape: GridShape, config: TextConfig, dtype: npt.DTypeLike, *, i
     return prefixes + shape.batch * (shape.question + shape.answer) * token_bytes(config, dtype)
 
 
+CacheMemory = int | Callable[[GridShape], int]
+"""Bytes for all caches: a number, or what a grid leaves, whatever its number of slots (`budget.FreeMemory.of_grid`)."""
+
+
 def choose_shape(
-    demand: Demand, config: TextConfig, dtype: npt.DTypeLike, *, shards: int, max_rows: int, memory: int, int8: bool
+    demand: Demand,
+    config: TextConfig,
+    dtype: npt.DTypeLike,
+    *,
+    shards: int,
+    max_rows: int,
+    memory: CacheMemory,
+    int8: bool,
 ) -> GridShape:
     """Returns the largest grid within `max_rows` and `memory`, no larger than the demand needs.
+
+    Every step computes all rows. A slot has a row for each question about its prefix if these are about as many for all
+    prefixes, or if all of them fit at once; otherwise it has fewer.
 
     Args:
       shards: W, what the mesh splits a batch into.
@@ -120,28 +140,31 @@ def choose_shape(
     """
     S, Q, A = (
         bucket(max(demand.prefix, 1), PREFIX_BUCKET),
-        bucket(max(demand.question, LEAST_QUESTION), TEXT_BUCKET),
+        bucket(max(demand.question, LEAST_QUESTION), QUESTION_BUCKET),
         bucket(demand.answer, TEXT_BUCKET),
     )
-    most = max(demand.questions)
-    mean = sum(demand.questions) / len(demand.questions)
-    # Every step computes all rows. Where few prefixes have many questions, rows for the mean waste less.
-    rows = most if most <= 2 * mean else 1 << (int(mean) - 1).bit_length()
-    rows = max(1, min(rows, max_rows // shards))
 
     def per_slot(rows: int) -> int:
         return cache_bytes(GridShape(shards, 1, rows, S, Q, A), config, dtype, int8=int8)
 
-    while rows > 1 and per_slot(rows) > memory:
+    def room(rows: int) -> int:
+        return memory if isinstance(memory, int) else memory(GridShape(shards, 1, rows, S, Q, A))
+
+    wanted = -(-len(demand.questions) // shards)
+    most = max(demand.questions)
+    mean = sum(demand.questions) / len(demand.questions)
+    fit = shards * wanted * most <= max_rows and wanted * per_slot(most) <= room(most)
+    rows = most if most <= UNEVEN * mean or (fit and most <= 2 * mean) else math.ceil(FIRST_WAVE * mean)
+    rows = max(1, min(rows, max_rows // shards))
+    while rows > 1 and per_slot(rows) > room(rows):
         rows = (rows + 1) // 2
-    if per_slot(rows) > memory:
+    if per_slot(rows) > room(rows):
         raise ValueError(
             f"one prefix of {S} positions and one row of {Q + A} on each of {shards} batch shards take "
-            f"{per_slot(rows) / 2**20:.0f} MiB of keys and values, and there are {memory / 2**20:.0f} MiB for them: "
-            "raise memory=, shorten prompts and answers, or keep prefixes in int8"
+            f"{per_slot(rows) / 2**20:.0f} MiB of keys and values, and there are {room(rows) / 2**20:.0f} MiB for "
+            "them: raise memory=, shorten prompts and answers, or keep prefixes in int8"
         )
-    wanted = -(-len(demand.questions) // shards)
-    slots = max(1, min(wanted, max_rows // (shards * rows), memory // per_slot(rows)))
+    slots = max(1, min(wanted, max_rows // (shards * rows), room(rows) // per_slot(rows)))
     return GridShape(shards, slots, rows, S, Q, A)
 
 

@@ -20,7 +20,8 @@ import ml_dtypes
 from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import Chip, topology
 from videollava_jax.costs.work import Job, Limit, Storage, best_possible, parameters, stored_bytes
-from videollava_jax.engine.sizes import MEMORY_SHARE, ROWS, Demand, GridShape, choose_shape
+from videollava_jax.engine.budget import LEAST_SHARE, FreeMemory
+from videollava_jax.engine.sizes import ROWS, CacheMemory, Demand, GridShape, choose_shape
 from videollava_jax.planning.devices import device_of, devices_of, has_compiler, set_environment
 from videollava_jax.planning.simulation.programs import ProgramTimes
 
@@ -208,7 +209,7 @@ def choose_mesh(request: PlanRequest, chip: Chip, devices: int) -> tuple[int, in
     candidates = [t for t in (1, 2, 4, 8) if devices % t == 0 and heads % t == 0]
     for tensor in candidates:
         weights = _weights_bytes(request, tensor)
-        if MEMORY_SHARE * (chip.hbm_bytes - weights) >= weights:
+        if LEAST_SHARE * (chip.hbm_bytes - weights) >= weights:
             return devices // tensor, tensor
     return devices // candidates[-1], candidates[-1]
 
@@ -253,13 +254,19 @@ def _given_shape(request: PlanRequest, data: int) -> GridShape:
 
 def _engine_shape(request: PlanRequest, chip: Chip, data: int, tensor: int) -> GridShape:
     """Returns the grid that `engine.Engine` would choose for the job."""
-    memory = cache_memory(request, chip, data, tensor)
-    return chosen_shape(request, demand_of(request), data, rows_of(chip, data), memory)
+    memory = free_memory(request, chip, data, tensor)
+    return chosen_shape(request, demand_of(request), data, rows_of(chip, data), memory.of_grid)
 
 
-def cache_memory(request: PlanRequest, chip: Chip, data: int, tensor: int) -> int:
-    """Returns the bytes that the engine gives to caches, on all devices together."""
-    return max(0, int(MEMORY_SHARE * (chip.hbm_bytes - _weights_bytes(request, tensor)) * data * tensor))
+def free_memory(request: PlanRequest, chip: Chip, data: int, tensor: int) -> FreeMemory:
+    """Returns the memory that the weights leave, on all devices together."""
+    return FreeMemory(
+        size=max(0, int((chip.hbm_bytes - _weights_bytes(request, tensor)) * data * tensor)),
+        devices=data * tensor,
+        shards=data,
+        config=request.config.text_config,
+        dtype=ml_dtypes.bfloat16,
+    )
 
 
 def rows_of(chip: Chip, data: int) -> int:
@@ -279,7 +286,7 @@ def demand_of(request: PlanRequest, videos: int = MANY, questions: int | None = 
     return Demand(job.prefix_tokens(request.config), each, job.question_tokens, job.answer_tokens)
 
 
-def chosen_shape(request: PlanRequest, demand: Demand, data: int, max_rows: int, memory: int) -> GridShape:
+def chosen_shape(request: PlanRequest, demand: Demand, data: int, max_rows: int, memory: CacheMemory) -> GridShape:
     """Returns the grid that the engine chooses for a demand; see `engine.sizes.choose_shape`.
 
     Args:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from videollava_jax.costs.work import Job
 from videollava_jax.engine.packing import packed_length
 from videollava_jax.engine.schedule import Limits
-from videollava_jax.engine.sizes import LIVE_ROWS, MOST_AHEAD, PREFIX_BUCKET, Demand, GridShape
-from videollava_jax.planning.plan import Plan, Throughput, cache_memory, chosen_shape, demand_of, rows_of, throughput
+from videollava_jax.engine.sizes import LIVE_ROWS, MOST_AHEAD, PREFIX_BUCKET, CacheMemory, Demand, GridShape
+from videollava_jax.planning.plan import Plan, Throughput, chosen_shape, demand_of, free_memory, rows_of, throughput
 from videollava_jax.planning.simulation import workload
 from videollava_jax.planning.simulation.programs import ProgramTimes
 from videollava_jax.planning.simulation.run import Outcome, simulate
@@ -122,19 +122,24 @@ def simulated(plan: Plan, request: SimulationRequest) -> Simulation:
     if request.file is not None:
         asked = dataclasses.replace(asked, job=_mean(asked.job, questions, len(videos)))
 
-    def shape_of(demand: Demand, memory: int) -> GridShape:
+    def shape_of(demand: Demand, memory: CacheMemory) -> GridShape:
         return chosen_shape(asked, demand, data, rows_of(plan.chip, data), memory)
 
-    memory = cache_memory(asked, plan.chip, data, tensor)
+    memory = free_memory(asked, plan.chip, data, tensor)
+    twice = dataclasses.replace(memory, size=2 * memory.size)
     limits = Limits(
         shards=data,
         window=WINDOW,
         ahead=min(2 * rows_of(plan.chip, data), MOST_AHEAD),
         positions=asked.config.text_config.max_positions_in_parts,
-        grid=None if request.rate is None else shape_of(_session(plan, prefix, data), memory),
+        grid=None if request.rate is None else shape_of(_session(plan, prefix, data), memory.share),
     )
-    outcome = simulate(questions, limits, times, lambda demand: shape_of(demand, memory), readers=request.readers)
-    best, more = (_best(asked.job, shape_of(demand_of(asked), size), times) for size in (memory, 2 * memory))
+
+    def job_shape(demand: Demand) -> GridShape:
+        return shape_of(demand, memory.of_grid)
+
+    outcome = simulate(questions, limits, times, job_shape, readers=request.readers)
+    best, more = (_best(asked.job, shape_of(demand_of(asked), size.of_grid), times) for size in (memory, twice))
     return Simulation(
         request=request,
         outcome=outcome,
@@ -145,14 +150,7 @@ def simulated(plan: Plan, request: SimulationRequest) -> Simulation:
 
 
 def _best(job: Job, shape: GridShape, times: ProgramTimes) -> Throughput:
-    begun = _begun(shape, job)
-    seconds = {
-        "encode": times.encode(),
-        "prefill": times.prefill(shape),
-        "begin": times.begin(shape, begun),
-        "decode": times.decode(shape),
-    }
-    return throughput(job, shape, seconds)
+    return throughput(job, shape, dataclasses.replace(times, job=job).on_full_grid(shape))
 
 
 def _begun(shape: GridShape, job: Job) -> int:
