@@ -37,11 +37,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What the compiler gives for `LAYERS[1]` layers, and how many launches each layer adds."""
+    """What the compiler gives for `LAYERS[1]` layers, and how many launches and bytes of temporaries each layer adds."""
 
     launches: int
     a_layer: float
     temporaries: int
+    temporaries_a_layer: float
     ratio: float | None
     bias: int
     moves: int
@@ -68,10 +69,12 @@ def compiled(case: Case, layers: int) -> Any:
 def measured(case: Case) -> Row:
     """Compiles a case; in a process that has not used JAX before."""
     (few, _), (more, once) = (compiled(case, layers) for layers in LAYERS)
+    added = LAYERS[1] - LAYERS[0]
     return Row(
         launches=more.step.launches,
-        a_layer=(more.step.launches - few.step.launches) / (LAYERS[1] - LAYERS[0]),
+        a_layer=(more.step.launches - few.step.launches) / added,
         temporaries=more.temporaries,
+        temporaries_a_layer=(more.temporaries - few.temporaries) / added,
         ratio=more.step.hbm_bytes / once if case.program == "decode" else None,
         bias=sum(n for target, n in more.text.calls.items() if "fmha" in target and "Bias" in target),
         moves=len(more.moves),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -189,7 +190,7 @@ def begin(
     model: VideoLlava = nnx.merge(graph, state)
     shards = prefix.prefixes // (answers.done_B.shape[0] // fresh.done_B.shape[0])
     own = of_slot(prefix, shards, slot)
-    x_ETD, layers = model.begin(ids_ET, mask_ET, own)
+    x_ETD, layers = model.begin(ids_ET, mask_ET, own, _into_rows(tail, mask_ET, ~fresh.done_B, shards, slot))
     first = with_next_token(model.next_logits(x_ETD), fresh, vocabulary)
     return _begun(layers, mask_ET, first, ~fresh.done_B, own, tail, answers, slot)
 
@@ -214,10 +215,34 @@ def begin_packed(
       packing: where they stand in the rows, T at most `tail.question`.
     """
     model: VideoLlava = nnx.merge(graph, state)
-    own = of_slot(prefix, ids_WN.shape[0], slot)
-    logits_EV, layers = model.begin_packed(ids_WN, packing, own)
+    shards = ids_WN.shape[0]
+    own = of_slot(prefix, shards, slot)
+    into_rows = _into_rows(tail, packing.mask_ET, ~fresh.done_B, shards, slot)
+    logits_EV, layers = model.begin_packed(ids_WN, packing, own, into_rows)
     first = with_next_token(logits_EV, fresh, vocabulary)
     return _begun(layers, packing.mask_ET, first, ~fresh.done_B, own, tail, answers, slot)
+
+
+def _into_rows(
+    tail: TailCache, mask_ET: jax.Array, filled_E: jax.Array, shards: int, slot: jax.Array
+) -> list[Callable[[KeysValues], KeysValues]]:
+    """Returns for each layer what puts its keys and values of questions into the rows of the slots of one index.
+
+    Arguments are those of `_begun`.
+    """
+    E, T = mask_ET.shape
+    room = (tail.question - T, tail.capacity - tail.question)
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        """Overwrites whole rows, with zeros at free positions: masking does not remove a NaN, as 0 × NaN is NaN."""
+        new = jnp.pad(new, [room, (0, 0)] + [(0, 0)] * (new.ndim - 2)).astype(old.dtype)
+        return _put_rows(old, new, filled_E, shards, E // shards, slot, axis=1)
+
+    def into_rows(old: KeysValues, new: KeysValues) -> KeysValues:
+        updated: KeysValues = jax.tree.map(put, old, new.reordered("SGKH"))
+        return updated
+
+    return [partial(into_rows, old) for old in tail.layers]
 
 
 def _begun(
@@ -233,7 +258,8 @@ def _begun(
     """Returns tails and answers with the questions of the slots of one index in their rows.
 
     Args:
-      layers, mask_ET: the questions' keys and values, padded on the left.
+      layers: of the tail, with the questions' keys and values in them.
+      mask_ET: the questions' tokens, padded on the left.
       first: the first token of each answer.
       filled_E: rows that get a question; the others keep theirs.
       own: the prefixes in these slots.
@@ -243,19 +269,13 @@ def _begun(
     R = E // W
     padded = ((0, 0), (tail.question - T, tail.capacity - tail.question))
 
-    def into_rows(old: jax.Array, new: jax.Array) -> jax.Array:
-        """Overwrites whole rows, with zeros at free positions: masking does not remove a NaN, as 0 × NaN is NaN."""
-        new = jnp.pad(new, [padded[1], (0, 0)] + [(0, 0)] * (new.ndim - 2)).astype(old.dtype)
-        return _put_rows(old, new, filled_E, W, R, slot, axis=1)
-
     def rows(old: jax.Array, new: jax.Array) -> jax.Array:
         return _put_rows(old, new, filled_E, W, R, slot, axis=0)
 
     positions_E = jnp.repeat(own.length_G, R, out_sharding=like(own.length_G, *spec_of(own.length_G)))
-    kept = [kv.reordered("SGKH") for kv in layers]
     tail = dataclasses.replace(
         tail,
-        layers=tuple(jax.tree.map(into_rows, old, new) for old, new in zip(tail.layers, kept, strict=True)),
+        layers=layers,
         valid_BS=rows(tail.valid_BS, jnp.pad(mask_ET, padded)),
         next_position_B=rows(tail.next_position_B, positions_E + mask_ET.sum(axis=1, dtype=jnp.int32)),
     )

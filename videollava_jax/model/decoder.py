@@ -6,8 +6,9 @@ Module and parameter names are those of transformers' `LlamaModel`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,9 @@ class Trace:
     keys_values: tuple[KeysValues, ...]
     attentions: tuple[jax.Array, ...] | None
 
+
+Keep: TypeAlias = Callable[[KeysValues], KeysValues]
+"""What is kept of the keys and values of a layer: their place in a cache, with them in it."""
 
 ALONE = Context()
 """A sequence without a prefix or a past: its tokens see each other, causally."""
@@ -239,34 +243,39 @@ class Llama(nnx.Module):
         return self._run(x_BTD, positions_of(token_mask_BT), [context] * len(self.layers))
 
     def begin(
-        self, x_BTD: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache
+        self, x_BTD: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache, keep: Sequence[Keep] | None = None
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
         """Runs the first tokens after G prefixes, padded on the left; B / G neighbouring rows for each prefix.
 
+        Args:
+          keep: of each layer, called before the next layer begins; None keeps keys and values as they are.
+
         Returns:
-          Hidden states [B, T, D], and the keys and values of these tokens in every layer.
+          Hidden states [B, T, D], and the keys and values of these tokens in every layer, or what `keep` returns for
+          them.
         """
         start_B = jnp.repeat(
             prefix.length_G, x_BTD.shape[0] // prefix.prefixes, out_sharding=like(prefix.length_G, *spec_of(x_BTD)[:1])
         )
         positions_BT = start_B[:, None] + positions_of(token_mask_BT)
         contexts = [Context(token_mask_BT, prefix=kv, prefix_mask_GS=prefix.valid_GS) for kv in prefix.layers]
-        return self._run(x_BTD, positions_BT, contexts)
+        return self._run(x_BTD, positions_BT, contexts, keep)
 
     def begin_packed(
-        self, x_WND: jax.Array, packing: Packing, prefix: PrefixCache
+        self, x_WND: jax.Array, packing: Packing, prefix: PrefixCache, keep: Sequence[Keep] | None = None
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
         """Runs what `begin` does with rows that are packed, without their padding.
 
         Returns:
-          Hidden states [W, N, D], and the keys and values of every layer by row, padded on the left: [E, T, K, H].
+          Hidden states [W, N, D], and the keys and values of every layer by row, padded on the left, [E, T, K, H], or
+          what `keep` returns for them.
         """
         W = x_WND.shape[0]
         within_ET = positions_of(packing.mask_ET)
         positions_WN = prefix.length_G[:, None] + packing.packed(within_ET)
         contexts = [Context(prefix=kv, prefix_mask_GS=prefix.valid_GS, packing=packing) for kv in prefix.layers]
         assert prefix.prefixes == W
-        return self._run(x_WND, positions_WN, contexts)
+        return self._run(x_WND, positions_WN, contexts, keep)
 
     def extend(
         self,
@@ -344,14 +353,26 @@ class Llama(nnx.Module):
         return Trace(tuple(hidden), tuple(kept), tuple(weights) if attentions else None)
 
     def _run(
-        self, x_BTD: jax.Array, positions_BT: jax.Array, contexts: Sequence[Context]
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        contexts: Sequence[Context],
+        keep: Sequence[Keep] | None = None,
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
         """Runs every layer with its context, and the last norm."""
 
-        def step(layer: LlamaLayer, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, KeysValues]:
-            return layer(x_BTD, positions_BT, context)
+        def step(layer: LlamaLayer, x_BTD: jax.Array, own: tuple[Context, Keep | None]) -> tuple[jax.Array, KeysValues]:
+            context, keep = own
+            x_BTD, kv = layer(x_BTD, positions_BT, context)
+            if keep is None:
+                return x_BTD, kv
+            # The next layer waits for what is kept. Left to itself the GPU compiler writes the caches of all layers
+            # last, and holds the products with all their queries, keys and values until then.
+            after: tuple[jax.Array, KeysValues] = jax.lax.optimization_barrier((x_BTD, keep(kv)))  # type: ignore[no-untyped-call]
+            return after
 
-        x_BTD, kept = run_layers(self.layers, step, x_BTD, each=contexts)
+        own = list(zip(contexts, [None] * len(contexts) if keep is None else keep, strict=True))
+        x_BTD, kept = run_layers(self.layers, step, x_BTD, each=own)
         return self.norm(x_BTD), tuple(kept)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import isqrt
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from videollava_jax.config import ModelConfig, checked_pooling, require_whole_windows
 from videollava_jax.model.attention import Implementation, KeysValues
 from videollava_jax.model.cache import Cache, Packing, PrefixCache, TailCache, as_prefix
-from videollava_jax.model.decoder import Llama
+from videollava_jax.model.decoder import Keep, Llama
 from videollava_jax.model.layers import ACTIVATIONS, Linear, Quantization
 from videollava_jax.model.sharding import like, resharded, shard_over_mesh, spec_of, whole
 from videollava_jax.model.structure import HashedGraph
@@ -234,16 +234,22 @@ class VideoLlava(nnx.Module):
         return x_BTD, cache
 
     def begin(
-        self, ids_BT: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache
+        self, ids_BT: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache, keep: Sequence[Keep] | None = None
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
-        """Runs text after G prefixes, B / G rows for each: hidden states [B, T, D], and the text's keys and values."""
-        return self.language_model.begin(self.language_model.embed_tokens(ids_BT), token_mask_BT, prefix)
+        """Runs text after G prefixes, B / G rows for each: hidden states [B, T, D], and the text's keys and values.
+
+        Args:
+          keep: of each layer, what is kept of its keys and values (`Llama.begin`).
+        """
+        return self.language_model.begin(self.language_model.embed_tokens(ids_BT), token_mask_BT, prefix, keep)
 
     def begin_packed(
-        self, ids_WN: jax.Array, packing: Packing, prefix: PrefixCache
+        self, ids_WN: jax.Array, packing: Packing, prefix: PrefixCache, keep: Sequence[Keep] | None = None
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
         """Runs texts after W prefixes, packed without padding: logits [E, V] after each row, its keys and values."""
-        x_WND, layers = self.language_model.begin_packed(self.language_model.embed_tokens(ids_WN), packing, prefix)
+        x_WND, layers = self.language_model.begin_packed(
+            self.language_model.embed_tokens(ids_WN), packing, prefix, keep
+        )
         return self.next_logits(packing.last(x_WND)), layers
 
     def extend(
