@@ -19,15 +19,19 @@ into on-chip memory, writes one position there and writes the whole tail back: m
 
 RECORDED_LOOP: Options = {
     "single gpu": {
-        # XLA's default, with loops: on its own it records their bodies, and asks the host before each step.
-        "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE",
+        # XLA's default, with loops and the branches in them: on its own it records the bodies of loops, and asks the
+        # host before each step. Sessions have branches in their loops, for rows that draw.
+        "xla_gpu_enable_command_buffer": (
+            "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE,CONDITIONAL"
+        ),
         # The program is little but its loop: below this many commands nothing is recorded, not even the loop's body.
         "xla_gpu_graph_min_graph_size": 1,
     }
 }
 """Records a loop with its condition in one CUDA graph, so that the GPU decides by itself when it ends. It needs a
-driver of CUDA 12.3 or later; with an earlier one XLA leaves loops out of graphs. Programs for several GPUs keep XLA's
-default: collectives would have to be recorded too, and what NCCL asks of the host may not stand in such a loop."""
+driver of CUDA 12.3 or later; with an earlier one XLA leaves loops and branches out of graphs. Programs for several GPUs
+keep XLA's default: collectives would have to be recorded too, and what NCCL asks of the host may not stand in such a
+loop."""
 
 
 class JitByPlatform:

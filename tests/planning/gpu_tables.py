@@ -37,7 +37,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What the compiler gives for `LAYERS[1]` layers, and how many launches and bytes of temporaries each layer adds."""
+    """What the compiler gives for `LAYERS[1]` layers, and the launches and temporaries (bytes) that each layer adds."""
 
     launches: int
     a_layer: float

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.planning.gpu_loops import thunks
 from tests.planning.gpu_programs import HEADS, B, D, H, M, S
 from tests.planning.hlo_modules import example, module
 from tests.planning.plan_programs import planned, traffic_ratio
@@ -236,11 +237,20 @@ class TestLive:
         flags = f"--xla_dump_to={tmp_path / 'dump'} --xla_dump_hlo_as_text"
         required(topology, *arguments, environment={"XLA_FLAGS": flags})
         (sequence,) = (tmp_path / "dump").glob("*jit_decode*.thunk_sequence_after_thunk_passes.txt")
-        lines = sequence.read_text().splitlines()
-        outermost = [line.split()[1] for line in lines if line[:1].isdigit()]
+        found = thunks(sequence.read_text())
         if recorded == "program":
-            assert outermost == ["kCommandBuffer"]
-            assert any("kWhile" in line for line in lines)
+            assert found["outermost"] == ["kCommandBuffer"]
+            assert found["all"]["kWhile"] == 1
         else:
-            assert "kWhile" in outermost
-            assert sum("kCommandBuffer" in line for line in lines) > 1
+            assert "kWhile" in found["outermost"]
+            assert found["all"]["kCommandBuffer"] > 1
+
+    @pytest.mark.parametrize("program", ["decode", "decode_part"])
+    def test_the_loops_of_a_session_are_recorded_with_their_branches(self, program: str):
+        """Rows that draw, and those that want log-probabilities, make branches in the loop."""
+        command = [sys.executable, "-m", "tests.planning.gpu_loops", program]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert found["outermost"] == ["kCommandBuffer"]
+        assert (found["all"]["kWhile"], found["all"]["kConditional"]) == (1, 2)

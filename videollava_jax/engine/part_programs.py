@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from videollava_jax.compiler_options import UPDATE_IN_PLACE, JitByPlatform
+from videollava_jax.compiler_options import RECORDED_LOOP, UPDATE_IN_PLACE, JitByPlatform
 from videollava_jax.engine.grid import by_slot, of_slot
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.answers import Answers, Vocabulary, with_next_token
@@ -75,7 +75,7 @@ def begin_rows(
 
 @partial(
     JitByPlatform,
-    options=UPDATE_IN_PLACE,
+    options={**UPDATE_IN_PLACE, **RECORDED_LOOP},
     placed="tail",
     static_argnums=0,
     static_argnames=("shards", "rows", "prefix_attention"),

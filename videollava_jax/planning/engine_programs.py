@@ -28,7 +28,7 @@ from videollava_jax.costs.chips import Chip, Roofline, roofline
 from videollava_jax.engine import grid
 from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.packing import packed_length
-from videollava_jax.engine.sizes import PLAIN, GridShape
+from videollava_jax.engine.sizes import PLAIN, Branches, GridShape
 from videollava_jax.generation import steps as generate
 from videollava_jax.generation.answers import Answers, Vocabulary
 from videollava_jax.media import FramePreprocessor
@@ -58,6 +58,7 @@ class Setting:
       int8_weights: the decoder's projections in int8.
       int8_cache: keys and values of prefixes in int8.
       question_tokens: of the questions that begin, on average; None for those of the grid's rows.
+      branches: what the programs can do: those of a session more than these.
     """
 
     config: ModelConfig
@@ -68,6 +69,7 @@ class Setting:
     int8_weights: bool = False
     int8_cache: bool = False
     question_tokens: int | None = None
+    branches: Branches = PLAIN
 
     @property
     def packed_tokens(self) -> int:
@@ -87,7 +89,7 @@ class Setting:
     @cached_property
     def grid(self) -> Grid:
         """The grid as shapes with shardings."""
-        return abstract_grid(self.placement, self.shape, int8=self.int8_cache)
+        return abstract_grid(self.placement, self.shape, int8=self.int8_cache, branches=self.branches)
 
     @property
     def resident_bytes(self) -> dict[str, int]:
@@ -236,10 +238,10 @@ def abstract_parameters(placement: Placement, *, int8: bool) -> tuple[Any, State
     return graph, with_parameters(state, placed)
 
 
-def abstract_grid(placement: Placement, shape: GridShape, *, int8: bool) -> Grid:
+def abstract_grid(placement: Placement, shape: GridShape, *, int8: bool, branches: Branches = PLAIN) -> Grid:
     """Returns the grid that `new_grid` makes, as shapes with shardings."""
     G, text = shape.prefixes, placement.config.text_config
-    plain = jax.eval_shape(lambda: grid.new_grid(text, shape, COMPUTE, None, int8=int8, branches=PLAIN))
+    plain = jax.eval_shape(lambda: grid.new_grid(text, shape, COMPUTE, None, int8=int8, branches=branches))
     by_rank = {4: placement.cache(G), 3: placement.cache_scale(G), 2: placement.batch(G), 1: placement.batch(G)}
     prefix = jax.tree.map(lambda x: _placed(x, by_rank[len(x.shape)]), plain.prefix)
     # The tails' shardings follow from those of the prefixes, on the mesh of their types.
