@@ -216,7 +216,13 @@ class TestLive:
         assert done.returncode == 0, done.stderr[-2000:]
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         assert len(rows) == 12
-        most = {(1, False): 12, (1, True): 12, (8, False): 14.5, (8, True): 15.5}
+        # Launches a layer, bytes of temporaries, and the ratio of what a step reads and writes to what it must read.
+        most = {
+            (1, False): (12, 12 * 2**20, 1.1),
+            (1, True): (12, 12 * 2**20, 1.15),
+            (8, False): (14.5, 10 * 2**20, 1.4),
+            (8, True): (15.5, 20 * 2**20, 1.95),
+        }
         for row in rows:
             assert row["bias"] == row["moves"] == 0, row
             if row["program"] == "begin":
@@ -225,9 +231,10 @@ class TestLive:
                 assert row["temporaries_a_layer"] < 2**20, row
                 assert row["a_layer"] <= (26 if row["gpus"] == 1 else 29), row
             elif row["program"] == "decode":
-                assert row["a_layer"] <= most[row["gpus"], row["int8"]], row
-                assert row["temporaries"] < 32 * 2**20, row
-                assert row["ratio"] < (1.15 if row["gpus"] == 1 else 2.2), row
+                most_launches, most_bytes, most_ratio = most[row["gpus"], row["int8"]]
+                assert row["a_layer"] <= most_launches, row
+                assert row["temporaries"] < most_bytes, row
+                assert row["ratio"] < most_ratio, row
 
     @pytest.mark.parametrize(("topology", "recorded"), [("h200", "program"), ("h200:8", "parts of the loop's body")])
     def test_the_loop_of_decode_is_recorded(self, topology: str, recorded: str, tmp_path: Any):

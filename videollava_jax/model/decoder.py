@@ -36,6 +36,7 @@ from videollava_jax.model.layers import (
     RMSNorm,
     RotaryScaling,
     in_one_product,
+    reads_in_place,
     rotary,
 )
 from videollava_jax.model.sharding import like, spec_of
@@ -186,8 +187,18 @@ class LlamaMLP(nnx.Module):
         if x.shape[-2] == 1 and platform_of(x) == "gpu":
             # A step of decoding, which reads every weight for a few rows. XLA merges smaller products by itself.
             both = in_one_product(x, self.gate_proj, self.up_proj)
-        gate, up = (self.gate_proj(x), self.up_proj(x)) if both is None else both
+        if both is None:
+            gate_x, up_x = self._inputs(x)
+            both = self.gate_proj(gate_x), self.up_proj(up_x)
+        gate, up = both
         return self.down_proj(ACTIVATIONS[self.hidden_act](gate) * up)
+
+    def _inputs(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the inputs of gate and up: apart where the GPU compiler would copy their weights to merge the two."""
+        if platform_of(x) != "gpu" or reads_in_place(self.gate_proj):
+            return x, x
+        apart: tuple[jax.Array, jax.Array] = jax.lax.optimization_barrier((x, x))  # type: ignore[no-untyped-call]
+        return apart
 
 
 class LlamaLayer(nnx.Module):

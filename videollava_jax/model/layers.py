@@ -99,22 +99,28 @@ class Linear(nnx.Module):
 
 
 JOINED = 128
-"""Outputs: the GPU compiler's products take blocks of up to as many, each of them from one weight."""
+"""Outputs of a device: the GPU compiler's products take blocks of up to as many, each of them from one weight."""
+
+
+def reads_in_place(linear: Linear) -> bool:
+    """Returns whether the GPU compiler's products read this weight together with others without copying it."""
+    weight = linear.weight[...]
+    mesh, outputs = jax.typeof(weight).sharding.mesh, spec_of(weight)[0]
+    shards = 1 if mesh.empty or outputs is None else int(mesh.shape[outputs])
+    return bool(weight.shape[0] // shards % JOINED == 0)
 
 
 def in_one_product(x: jax.Array, first: Linear, second: Linear) -> tuple[jax.Array, jax.Array] | None:
     """Computes two projections of one width, without biases, by one product; None for others.
 
-    The GPU compiler reads both weights where they are, if a device's outputs of each are a multiple of `JOINED`.
-    Elsewhere they would be copied next to each other.
+    None also if the GPU compiler would copy them next to each other (`reads_in_place`).
     """
     a, b = first.weight[...], second.weight[...]
     scales = [linear.weight_scale for linear in (first, second) if linear.weight_scale is not None]
     plain = first.bias is None and second.bias is None and len(scales) in (0, 2)
     outputs, inputs = spec_of(a)
     mesh = jax.typeof(x).sharding.mesh
-    shards = 1 if mesh.empty or outputs is None else int(mesh.shape[outputs])
-    if a.shape[0] // shards % JOINED:
+    if not reads_in_place(first):
         return None
     if not plain or a.shape != b.shape or a.dtype != b.dtype or spec_of(b) != (outputs, inputs) or inputs is not None:
         return None
