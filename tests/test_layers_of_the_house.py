@@ -18,6 +18,7 @@ PACKAGE = ROOT / "videollava_jax"
 # From the ground up: folders, and the modules on the ground floor. Inside a folder any order holds that has no circle.
 ORDER = (
     "version",
+    "named_errors",
     "json_files",
     "extras",
     "config",
@@ -47,6 +48,7 @@ ORDER = (
 # is tested without compiling anything.
 WITHOUT_JAX = (
     "version",
+    "named_errors",
     "json_files",
     "extras",
     "config",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from videollava_jax.extras import installs
+from videollava_jax.named_errors import named_errors
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _SUFFIXES = (".gz", ".zst", ".zstd")
@@ -23,9 +24,9 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     Raises:
       ValueError: the content is damaged or cut short, also where this shows while the file is read; or nothing that is
         installed decompresses it.
-      OSError: the file cannot be opened.
+      OSError: the file cannot be opened, or read later on.
     """
-    with open(path, "rb") as raw:
+    with named_errors(path), open(path, "rb") as raw:
         start = raw.read(4)
         raw.seek(0)
         if start.startswith(_GZIP):

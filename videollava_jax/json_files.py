@@ -6,17 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from videollava_jax.named_errors import named_errors
+
 
 def read_object(path: Path) -> dict[str, Any]:
     """Reads the JSON object in a file.
 
     Raises:
       ValueError: it is not JSON, not an object, or nested too deep to be read; or the path is no ordinary file.
-      OSError: it is not there, or cannot be opened.
+      OSError: it is not there, or cannot be opened or read.
     """
     if path.exists() and not path.is_file():  # a pipe or a device could be read without an end
         raise ValueError(f"{path}: expected a file")
-    content = path.read_bytes()
+    with named_errors(path):
+        content = path.read_bytes()
     try:
         raw = json.loads(content)
     except (ValueError, RecursionError) as error:

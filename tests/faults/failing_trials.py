@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.faults.batch import FakeRunner, asked, committed, write_job
 from tests.faults.children import command
+from tests.faults.failing_calls import FAILURES, Failure
 from tests.small_models import random_parameters, small_config
 from tests.weights.adapters_helper import draw, write_adapter
 from tests.weights.checkpoints import write_checkpoint
@@ -28,20 +29,28 @@ class Trial:
     """A run whose calls fail, in a directory of its own.
 
         HOME/source     made once, read by all runs
-        HOME/PLACE/out  where calls fail; whatever else is in PLACE is for the trial
+        HOME/PLACE/out  where calls fail that write; whatever else is in PLACE is for the trial
 
     Attributes:
       name: in the table.
       leavings: what may be in `out` when a run has ended well.
+      failures: the ways in which its calls fail.
       may_be_interrupted: whether an interrupted call may end it with an error. The kernel gives signals to the main
         thread first, whose calls Python makes again; those of TensorStore's threads come back only on file systems over
         a network.
+      may_say: what a library may log of a failure that does no harm.
     """
 
     may_be_interrupted = False
+    may_say = ""
+    failures: Sequence[Failure] = FAILURES
 
     name: str
     leavings: tuple[str, ...]
+
+    def below(self, place: Path) -> Path:
+        """Returns the directory below which calls fail."""
+        return place / "out"
 
     def make(self, source: Path) -> None:
         """Makes what all runs read."""
@@ -239,7 +248,7 @@ class TrainingSaves(Trial):
     leavings = ("run",)
 
     def run(self, place: Path) -> Ended:
-        return reported(_train, place / "out" / "run")
+        return reported(train, place / "out" / "run")
 
     def result(self, place: Path) -> dict[str, Any]:
         from videollava_jax.model.sharding import STACKED
@@ -268,7 +277,8 @@ def last_checkpoint(run: Path) -> int:
     return max((int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal()), default=0)
 
 
-def _train(output: Path) -> None:
+def train(output: Path, steps: int = STEPS) -> None:
+    """Trains nothing, and writes what a run of fine-tuning writes."""
     import jax
     import numpy as np
 
@@ -291,10 +301,10 @@ def _train(output: Path) -> None:
         if step:
             state, notes = checkpoints.restore(step, state)
             assert notes == {"step": step}, notes
-        metrics = Metrics(output, step, STEPS)
+        metrics = Metrics(output, step, steps)
         stack.callback(metrics.close)
         stack.callback(checkpoints.close)
-        while step < STEPS:
+        while step < steps:
             step += 1
             trained = {name: put(np.asarray(value) + np.float32(step)) for name, value in state.trained.items()}
             state = TrainState(trained, state.optimizer, put(np.int32(step)), state.skipped)

@@ -112,11 +112,11 @@ class Running:
 
 
 @contextmanager
-def running(place: Path, name: str, *arguments: str) -> Iterator[Running]:
-    """Starts `videollava`; kills what is left of it at the end."""
+def running(place: Path, name: str, *arguments: str, temporary: Path | None = None) -> Iterator[Running]:
+    """Starts `videollava`, with its temporary files in its place or elsewhere; kills what is left of it at the end."""
     mark = f"{os.getpid()}-{name}-{time.monotonic_ns()}"
     with open(place / "said", "wb") as printed:
-        process = start_command(*arguments, mark=mark, output=printed, TMPDIR=str(place))
+        process = start_command(*arguments, mark=mark, output=printed, TMPDIR=str(temporary or place))
     found = Running(process, mark, place)
     try:
         yield found
@@ -327,7 +327,9 @@ def on_ray(place: Path, who: str, how: str, rng: random.Random, expected: list[b
         expected.append(output.read_bytes())
         output.unlink()
     replicas = ("--ray", "--replicas", "1", "--ray-block", "6")
-    with running(place, "ray", *arguments, *replicas) as run:
+    # Ray makes sockets there, whose paths may not have more than 107 bytes.
+    short = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+    with short as temporary, running(place, "ray", *arguments, *replicas, temporary=Path(temporary)) as run:
 
         def replica() -> list[int]:
             commands = {number: command_of(number) for number in marked_processes(run.mark)}

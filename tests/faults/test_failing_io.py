@@ -12,6 +12,7 @@ from tests.faults.failing_calls import (
     CHANGES,
     FAILURES,
     NO_DIRECTORY,
+    READING,
     SHORT,
     WRITES,
     Failure,
@@ -21,6 +22,7 @@ from tests.faults.failing_calls import (
     why_not,
 )
 from tests.faults.failing_io import fail_calls, fill_disks
+from tests.faults.failing_reads import READ_TRIALS
 from tests.faults.failing_trials import TRIALS
 from tests.faults.tables import table
 
@@ -99,6 +101,8 @@ def test_only_the_wall_clock_jumps():
 
 
 EVERY = {"ledger": 23, "convert to Orbax": 99, "export": 19, "write an adapter": 19, "training saves": 199}
+READS = {"read a job file": 3, "read a checkpoint": 23, "read an Orbax checkpoint": 17, "read a model": 23}
+READS |= {"read a processor": 5, "read a recipe": 2, "read media": 5, "resume training": 9}
 EVERY |= {"save_pretrained": 19}
 
 
@@ -110,6 +114,14 @@ def test_every_few_calls(trial):
     assert not violations, "\n".join([table(tallies), *violations])
     assert len(tallies) == len(failures)
     assert all(tally.outcomes for tally in tallies)
+
+
+@pytest.mark.parametrize("trial", READ_TRIALS, ids=lambda trial: trial.name)
+def test_every_few_reads(trial):
+    """A disk that fails is said with the file's name, and is never taken for damage or for the end of a file."""
+    (tally,) = fail_calls(trial, READING[:1], every=READS[trial.name], seed=1)
+    assert not tally.violations, "\n".join(tally.violations)
+    assert tally.outcomes["said"]
 
 
 @pytest.mark.parametrize(("name", "numbers"), [("convert to Orbax", range(1, 6)), ("training saves", (4, 5, 6))])

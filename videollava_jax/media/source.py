@@ -63,9 +63,12 @@ class NamelessFile:
         self.seek, self.tell = source.file.seek, source.file.tell
 
     def read(self, count: int = -1) -> bytes:
-        """Reads at most `count` bytes; raises a MediaError if the time is over."""
+        """Reads at most `count` bytes; raises a MediaError if the disk fails or the time is over."""
         self._source.check_time()
-        return self._source.file.read(count)
+        try:
+            return self._source.file.read(count)
+        except OSError as error:  # which FFmpeg and PIL would take for damage of the file
+            raise _unreadable(self._source.name, error) from None
 
 
 @contextmanager

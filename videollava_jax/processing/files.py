@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videollava_jax.config import ModelConfig, SelectStrategy, read_rope_scaling
+from videollava_jax.named_errors import named_errors
 from videollava_jax.processing.preset import PRESETS, Preset, get_preset
 from videollava_jax.processing.prompt import get_template
 from videollava_jax.processing.segments import MediaKind
@@ -177,14 +178,19 @@ def with_preset(path: Path, processor_config: bytes | None) -> bytes | None:
 def _saved_chat_template(path: Path, saved: Mapping[str, Any]) -> str | dict[str, str] | None:
     """The chat template; where there are several, all of them by name."""
     raw = path / CHAT_TEMPLATE
-    further = {file.stem: file.read_text(encoding="utf-8") for file in sorted((path / CHAT_TEMPLATES).glob("*.jinja"))}
-    default = raw.read_text(encoding="utf-8") if raw.is_file() else None
+    further = {file.stem: _text(file) for file in sorted((path / CHAT_TEMPLATES).glob("*.jinja"))}
+    default = _text(raw) if raw.is_file() else None
     if default is None:
         legacy = (read_json(path / "chat_template.json") or saved).get("chat_template")
         default = legacy if isinstance(legacy, str) else None
     if not further:
         return default
     return further if default is None else {"default": default, **further}
+
+
+def _text(file: Path) -> str:
+    with named_errors(file):
+        return file.read_text(encoding="utf-8")
 
 
 def write_settings(

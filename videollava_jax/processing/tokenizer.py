@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from videollava_jax.json_files import read_object
+from videollava_jax.named_errors import named_errors
 
 IMAGE_TOKEN = "<image>"
 VIDEO_TOKEN = "<video>"
@@ -87,7 +88,8 @@ def _load_class(path: Path) -> Any:
     loader = LlamaTokenizer if named in LLAMA_CLASSES else AutoTokenizer
     try:
         # Without the argument transformers asks on the terminal whether to run a checkpoint's code.
-        tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        with named_errors(path):
+            tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except ValueError as error:
         if "auto_map" not in config:
             raise

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from videollava_jax.named_errors import named_errors
 from videollava_jax.training.data.loader import HostBatch
 from videollava_jax.training.data.skips import BadSample
 from videollava_jax.training.run.processes import gathered, summed
-from videollava_jax.training.run.run_directory import named_errors
 
 FILE = "metrics.jsonl"
 
@@ -174,7 +174,9 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """Reads the lines that a run has written; a line that its end has cut short is left out."""
     file = directory / FILE
     lines = []
-    for line in file.read_text().splitlines() if file.exists() else []:
+    with named_errors(file):
+        text = file.read_text() if file.exists() else ""
+    for line in text.splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

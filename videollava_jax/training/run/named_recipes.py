@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from videollava_jax.hub import local_path
@@ -43,6 +44,12 @@ def with_recipe_files(arguments: Sequence[str]) -> list[str]:
         elif argument.startswith("--config="):
             found[i] = f"--config={file_of(argument.removeprefix('--config='))}"
     return found
+
+
+def recipe_files(arguments: Sequence[str]) -> list[str]:
+    """Returns the files that arguments name after `--config`, as `with_recipe_files` returns them."""
+    after = [argument for before, argument in pairwise(arguments) if before == "--config"]
+    return after + [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
 
 
 def as_paper(arguments: Sequence[str]) -> bool:

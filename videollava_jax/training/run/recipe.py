@@ -15,12 +15,21 @@ from videollava_jax.evaluation.tasks import TASKS
 from videollava_jax.extras import installs
 from videollava_jax.generation.kinds import Kind, number, whole
 from videollava_jax.hub import BUNDLED, local_path
+from videollava_jax.named_errors import named_errors
 from videollava_jax.processing.preset import CHOICES, Resize, Sampling
 from videollava_jax.processing.prompt import MediaOrder
 from videollava_jax.processing.segments import AfterEnd, AfterMedia
 from videollava_jax.training.data.authors import Version
 from videollava_jax.training.data.packing import Order
-from videollava_jax.training.run.named_recipes import NOT_NF4, PAPER, PAPERS, as_paper, names, with_recipe_files
+from videollava_jax.training.run.named_recipes import (
+    NOT_NF4,
+    PAPER,
+    PAPERS,
+    as_paper,
+    names,
+    recipe_files,
+    with_recipe_files,
+)
 from videollava_jax.training.update.options import RANGES as UPDATE_RANGES
 from videollava_jax.training.update.options import Lora, Optimizer, Rates, Remat, require_ranges
 
@@ -319,6 +328,7 @@ def read_recipe(
     Raises:
       SystemExit: a field that is not known, is missing or has a wrong value, said on standard error; or `--help`.
       ValueError: jsonargparse is not installed.
+      OSError: the disk fails while a recipe is read.
     """
     require_packages("jsonargparse")
     from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
@@ -342,7 +352,9 @@ def read_recipe(
     parser.add_class_arguments(Recipe)
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        chosen = parser.parse_args(with_recipe_files(given))
+        complete = with_recipe_files(given)
+        with named_errors(" or ".join(recipe_files(complete))):
+            chosen = parser.parse_args(complete)
         if chosen.compute.int8 and as_paper(given):
             raise ValueError(f"compute.int8: {NOT_NF4}; expected no compute.int8 with --as {PAPER}")
         _make_absolute(chosen)

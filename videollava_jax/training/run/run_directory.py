@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from videollava_jax.named_errors import named_errors
 from videollava_jax.training.run.recipe import Recipe, read_recipe
 
 CHECKPOINTS, RECIPE, FACTS, LOCK = "checkpoints", "recipe.yaml", "run.json", "lock"
@@ -50,7 +51,9 @@ def run_directory(directory: Path, facts: Mapping[str, Any], recipe: str) -> Ite
             raise OSError(f"{directory}: another run is at work in it; expected one at a time") from None
         file = directory / FACTS
         if file.exists():
-            _require_same(directory, json.loads(file.read_text()), json.loads(json.dumps(facts)))
+            with named_errors(file):
+                held = json.loads(file.read_text())
+            _require_same(directory, held, json.loads(json.dumps(facts)))
         else:
             with named_errors(directory):
                 (directory / RECIPE).write_text(recipe)
@@ -62,15 +65,6 @@ def run_directory(directory: Path, facts: Mapping[str, Any], recipe: str) -> Ite
     finally:
         with suppress(OSError):  # a disk that fails; the lock is released all the same
             os.close(descriptor)
-
-
-@contextmanager
-def named_errors(path: Path) -> Iterator[None]:
-    """Gives errors of the system the name of a file, which those of writing and closing lack."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
 
 
 def _require_empty_or_a_runs(directory: Path) -> None:
