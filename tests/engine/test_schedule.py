@@ -228,9 +228,9 @@ def test_where_more_questions_wait_those_begin_that_fill_their_sequence():
     ("questions", "memory", "slots", "rows"),
     [
         ([25] * 40, 160, 6, 25),  # alike
-        ([10, 40] * 20, 160, 7, 20),  # 0.8 times the mean
+        ([10, 40] * 20, 160, 6, 23),  # 0.9 times the mean
         ([10, 40], 100, 2, 40),  # all of them fit at once
-        ([1] * 9 + [400], 1000, 10, 33),
+        ([1] * 9 + [400], 1000, 10, 37),
     ],
 )
 def test_rows_of_a_slot_follow_the_numbers_of_questions(questions, memory, slots, rows):

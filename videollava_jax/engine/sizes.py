@@ -26,7 +26,7 @@ LIVE_ROWS = {"cpu": 32, "gpu": 256, "tpu": 256}
 """The same of a session. A step reads the prefixes of all slots, and every request waits for each step."""
 UNEVEN = 1.25
 """How many times the mean the most questions about a prefix are where their numbers count as uneven."""
-FIRST_WAVE = 0.8
+FIRST_WAVE = 0.9
 """Where they are uneven: rows of a slot, as a share of the mean number of questions. A slot keeps all its rows until
 its last answer ends, so rows for the most questions stand idle in most slots; the others begin as rows get free."""
 MOST_AHEAD = 512

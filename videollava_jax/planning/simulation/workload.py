@@ -16,7 +16,7 @@ CHARACTERS_A_TOKEN = 4.0
 TEMPLATE_TOKENS = 6
 """After the question: a line's end and "ASSISTANT:"."""
 SPREAD = 0.3
-"""The standard deviation of the lengths of questions and answers, as a share of their mean."""
+"""Of the lengths of drawn questions and answers."""
 ANSWER_LIMIT = 32
 """`max_new_tokens` of drawn questions, if no answer is meant to be longer."""
 
@@ -90,6 +90,7 @@ class Shape:
       media_spread: the factor between a quick video and a slow one: seconds are drawn from a log-normal distribution
         whose standard deviation is this factor.
       answer_limit: `max_new_tokens`.
+      length_spread: the standard deviation of the lengths of questions and answers, as a share of their mean.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Shape:
     media_seconds: float
     media_spread: float = 1.0
     answer_limit: int = ANSWER_LIMIT
+    length_spread: float = SPREAD
 
 
 # The numbers of videos and questions are those of the published test splits: 13,157 questions about 520 videos, 8,000
@@ -131,7 +133,7 @@ def drawn(shape: Shape, job: Job, prefix: int, *, rate: float | None = None, see
 
     Args:
       shape: numbers of videos and of questions about each.
-      job: the mean lengths of questions and answers, around which these are drawn (`SPREAD`).
+      job: the mean lengths of questions and answers, around which these are drawn.
       prefix: tokens of a video and the text before it.
       rate: requests a second of a server, in random order and at random times; None for a job that is all there.
     """
@@ -143,8 +145,8 @@ def drawn(shape: Shape, job: Job, prefix: int, *, rate: float | None = None, see
         cost = shape.media_seconds * draw.lognormvariate(0.0, sigma) / exp(sigma**2 / 2)  # their mean
         video = Video(f"{shape.name}-{v}", cost, prefix)
         for q in range(draw.randint(shape.questions - shape.spread, shape.questions + shape.spread)):
-            tokens = max(1, round(job.question_tokens * draw.gauss(1.0, SPREAD)))
-            written = min(limit, max(1, round(job.answer_tokens * draw.gauss(1.0, SPREAD))))
+            tokens = max(1, round(job.question_tokens * draw.gauss(1.0, shape.length_spread)))
+            written = min(limit, max(1, round(job.answer_tokens * draw.gauss(1.0, shape.length_spread))))
             found.append(SimulatedQuestion(f"{v}-{q}", video, tokens, limit, written))
     return found if rate is None else list(_arriving(found, rate, draw))
 
