@@ -3,6 +3,7 @@
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.batch.ray_requests import Fails, asks
 from videollava_jax.batch.media.spool import FrameFile
 from videollava_jax.batch.ray import blocks as blocks_module
+from videollava_jax.batch.ray import cluster
 from videollava_jax.batch.ray.blocks import blocks, unpacked
 from videollava_jax.batch.ray.cluster import RayOptions
 from videollava_jax.batch.ray.execution import AnswerBlock
@@ -112,6 +114,17 @@ def test_what_the_command_refuses(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             main(["batch", str(source), str(tmp_path / "out"), "--ray", flag, value])
         assert "expected" in capsys.readouterr().err
+
+
+def test_ray_that_does_not_start_is_said_in_a_line():
+    def init(**_):
+        raise Exception("The current node\ntimed out during startup.")
+
+    utils = SimpleNamespace(set_sigterm_handler=None)
+    ray = SimpleNamespace(init=init, _private=SimpleNamespace(utils=utils))
+    with pytest.raises(OSError, match=r"^Ray does not start here: The current node timed out during startup\.$"):
+        cluster._connect(ray)
+    assert utils.set_sigterm_handler is None
 
 
 def test_resources_of_a_replica():

@@ -166,12 +166,20 @@ def _connect(ray: Any) -> None:
     """Connects to a cluster without printing, and keeps the current signal handlers.
 
     Ray's own handler of SIGTERM would raise anywhere, even while a lock is held.
+
+    Raises:
+      OSError: Ray does not start, or no cluster answers.
+      ValueError: Ray refuses its settings.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     theirs = ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda handler: None
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # Ray raises plain ones, as where a machine at work on other things takes too long
+        raise OSError(f"Ray does not start here: {' '.join(str(error).split())}") from error
     finally:
         ray._private.utils.set_sigterm_handler = theirs
     logging.getLogger("ray.data").setLevel(logging.ERROR)
