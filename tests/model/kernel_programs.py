@@ -50,6 +50,10 @@ def main(topology: str) -> Iterator[dict[str, object]]:
     def decode(q: jax.Array, kv: KeysValues, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         return partial_attention(q, kv, key_mask_GS=mask, implementation="decode_tpu")
 
+    def of_tails(q: jax.Array, kv: KeysValues, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return partial_attention(q, kv, key_mask_GS=mask, implementation="tail_tpu")
+
+    tails = array("SGKH", 2048, 256, 32, 128)
     video = array("BTNH", 8, 2106, 32, 128)
     programs = {
         "prefill": (causal, video, KeysValues(video, video)),
@@ -57,6 +61,7 @@ def main(topology: str) -> Iterator[dict[str, object]]:
         "questions": (after, array("BTNH", 200, 50, 32, 128), prefix(8)),
         "decode": (decode, array("BTNH", 512, 1, 32, 128), prefix(64)),
         "decode_int8": (decode, array("BTNH", 512, 1, 32, 128), prefix(64, "int8")),
+        "tails": (of_tails, array("BTNH", 256, 1, 32, 128), KeysValues(tails, tails, order="SGKH")),
         "heads_of_64": (causal, array("BTNH", 8, 2056, 16, 64), KeysValues(*(array("GSKH", 8, 2056, 16, 64),) * 2)),
     }
     for name, (function, q, kv) in programs.items():

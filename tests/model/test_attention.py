@@ -26,7 +26,7 @@ from videollava_jax.model.attention import (
     merged,
     partial_attention,
 )
-from videollava_jax.model.kernels import cudnn, decode_gpu, decode_tpu
+from videollava_jax.model.kernels import cudnn, decode_gpu, decode_tpu, tail_tpu
 from videollava_jax.model.sharding import make_mesh
 
 ON_GPU = jax.default_backend() == "gpu"
@@ -47,11 +47,13 @@ def cases(draw: st.DrawFn, implementation: str) -> Case:
     causal = None if few else draw(st.sampled_from([None, 0, 3]))
     alone = implementation == "splash" and causal is not None
     orders = ["GKSH"] if few else ["GSKH"] if implementation == "cudnn" else ["GSKH", "GKSH", "SGKH"]
+    if implementation == "tail_tpu":
+        few, many, alone, causal, orders = True, True, True, None, ["SGKH"]
     return Case(
-        G=draw(st.integers(1, 3)),
+        G=draw(st.integers(1, 20 if implementation == "tail_tpu" else 3)),
         rows=1 if alone else draw(st.sampled_from([1, 3])),
-        T=draw(st.integers(1, 5 if few else 140)),
-        K=draw(st.integers(1, 2)),
+        T=1 if implementation == "tail_tpu" else draw(st.integers(1, 5 if few else 140)),
+        K=draw(st.sampled_from([4, 8]) if implementation == "tail_tpu" else st.integers(1, 2)),
         heads=draw(st.sampled_from([1, 2, 3])),
         S=draw(st.integers(1, 300)),
         H=draw(st.sampled_from([16, 64, 128])),
@@ -153,6 +155,17 @@ def test_decode_in_several_blocks(decode, case: Case):
     check(case, out_BTNH, truth(q, kv, mask, None), lse_BTN)
 
 
+@settings(max_examples=8, deadline=None)
+@given(case=cases("tail_tpu"))
+def test_tails_in_several_blocks(case: Case):
+    """Positions that do not fill the last block, and rows that do not fill the last one."""
+    q, kv, mask = case.arrays()
+    operands = kernels.Operands(q, kv.keys, kv.values, None, None, mask, None, "SGKH")
+    run = jax.jit(lambda q: tail_tpu.attend(dataclasses.replace(operands, q_BTNH=q), interpret=True, block=128))
+    out_BTNH, lse_BTN = run(q)
+    check(case, out_BTNH, truth(q, kv, mask, None), lse_BTN)
+
+
 @pytest.mark.parametrize("implementation", ["splash", "by_head"])
 @pytest.mark.parametrize("causal", [None, 0, 200])
 def test_in_several_blocks(implementation: Implementation, causal: int | None):
@@ -242,11 +255,12 @@ def test_segments_with_a_mask_or_of_another_shape_are_refused():
             attention(q, KeysValues(q, q), **{"segments_GS": jnp.ones((2, 4), jnp.int32), **changed})
 
 
-@pytest.mark.parametrize("implementation", ["splash", "decode_tpu", "decode_gpu", "by_head"])
+@pytest.mark.parametrize("implementation", ["splash", "decode_tpu", "decode_gpu", "by_head", "tail_tpu"])
 @pytest.mark.parametrize("jit", [False, True])
 def test_each_device_attends_to_its_rows_and_heads(implementation: Implementation, jit: bool):
-    int8 = implementation != "splash"
-    case = Case(2, 3, 4, 4, 2, 70, 64, "GKSH", "float32", int8, "some", None, False, 3)
+    int8, tails = implementation not in ("splash", "tail_tpu"), implementation == "tail_tpu"
+    rows, T, K, order = (1, 1, 16, "SGKH") if tails else (3, 4, 4, "GKSH")
+    case = Case(2, rows, T, K, 2, 70, 64, order, "float32", int8, "some", None, False, 3)
     q, kv, mask = case.arrays()
     expected = truth(q, kv, mask, None)
     mesh = make_mesh(2, 4)
@@ -255,7 +269,7 @@ def test_each_device_attends_to_its_rows_and_heads(implementation: Implementatio
         return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
     q, mask = put(q, "data", None, "tensor"), put(mask, "data")
-    kv = jax.tree.map(lambda x: put(x, "data", "tensor"), kv)
+    kv = jax.tree.map(lambda x: put(x, *((None, "data", "tensor") if tails else ("data", "tensor"))), kv)
 
     def run(q: jax.Array, kv: KeysValues, mask: jax.Array) -> Part:
         return partial_attention(q, kv, key_mask_GS=mask, implementation=implementation)

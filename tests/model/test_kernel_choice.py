@@ -85,6 +85,14 @@ def test_the_choice(monkeypatch):
     for chips in (tpu, gpu):
         assert chips(T=1, S=2112, dtype="bfloat16", lse=True, order="GKSH") is None
     assert tpu(**after, keys="int8") is None
+    # A chip with two cores, for which XLA would keep scores in high-bandwidth memory.
+    v5p = functools.partial(on, "tpu", "TPU v5")
+    step = dict(T=1, dtype="bfloat16", lse=True)
+    assert v5p(**step, S=2112, order="GKSH") == v5p(**step, S=2112, order="GKSH", keys="int8") == "decode_tpu"
+    assert v5p(**step, S=192, order="SGKH") == "tail_tpu"
+    assert v5p(**step, S=192, order="SGKH", causal_offset=0) is None
+    assert v5p(**after) == "splash"
+    assert tpu(**step, S=192, order="SGKH") is None
     assert tpu(T=640, S=640, dtype="bfloat16", causal_offset=np.int32(0)) is None
     # A CPU: head by head from `by_head.FEWEST_QUERIES` on.
     assert on("cpu", "cpu", **prefill, dtype="float32") == on("cpu", "cpu", **after) == "by_head"
@@ -138,6 +146,12 @@ REFUSED = {
     "decode_tpu, order": ("decode_tpu", dict(order="GSKH"), 'keys in order "GKSH", not "GSKH"'),
     "decode_tpu, causal": ("decode_tpu", dict(causal=0), "has no causal rule"),
     "decode_tpu, many": ("decode_tpu", dict(T=300), "up to 256 queries on each key head, not 600"),
+    "tail_tpu, order": ("tail_tpu", dict(T=1), 'keys in order "SGKH", not "GKSH"'),
+    "tail_tpu, heads": ("tail_tpu", dict(T=1, order="SGKH"), "takes a multiple of 4 key heads on a device"),
+    "tail_tpu, long": ("tail_tpu", dict(T=1, K=64, H=64, order="SGKH"), "up to 2 MiB at 128 positions"),
+    "tail_tpu, several": ("tail_tpu", dict(order="SGKH"), "one query of each row, and keys of its own"),
+    "tail_tpu, shared": ("tail_tpu", dict(T=1, rows=2, order="SGKH"), "one query of each row, and keys of its own"),
+    "tail_tpu, int8": ("tail_tpu", dict(T=1, int8=True, order="SGKH"), "keys and values without scales"),
     "decode_gpu, many": ("decode_gpu", dict(T=40), "up to 64 queries on each key head, not 80"),
     "decode_gpu, heads": ("decode_gpu", dict(H=48), "heads of 16, 32, 64 or 128, not 48"),
 }
@@ -276,7 +290,7 @@ def test_kernels_compile_for_tpus(topology: str):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    programs = {"prefill", "gradient", "questions", "heads_of_64", "decode", "decode_int8"}
+    programs = {"prefill", "gradient", "questions", "heads_of_64", "decode", "decode_int8", "tails"}
     assert {row["program"] for row in rows} == programs
     for row in rows:
         assert row["kernels"] == (3 if row["program"] == "gradient" else 1), row

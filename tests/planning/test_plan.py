@@ -394,8 +394,7 @@ def check(record: dict[str, Any]) -> None:
         assert found[name]["fits"], f"{name}: {found[name]['total']} of {record['hbm_bytes']} bytes"
         assert found[name]["big_moves"] == [], name
     assert found["decode"]["temporaries"] < 0.5 * GIB
-    # For v5p the compiler keeps the scores of a prefix's keys in high-bandwidth memory.
-    assert 0.99 < traffic_ratio(record) <= (1.15 if record["topology"].startswith("v5p") else 1.1)
+    assert 0.99 < traffic_ratio(record) <= 1.1
 
 
 @needs_compiler
@@ -414,12 +413,15 @@ class TestLive:
         sums = {c["kind"]: c["count"] for c in decode["collectives"]}
         assert sums == {"all-reduce": 2 * 4 + 1, "all-gather": 1}  # two for each layer, the embedding's, the logits'
 
-    @pytest.mark.parametrize(("topology", "most"), [("v6e:2x4", 1), ("v5p:2x2x2", 3)])
-    def test_tails_are_updated_in_place(self, topology: str, most: int, tmp_path: Any):
+    @pytest.mark.parametrize(
+        ("topology", "most", "kernels", "more"), [("v6e:2x4", 1, 0, 5), ("v5p:2x2x2", 2.5, 2, 68)]
+    )
+    def test_tails_are_updated_in_place(self, topology: str, most: float, kernels: int, more: int, tmp_path: Any):
         """Left to itself the compiler for these chips writes each layer's whole tails back in every step.
 
-        That is four tails here: 50 MB of 50 on v6e, 50 of 83 on v5p, where logits and the scores of the prefixes' keys
-        are written too.
+        That is four tails here: 50 MB of 50 on v6e, 50 of 83 on v5p, where logits are written too. There two kernels a
+        layer, for prefixes and tails, keep scores out of high-bandwidth memory: with XLA's own fusions a step of these
+        two layers moves 74 MiB more than it must, 10 MiB of them scores.
         """
         config = ModelConfig(text_config=TextConfig(num_hidden_layers=2))
         (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
@@ -429,6 +431,8 @@ class TestLive:
         assert decode["resident"]["tails"] >= 2 * 2 * a_tail
         assert [move for move in decode["big_moves"] if move["bytes"] >= a_tail] == []
         assert decode["hbm_written"] < most * a_tail
+        assert decode["kernels"] == 2 * kernels
+        assert decode["hbm_read"] + decode["hbm_written"] - record["batch"]["read_once"] < more * 2**20
 
     def test_what_the_compiler_does_not_know_is_refused(self):
         with pytest.raises(RuntimeError, match="topology 'v5e:3x3': the TPU compiler refuses it"):

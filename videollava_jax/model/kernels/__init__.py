@@ -2,7 +2,8 @@
 
     cudnn        NVIDIA GPUs   many queries: prefill and towers, in bfloat16 or float16
     splash       TPUs          many queries: prefill, and questions on a prefix
-    decode_tpu   TPUs          few queries on a shared prefix, int8 or float
+    decode_tpu   TPUs          few queries on a shared prefix, int8 or float; chosen where a chip has two cores
+    tail_tpu     TPUs          one query on the tail of its row; chosen where a chip has two cores
     decode_gpu   NVIDIA GPUs   the same
     extend_gpu   NVIDIA GPUs   many queries on a shared prefix, int8 or float: questions
     step_gpu     NVIDIA GPUs   one step of decoding: attention to prefix and tail, and the tail's update (`run_step`)
@@ -24,7 +25,16 @@ import math
 
 import jax
 
-from videollava_jax.model.kernels import by_head, cudnn, decode_gpu, decode_tpu, extend_gpu, splash, step_gpu
+from videollava_jax.model.kernels import (
+    by_head,
+    cudnn,
+    decode_gpu,
+    decode_tpu,
+    extend_gpu,
+    splash,
+    step_gpu,
+    tail_tpu,
+)
 from videollava_jax.model.kernels.kernel import AttentionKernel
 from videollava_jax.model.kernels.operands import Operands, device_kind_of, per_device, platform_of
 from videollava_jax.model.kernels.step_gpu import Step
@@ -46,6 +56,7 @@ KERNELS: dict[str, AttentionKernel] = {
     "cudnn": cudnn.KERNEL,
     "splash": splash.KERNEL,
     "decode_tpu": decode_tpu.KERNEL,
+    "tail_tpu": tail_tpu.KERNEL,
     "decode_gpu": decode_gpu.KERNEL,
     "extend_gpu": extend_gpu.KERNEL,
     "by_head": by_head.KERNEL,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from videollava_jax.model.kernels.kernel import AttentionKernel
-from videollava_jax.model.kernels.operands import MASKED, Operands, queries_by_key_head, rows_again
+from videollava_jax.model.kernels.operands import MASKED, Operands, has_two_cores, queries_by_key_head, rows_again
 
 BLOCK_BYTES = 1 << 20
 """Bytes of the keys of one block, in the dtype of the queries. VMEM holds four times as much: keys and values, and the
@@ -133,7 +133,9 @@ def _kernel(*refs: Any, length: int) -> None:
 KERNEL = AttentionKernel(
     run=lambda operands, *, lse, interpret: decode(operands, interpret=interpret),
     platforms=("tpu", "cpu"),
-    chosen_from={},  # XLA's own fusion also reads a prefix once and holds nothing of its size
+    # On other chips XLA's own fusion also reads a prefix once, and its scores stay in on-chip memory.
+    chosen_from={"tpu": 1},
+    runs_on=has_two_cores,
     dtypes=("bfloat16", "float32"),
     orders=("GKSH",),
     causal_and_segments=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +53,14 @@ class Operands:
         return self.q_BTNH.shape[0] // self.size("G") * self.q_BTNH.shape[1]
 
     @property
+    def key_heads_of_a_device(self) -> int:
+        """K over the devices that heads are split over."""
+        sharding = jax.typeof(self.keys).sharding
+        axes = sharding.spec[self.order.index("K")]
+        names = axes if isinstance(axes, tuple) else () if axes is None else (axes,)
+        return self.size("K") // math.prod(sharding.mesh.shape[name] for name in names)
+
+    @property
     def split_alike(self) -> bool:
         """Whether each device has the keys of its queries: rows and heads sharded over the same axes, nothing else.
 
@@ -86,6 +95,15 @@ def device_kind_of(x: jax.Array) -> str | None:
     """Returns JAX's name of the devices that a program with this array is compiled for; None without a mesh."""
     device = jax.typeof(x).sharding.mesh.abstract_device
     return None if device is None else device.device_kind
+
+
+def has_two_cores(kind: str | None) -> bool:
+    """Whether a chip of a kind, by JAX's name, is a TPU with two cores behind one device; None for the devices here.
+
+    Each core has on-chip memory of its own. XLA keeps few results there, as each core would need all of them: products
+    and the scores of attention go through high-bandwidth memory.
+    """
+    return (jax.local_devices()[0].device_kind if kind is None else kind) in ("TPU v4", "TPU v5", "TPU v5p")
 
 
 def per_device(
