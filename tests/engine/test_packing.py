@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from tests.engine.jobs import clip, question
+from tests.engine.jobs import clip, generated, question
 from tests.small_models import on_mesh, random_model
-from videollava_jax.engine import Engine
+from videollava_jax.engine import Engine, part_programs
+from videollava_jax.engine import device as device_module
 from videollava_jax.engine.packing import LEAST_PACKED, packed, packed_length
+from videollava_jax.engine.parts import slots_at_once
 from videollava_jax.engine.sizes import PLAIN, GridShape
 from videollava_jax.model.sharding import make_mesh
 
@@ -68,6 +70,72 @@ def test_tails_and_first_tokens_are_those_with_padding(tiny_model, tiny_processo
             x, y = np.asarray(x), np.asarray(y)
             np.testing.assert_allclose(x[held], y[held], rtol=2e-5, atol=2e-6)
             assert not x[~held].any(), "zeros where there is no token"
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 2)])
+def test_slots_that_begin_together_hold_what_those_hold_that_begin_alone(tiny_model, tiny_processor, mesh, monkeypatch):
+    """Three slots by one call for four, with free rows, in an order that is not that of the slots; one slot by its own.
+
+    The last slot has too many tokens for the others.
+    """
+    model = random_model(tiny_model)
+    if mesh is not None:
+        model = on_mesh(model, make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]]))
+    shards, calls, grids = 1 if mesh is None else mesh[0], [], []
+    begin_slots = part_programs.begin_slots
+
+    def counted(*given):
+        calls.append(np.asarray(given[-2]).tolist())
+        return begin_slots(*given)
+
+    monkeypatch.setattr(part_programs, "begin_slots", counted)
+    for several in (False, True):
+        monkeypatch.setattr(device_module, "begins_several", lambda platform, several=several: several)
+        engine = Engine(model, tiny_processor)
+        preparer = engine._preparer(64)
+        device = engine._device(preparer)
+        device.make_grid(GridShape(shards, 4, 2, 192, 64, 16), PLAIN)
+        rows = {
+            3: ("What is it?", None),
+            0: (None, "Where?"),
+            2: ("Which colour?", "Where?"),
+            1: (2 * QUESTIONS[1],) * 2,
+        }
+        asked = {
+            slot: [
+                [q and preparer.question(question(f"{slot}-{v}-{i}", q, videos=[clip(v)])) for i, q in enumerate(own)]
+                for v in range(shards)
+            ]
+            for slot, own in rows.items()
+        }
+        for slot, own in asked.items():
+            device.prefill(slot, [preparer.read(next(q for q in each if q).prefix) for each in own])
+        for slot, own in asked.items():
+            device.begin(slot, [q for each in own for q in each])
+        device.decode(3, shards * 8, range(shards * 8))
+        grids.append(device._filled().grid)
+    assert calls == [[3, 0, 2, 2]]
+    alone, together = grids
+    np.testing.assert_array_equal(together.answers.tokens_BN, alone.answers.tokens_BN)
+    assert np.asarray(alone.answers.count_B).sum() > shards * 6
+    np.testing.assert_array_equal(together.tail.valid_BS, alone.tail.valid_BS)
+    np.testing.assert_array_equal(together.tail.next_position_B, alone.tail.next_position_B)
+    for own, others in zip(together.tail.layers, alone.tail.layers, strict=True):
+        assert own.keys.sharding.is_equivalent_to(others.keys.sharding, 4)
+        np.testing.assert_allclose(own.keys, others.keys, rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(own.values, others.values, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("tokens", "slots", "together"), [(56, 50, 4), (64, 2, 4), (80, 50, 1), (56, 1, 1)])
+def test_slots_begin_together_where_a_device_reads_longer_than_it_computes(tokens: int, slots: int, together: int):
+    assert slots_at_once(tokens, slots) == together
+
+
+def test_answers_of_slots_that_begin_together_are_those_of_generate(tiny_model, tiny_processor, monkeypatch):
+    monkeypatch.setattr(device_module, "begins_several", lambda platform: True)
+    asked = [question(f"{v}", "What is it?" if v % 2 else "Where?", videos=[clip(v)]) for v in range(5)]
+    results = {result.id: result.token_ids for result in Engine(tiny_model, tiny_processor).run(asked)}
+    assert results == {request.id: generated(tiny_model, tiny_processor, request) for request in asked}
 
 
 QUESTIONS = ("What is it?", "Which colour does the shape have, and where does it go at the end?", "Where?")

@@ -413,9 +413,7 @@ class TestLive:
         sums = {c["kind"]: c["count"] for c in decode["collectives"]}
         assert sums == {"all-reduce": 2 * 4 + 1, "all-gather": 1}  # two for each layer, the embedding's, the logits'
 
-    @pytest.mark.parametrize(
-        ("topology", "most", "kernels", "more"), [("v6e:2x4", 1, 0, 5), ("v5p:2x2x2", 2.5, 2, 68)]
-    )
+    @pytest.mark.parametrize(("topology", "most", "kernels", "more"), [("v6e:2x4", 1, 0, 5), ("v5p:2x2x2", 2.5, 2, 68)])
     def test_tails_are_updated_in_place(self, topology: str, most: float, kernels: int, more: int, tmp_path: Any):
         """Left to itself the compiler for these chips writes each layer's whole tails back in every step.
 

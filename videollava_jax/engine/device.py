@@ -17,8 +17,16 @@ from videollava_jax.engine import part_programs
 from videollava_jax.engine.budget import FreeMemory
 from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.media import encode_in_pieces, encode_prefixes
-from videollava_jax.engine.packing import packed
-from videollava_jax.engine.parts import Part, beginnings_of, parts_of, smallest
+from videollava_jax.engine.packing import packed, tokens_of_slot
+from videollava_jax.engine.parts import (
+    SLOTS_AT_ONCE,
+    Part,
+    beginnings_of,
+    begins_several,
+    parts_of,
+    slots_at_once,
+    smallest,
+)
 from videollava_jax.engine.preparation import Ids, Question, ReadPrefix
 from videollava_jax.engine.row_arrays import unwritten_answers
 from videollava_jax.engine.sizes import HOST_MEMORY, TEXT_BUCKET, Branches, GridShape
@@ -109,10 +117,13 @@ class Device:
         self._text = model.model_config.text_config
         self._vocabulary = _vocabulary(options, self._text.vocab_size)
         self._held: _Filled | None = None
+        # Questions that begin with those of other slots, by one call, before anything else is done.
+        self._several = not fixed and begins_several(model.jax_device.platform)
+        self._waiting: list[tuple[int, Sequence[Question | None]]] = []
 
     def make_grid(self, shape: GridShape, branches: Branches) -> None:
         """Makes an empty grid; the memory of the one before is freed first."""
-        self._held = None
+        self._held, self._waiting = None, []
         model = self._model
         with self._memory_errors():
             grid = on_device.new_grid(
@@ -166,9 +177,12 @@ class Device:
         Args:
           questions: for each of the shards × rows; None for a row that keeps what it has.
         """
+        if self._several:
+            self._waiting.append((slot, questions))
+            return
         held = self._filled()
         if not held.beginnings:
-            self._begin(slot, questions)
+            self._begin([slot], questions)
             return
         first, most = slot * held.shape.rows, held.beginnings[-1]
         begun = [(first + i, question) for i, question in enumerate(questions) if question is not None]
@@ -176,37 +190,64 @@ class Device:
             here = begun[start : start + most]
             size = next(each for each in held.beginnings if each >= len(here))
             here += here[-1:] * (size - len(here))
-            self._begin(slot, [question for _, question in here], np.array([row for row, _ in here], np.int32))
+            self._begin([slot], [question for _, question in here], np.array([row for row, _ in here], np.int32))
+
+    def _begin_waiting(self) -> None:
+        """Begins the questions that wait: those of several slots by one call where they are few."""
+        waiting, self._waiting = self._waiting, []
+        held = self._filled()
+        W, R = held.shape.shards, held.shape.rows
+        tokens = [tokens_of_slot([0 if q is None else len(q.ids) for q in questions], W) for _, questions in waiting]
+        first = 0
+        while first < len(waiting):
+            most = min(len(waiting), first + SLOTS_AT_ONCE)
+            last = next(
+                last
+                for last in range(most, first, -1)
+                if last == first + 1 or slots_at_once(max(tokens[first:last]), held.shape.slots) > 1
+            )
+            here, first = waiting[first:last], last
+            if len(here) > 1:
+                here += here[-1:] * (SLOTS_AT_ONCE - len(here))  # what is done twice leaves what it has left before
+            of_shard = [question for w in range(W) for _, begun in here for question in begun[w * R : (w + 1) * R]]
+            self._begin([slot for slot, _ in here], of_shard)
 
     def _begin(
-        self, slot: int, questions: Sequence[Question | None], rows: npt.NDArray[np.int32] | None = None
+        self, slots: Sequence[int], questions: Sequence[Question | None], rows: npt.NDArray[np.int32] | None = None
     ) -> None:
-        """Begins questions in all rows of the slots of one index, or in some `rows` of the grid."""
+        """Begins questions in all rows of the slots of some indices, or in some `rows` of the grid.
+
+        Args:
+          questions: of each shard those of the first index, then those of the next.
+        """
         held, model = self._filled(), self._model
-        each = len(questions) // held.shape.shards
-        prefixes = [prefix for prefix in held.prefixes[slot] for _ in range(each)]
+        each = len(questions) // (held.shape.shards * len(slots))
+        shards = range(held.shape.shards)
+        prefixes = [held.prefixes[slot][w] for w in shards for slot in slots for _ in range(each)]
         width, V, positions = held.shape.answer, self._text.vocab_size, self._text.max_positions_in_parts
         fresh = unwritten_answers(questions, prefixes, width, V, held.branches, positions)
         given = (
             model.graph,
             model.state,
-            *self._texts(questions),
+            *self._texts(questions, len(slots)),
             model.on_devices(fresh),
             held.grid.prefix,
             held.grid.tail,
             held.grid.answers,
             self._vocabulary,
-            np.int32(slot),
+            np.int32(slots[0]) if len(slots) == 1 else np.array(slots, np.int32),
         )
         with self._memory_errors():
             if rows is not None:
                 tail, answers = part_programs.begin_rows(*given, rows)
+            elif len(slots) > 1:
+                tail, answers = part_programs.begin_slots(*given, held.shape.shards)
             else:
                 begin = on_device.begin if self._fixed else on_device.begin_packed
                 tail, answers = begin(*given)
         held.grid = Grid(held.grid.prefix, tail, answers)
 
-    def _texts(self, questions: Sequence[Question | None]) -> tuple[Any, Any]:
+    def _texts(self, questions: Sequence[Question | None], slots: int) -> tuple[Any, Any]:
         """Returns the tokens of questions on the devices and where they are: packed, or padded to few lengths."""
         rows = [None if question is None else question.ids for question in questions]
         if self._fixed:
@@ -214,7 +255,7 @@ class Device:
             ids, mask = padded_left([_NO_IDS if ids is None else ids for ids in rows], T)
             return self._model.on_devices(ids), self._model.on_devices(mask)
         shape = self._filled().shape
-        found = packed(rows, shape.shards, shape.question)
+        found = packed(rows, shape.shards * slots, shape.question)
         places = (self._model.on_devices(x) for x in (found.index_WP, found.place_WN, found.mask_ET))
         return self._model.on_devices(found.ids_WN), Packing(*places)
 
@@ -321,6 +362,8 @@ class Device:
 
     def _filled(self) -> _Filled:
         assert self._held is not None, "make_grid comes first"
+        if self._waiting:
+            self._begin_waiting()
         return self._held
 
     @contextmanager

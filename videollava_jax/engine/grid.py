@@ -190,9 +190,9 @@ def begin(
     model: VideoLlava = nnx.merge(graph, state)
     shards = prefix.prefixes // (answers.done_B.shape[0] // fresh.done_B.shape[0])
     own = of_slot(prefix, shards, slot)
-    x_ETD, layers = model.begin(ids_ET, mask_ET, own, _into_rows(tail, mask_ET, ~fresh.done_B, shards, slot))
+    x_ETD, layers = model.begin(ids_ET, mask_ET, own, _into_rows(tail, ~fresh.done_B, shards, slot))
     first = with_next_token(model.next_logits(x_ETD), fresh, vocabulary)
-    return _begun(layers, mask_ET, first, ~fresh.done_B, own, tail, answers, slot)
+    return with_questions(layers, mask_ET, first, ~fresh.done_B, own, tail, answers, slot)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames=("tail", "answers"))
@@ -217,35 +217,43 @@ def begin_packed(
     model: VideoLlava = nnx.merge(graph, state)
     shards = ids_WN.shape[0]
     own = of_slot(prefix, shards, slot)
-    into_rows = _into_rows(tail, packing.mask_ET, ~fresh.done_B, shards, slot)
+    into_rows = _into_rows(tail, ~fresh.done_B, shards, slot)
     logits_EV, layers = model.begin_packed(ids_WN, packing, own, into_rows)
     first = with_next_token(logits_EV, fresh, vocabulary)
-    return _begun(layers, packing.mask_ET, first, ~fresh.done_B, own, tail, answers, slot)
+    return with_questions(layers, packing.mask_ET, first, ~fresh.done_B, own, tail, answers, slot)
 
 
 def _into_rows(
-    tail: TailCache, mask_ET: jax.Array, filled_E: jax.Array, shards: int, slot: jax.Array
+    tail: TailCache, filled_E: jax.Array, shards: int, slot: jax.Array
 ) -> list[Callable[[KeysValues], KeysValues]]:
-    """Returns for each layer what puts its keys and values of questions into the rows of the slots of one index.
+    """Returns for each layer what puts its keys and values of questions into the rows of the slots of one index."""
+    put = partial(in_rows, tail=tail, filled_E=filled_E, shards=shards, slot=slot)
+    return [partial(put, old) for old in tail.layers]
 
-    Arguments are those of `_begun`.
+
+def in_rows(
+    old: KeysValues, new: KeysValues, *, tail: TailCache, filled_E: jax.Array, shards: int, slot: jax.Array
+) -> KeysValues:
+    """Returns a layer of the tail with keys and values of questions in the rows of the slots of one index.
+
+    Args:
+      old: the layer.
+      new: of E rows, padded on the left.
+      filled_E: rows that get a question; the others keep theirs.
+      shards: W, of the grid.
     """
-    E, T = mask_ET.shape
-    room = (tail.question - T, tail.capacity - tail.question)
+    room = (tail.question - new.capacity, tail.capacity - tail.question)
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         """Overwrites whole rows, with zeros at free positions: masking does not remove a NaN, as 0 × NaN is NaN."""
         new = jnp.pad(new, [room, (0, 0)] + [(0, 0)] * (new.ndim - 2)).astype(old.dtype)
-        return _put_rows(old, new, filled_E, shards, E // shards, slot, axis=1)
+        return _put_rows(old, new, filled_E, shards, filled_E.shape[0] // shards, slot, axis=1)
 
-    def into_rows(old: KeysValues, new: KeysValues) -> KeysValues:
-        updated: KeysValues = jax.tree.map(put, old, new.reordered("SGKH"))
-        return updated
-
-    return [partial(into_rows, old) for old in tail.layers]
+    updated: KeysValues = jax.tree.map(put, old, new.reordered("SGKH"))
+    return updated
 
 
-def _begun(
+def with_questions(
     layers: tuple[KeysValues, ...],
     mask_ET: jax.Array,
     first: Answers,

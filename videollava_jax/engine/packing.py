@@ -27,6 +27,16 @@ def packed_length(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
+def tokens_of_slot(counts: Sequence[int], shards: int) -> int:
+    """Returns the length of the packed sequences of one index's slots.
+
+    Args:
+      counts: the tokens of the question in each row, those of the first shard first; 0 for none.
+    """
+    each = len(counts) // shards
+    return packed_length(max(sum(counts[first : first + each]) for first in range(0, len(counts), each)))
+
+
 @dataclass(frozen=True)
 class PackedQuestions:
     """Arrays of the questions that begin in the slots of one index, as `model.cache.Packing` describes them.
@@ -51,7 +61,7 @@ def packed(rows: Sequence[Ids | None], shards: int, length: int) -> PackedQuesti
     """
     each = len(rows) // shards
     counts = [0 if row is None else len(row) for row in rows]
-    N = packed_length(max(sum(counts[first : first + each]) for first in range(0, len(rows), each)))
+    N = tokens_of_slot(counts, shards)
     ids, place = np.zeros((shards, N), np.int32), np.zeros((shards, N), np.int32)
     index, mask = np.zeros((shards, each, length), np.int32), np.zeros((len(rows), length), bool)
     for shard in range(shards):

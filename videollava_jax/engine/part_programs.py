@@ -1,4 +1,4 @@
-"""Compiled functions for a part of a grid: a few questions begun, and the busy slots and rows decoded.
+"""Compiled functions for a part of a grid: questions begun in a few rows or slots, and the busy slots and rows decoded.
 
 slot index  0  1  2  3      The part of slots 1 and 3 and of their first two rows is copied, decoded and put back.
      rows   .  a  .  b      Where a part has all slots, no prefix is copied.
@@ -9,6 +9,7 @@ slot index  0  1  2  3      The part of slots 1 and 3 and of their first two row
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from videollava_jax.compiler_options import RECORDED_LOOP, UPDATE_IN_PLACE, JitByPlatform
-from videollava_jax.engine.grid import by_slot, of_slot
+from videollava_jax.engine.grid import by_slot, in_rows, of_slot, with_questions
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.answers import Answers, Vocabulary, with_next_token
 from videollava_jax.generation.steps import Graph
-from videollava_jax.model.attention import Implementation
-from videollava_jax.model.cache import PrefixCache, TailCache
+from videollava_jax.model.attention import Implementation, KeysValues
+from videollava_jax.model.cache import Packing, PrefixCache, TailCache
 from videollava_jax.model.sharding import like, resharded, spec_of
 from videollava_jax.model.video_llava import VideoLlava
 
@@ -71,6 +72,69 @@ def begin_rows(
         next_position_B=rows(tail.next_position_B, jnp.repeat(own.length_G, E) + mask_ET.sum(axis=1, dtype=jnp.int32)),
     )
     return tail, jax.tree.map(rows, answers, first)
+
+
+@partial(jax.jit, static_argnums=(0, 10), donate_argnames=("tail", "answers"))
+def begin_slots(
+    graph: Graph,
+    state: Any,
+    ids_UN: jax.Array,
+    packing: Packing,
+    fresh: Answers,
+    prefix: PrefixCache,
+    tail: TailCache,
+    answers: Answers,
+    vocabulary: Vocabulary,
+    slots: jax.Array,
+    shards: int,
+) -> tuple[TailCache, Answers]:
+    """Does what `grid.begin_packed` does, in the slots of several indices: the weights are read once for all of them.
+
+    Args:
+      ids_UN: the tokens of the questions of each slot, one question after the other. U = shards × indices.
+      packing: where they stand in the rows, as if each slot were a shard.
+      fresh: answers without a token, of these rows.
+      slots: int32, different indices of slots within their shards. Their prefixes are copied.
+      shards: W, of the grid.
+    """
+    count, R = slots.shape[0], packing.rows
+    each = [of_slot(prefix, shards, slots[i]) for i in range(count)]
+
+    def together(*parts: jax.Array) -> jax.Array:
+        """Joins [W, …] of each index to [W × indices, …]."""
+        first = parts[0]
+        spec = spec_of(first)
+        joined = jnp.stack(parts, axis=1)
+        return joined.reshape(-1, *first.shape[1:], out_sharding=like(first, *spec))
+
+    def of_index(i: int) -> Callable[[jax.Array], jax.Array]:
+        def taken(x: jax.Array, axis: int = 0, within: int = R) -> jax.Array:
+            """Takes [W × indices × within] of an axis to the [W × within] of one index."""
+            split = by_slot(x, shards, axis, within)
+            one = jax.lax.index_in_dim(split, i, axis=axis + 1, keepdims=False)
+            shape = (*x.shape[:axis], shards * within, *x.shape[axis + 1 :])
+            return one.reshape(shape, out_sharding=like(x, *spec_of(x)))
+
+        return taken
+
+    filled_E, indices = ~fresh.done_B, [of_index(i) for i in range(count)]
+
+    def into_rows(old: KeysValues, new: KeysValues) -> KeysValues:
+        for i, taken in enumerate(indices):
+            part: KeysValues = jax.tree.map(taken, new)
+            old = in_rows(old, part, tail=tail, filled_E=taken(filled_E), shards=shards, slot=slots[i])
+        return old
+
+    own: PrefixCache = jax.tree.map(together, *each)
+    model: VideoLlava = nnx.merge(graph, state)
+    written = [partial(into_rows, old) for old in tail.layers]
+    logits_EV, layers = model.begin_packed(ids_UN, packing, own, written)
+    first = with_next_token(logits_EV, fresh, vocabulary)
+    updated = tail, answers
+    for i, taken in enumerate(indices):
+        mask_ET, begun, filled = jax.tree.map(taken, (packing.mask_ET, first, filled_E))
+        updated = with_questions(layers, mask_ET, begun, filled, each[i], *updated, slots[i])
+    return updated
 
 
 @partial(

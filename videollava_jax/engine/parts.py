@@ -1,4 +1,4 @@
-"""The parts of a grid that a session's programs compute: all of it, or the slots and rows that are busy. No JAX."""
+"""The parts of a grid that programs compute: slots whose questions begin together, busy slots and rows. No JAX."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ SHARE = 4
 """A part of the slots is a copy of their prefixes while it decodes, so it is at most one slot in four."""
 MOST_AT_ONCE = 4
 """Questions that one call begins at most where the cost of a call follows their number."""
+
+SLOTS_AT_ONCE = 4
+READ_LONGER = 256
+"""Tokens of each shard. In the time that accelerators need to compute fewer, they do not even read the weights."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,25 @@ def beginnings_of(shape: GridShape, platform: str) -> tuple[int, ...]:
     if platform != "cpu" or shape.shards > 1:
         return ()
     return tuple(size for size in (1, 2, MOST_AT_ONCE) if size <= shape.rows)
+
+
+def begins_several(platform: str) -> bool:
+    """Whether questions about several prefixes begin by one call: on a CPU its cost follows the number of tokens.
+
+    Args:
+      platform: of the devices, as JAX names it.
+    """
+    return platform != "cpu"
+
+
+def slots_at_once(tokens: int, slots: int) -> int:
+    """Returns in how many slots of each shard one call begins questions: one, or `SLOTS_AT_ONCE` for few tokens.
+
+    Args:
+      tokens: of the questions in one slot, padded.
+      slots: of the grid's shards.
+    """
+    return SLOTS_AT_ONCE if slots > 1 and tokens * SLOTS_AT_ONCE <= READ_LONGER else 1
 
 
 def smallest(shape: GridShape, parts: Sequence[Part], rows: Iterable[int]) -> tuple[Part, tuple[int, ...]]:

@@ -58,7 +58,8 @@ class Operands:
         sharding = jax.typeof(self.keys).sharding
         axes = sharding.spec[self.order.index("K")]
         names = axes if isinstance(axes, tuple) else () if axes is None else (axes,)
-        return self.size("K") // math.prod(sharding.mesh.shape[name] for name in names)
+        devices = math.prod(int(sharding.mesh.shape[name]) for name in names)
+        return int(self.size("K")) // devices
 
     @property
     def split_alike(self) -> bool:
