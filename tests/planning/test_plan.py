@@ -101,11 +101,12 @@ def test_int8_weights_have_scales():
 
 
 @pytest.mark.parametrize("mesh", [(1, 4), (2, 4)])
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_programs_take_what_is_counted(mesh: tuple[int, int], name: Any):
+@pytest.mark.parametrize(("name", "question_tokens"), [*((name, 32) for name in PROGRAMS), ("begin", 16)])
+def test_programs_take_what_is_counted(mesh: tuple[int, int], name: Any, question_tokens: int):
     """Compiled for the CPU, the arguments fit the functions, and donated buffers are reused for results."""
-    setting = tiny_setting(*mesh)
+    setting = tiny_setting(*mesh, question_tokens=question_tokens)
     program = compile_program(name, setting, CHIPS["v5e"])
+    assert program.slots == (4 if question_tokens == 16 else 1)  # short questions of several slots begin together
     function, arguments = programs.program_with_arguments(name, setting)
     memory = function.lower(*arguments).compile().memory_analysis()
     # Parameters that a program does not use are dropped, and what comes from the host is small.
@@ -431,6 +432,16 @@ class TestLive:
         assert decode["hbm_written"] < most * a_tail
         assert decode["kernels"] == 2 * kernels
         assert decode["hbm_read"] + decode["hbm_written"] - record["batch"]["read_once"] < more * 2**20
+
+    def test_questions_about_four_videos_begin_with_the_weights_read_once(self, tmp_path: Any):
+        """Two layers and the head: a call for one slot in each shard reads 370 MiB, four such calls 1490."""
+        config = ModelConfig(text_config=TextConfig(num_hidden_layers=2))
+        (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+        options = ("--mesh", "2x4", "--grid", "16x1", "--questions", "1", "--programs", "begin")
+        begin = planned("v5e:2x4", *options, "--model", str(tmp_path))["batch"]["programs"]["begin"]
+        assert begin["slots"] == 4
+        assert begin["hbm_read"] < 560 * 2**20
+        assert begin["big_moves"] == []
 
     def test_what_the_compiler_does_not_know_is_refused(self):
         with pytest.raises(RuntimeError, match="topology 'v5e:3x3': the TPU compiler refuses it"):

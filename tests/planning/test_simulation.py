@@ -14,6 +14,7 @@ from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import CHIPS
 from videollava_jax.costs.work import Job, encode_flops
 from videollava_jax.engine.packing import packed_length
+from videollava_jax.engine.parts import SLOTS_AT_ONCE, slots_at_once
 from videollava_jax.engine.schedule import Limits
 from videollava_jax.engine.sizes import GridShape
 from videollava_jax.planning.plan import PlanRequest, make_plan
@@ -61,6 +62,22 @@ def test_one_video_by_hand(chip: str):
     assert found.phases.row_steps == (3 - 1) + (7 - 1)
     assert found.waiting_for_media == pytest.approx(0.5)
     assert found.host_busy == 0.5
+
+
+def test_one_question_about_each_of_several_videos_by_hand():
+    """Six videos in six slots: questions of four begin by one call, which is the reason that 92% of the best is met."""
+    shape = dataclasses.replace(SHAPE, slots=6, rows=1)
+    videos = [Video(f"v{i}", 0.5, 2061) for i in range(6)]
+    job = [asked(video, video.name, 3) for video in videos]
+    found = simulate(job, LIMITS, TIMES, lambda _: shape, readers=6)
+    length = packed_length(50)
+    assert slots_at_once(length, 6) == SLOTS_AT_ONCE == 4
+    # The last two begin by a call of the same program, which begins one of them twice.
+    assert found.phases.seconds["begin"] == pytest.approx(2 * TIMES.begin(shape, length, 4))
+    assert TIMES.begin(shape, length, 4) < 2 * TIMES.begin(shape, length)
+    assert TIMES.begin_one(shape, length) == TIMES.begin(shape, length, 4) / 4
+    one = dataclasses.replace(shape, slots=1)
+    assert TIMES.begin_one(one, length) == TIMES.begin(one, length)
 
 
 def test_times_are_those_of_the_arithmetic():

@@ -25,9 +25,10 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 
 from videollava_jax.config import ModelConfig
 from videollava_jax.costs.chips import Chip, Roofline, roofline
-from videollava_jax.engine import grid
+from videollava_jax.engine import grid, part_programs
 from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.packing import packed_length
+from videollava_jax.engine.parts import slots_at_once
 from videollava_jax.engine.sizes import PLAIN, Branches, GridShape
 from videollava_jax.generation import steps as generate
 from videollava_jax.generation.answers import Answers, Vocabulary
@@ -75,6 +76,11 @@ class Setting:
     def packed_tokens(self) -> int:
         """N: the tokens of the questions that begin in a slot, packed and padded."""
         return packed_length(self.shape.rows * (self.question_tokens or self.shape.question))
+
+    @property
+    def begun_slots(self) -> int:
+        """The slots of each shard whose questions begin by one call."""
+        return slots_at_once(self.packed_tokens, self.shape.slots)
 
     @cached_property
     def placement(self) -> Placement:
@@ -142,6 +148,7 @@ class Program:
       chip: one device of the mesh.
       tensor: how many devices take part in a collective over heads.
       compile_seconds: how long the compiler took here.
+      slots: of begin, the slots of each shard whose questions begin by one call.
     """
 
     name: ProgramName
@@ -157,6 +164,7 @@ class Program:
     chip: Chip
     tensor: int
     compile_seconds: float
+    slots: int = 1
 
     @property
     def total(self) -> int:
@@ -179,6 +187,11 @@ class Program:
         share = (self.tensor - 1) / self.tensor
         sent = sum(c.bytes * share * (2 if c.kind == "all-reduce" else 1) for c in self.step.collectives)
         return roofline(self.flops, self.step.hbm_bytes, self.chip, sent_bytes=sent)
+
+    @property
+    def seconds_of_slot(self) -> float:
+        """The least time of one call, or of one step of decode, for each of the slots that it works for together."""
+        return self.roofline.seconds / self.slots
 
 
 def compile_program(name: ProgramName, setting: Setting, chip: Chip) -> Program:
@@ -222,6 +235,7 @@ def compile_program(name: ProgramName, setting: Setting, chip: Chip) -> Program:
         chip=chip,
         tensor=setting.placement.tensor,
         compile_seconds=seconds,
+        slots=setting.begun_slots if name == "begin" else 1,
     )
 
 
@@ -264,7 +278,8 @@ def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tu
     graph, state = setting.model
     shape, held = setting.shape, setting.grid
     text, vision = setting.config.text_config, setting.config.vision_config
-    W, E = shape.shards, shape.shards * shape.rows
+    W, together = shape.shards, setting.begun_slots
+    U, E = W * together, W * together * shape.rows
 
     def array(*of: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         """Returns an array whose first axis is a batch."""
@@ -300,11 +315,13 @@ def program_with_arguments(name: ProgramName, setting: Setting) -> tuple[Any, tu
             lambda x: array(E, *x.shape[1:], dtype=x.dtype),
             held.answers,
         )
-        ids, T = array(W, setting.packed_tokens), shape.question
-        places: Any = (array(W, shape.rows * T), array(W, setting.packed_tokens), array(E, T, dtype=bool))
+        ids, T = array(U, setting.packed_tokens), shape.question
+        places: Any = (array(U, shape.rows * T), array(U, setting.packed_tokens), array(E, T, dtype=bool))
         packing = Packing(*places)
-        caches = held.prefix, held.tail, held.answers
-        return grid.begin_packed, (graph, state, ids, packing, fresh, *caches, vocabulary, small())
+        given = (graph, state, ids, packing, fresh, held.prefix, held.tail, held.answers, vocabulary)
+        if together > 1:
+            return part_programs.begin_slots, (*given, small(together), W)
+        return grid.begin_packed, (*given, small())
     caches = held.prefix, held.tail, held.answers
     return generate.decode, (graph, state, *caches, vocabulary, small(), small())
 
@@ -321,7 +338,10 @@ def _attention_flops(name: ProgramName, setting: Setting) -> float:
     S = shape.prefix
     seen = {
         "prefill": shape.shards * S * (S + 1) / 2,
-        "begin": shape.shards * setting.packed_tokens * S,  # XLA computes attention to the few tokens of a question
+        "begin": shape.shards
+        * setting.begun_slots
+        * setting.packed_tokens
+        * S,  # XLA computes attention to the few tokens of a question
     }.get(name, 0)
     return 4.0 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * seen / setting.mesh.size
 

@@ -331,7 +331,7 @@ def _batch_plan(
         shape=shape,
         programs={name: programs[name] for name in PROGRAMS if name in programs},
         too_large=too_large,
-        throughput=throughput(request.job, shape, {n: p.roofline.seconds for n, p in programs.items()})
+        throughput=throughput(request.job, shape, {n: p.seconds_of_slot for n, p in programs.items()})
         if set(programs) == set(PROGRAMS)
         else None,
         read_once=setting.read_once_bytes,
@@ -368,7 +368,7 @@ def throughput(job: Job, shape: GridShape, seconds: Mapping[str, float]) -> Thro
     Args:
       job: the questions about each video.
       shape: the grid.
-      seconds: of each program by name; of decode, for one step.
+      seconds: of each program by name; of decode, for one step; of begin, for the slots of one index.
     """
     rounds = math.ceil(job.questions / shape.rows)
     phases = {

@@ -65,6 +65,7 @@ def _program(program: Program, batch: BatchPlan) -> dict[str, Any]:
         "collectives": [dataclasses.asdict(collective) for collective in step.collectives],
         "big_moves": [dataclasses.asdict(move) for move in program.moves],
         "kernels": program.kernels,
+        "slots": program.slots,
         "launches": step.launches,
         "seconds": least.seconds,
         "bound": least.bound,
@@ -125,7 +126,7 @@ def _programs(batch: BatchPlan) -> list[str]:
         step, least = program.step, program.roofline
         work.append(
             [
-                name + ", a step" * (name == "decode"),
+                name + ", a step" * (name == "decode") + f", {program.slots} slots" * (program.slots > 1),
                 f"{program.flops / 1e9:.1f}",
                 *(f"{size / _MIB:.1f}" for size in (step.hbm_read_bytes, step.hbm_written_bytes)),
                 f"{least.seconds * 1e3:.3f}",

@@ -12,7 +12,7 @@ import numpy as np
 
 from videollava_jax.engine.events import EndedRow, Event, MediaRead, Question
 from videollava_jax.engine.packing import packed_length
-from videollava_jax.engine.parts import parts_of, smallest
+from videollava_jax.engine.parts import SLOTS_AT_ONCE, parts_of, slots_at_once, smallest
 from videollava_jax.engine.sizes import TEXT_BUCKET, GridShape
 from videollava_jax.generation.buckets import bucket
 from videollava_jax.planning.simulation.programs import ProgramTimes
@@ -100,13 +100,15 @@ class SimulatedDevice:
         self.free_at, self.idle = 0.0, 0.0
         self._shape: GridShape | None = None
         self._written: dict[int, int] = {}
+        self._begun: list[int] = []  # the tokens of slots whose questions begin by the present call
 
     def make_grid(self, shape: GridShape) -> None:
         """Makes an empty grid."""
-        self._shape, self._written = shape, {}
+        self._shape, self._written, self._begun = shape, {}, []
 
     def prefill(self, now: float) -> None:
         """Encodes videos and computes their prefixes."""
+        self._begun = []
         self._call("encode", now, self.times.encode())
         self._call("prefill", now, self.times.prefill(self._grid))
 
@@ -116,10 +118,11 @@ class SimulatedDevice:
         there = [question for question in questions if question is not None]
         if self._fixed:
             tokens = shape.rows * bucket(max(question.tokens for question in there), TEXT_BUCKET)
+            self._call("begin", now, self.times.begin(shape, tokens))
         else:
             each = [questions[first : first + shape.rows] for first in range(0, len(questions), shape.rows)]
             tokens = packed_length(max(sum(q.tokens for q in own if q is not None) for own in each))
-        self._call("begin", now, self.times.begin(shape, tokens))
+            self._call("begin", now, self._begin_seconds(tokens))
         self.phases.begun_rows += len(there)
         self.phases.begin_rows += len(questions)
         for number, question in enumerate(questions):
@@ -127,8 +130,20 @@ class SimulatedDevice:
                 shard, row = divmod(number, shape.rows)
                 self._written[(shard * shape.slots + slot) * shape.rows + row] = 1
 
+    def _begin_seconds(self, tokens: int) -> float:
+        """Returns the seconds by which the present call of begin takes longer with the questions of one slot more."""
+        shape, before = self._grid, self._begun
+        together = [*before, tokens]
+        if not before or len(together) > SLOTS_AT_ONCE or slots_at_once(max(together), shape.slots) == 1:
+            self._begun = [tokens]
+            return self.times.begin(shape, tokens)
+        self._begun = together
+        already = self.times.begin(shape, max(before), SLOTS_AT_ONCE if len(before) > 1 else 1)
+        return max(0.0, self.times.begin(shape, max(together), SLOTS_AT_ONCE) - already)
+
     def decode(self, now: float, steps: int, enough: int, rows: Mapping[int, Question]) -> tuple[EndedRow, ...]:
         """Decodes until `enough` more rows have ended, for `steps` steps at most; returns the rows that have ended."""
+        self._begun = []
         to_write = (cast(SimulatedQuestion, question).written - self._written[row] for row, question in rows.items())
         left = sorted(tokens for tokens in to_write if tokens > 0)
         taken = min(steps, left[min(enough, len(left)) - 1]) if left else 0

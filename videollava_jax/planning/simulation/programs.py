@@ -19,6 +19,7 @@ from videollava_jax.costs.work import (
     weight_bytes,
 )
 from videollava_jax.engine.packing import packed_length
+from videollava_jax.engine.parts import slots_at_once
 from videollava_jax.engine.sizes import GridShape
 
 MOST_ROWS = 64
@@ -53,15 +54,26 @@ class ProgramTimes:
         """Returns the seconds of a call, which computes a prefix in each shard."""
         return self._decoder("prefill", decoder_flops(self.config, shape.prefix, logits=0), shape.prefix)
 
-    def begin(self, shape: GridShape, tokens: int) -> float:
-        """Returns the seconds of a call, in which the questions of a slot in each shard have `tokens` tokens in all."""
+    def begin(self, shape: GridShape, tokens: int, slots: int = 1) -> float:
+        """Returns the seconds of a call.
+
+        Args:
+          tokens: in all, of the questions in a slot in each shard.
+          slots: of each shard in which questions begin; the prefixes of several are copied.
+        """
         each = tokens / shape.rows
         products = decoder_flops(self.config, tokens, shape.prefix, logits=shape.rows)
         # Of its own question a token sees half; `decoder_flops` would let it see all others before it.
         pairs = tokens * (tokens + 1) / 2 - shape.rows * each * (each + 1) / 2
         text = self.config.text_config
         unseen = 4.0 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * pairs
-        return self._decoder("begin", products - unseen, tokens)
+        copied = 2 * kv_bytes(self.config, slots * shape.prefix, self.storage) if slots > 1 else 0
+        return self._decoder("begin", slots * (products - unseen), slots * tokens, copied)
+
+    def begin_one(self, shape: GridShape, tokens: int) -> float:
+        """Returns the seconds for a slot in each shard if the questions of all slots begin, several by one call."""
+        slots = slots_at_once(tokens, shape.slots)
+        return self.begin(shape, tokens, slots) / slots
 
     def reads_tokens_alone(self, shape: GridShape) -> bool:
         """Returns whether a step reads of the tails only what rows that are being answered hold, as `step_gpu` does."""
@@ -98,7 +110,7 @@ class ProgramTimes:
         return {
             "encode": self.encode(),
             "prefill": self.prefill(shape),
-            "begin": self.begin(shape, packed_length(shape.rows * self.job.question_tokens)),
+            "begin": self.begin_one(shape, packed_length(shape.rows * self.job.question_tokens)),
             "decode": self.decode(shape, shape.slots * shape.rows * self.job.held_tokens),
         }
 
@@ -106,22 +118,22 @@ class ProgramTimes:
         """Returns times that are those of compiled programs on their grid, and scaled by arithmetic on other grids.
 
         Args:
-          seconds: of each program by name; of decode, for one step.
+          seconds: of each program by name; of decode, for one step; of begin, for a slot in each shard.
           shape: the grid that they were compiled for.
-          begun: the tokens of a call of begin, in each shard.
+          begun: the tokens that begin in a slot.
         """
         plain = dataclasses.replace(self, factors={})
         least = {
             "encode": plain.encode(),
             "prefill": plain.prefill(shape),
-            "begin": plain.begin(shape, begun),
+            "begin": plain.begin_one(shape, begun),
             "decode": plain.decode(shape),
         }
         return dataclasses.replace(self, factors={name: seconds[name] / least[name] for name in least})
 
-    def _decoder(self, name: str, flops: float, tokens: int) -> float:
+    def _decoder(self, name: str, flops: float, tokens: int, more: float = 0.0) -> float:
         sent = all_reduced_bytes(self.config, tokens, self.tensor)
-        return self._scaled(name, flops, weight_bytes(self.config, self.storage), sent)
+        return self._scaled(name, flops, weight_bytes(self.config, self.storage) + more, sent)
 
     def _scaled(self, name: str, flops: float, read: float, sent: float) -> float:
         return self.factors.get(name, 1.0) * roofline(flops, read, self.chip, self.tensor, sent_bytes=sent).seconds

@@ -111,7 +111,7 @@ def simulated(plan: Plan, request: SimulationRequest) -> Simulation:
     data = plan.chips // tensor
     times = ProgramTimes(config=asked.config, job=asked.job, chip=plan.chip, tensor=tensor, storage=asked.storage)
     if plan.batch is not None and plan.batch.throughput is not None:
-        compiled = {name: program.roofline.seconds for name, program in plan.batch.programs.items()}
+        compiled = {name: program.seconds_of_slot for name, program in plan.batch.programs.items()}
         times = times.as_compiled(compiled, plan.batch.shape, _begun(plan.batch.shape, asked.job))
     prefix = asked.job.prefix_tokens(asked.config) + PROMPT_TOKENS
     if request.file is None:
@@ -154,7 +154,7 @@ def _best(job: Job, shape: GridShape, times: ProgramTimes) -> Throughput:
 
 
 def _begun(shape: GridShape, job: Job) -> int:
-    """Returns the tokens of a call of begin, in each shard."""
+    """Returns the tokens that begin in a slot."""
     return packed_length(shape.rows * job.question_tokens)
 
 
