@@ -85,14 +85,14 @@ def test_the_choice(monkeypatch):
     for chips in (tpu, gpu):
         assert chips(T=1, S=2112, dtype="bfloat16", lse=True, order="GKSH") is None
     assert tpu(**after, keys="int8") is None
-    # A chip with two cores, for which XLA would keep scores in high-bandwidth memory.
+    # A chip for which XLA would keep scores in high-bandwidth memory.
     v5p = functools.partial(on, "tpu", "TPU v5")
     step = dict(T=1, dtype="bfloat16", lse=True)
     assert v5p(**step, S=2112, order="GKSH") == v5p(**step, S=2112, order="GKSH", keys="int8") == "decode_tpu"
     assert v5p(**step, S=192, order="SGKH") == "tail_tpu"
     assert v5p(**step, S=192, order="SGKH", causal_offset=0) is None
     assert v5p(**after) == "splash"
-    assert tpu(**step, S=192, order="SGKH") is None
+    assert tpu(**step, S=192, order="SGKH") is on("tpu", "TPU v4", **step, S=192, order="SGKH") is None
     assert tpu(T=640, S=640, dtype="bfloat16", causal_offset=np.int32(0)) is None
     # A CPU: head by head from `by_head.FEWEST_QUERIES` on.
     assert on("cpu", "cpu", **prefill, dtype="float32") == on("cpu", "cpu", **after) == "by_head"

@@ -2,8 +2,8 @@
 
     cudnn        NVIDIA GPUs   many queries: prefill and towers, in bfloat16 or float16
     splash       TPUs          many queries: prefill, and questions on a prefix
-    decode_tpu   TPUs          few queries on a shared prefix, int8 or float; chosen where a chip has two cores
-    tail_tpu     TPUs          one query on the tail of its row; chosen where a chip has two cores
+    decode_tpu   TPUs          few queries on a shared prefix, int8 or float; chosen on v5p
+    tail_tpu     TPUs          one query on the tail of its row; chosen on v5p
     decode_gpu   NVIDIA GPUs   the same
     extend_gpu   NVIDIA GPUs   many queries on a shared prefix, int8 or float: questions
     step_gpu     NVIDIA GPUs   one step of decoding: attention to prefix and tail, and the tail's update (`run_step`)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from videollava_jax.model.kernels.kernel import AttentionKernel
-from videollava_jax.model.kernels.operands import MASKED, Operands, has_two_cores, queries_by_key_head, rows_again
+from videollava_jax.model.kernels.operands import MASKED, Operands, has_split_memory, queries_by_key_head, rows_again
 
 BLOCK_BYTES = 1 << 20
 """Bytes of the keys of one block, in the dtype of the queries. VMEM holds four times as much: keys and values, and the
@@ -135,7 +135,7 @@ KERNEL = AttentionKernel(
     platforms=("tpu", "cpu"),
     # On other chips XLA's own fusion also reads a prefix once, and its scores stay in on-chip memory.
     chosen_from={"tpu": 1},
-    runs_on=has_two_cores,
+    runs_on=has_split_memory,
     dtypes=("bfloat16", "float32"),
     orders=("GKSH",),
     causal_and_segments=False,

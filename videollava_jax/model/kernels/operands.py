@@ -98,13 +98,13 @@ def device_kind_of(x: jax.Array) -> str | None:
     return None if device is None else device.device_kind
 
 
-def has_two_cores(kind: str | None) -> bool:
-    """Whether a chip of a kind, by JAX's name, is a TPU with two cores behind one device; None for the devices here.
+def has_split_memory(kind: str | None) -> bool:
+    """Whether a chip of a kind, by JAX's name, is a v5p; None for the devices here.
 
-    Each core has on-chip memory of its own. XLA keeps few results there, as each core would need all of them: products
-    and the scores of attention go through high-bandwidth memory.
+    Its two cores have on-chip memory of their own and none that they share, as those of a v4 do. XLA keeps few results
+    there, since each core would need them whole: products and the scores of attention go through high-bandwidth memory.
     """
-    return (jax.local_devices()[0].device_kind if kind is None else kind) in ("TPU v4", "TPU v5", "TPU v5p")
+    return (jax.local_devices()[0].device_kind if kind is None else kind) in ("TPU v5", "TPU v5p")
 
 
 def per_device(

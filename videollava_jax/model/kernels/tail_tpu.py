@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from videollava_jax.model.kernels.kernel import AttentionKernel
-from videollava_jax.model.kernels.operands import MASKED, Operands, has_two_cores
+from videollava_jax.model.kernels.operands import MASKED, Operands, has_split_memory
 
 BLOCK_BYTES = 2 << 20
 """The most bytes of the keys of a block. VMEM holds four times as much: keys and values, and the next block of each."""
@@ -146,7 +146,7 @@ KERNEL = AttentionKernel(
     run=lambda operands, *, lse, interpret: attend(operands, interpret=interpret),
     platforms=("tpu", "cpu"),
     chosen_from={"tpu": 1},
-    runs_on=has_two_cores,
+    runs_on=has_split_memory,
     dtypes=("bfloat16", "float32"),
     orders=("SGKH",),
     causal_and_segments=False,
