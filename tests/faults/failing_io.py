@@ -52,9 +52,11 @@ def fail_calls(
         ended = run(trial.run, _place(trial, home), seconds=2 * SECONDS)
         if ended[0]:
             raise RuntimeError(f"{trial.name}: the run that nothing disturbs ends with {ended}")
-        expected = trial.result(home / "place")
+        expected, numbers_of = trial.result(home / "place"), dict[int, int]()
         for failure in failures or trial.failures:
-            number = _number_of_calls(trial, failure, home)
+            if failure.kinds not in numbers_of:
+                numbers_of[failure.kinds] = _number_of_calls(trial, failure, home)
+            number = numbers_of[failure.kinds]
             tally = Tally(f"{trial.name}: {failure.name}", note=f"of {number} calls")
             tallies.append(tally)
             first = 1 + random.Random(f"{seed}/{trial.name}/{failure.name}").randrange(max(1, min(every, number)))

@@ -1,5 +1,6 @@
 """Imports for the server of child processes: everything that a conversion needs, and one rehearsal of it."""
 
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -36,3 +37,6 @@ with tempfile.TemporaryDirectory() as place:
     # One with a key that we do not know is read by transformers, which imports torch.
     ModelConfig.from_hf(small_config().to_hf() | {"one_more_key": 1})
     VideoLlavaProcessor.from_pretrained(TINY)
+# The garbage collector of a child would write to all that it shares with the server, and so copy it.
+gc.collect()
+gc.freeze()

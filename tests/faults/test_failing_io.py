@@ -102,7 +102,7 @@ def test_only_the_wall_clock_jumps():
 
 EVERY = {"ledger": 23, "convert to Orbax": 99, "export": 19, "write an adapter": 19, "training saves": 199}
 READS = {"read a job file": 3, "read a checkpoint": 23, "read an Orbax checkpoint": 17, "read a model": 23}
-READS |= {"read a processor": 5, "read a recipe": 2, "read media": 5, "resume training": 9}
+READS |= {"read a processor": 5, "read a recipe": 2, "read media": 11, "resume training": 9}
 EVERY |= {"save_pretrained": 19}
 
 
@@ -124,7 +124,7 @@ def test_every_few_reads(trial):
     assert tally.outcomes["said"]
 
 
-@pytest.mark.parametrize(("name", "numbers"), [("convert to Orbax", range(1, 6)), ("training saves", (4, 5, 6))])
+@pytest.mark.parametrize(("name", "numbers"), [("convert to Orbax", (2, 3)), ("training saves", (4, 5))])
 def test_a_directory_of_orbax_that_cannot_be_made(name, numbers):
     """The run ends at once: what writes into the directory does not wait for it, and keeps no process for minutes."""
     (trial,) = (trial for trial in TRIALS if trial.name == name)
