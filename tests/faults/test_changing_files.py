@@ -11,7 +11,8 @@ import pytest
 from tests.faults.batch import FakeRunner, committed, write_job
 from tests.faults.children import command, run
 from tests.faults.disks import mount
-from tests.faults.failing_trials import Export, Job
+from tests.faults.failing_trials import Export, Job, reported
+from videollava_jax.assets import TINY
 from videollava_jax.batch.runner import BatchOptions, run_batch
 from videollava_jax.weights import WeightsError, export, verify_checkpoint
 
@@ -141,3 +142,39 @@ def test_neither_jobs_nor_conversions_need_a_temporary_directory(tmp_path):
         if "PermissionError" not in str(error):
             raise
         pytest.skip("this user may not mount a tmpfs")
+
+
+def store_samples(place, pages):
+    """Tokenises samples into a temporary directory of some pages."""
+    from videollava_jax.processing.processor import VideoLlavaProcessor
+    from videollava_jax.training.data.corpus import build_corpus
+    from videollava_jax.training.data.packing import RowShape
+    from videollava_jax.training.data.samples import read_samples
+    from videollava_jax.training.data.skips import SkipCounter
+
+    mount(place / "tmp", f"size={4096 * pages}")
+    row = RowShape(tokens=200, images=1, videos=1)
+    samples, processor = read_samples([place / "data.json"]), VideoLlavaProcessor.from_pretrained(TINY)
+    return reported(lambda: build_corpus(samples, processor, row, SkipCounter(), directory=place / "tmp"))
+
+
+@pytest.mark.parametrize("pages", [1, 5, 9, 100])
+def test_training_says_that_its_temporary_directory_is_full(tmp_path, pages):
+    (tmp_path / "tmp").mkdir()
+    turns = [{"from": "human", "value": "Up?"}, {"from": "gpt", "value": "Up."}]
+    samples = [{"id": str(i), "conversations": turns} for i in range(3000)]
+    (tmp_path / "data.json").write_text(json.dumps(samples))
+    try:
+        status, said = run(store_samples, tmp_path, pages)
+    except RuntimeError as error:
+        if "PermissionError" not in str(error):
+            raise
+        pytest.skip("this user may not mount a tmpfs")
+    if pages == 100:
+        assert (status, said) == (0, "")
+    else:
+        assert status == 1
+        assert said.startswith(f"videollava: {tmp_path}/tmp/"), said
+        assert "cannot be written (" in said
+        assert "isk is full" in said or "No space left" in said
+        assert said.count("\n") == 1

@@ -207,7 +207,7 @@ def build_corpus(
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     for field in fields(arrays):
-        np.save(folder / f"{field.name}.npy", getattr(arrays, field.name))
+        _save(folder / f"{field.name}.npy", getattr(arrays, field.name))
     return _reopened(folder, media, digest)
 
 
@@ -266,6 +266,15 @@ def _start_worker(tokeniser: _Tokeniser) -> None:
 
 def _tokenise_in_worker(samples: Sequence[Sample | BadSample]) -> list[Result]:
     return [_of_this_worker(sample) for sample in samples]
+
+
+def _save(file: Path, array: npt.NDArray[Any]) -> None:
+    try:
+        np.save(file, array)
+    except OSError as error:  # NumPy's own says how many values were written, and not why no more
+        raise OSError(
+            f"{file}: cannot be written ({error.strerror or f'{error}: the disk is full, or fails'})"
+        ) from None
 
 
 def _reopened(directory: Path, media: MediaTokens, digest: str) -> Corpus:
