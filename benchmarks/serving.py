@@ -9,27 +9,31 @@ that rate for `--seconds` each, about `--clips` clips that no load before had, c
 `--answer-tokens` tokens. Then transformers' `generate`, one question at a time behind the same HTTP
 (benchmarks/serving_theirs.py), gets the same loads.
 
-The rate of a load is its answers over the time from its beginning to its last answer. Times are those of a client in
-this process, on the same machine: it takes its share of the processors, which the offline engine has for itself. The
-processor time of server and client is printed for each answer. Refusals are answers with status 429.
+The rate of a load is its answers over the time from its beginning to its last answer. Refusals are answers with status
+429. Times are those of a client on the same machine (benchmarks/serving_load.py).
+
+The offline engine, the server and transformers all have the cores of `--server-cores`, no more and no fewer; the client
+has those of `--client-cores`. Where one core is in both, the client takes its share of what the offline engine has for
+itself. Processor time is printed for each answer: of the engine with its device, which the offline engine spends too,
+of HTTP, and of the client. One core gives at most one answer in the sum of the first two: the last lines say what share
+of the offline engine's rate that is.
 """
 
 import argparse
 import asyncio
 import json
 import os
-import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from serving_load import COLUMNS, Asked, load, summary
 
 from videollava_jax.assets import TINY
 from videollava_jax.assets.world import encode_mp4, sample_clip
@@ -37,36 +41,50 @@ from videollava_jax.cli.common import size
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
 LOADS = (0.5, 0.8, 1.2)
-QUESTIONS = {"tiny": 100, "random": 12}
-"""Questions on each clip for the offline engine, about as many as a load has."""
-LONGEST_WAIT = 300.0
-"""Seconds that a client waits for an answer."""
+QUESTIONS = {"tiny": 400, "random": 12}
+"""Questions on each clip for the offline engine: as many as a load has, or enough that prefixes hardly count."""
 LONGEST_QUESTION = 64
 """Tokens, for which the offline engine makes room too."""
-WORDS = ("which", "way", "does", "it", "move", "what", "shape", "is", "first", "colour", "how", "many", "are", "there")
-
-
-@dataclass
-class Asked:
-    """One request as its client saw it: seconds since it was sent, None if it did not come so far.
-
-    Attributes:
-      sent: when, on the clock of the load.
-      pieces: when each piece of text came, since it was sent.
-      ended: when the answer ended.
-      status: of HTTP; 0 without one.
-      cached: tokens of its prompt that were there already.
-    """
-
-    sent: float
-    pieces: list[float] = field(default_factory=list)
-    ended: float | None = None
-    status: int = 0
-    cached: int = 0
 
 
 def main() -> None:
     """Runs the command line."""
+    arguments = parsed()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        model = TINY if arguments.model == "tiny" else random_model(place / "random")
+        # Those of the offline engine, of the first requests, and of each load.
+        write_clips(place / "clips", arguments.clips * (2 + len(arguments.loads)), arguments.seed)
+        capacity, facts, alone = arguments.capacity, "the offline engine's rate is given", None
+        if capacity is None:
+            capacity, facts, alone = offline(model, place / "clips", arguments)
+        print(
+            f"{facts}; server and offline engine on cores {cores(arguments.server_cores)}, client on "
+            f"{cores(arguments.client_cores)}; offline engine: {capacity:.2f} answers/s"
+            + ("" if alone is None else f", {1000 * alone:.2f} ms of processor time each")
+        )
+        rows = [f"| | load | asked/s | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 3) + "|"]
+        said = []
+        for side, command in commands(model, arguments).items():
+            with serving(command, place / "clips", arguments.server_cores) as server, on(arguments.client_cores):
+                asked = asyncio.run(send(server, 4, 4, 1, arguments))  # the first requests of connections and readers
+                for number, share in enumerate(arguments.loads, 2):
+                    rate = share * capacity
+                    before = server.spent()
+                    asked = asyncio.run(send(server, rate, max(4, round(rate * arguments.seconds)), number, arguments))
+                    took = [after - b for after, b in zip(server.spent(), before, strict=True)]
+                    for one in asked:
+                        one.read()
+                    rows.append(f"| {side} | {share} | {rate:.2f} | {' | '.join(summary(asked, capacity, took))} |")
+                    print(rows[-1], file=sys.stderr, flush=True)
+                answers = sum(one.status == 200 for one in asked)
+                said.append(explained(side, arguments.loads[-1], took, answers, capacity))
+        print("\n".join((*rows, "", *said)))
+
+
+def parsed() -> argparse.Namespace:
+    """Returns the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("tiny", "random"), default="tiny")
     parser.add_argument("--seconds", type=float, default=60.0, help="that questions come, for each load")
@@ -82,136 +100,20 @@ def main() -> None:
     parser.add_argument("--capacity", type=float, help="of the offline engine, answers/s; otherwise it is measured")
     parser.add_argument("--only", choices=("ours", "transformers"), help="measure one side alone")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        model = TINY if arguments.model == "tiny" else random_model(place / "random")
-        # Those of the offline engine, of the first requests, and of each load.
-        write_clips(place / "clips", arguments.clips * (2 + len(arguments.loads)), arguments.seed)
-        capacity, facts = arguments.capacity, "the offline engine's rate is given"
-        if capacity is None:
-            capacity, facts = offline(model, place / "clips", arguments)
-        print(f"{facts}; {os.cpu_count()} cores; offline engine: {capacity:.2f} answers/s")
-        rows = [f"| | load | asked/s | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 3) + "|"]
-        for side, command in commands(model, arguments).items():
-            with serving(command, place / "clips") as (url, server):
-                asyncio.run(load(url, 1.0, 4, 1, arguments))  # the first requests of connections and readers
-                for number, share in enumerate(arguments.loads, 2):
-                    rate = share * capacity
-                    count = max(4, round(rate * arguments.seconds))
-                    before = processor_seconds(server), time.process_time()
-                    asked = asyncio.run(load(url, rate, count, number, arguments))
-                    spent = processor_seconds(server) - before[0], time.process_time() - before[1]
-                    cells = summary(asked, capacity, spent)
-                    rows.append(f"| {side} | {share} | {rate:.2f} | {' | '.join(cells)} |")
-                    print(rows[-1], file=sys.stderr, flush=True)
-        print("\n".join(rows))
-
-
-# ── the load ──
-
-COLUMNS = (
-    "answers/s", "of the offline engine", "first text, s: p50", "p99", "between pieces, ms: p50", "p99", "refused",
-    "failed", "processor time of an answer, ms: server", "client",
-)  # fmt: skip
-
-
-async def load(url: str, rate: float, count: int, number: int, arguments: argparse.Namespace) -> list[Asked]:
-    """Sends `count` questions at random moments, `rate` a second on average, and waits for all answers.
-
-    Args:
-      number: of the load, which has clips of its own.
-    """
-    rng = random.Random(arguments.seed)
-    host, port = url.removeprefix("http://").split(":")
-    started, asked, tasks = time.perf_counter(), [], []
-    at = 0.0
-    for i in range(count):
-        at += rng.expovariate(rate)
-        await asyncio.sleep(max(0.0, started + at - time.perf_counter()))
-        asked.append(one := Asked(time.perf_counter() - started))
-        body = question(rng, i, number * arguments.clips, arguments)
-        tasks.append(asyncio.create_task(ask(host, int(port), body, one, started)))
-    await asyncio.gather(*tasks)
-    return asked
-
-
-def question(rng: random.Random, number: int, first: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Draws the body of a request about a clip from `first` on."""
-    clip = {"type": "video_url", "video_url": {"url": f"{first + rng.randrange(arguments.clips)}.mp4"}}
-    text = " ".join(rng.choices(WORDS, k=6)) + f" {number % 97}?"
-    return {
-        "model": "served",
-        "messages": [{"role": "user", "content": [clip, {"type": "text", "text": text}]}],
-        "max_tokens": arguments.answer_tokens,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "logit_bias": {"2": -100},  # so that all answers have the same length
-    }
-
-
-async def ask(host: str, port: int, body: dict[str, Any], asked: Asked, started: float) -> None:
-    """Sends a request on a connection of its own and reads the events of its answer."""
-
-    def now() -> float:
-        return time.perf_counter() - started - asked.sent
-
-    raw = json.dumps(body).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(raw)}\r\nConnection: close\r\n\r\n"
+    every = sorted(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--server-cores", type=int, nargs="+", default=every, help="of server and offline engine; default: all"
     )
-    try:
-        async with asyncio.timeout(LONGEST_WAIT):
-            reader, writer = await asyncio.open_connection(host, port)
-            writer.write(head.encode() + raw)
-            asked.status = int((await reader.readline()).split()[1])
-            async for line in reader:
-                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-                    continue
-                event = json.loads(line[6:])
-                if "error" in event:
-                    asked.status = 500
-                elif event["choices"] and event["choices"][0]["delta"].get("content"):
-                    asked.pieces.append(now())
-                elif not event["choices"]:
-                    asked.cached = event["usage"]["prompt_tokens_details"]["cached_tokens"]
-        asked.ended = now()
-        writer.close()
-    except (OSError, ValueError, IndexError):
-        asked.status = asked.status if asked.status != 200 else 500
+    parser.add_argument("--client-cores", type=int, nargs="+", default=every[-1:], help="default: the last one")
+    return parser.parse_args()
 
 
-def summary(asked: Sequence[Asked], capacity: float, spent: tuple[float, float]) -> list[str]:
-    """Returns the cells of a load's row.
-
-    Args:
-      spent: processor time of the server and of the client, seconds.
-    """
-    done = [one for one in asked if one.status == 200 and one.ended is not None]
-    first = [one.pieces[0] for one in done if one.pieces]
-    between = [1000 * (b - a) for one in done for a, b in zip(one.pieces, one.pieces[1:], strict=False)]
-    last = max((one.sent + (one.ended or 0) for one in done), default=1.0)
-    rate = len(done) / last
-    refused = sum(one.status == 429 for one in asked)
-    return [
-        f"{rate:.2f}", f"{rate / capacity:.0%}", *(f"{share(first, p):.3f}" for p in (50, 99)),
-        *(f"{share(between, p):.0f}" for p in (50, 99)), f"{refused} of {len(asked)}",
-        str(len(asked) - len(done) - refused), *(f"{1000 * each / max(1, len(done)):.1f}" for each in spent),
-    ]  # fmt: skip
-
-
-def processor_seconds(process: int) -> float:
-    """Returns the processor time of a process so far, by Linux's count; not that of its children, who read media."""
-    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def share(values: Sequence[float], percent: int) -> float:
-    """Returns a percentile; not a number of too few values."""
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else float("nan")
+async def send(server: "Server", rate: float, count: int, number: int, arguments: argparse.Namespace) -> list[Asked]:
+    """Sends the questions of a load; `number` is that of the load, which has clips of its own."""
+    return await load(
+        server.url, rate, count, number * arguments.clips, clips=arguments.clips, tokens=arguments.answer_tokens,
+        seed=arguments.seed,
+    )  # fmt: skip
 
 
 # ── what is measured ──
@@ -239,32 +141,30 @@ def random_model(place: Path) -> Path:
     return place
 
 
-def offline(model: Path, clips: Path, arguments: argparse.Namespace) -> tuple[float, str]:
-    """Returns the offline engine's rate on such questions, answers a second, and what it was measured with."""
+def offline(model: Path, clips: Path, arguments: argparse.Namespace) -> tuple[float, str, float]:
+    """Returns what the offline engine gives on such questions: answers a second, facts, processor time of an answer."""
     code = Path(__file__).with_name("serving_offline.py")
     sizes = (arguments.rows, arguments.answer_tokens, size(arguments.memory))
     numbers = (arguments.clips, QUESTIONS[arguments.model], *sizes)
     command = [sys.executable, str(code), str(model), str(clips), *map(str, numbers)]
-    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-    return found["rate"], found["facts"]
+    with on(arguments.server_cores):
+        ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(ran.stdout.splitlines()[-1])
+    return found["rate"], found["facts"], found["seconds"]
 
 
 def commands(model: Path, arguments: argparse.Namespace) -> dict[str, list[str]]:
     """Returns the command of each side's server."""
+    here = Path(__file__)
     ours = [
-        *(sys.executable, "-c", "import sys; from videollava_jax.cli import main; sys.exit(main())", "serve"),
+        *(sys.executable, str(here.with_name("serving_ours.py"))),
         *("--model", str(model), "--port", "0", "--json", "--served-model-name", "served", "--dtype", "float32"),
         *("--rows", str(arguments.rows), "--longest-answer", str(max(32, arguments.answer_tokens))),
         *("--max-queue", str(arguments.max_queue), "--media-root", "."),
         *("--max-rows", str(arguments.rows * arguments.clips), "--memory", arguments.memory),
         *("--longest-question", str(LONGEST_QUESTION), "--longest-prefix", str(longest_prefix(model))),
     ]
-    theirs = [
-        sys.executable,
-        str(Path(__file__).with_name("serving_theirs.py")),
-        str(model),
-        str(arguments.their_queue),
-    ]
+    theirs = [sys.executable, str(here.with_name("serving_theirs.py")), str(model), str(arguments.their_queue)]
     return {side: it for side, it in (("ours", ours), ("transformers", theirs)) if arguments.only in (None, side)}
 
 
@@ -275,9 +175,49 @@ def longest_prefix(model: Path) -> int:
 
 
 @contextmanager
-def serving(command: list[str], clips: Path) -> Iterator[tuple[str, int]]:
-    """Starts a server in the directory of the clips and yields its URL and its process when it is ready."""
-    process = subprocess.Popen(command, cwd=clips, stdout=subprocess.PIPE, text=True, env=environment())
+def on(wanted: Sequence[int]) -> Iterator[None]:
+    """Runs this process, and what it starts, on some cores alone."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, wanted)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def cores(numbers: Sequence[int]) -> str:
+    """Returns the numbers of cores as text."""
+    return ", ".join(map(str, numbers))
+
+
+@dataclass
+class Server:
+    """A server that runs.
+
+    Attributes:
+      url: where it listens.
+      process: it says what it does in lines of JSON, and how much processor time it has taken when it is asked.
+    """
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def spent(self) -> tuple[float, float, float]:
+        """Returns the seconds of processor time of the engine with its device, of HTTP, and of this process so far."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        found = json.loads(self.process.stdout.readline())
+        return found["engine"] + found["device"], found["http"], time.process_time()
+
+
+@contextmanager
+def serving(command: list[str], clips: Path, wanted: Sequence[int]) -> Iterator[Server]:
+    """Starts a server in the directory of the clips, on some cores, and yields it when it is ready."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with on(wanted):
+        process = subprocess.Popen(command, cwd=clips, text=True, env=environment(), **pipes)
     assert process.stdout is not None
     try:
         url = ""
@@ -288,10 +228,25 @@ def serving(command: list[str], clips: Path) -> Iterator[tuple[str, int]]:
                 break
         else:
             raise SystemExit(f"the server has ended with status {process.wait()}")
-        yield url, process.pid
+        yield Server(url, process)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def explained(side: str, share: float, took: Sequence[float], answers: int, capacity: float) -> str:
+    """Returns what the processor time of the last load's answers allows.
+
+    Args:
+      share: of the load.
+      took: seconds of the engine, of HTTP and of the client.
+    """
+    engine, http, _ = (each / max(1, answers) for each in took)
+    return (
+        f"{side} at load {share}: {1000 * engine:.2f} ms of the engine and {1000 * http:.2f} ms of HTTP for an answer: "
+        f"one core gives {1 / max(engine + http, 1e-9):.0f} answers/s, {1 / max(engine + http, 1e-9) / capacity:.0%} "
+        "of the offline engine's rate"
+    )
 
 
 def environment() -> dict[str, str]:

@@ -6,11 +6,12 @@ python benchmarks/serving_offline.py MODEL CLIPS COUNT QUESTIONS ROWS ANSWER-TOK
 import json
 import random
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import jax
-from serving import WORDS
+from serving_load import words
 from sides import rate
 
 from videollava_jax.batch.media.isolation import IsolatedReader
@@ -56,7 +57,7 @@ def main(model: str, place: str, count: int, questions: int, rows: int, tokens: 
                     "role": "user",
                     "content": [
                         {"type": "video", "video": str(clip)},
-                        {"type": "text", "text": " ".join(rng.choices(WORDS, k=6)) + f" {number}?"},
+                        {"type": "text", "text": words(rng, number)},
                     ],
                 }
             ],
@@ -68,12 +69,14 @@ def main(model: str, place: str, count: int, questions: int, rows: int, tokens: 
     ]
     try:
         list(engine.run([replace(request, max_new_tokens=1) for request in requests]))  # compiles: the sizes are equal
+        before = time.process_time()
         found = rate(lambda: list(engine.run(requests)), len(requests))
+        seconds = (time.process_time() - before) / len(requests)
     finally:
         reader.close()
     size = sum(array.size for array in jax.tree.leaves(loaded.parameters))
     facts = f"{size / 1e6:.0f} M parameters, float32; jax {jax.__version__}"
-    print(json.dumps({"rate": found, "facts": facts}))
+    print(json.dumps({"rate": found, "facts": facts, "seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import torch
 import transformers
+from serving_ours import answer_lines
 
 from videollava_jax.batch.media.isolation import IsolatedReader
 from videollava_jax.engine.request import Request, Result
@@ -79,7 +80,7 @@ class Session:
         self.error: BaseException | None = None
         self.steps = 0
         self.shape = GridShape(shards=1, slots=1, rows=1, prefix=0, question=0, answer=0)
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     def warm_up(self) -> int:
@@ -164,6 +165,7 @@ class Session:
 
 def main(model: str, most: int) -> None:
     """Serves until SIGTERM."""
+    threading.Thread(target=answer_lines, daemon=True).start()
     torch.set_grad_enabled(False)
     theirs = transformers.VideoLlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
     processor = VideoLlavaProcessor.from_pretrained(model)

@@ -8,7 +8,7 @@ import pytest
 from tests.engine.jobs import clip, generated, question
 from videollava_jax.engine import Engine, part_programs
 from videollava_jax.engine.compilations import compilations
-from videollava_jax.engine.parts import Part, beginnings_of, parts_of, smallest
+from videollava_jax.engine.parts import Part, beginning, beginnings_of, parts_of, smallest
 from videollava_jax.engine.sizes import GridShape
 
 SECONDS = 120
@@ -25,10 +25,13 @@ def test_the_parts_of_a_grid():
 
 def test_how_many_questions_are_begun_at_a_time():
     one = GridShape(shards=1, slots=2, rows=8, prefix=64, question=64, answer=64)
-    assert beginnings_of(one, "cpu") == (1, 2, 4)
+    assert beginnings_of(one, "cpu") == (1, 2, 4, 8)
     assert beginnings_of(one, "gpu") == ()
     assert beginnings_of(GRID, "cpu") == ()
     assert beginnings_of(GridShape(1, 2, 3, 64, 64, 64), "cpu") == (1, 2)
+    # A quarter of a call at most is padding.
+    assert [beginning((1, 2, 4, 8), count) for count in range(1, 10)] == [1, 2, 4, 4, 4, 8, 8, 8, 8]
+    assert [beginning((1, 2), count) for count in (1, 2, 3)] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -1,5 +1,6 @@
 """Sessions: requests from any thread, answered as they come; streamed, cancelled, refused, and ended."""
 
+import re
 import threading
 import time
 
@@ -182,6 +183,30 @@ def test_what_is_prefilled_for_a_request_is_time_that_the_device_gave_it(slow):
     (began,) = prefilled
     assert first.moments.begun <= began <= first.moments.first_token - 0.1
     assert second.moments.begun > first.moments.ended
+
+
+def test_the_session_says_once_for_all_requests_that_their_callbacks_were_called(slow):
+    """Before the device is called again, so that nobody hears later of what it has given."""
+    session, device = slow()
+    called, decode = [], device.decode
+
+    def decode_after(*arguments):
+        called.append("device")
+        return decode(*arguments)
+
+    device.decode = decode_after
+    session.after_callbacks = lambda: called.append("after")
+    tickets = [session.submit(ask(str(i), 4), on_text=lambda piece: called.append("text")) for i in range(2)]
+    for ticket in tickets:
+        ticket.add_done_callback(lambda ticket: called.append("result"))
+    device.go_on.release(100)
+    for ticket in tickets:
+        ticket.result(SECONDS)
+    wait_until(lambda: called[-1] == "after")
+    said = "".join({"device": "d", "after": ".", "text": "t", "result": "r"}[each] for each in called)
+    assert said.count("r") == 2
+    assert not re.search("[tr]+d", said), said
+    assert re.search("t", said), said
 
 
 def test_a_request_is_cancelled_while_it_is_decoded_and_its_row_is_free(slow):

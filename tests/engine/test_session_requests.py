@@ -196,7 +196,10 @@ def test_scores_are_those_of_the_engine(session, model, tiny_processor):
     choices = ["red", "a blue square", "left", "right", "up and down", "no"]
     job = [question(f"{v}", QUESTIONS[v], videos=[clip(v // 2)], choices=choices) for v in range(4)]
     writing = session.submit(question("long", "say something", videos=[clip(0)], max_new_tokens=64))
-    found = [ticket.result(SECONDS) for ticket in [session.score(request) for request in job]]
+    tickets = [session.score(request) for request in job]
+    found = [ticket.result(SECONDS) for ticket in tickets]
+    for now in (ticket.moments for ticket in tickets):
+        assert now.submitted <= now.begun <= now.ended
     for scored, expected in zip(found, Engine(model, tiny_processor).score(job), strict=True):
         assert (scored.id, scored.tokens, scored.greedy) == (expected.id, expected.tokens, expected.greedy)
         np.testing.assert_allclose(scored.log_likelihoods, expected.log_likelihoods, rtol=1e-4)

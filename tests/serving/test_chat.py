@@ -1,6 +1,7 @@
 """Chat completions over a real socket by the official client: whole, streamed, about media in every form."""
 
 import contextlib
+import re
 import threading
 import time
 import urllib.request
@@ -240,6 +241,19 @@ def test_metrics_are_what_prometheus_reads(client, served):
     assert found["videollava:media_decode_seconds_count"] > 0
     assert found["videollava:compiled_programs_total"] == 0
     assert "rising-triangle" not in text
+
+
+def test_the_time_of_scores_is_measured_too(client, served):
+    names = ("e2e_request_latency", "request_queue_time", "request_inference_time", "media_fetch")
+    before = served.server.metrics.text().decode()
+    body = {"model": "tiny", "messages": about(CLIP, "Which way does it move?"), "choices": ["up", "down"]}
+    client.post("/score", cast_to=object, body=body)
+    after = served.server.metrics.text().decode()
+    for name in names:
+        counts = [re.search(rf"videollava:{name}_seconds_count\S* (\S+)", text)[1] for text in (before, after)]
+        assert float(counts[1]) == float(counts[0]) + 1, name
+    first = [re.search(r"time_to_first_token_seconds_count.*", text)[0] for text in (before, after)]
+    assert first[0] == first[1]
 
 
 def test_choices_are_scored_as_the_engine_does(client, tiny_model, tiny_processor):

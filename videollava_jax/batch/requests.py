@@ -61,7 +61,7 @@ def with_sources(request: Request, resolve: Callable[[MediaKind, Any], Any]) -> 
     """Returns the same request with each medium replaced by what `resolve` returns for its kind and source."""
 
     def part(given: Any) -> Any:
-        found = _part_source(given)
+        found = part_source(given)
         return given if found is None else {"type": found[0], found[0]: resolve(*found)}
 
     conversation = request.conversation
@@ -80,7 +80,7 @@ def with_sources(request: Request, resolve: Callable[[MediaKind, Any], Any]) -> 
     )
 
 
-def _part_source(part: Any) -> Source | None:
+def part_source(part: Any) -> Source | None:
     """Returns the medium in a part of a message; None for text, and for parts that the engine will refuse."""
     if not isinstance(part, Mapping):
         return None

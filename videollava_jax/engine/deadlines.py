@@ -25,11 +25,14 @@ class Deadlines:
         with self._changed:
             number = next(self._numbers)
             self._calls[number] = call
-            heapq.heappush(self._due, (time.monotonic() + seconds, number))
+            due = time.monotonic() + seconds
+            earliest = not self._due or due < self._due[0][0]
+            heapq.heappush(self._due, (due, number))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="deadlines", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            if earliest:  # otherwise the thread wakes early enough by itself
+                self._changed.notify()
         return lambda: self._forget(number)
 
     def _forget(self, number: int) -> None:

@@ -21,6 +21,7 @@ from videollava_jax.engine.packing import packed, tokens_of_slot
 from videollava_jax.engine.parts import (
     SLOTS_AT_ONCE,
     Part,
+    beginning,
     beginnings_of,
     begins_several,
     parts_of,
@@ -184,11 +185,11 @@ class Device:
         if not held.beginnings:
             self._begin([slot], questions)
             return
-        first, most = slot * held.shape.rows, held.beginnings[-1]
+        first = slot * held.shape.rows
         begun = [(first + i, question) for i, question in enumerate(questions) if question is not None]
-        for start in range(0, len(begun), most):
-            here = begun[start : start + most]
-            size = next(each for each in held.beginnings if each >= len(here))
+        while begun:
+            size = beginning(held.beginnings, len(begun))
+            here, begun = begun[:size], begun[size:]
             here += here[-1:] * (size - len(here))
             self._begin([slot], [question for _, question in here], np.array([row for row, _ in here], np.int32))
 
@@ -230,7 +231,7 @@ class Device:
             model.graph,
             model.state,
             *self._texts(questions, len(slots)),
-            model.on_devices(fresh),
+            model.as_arguments(fresh),
             held.grid.prefix,
             held.grid.tail,
             held.grid.answers,
@@ -253,11 +254,11 @@ class Device:
         if self._fixed:
             T = bucket(max(len(ids) for ids in rows if ids is not None), TEXT_BUCKET)
             ids, mask = padded_left([_NO_IDS if ids is None else ids for ids in rows], T)
-            return self._model.on_devices(ids), self._model.on_devices(mask)
+            return self._model.as_arguments(ids), self._model.as_arguments(mask)
         shape = self._filled().shape
         found = packed(rows, shape.shards * slots, shape.question)
-        places = (self._model.on_devices(x) for x in (found.index_WP, found.place_WN, found.mask_ET))
-        return self._model.on_devices(found.ids_WN), Packing(*places)
+        places = (self._model.as_arguments(x) for x in (found.index_WP, found.place_WN, found.mask_ET))
+        return self._model.as_arguments(found.ids_WN), Packing(*places)
 
     def decode(self, steps: int, enough: int, rows: Collection[int]) -> Report:
         """Decodes until `enough` rows have ended, for `steps` steps at most; waits, and returns all answers.

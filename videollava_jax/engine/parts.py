@@ -9,7 +9,7 @@ from videollava_jax.engine.sizes import GridShape
 
 SHARE = 4
 """A part of the slots is a copy of their prefixes while it decodes, so it is at most one slot in four."""
-MOST_AT_ONCE = 4
+MOST_AT_ONCE = 8
 """Questions that one call begins at most where the cost of a call follows their number."""
 
 SLOTS_AT_ONCE = 4
@@ -56,7 +56,18 @@ def beginnings_of(shape: GridShape, platform: str) -> tuple[int, ...]:
     """
     if platform != "cpu" or shape.shards > 1:
         return ()
-    return tuple(size for size in (1, 2, MOST_AT_ONCE) if size <= shape.rows)
+    return tuple(size for size in (1, 2, 4, MOST_AT_ONCE) if size <= shape.rows)
+
+
+def beginning(sizes: Sequence[int], questions: int) -> int:
+    """Returns how many questions the next call begins: all, where a quarter of the call at most is padding.
+
+    Args:
+      sizes: of calls, smallest first.
+      questions: that are left, at least one.
+    """
+    fitting = (size for size in sizes if questions <= size and 4 * questions >= 3 * size)
+    return next(fitting, max((size for size in sizes if size <= questions), default=sizes[0]))
 
 
 def begins_several(platform: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ def _sampling(questions: Sequence[Question | None], draw: bool) -> Sampling:
         return np.array([otherwise if q is None else value(q.options) for q in questions], dtype)
 
     return Sampling(
-        keys_B=row_keys([0 if q is None else q.options.seed for q in questions], len(questions)),
+        keys_B=_keys(questions),
         draw_B=each(lambda o: o.do_sample, False, bool),
         temperature_B=each(lambda o: o.temperature, 1, np.float32),
         top_k_B=each(lambda o: o.top_k, 0, np.int32),
@@ -91,6 +92,18 @@ def _sampling(questions: Sequence[Question | None], draw: bool) -> Sampling:
         min_p_B=each(lambda o: o.min_p, 0, np.float32),
         draw=draw,
     )
+
+
+def _keys(questions: Sequence[Question | None]) -> Any:
+    """The keys of rows; of questions that draw nothing any key will do, and none is computed."""
+    if any(q is not None for q in questions) and not any(q is not None and q.options.do_sample for q in questions):
+        return _some_keys(len(questions))
+    return row_keys([0 if q is None else q.options.seed for q in questions], len(questions))
+
+
+@functools.cache
+def _some_keys(rows: int) -> Any:
+    return row_keys(0, rows)
 
 
 _NOTHING: Ids = np.zeros(0, np.int32)

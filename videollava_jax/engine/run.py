@@ -53,6 +53,9 @@ Written = Callable[[Question, npt.NDArray[np.int32], Sequence[TokenLogprob]], No
 Begun = Callable[[Question, float], None]
 """Called with a question that has got a row, and when the device began with it, in seconds of `time.monotonic`."""
 
+_WORK = (Prefill, Begin, Decode, Score, Wait)
+"""Actions that take time."""
+
 
 class GridDevice(Protocol):
     """What carries out actions on a grid: `device.Device`, which documents the methods, or a fake one."""
@@ -106,7 +109,11 @@ class Run:
         self.steps = 0
 
     def results(
-        self, requests: Iterable[Request] = (), written: Written | None = None, begun: Begun | None = None
+        self,
+        requests: Iterable[Request] = (),
+        written: Written | None = None,
+        begun: Begun | None = None,
+        settled: Callable[[], None] | None = None,
     ) -> Iterator[Outcome]:
         """Yields each request's result when it is known; see `Engine.run`.
 
@@ -114,18 +121,23 @@ class Run:
           requests: of a schedule that takes them; to a live one they come as events.
           written: called with each answer's tokens so far, after every call of the device.
           begun: called with each question when it is begun.
+          settled: called before the device works again, or nothing does.
         """
         self._begun = begun
         schedule, incoming = self._schedule, iter(requests)
         try:
             while not isinstance(action := self._next_action(), Finish):
                 self.steps += 1
+                if settled is not None and isinstance(action, _WORK):
+                    settled()
                 match action:
                     case Answer(question, tokens, prefix):
                         own = cast(Question, question)
                         yield result_of(own, tokens, prefix, self._tokenizer, self._logprobs.of(own, len(tokens)))
                     case Score(slot, shard, question, prefix):
                         own = cast(Question, question)
+                        if begun is not None:
+                            begun(own, time.monotonic())
                         yield scored_of(own, *self._device.score(slot, shard, own), prefix)
                     case KeepPrefix(question, prefix):
                         cached = prefix.tokens if prefix.cached else 0

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -46,6 +46,12 @@ class Session:
 
     `Engine.session` makes one. It is a context: on leaving it waits for all results, or cancels what is left if an
     exception leaves it. One thread owns the device; it starts with the first request.
+
+    Attributes:
+      shape: of the grid.
+      after_callbacks: called by the session's thread when it has called what a call of the device gave reason to
+        (`on_text`, `on_tokens` and those of results), and before it goes on: whoever collects what they say passes it
+        on here.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class Session:
         self._closed: SessionClosed | bool = False
         self._error: BaseException | None = None
         self._compiled = compilations()
+        self.after_callbacks: Callable[[], None] = lambda: None
         device.make_grid(shape, Branches())
 
     # ── what callers do ──
@@ -249,12 +256,16 @@ class Session:
     def _serve(self) -> None:
         ended = SessionClosed("the session was closed")
         try:
-            for outcome in self._run.results(written=self._written, begun=self._begun):
+            for outcome in self._run.results(written=self._written, begun=self._begun, settled=self._settled):
                 self._deliver(outcome)
         except BaseException as error:
             ended = SessionClosed(f"the engine has stopped: {error}")
             ended.__cause__ = self._error = error
         self._end_tickets(ended)
+        self._settled()
+
+    def _settled(self) -> None:
+        self.after_callbacks()
 
     def _end_tickets(self, ended: SessionClosed) -> None:
         """Ends all requests that have no result."""

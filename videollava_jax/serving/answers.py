@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from videollava_jax.engine.request import Result, Scored, TokenLogprob
 from videollava_jax.generation.text import piece
 from videollava_jax.media import Frames
 
+_JSON = msgspec.json.Encoder()
 PING = b": ping\n\n"
 """A comment in a stream of events, which clients ignore."""
 END = b"data: [DONE]\n\n"
@@ -20,9 +23,15 @@ END = b"data: [DONE]\n\n"
 
 def event(record: Any) -> bytes:
     """Returns an object as one event of a stream."""
-    return (
-        b"data: " + json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
-    )
+    return b"data: " + written(record) + b"\n\n"
+
+
+def written(record: Any) -> bytes:
+    """Returns an object as JSON. Half of a surrogate pair, which JSON can name and UTF-8 cannot, becomes a "?"."""
+    try:
+        return _JSON.encode(record)
+    except UnicodeEncodeError:
+        return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,18 @@ import dataclasses
 import functools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
-from videollava_jax.engine.request import Request, Scored, TokenLogprob
+from videollava_jax.engine.request import Request, TokenLogprob
 from videollava_jax.engine.session import QueueFull, Session, SessionClosed
 from videollava_jax.engine.tickets import Moments, Ticket
 from videollava_jax.serving.errors import TOO_MANY, UNAVAILABLE, ApiError, of_cause
+from videollava_jax.serving.mail import Mail
 from videollava_jax.serving.media import HeldMedia, MediaStore
 from videollava_jax.serving.settings import Settings
-
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,12 @@ class Written:
 
 
 class Desk:
-    """What requests to the engine have in common: its session, the media, threads that wait for both."""
+    """What requests to the engine have in common: its session, the media, threads that wait for both, and the mail."""
 
     def __init__(self, session: Session, media: MediaStore, settings: Settings):
         self.session, self.media, self.settings = session, media, settings
+        self.mail = Mail()
+        session.after_callbacks = self.mail.settled
         # Fetching waits for hosts, and must not hold up requests that need none.
         self.fetching = ThreadPoolExecutor(8, thread_name_prefix="fetch-media")
         self.submitting = ThreadPoolExecutor(2, thread_name_prefix="submit")
@@ -62,90 +63,125 @@ class Asking:
     def __init__(self, desk: Desk):
         self._desk = desk
         self._loop = asyncio.get_running_loop()
-        self._inbox: asyncio.Queue[Written] = asyncio.Queue()
+        self._come: list[Written | Exception] = []
+        self._woken: asyncio.Future[None] | None = None
         self._held: HeldMedia = desk.media.hold()
         self._lock = Lock()
         self._tickets: list[Ticket[Any]] = []
-        self._closed = False
+        self._answers = 0
+        self._submitting: Future[None] | None = None
+        self._submitted = self._closed = False
         self._ends = time.monotonic() + desk.settings.request_timeout
 
-    async def submit(self, requests: Sequence[Request], *, pieces: bool, media_there: Callable[[], None]) -> None:
-        """Gets the media and gives the requests to the engine.
+    def submit(self, requests: Sequence[Request], *, pieces: bool, media_there: Callable[[], None]) -> None:
+        """Gets the media and gives the requests to the engine, in a thread; `written` raises what goes wrong.
 
         Args:
           requests: about the same media.
           pieces: whether answers are wanted while they are written.
-          media_there: called when the media are files.
+          media_there: called by that thread when the media are files.
+        """
+        self._answers = len(requests)
+        self._begin(requests[0], functools.partial(self._submit, requests, pieces, media_there))
+
+    def score(self, request: Request, *, media_there: Callable[[], None]) -> None:
+        """Does what `submit` does, for the likelihoods of a request's choices."""
+        self._answers = 1
+        self._begin(request, functools.partial(self._score, request, media_there))
+
+    async def written(self, seconds: float | None = None) -> AsyncIterator[list[Written]]:
+        """Yields the parts of the answers as they come; an empty list whenever none has come for `seconds`.
 
         Raises:
-          ApiError: the media cannot be had, or the engine takes no more requests.
+          ApiError: an answer has ended by an error, the media cannot be had, or the engine takes no more requests.
         """
-        first = await self._in(self._desk.fetching, self._held.fill, requests[0])
-        media_there()
-        media = {"conversation": first.conversation, "images": first.images, "videos": first.videos}
-        for index, request in enumerate(requests):
-            await self._in(self._desk.submitting, self._submit, index, request, media, pieces)
-
-    async def score(self, request: Request) -> Scored:
-        """Returns the likelihoods of a request's choices.
-
-        Raises:
-          ApiError: they cannot be had.
-        """
-        whole = await self._in(self._desk.fetching, self._held.fill, request)
-        await self._in(self._desk.submitting, self._add, 0, functools.partial(self._desk.session.score, whole))
-        async for part in self.written():
-            assert part is not None
-            scored: Scored = part.result
-            return scored
-        raise AssertionError("a request has one result")
-
-    async def written(self, seconds: float | None = None) -> AsyncIterator[Written | None]:
-        """Yields the parts of the answers as they come; None whenever none has come for `seconds`.
-
-        Raises:
-          ApiError: an answer has ended by an error.
-        """
-        left = len(self._tickets)
+        left = self._answers
         while left:
-            try:
-                async with asyncio.timeout(seconds):
-                    parts = [await self._inbox.get()]
-            except TimeoutError:
-                yield None
-                continue
-            while not self._inbox.empty():
-                parts.append(self._inbox.get_nowait())
-            for part in _joined(parts):
-                if part.result is not None:
-                    left -= 1
-                    self._require_answer(part.result)
-                yield part
+            parts, error = self._without_error(await self._next(seconds))
+            left -= sum(part.result is not None for part in parts)
+            if parts or error is None:
+                yield _joined(parts)
+            if error is not None:
+                raise error
 
     def close(self) -> None:
         """Cancels the requests that have no answer, and lets go of the media when the engine has."""
         with self._lock:
             self._closed, tickets = True, list(self._tickets)
+        if self._submitting is not None:
+            self._submitting.cancel()
         for ticket in tickets:
             if not ticket.done:
                 ticket.cancel()
         self._release_if_done()
 
+    # ── in the event loop ──
+
+    def take(self, part: Written | Exception) -> None:
+        """Takes what `Mail` brings."""
+        self._come.append(part)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
+    async def _next(self, seconds: float | None) -> list[Written | Exception]:
+        """Waits for parts, for `seconds` at most; the time to submit ends too."""
+        if not self._come:
+            least = seconds if self._submitted else min(seconds or self._left(), self._left())
+            timer = None if least is None else self._loop.call_later(least, self._wake)
+            self._woken = self._loop.create_future()
+            try:
+                await self._woken
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            if not self._come and not self._submitted:
+                self._left()
+        parts, self._come = self._come, []
+        return parts
+
+    def _without_error(self, come: list[Written | Exception]) -> tuple[list[Written], Exception | None]:
+        """Returns the parts before the first error, and that."""
+        parts: list[Written] = []
+        for part in come:
+            if isinstance(part, Exception):
+                return parts, part
+            if part.result is not None and (error := self._error_of(part.result)) is not None:
+                return parts, error
+            parts.append(part)
+        return parts, None
+
     # ── in threads ──
 
-    async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., Made], *arguments: Any) -> Made:
-        try:
-            async with asyncio.timeout_at(self._loop.time() + self._left()):
-                return await self._loop.run_in_executor(pool, call, *arguments)
-        except TimeoutError:
-            raise self._late() from None
+    def _begin(self, request: Request, submit: Callable[[], None]) -> None:
+        pool = self._desk.submitting if self._desk.media.are_here(request) else self._desk.fetching
 
-    def _submit(self, index: int, request: Request, media: dict[str, Any], pieces: bool) -> None:
-        whole = dataclasses.replace(request, **media)
-        calls: dict[str, Any] = {"on_text": self._passer(index, "text")} if pieces else {}
-        if pieces and request.logprobs is not None:
-            calls["on_tokens"] = self._passer(index, "logprobs")
-        self._add(index, functools.partial(self._desk.session.submit, whole, **calls))
+        def run() -> None:
+            try:
+                submit()
+                self._submitted = True
+            except Exception as error:
+                self._desk.mail.put(self._loop, self.take, error)
+
+        self._submitting = pool.submit(run)
+
+    def _submit(self, requests: Sequence[Request], pieces: bool, media_there: Callable[[], None]) -> None:
+        first = self._held.fill(requests[0])
+        media_there()
+        media: dict[str, Any] = {"conversation": first.conversation, "images": first.images, "videos": first.videos}
+        for index, request in enumerate(requests):
+            whole = dataclasses.replace(request, **media)
+            calls: dict[str, Any] = {"on_text": self._passer(index, "text")} if pieces else {}
+            if pieces and request.logprobs is not None:
+                calls["on_tokens"] = self._passer(index, "logprobs")
+            self._add(index, functools.partial(self._desk.session.submit, whole, **calls))
+
+    def _score(self, request: Request, media_there: Callable[[], None]) -> None:
+        whole = self._held.fill(request)
+        media_there()
+        self._add(0, functools.partial(self._desk.session.score, whole))
 
     def _add(self, index: int, submit: Callable[..., Ticket[Any]]) -> None:
         """Submits a request, unless the client has gone."""
@@ -192,20 +228,20 @@ class Asking:
             self._held.release()
 
     def _put(self, part: Written) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, part)
-        except RuntimeError:  # the event loop has ended, and the process with it
-            return
+        self._desk.mail.put(self._loop, self.take, part)
 
     # ── errors ──
 
-    def _require_answer(self, result: Any) -> None:
+    def _error_of(self, result: Any) -> ApiError | None:
         if isinstance(result, SessionClosed):
-            raise _closed() from None
+            return _closed()
         if isinstance(result, Exception):
-            raise ApiError(500, "a fault of the server's own", code="internal_error") from result
+            fault = ApiError(500, "a fault of the server's own", code="internal_error")
+            fault.__cause__ = result
+            return fault
         if result.error is not None:
-            raise of_cause(result.cause, self._held.named(result.error), self._desk.settings.request_timeout)
+            return of_cause(result.cause, self._held.named(result.error), self._desk.settings.request_timeout)
+        return None
 
     def _left(self) -> float:
         left = self._ends - time.monotonic()

@@ -15,7 +15,7 @@ from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.processing.prompt import parse_conversation, render
 from videollava_jax.processing.segments import MediaKind
 from videollava_jax.serving.answers import END, PING, Completion, event, score_record
-from videollava_jax.serving.asking import Asking, Desk
+from videollava_jax.serving.asking import Asking, Desk, Written
 from videollava_jax.serving.errors import ApiError, invalid
 from videollava_jax.serving.guards import send_json
 from videollava_jax.serving.lifecycle import Lifecycle
@@ -87,12 +87,14 @@ class Chatting:
                 if asked.stream:
                     await self._stream(asking, asked, made, stops, send, watch)
                     return
-                await asking.submit(asked.requests, pieces=False, media_there=watch.media_there)
+                asking.submit(asked.requests, pieces=False, media_there=watch.media_there)
                 results = {}
-                async for part in asking.written():
-                    if part is not None and part.result is not None:
-                        results[part.index] = dataclasses.replace(part.result, text=before(part.result.text, stops))
-                        watch.ended(part)
+                async for parts in asking.written():
+                    for part in parts:
+                        if part.result is not None:
+                            text = before(part.result.text, stops)
+                            results[part.index] = dataclasses.replace(part.result, text=text)
+                            watch.ended(part)
                 await send_json(200, made.whole([results[i] for i in range(len(results))]), send)
             finally:
                 asking.close()
@@ -106,53 +108,57 @@ class Chatting:
         started = False
         results: dict[int, Any] = {}
 
-        async def write(content: bytes) -> None:
+        async def write(content: bytes, more: bool = True) -> None:
             nonlocal started
             if not started:
                 started = True
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-            await send({"type": "http.response.body", "body": content, "more_body": True})
+            await send({"type": "http.response.body", "body": content, "more_body": more})
+
+        def chunks(part: Written) -> bytes:
+            content = b"" if part.index in begun else made.opening(part.index)
+            begun.add(part.index)
+            text = texts[part.index](part.text, last=part.result is not None)
+            if part.text:
+                watch.text_came(part.index)
+            if text or part.logprobs:
+                content += made.piece(part.index, text, part.logprobs)
+            if part.result is not None:
+                results[part.index] = part.result
+                watch.ended(part)
+                content += made.closing(part.index, part.result)
+            return content
 
         try:
-            submitting = asking.submit(asked.requests, pieces=True, media_there=watch.media_there)
-            await _meanwhile(submitting, self._settings.ping_seconds, lambda: write(PING))
-            async for part in asking.written(self._settings.ping_seconds):
-                if part is None:
-                    await write(PING)
-                    continue
-                content = b"" if part.index in begun else made.opening(part.index)
-                begun.add(part.index)
-                text = texts[part.index](part.text, last=part.result is not None)
-                if part.text:
-                    watch.text_came(part.index)
-                if text or part.logprobs:
-                    content += made.piece(part.index, text, part.logprobs)
-                if part.result is not None:
-                    results[part.index] = part.result
-                    watch.ended(part)
-                    content += made.closing(part.index, part.result)
-                if content:
+            asking.submit(asked.requests, pieces=True, media_there=watch.media_there)
+            async for parts in asking.written(self._settings.ping_seconds):
+                content = b"".join(map(chunks, parts)) if parts else PING
+                if len(results) < len(asked.requests):
                     await write(content)
             if asked.include_usage:
-                await write(made.usage_chunk([results[i] for i in range(len(results))]))
-            await write(END)
+                content += made.usage_chunk([results[i] for i in range(len(results))])
+            await write(content + END, more=False)
         except ApiError as error:
             if not started:
                 raise
             self._metrics.failed(error.status, error.code)
-            await write(event(error.body()))
-        await send({"type": "http.response.body", "body": b""})
+            await write(event(error.body()), more=False)
 
     async def score(self, raw: bytes, send: Send) -> None:
         """Says how likely each of some choices is as the answer to a conversation."""
+        watch = Stopwatch(self._metrics)
         asked = await _aside(raw, score_asked, raw, self._settings, self._kind_of)
         with self._lifecycle.place_for(1):
             asking = Asking(self._desk)
             try:
-                scored = await asking.score(asked)
+                asking.score(asked, media_there=watch.media_there)
+                async for parts in asking.written():
+                    for part in parts:
+                        watch.scored(part)
+                        record = score_record(self._settings.model, asked.choices, part.result)
             finally:
                 asking.close()
-        await send_json(200, score_record(self._settings.model, asked.choices, scored), send)
+        await send_json(200, record, send)
 
     async def tokenize(self, raw: bytes, send: Send) -> None:
         """Returns the tokens of a text, or of a conversation with its media."""
@@ -239,35 +245,26 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None
     Raises:
       ClientGone: it has.
     """
+    own = asyncio.current_task()
+    assert own is not None
+    has_gone = False
 
-    async def gone() -> None:
+    async def watch() -> None:
+        nonlocal has_gone
         while (await receive())["type"] != "http.disconnect":
             pass
+        has_gone = True
+        own.cancel()
 
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    watching = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone
-        await working
+        await work
+    except asyncio.CancelledError:
+        if has_gone and own.uncancel() == 0:
+            raise ClientGone from None
+        raise
     finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _meanwhile(
-    work: Coroutine[Any, Any, None], seconds: float, call: Callable[[], Coroutine[Any, Any, None]]
-) -> None:
-    """Runs a coroutine, and another one whenever that many seconds are over; both end with this."""
-    working = asyncio.ensure_future(work)
-    try:
-        while not (await asyncio.wait((working,), timeout=seconds))[0]:
-            await call()
-        await working
-    finally:
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+        watching.cancel()
 
 
 async def _aside(raw: bytes, call: Callable[..., Made], *arguments: Any) -> Made:

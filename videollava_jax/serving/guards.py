@@ -6,7 +6,6 @@ import base64
 import binascii
 import hmac
 import ipaddress
-import json
 import socket
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from videollava_jax.serving.answers import written
 from videollava_jax.serving.errors import ApiError
 from videollava_jax.serving.page_route import is_of_page
 from videollava_jax.serving.settings import Settings
@@ -126,7 +126,7 @@ async def send_error(error: ApiError, send: Send) -> None:
 
 async def send_json(status: int, body: Any, send: Send, headers: Iterable[tuple[str, str]] = ()) -> None:
     """Sends an object as a whole response of JSON."""
-    content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+    content = written(body)
     sent = [("content-type", "application/json"), ("content-length", str(len(content))), *headers]
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in sent]
     await send({"type": "http.response.start", "status": status, "headers": raw})

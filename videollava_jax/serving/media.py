@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from videollava_jax.batch.media.spool import Resolver, Spool, SpoolError
-from videollava_jax.batch.requests import with_sources
+from videollava_jax.batch.requests import part_source, with_sources
 from videollava_jax.engine.request import Request
 from videollava_jax.media import MediaError
 from videollava_jax.media.addresses import Address, is_public
@@ -20,6 +20,9 @@ from videollava_jax.serving.files import Uploads
 from videollava_jax.serving.protocol import UPLOADED
 from videollava_jax.serving.settings import Settings
 from videollava_jax.temporary import TemporaryPlace
+
+_ELSEWHERE = ("http:", "https", "data:")
+"""How the names of media begin that have to become files first."""
 
 
 class MediaStore:
@@ -48,6 +51,12 @@ class MediaStore:
         self._resolve = Resolver(self.spool, root=settings.media_root, fetch=fetch, max_bytes=settings.max_medium_bytes)
         self._max_frames = settings.max_frames
         self._paths_allowed = settings.media_root is not None
+
+    def are_here(self, request: Request) -> bool:
+        """Returns whether the media that a request names are files of this machine: nothing is fetched or written."""
+        contents = [message.get("content") for message in request.conversation or ()]
+        found = [part_source(part) for content in contents if isinstance(content, list) for part in content]
+        return not any(each is not None and each[1][:5].lower() in _ELSEWHERE for each in found)
 
     def hold(self) -> HeldMedia:
         """Returns what will hold the media of one request."""

@@ -128,6 +128,15 @@ class Stopwatch:
         if answer.index in self._first and count > 1:
             metrics.between.observe((now - self._first[answer.index]) / (count - 1))
 
+    def scored(self, answer: Written) -> None:
+        """Is called with the scores of choices, which have no tokens of their own."""
+        moments, metrics = answer.moments, self._metrics
+        metrics.whole.observe(time.monotonic() - self._began)
+        metrics.prompt.observe(answer.result.prompt_tokens)
+        if moments is not None and moments.begun is not None and moments.ended is not None:
+            metrics.queue.observe(moments.begun - moments.submitted)
+            metrics.inference.observe(moments.ended - moments.begun)
+
 
 class MeasuredReader:
     """Reads media by another reader, and says how long each took and how large its file is. Thread-safe."""

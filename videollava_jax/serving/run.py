@@ -29,6 +29,9 @@ _LAST_WORDS = 2.0
 """Seconds that clients have to read their errors after the engine has stopped."""
 _STOPPING = 10.0
 """Seconds that the engine has to stop once its requests are cancelled; after that it hangs in a call of the device."""
+_SWITCH = 0.0005
+"""Seconds for which a thread runs Python while another wants to, a tenth of Python's default. The engine's thread wants
+to each time that the device has something for it, and the device has nothing to do until then."""
 _COMPILING = "compile"
 """The name of the thread that compiles."""
 _KEEP_ALIVE = 75
@@ -172,6 +175,7 @@ class Running(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves on sockets, and watches the engine meanwhile."""
         self._loop = asyncio.get_running_loop()
+        sys.setswitchinterval(_SWITCH)
         watching = asyncio.create_task(self._watch())
         try:
             await super().serve(sockets)
