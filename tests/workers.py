@@ -23,7 +23,9 @@ SERVERS = (
     "tests/serving/test_same_answers.py",
 )
 """They share a server, whose programs are compiled once."""
-GROUPS = (PAIRS, CLUSTERS, DOWNLOADS, SERVERS)
+PAGES = ("tests/serving/page/test_asking.py", "tests/serving/page/test_faults.py")
+"""They share a server and a browser."""
+GROUPS = (PAIRS, CLUSTERS, DOWNLOADS, SERVERS, PAGES)
 
 LONGEST = (
     PAIRS[0],
@@ -37,7 +39,7 @@ LONGEST = (
     "tests/training/run/test_authors_steps.py",
     "tests/assets/test_tiny_model.py",
     "tests/evaluation/test_command.py",
-    "tests/serving/test_page.py",
+    PAGES[0],
     "tests/planning/test_plan.py",
     "tests/model/test_attention.py",
     "tests/sharding/test_engine_meshes.py",
