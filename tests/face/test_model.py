@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
 from tests import small_models
 from tests.parity.reference import array, assert_close
@@ -314,3 +317,37 @@ def test_a_model_is_uploaded_whole(model, tmp_path, monkeypatch):
     ]
     model.save_pretrained(tmp_path / "again", push_to_hub=True, commit_message="again")
     assert calls[2:] == [(None, "again", True, {}), ("me/again", "again", None, model.num_parameters())]
+
+
+@pytest.mark.parametrize("layout", ["hub", "hf5", "memory", "orbax"])
+def test_keys_of_a_configuration_that_are_none_of_the_models_are_saved(tmp_path, layout):
+    """As transformers keeps them: those of the checkpoint, those of its parts, and what was set since."""
+    source, ours, theirs = tmp_path / "source", tmp_path / "ours", tmp_path / "theirs"
+    shutil.copytree(TINY, source)
+    raw = json.loads((source / "config.json").read_text())
+    raw["mine"] = {"a": [1, None]}
+    raw["text_config"]["of_the_text"], raw["vision_config"]["of_vision"] = 3, "b"
+    (source / "config.json").write_text(json.dumps(raw))
+    loaded, reference = VideoLlavaForConditionalGeneration.from_pretrained(source), transformers_config(source)
+    for config in (loaded.config, reference):
+        config.set_since, config.text_config.set_since = 0.5, "since"
+    loaded.save_pretrained(ours, layout=layout)
+    reference.save_pretrained(theirs)
+    found, expected = (json.loads((place / "config.json").read_text()) for place in (ours, theirs))
+    known = transformers.VideoLlavaConfig().to_dict()
+    kept = {key: value for key, value in expected.items() if key not in known}
+    assert kept == {"mine": {"a": [1, None]}, "set_since": 0.5}
+    assert {key: value for key, value in found.items() if key not in known} == kept
+    for part, further in (
+        ("text_config", {"of_the_text": 3, "set_since": "since"}),
+        ("vision_config", {"of_vision": "b"}),
+    ):
+        for written in (found[part], expected[part]):
+            assert {key: value for key, value in written.items() if key not in known[part]} == further
+    again = VideoLlavaForConditionalGeneration.from_pretrained(ours)
+    assert again.model_config == loaded.model_config
+    assert (again.config.mine, again.config.text_config.set_since) == (loaded.config.mine, "since")
+
+
+def transformers_config(directory):
+    return transformers.VideoLlavaConfig.from_pretrained(directory)

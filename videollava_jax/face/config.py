@@ -66,6 +66,24 @@ def from_model_config(config: ModelConfig) -> VideoLlavaConfig:
     return VideoLlavaConfig(**config.to_hf())
 
 
+def further_keys(config: Any, model: ModelConfig) -> dict[str, Any]:
+    """Returns what a configuration holds that is none of the model's fields, for its config.json.
+
+    Args:
+        config: transformers' configuration of the model.
+        model: the core's of the same.
+
+    Returns:
+        The further keys. A part that has some, `text_config` or `vision_config`, comes whole: with the model's fields.
+    """
+    given, own, written = config.to_dict(), from_model_config(model).to_dict(), model.to_hf()
+    kept = {key: value for key, value in given.items() if key not in own and not key.startswith("_")}
+    for part in ("text_config", "vision_config"):
+        if further := {key: value for key, value in given[part].items() if key not in own[part]}:
+            kept[part] = {**written[part], **further}
+    return kept
+
+
 def of_checkpoint(directory: Path, config: ModelConfig) -> VideoLlavaConfig:
     """Returns the configuration of a checkpoint, with every key of its config.json where that is transformers'.
 

@@ -151,7 +151,8 @@ class VideoLlavaForConditionalGeneration(PreTrained):
     ) -> None:
         """Writes a checkpoint that `from_pretrained` reads, here and in transformers.
 
-        `processor.save_pretrained` adds the processor's files, before or afterwards.
+        `processor.save_pretrained` adds the processor's files, before or afterwards. Keys of `config` that are none of
+        the model's are kept, but for the layout "pku".
 
         Args:
           save_directory: does not exist, is empty, has the processor's files, or holds exactly this already.
@@ -179,6 +180,10 @@ class VideoLlavaForConditionalGeneration(PreTrained):
         written = (json.dumps(as_json(generation), indent=2) + "\n").encode()
         options = Options(files={GENERATION_CONFIG: written} if generation else {})
         checkpoint = checkpoint_of(self.model_config, parameters)
+        if layout != "pku":  # whose config.json is Llama's
+            from videollava_jax.face.config import further_keys  # transformers loads slowly
+
+            checkpoint = dataclasses.replace(checkpoint, inputs=further_keys(self.config, self.model_config))
 
         def write(target: Path) -> object:
             if layout == ORBAX:

@@ -42,7 +42,8 @@ class Checkpoint:
       config: its configuration.
       tensors: by our names, in our shapes.
       source: the directory that it was opened from; None for parameters in memory.
-      inputs: keys of its config.json that say how inputs are made (`pku.INPUT_KEYS`); conversions keep them.
+      inputs: keys of its config.json beyond `config`, such as those that say how inputs are made (`pku.INPUT_KEYS`);
+        conversions keep them.
     """
 
     directory: Path
