@@ -349,8 +349,10 @@ class Device:
         )
         read = ReadPrefix(np.ones(1, np.int32), ("image", "video"), frames, self._processor.video_pooling)
         self.prefill(0, [read] * shape.shards)
+        # One that draws: keys are computed for such questions alone.
+        options = dataclasses.replace(example.options, do_sample=True, temperature=1.0)
         for length in range(TEXT_BUCKET, bucket(shape.question, TEXT_BUCKET) + 1, TEXT_BUCKET):
-            question = dataclasses.replace(example, ids=np.ones(length, np.int32))
+            question = dataclasses.replace(example, ids=np.ones(length, np.int32), options=options)
             for size in held.beginnings or (shape.rows,):
                 self.begin(0, [question] * size if held.beginnings else [question] * (shape.shards * size))
             scored = dataclasses.replace(question, ids=question.ids[1:], choices=(np.ones(1, np.int32),), task="score")
