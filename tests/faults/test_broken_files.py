@@ -1,9 +1,12 @@
 """Broken checkpoints: one error that names the file and the tensor, status 1, and no output, not even a part of one."""
 
+import errno
 import json
 import os
 import pickle
 import struct
+import threading
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -368,3 +371,36 @@ def test_torch_files_that_are_more_than_tensors_are_refused(tmp_path, torch):
         with pytest.raises(WeightsError, match="torch's safe loader refuses it"):
             open_checkpoint(tmp_path / "a")
     assert not (tmp_path / "harm").exists()
+
+
+# ── a writer that is interrupted ────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_an_interrupted_writer_still_makes_is_not_in_the_way(tmp_path, monkeypatch, caplog):
+    """TensorStore's threads may outlive the attempt that a signal ends; the next one begins when they are done."""
+    from videollava_jax.weights import orbax
+
+    config, real, attempts, late = small_config(), orbax.write_orbax, [], []
+    write_checkpoint(tmp_path / "a", config, random_parameters(config, 0), "hub")
+
+    def make_again(place):
+        time.sleep(0.3)
+        (place / "params.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp").mkdir(parents=True)
+        (place / "params.orbax-checkpoint-tmp" / "stale").write_text("half")
+
+    def write(directory, *rest):
+        attempts.append(directory)
+        if len(attempts) == 1:
+            late.append(threading.Thread(target=make_again, args=(directory,)))
+            late[0].start()
+            raise WeightsError(f"{directory}: {os.strerror(errno.EINTR)}")
+        assert not late[0].is_alive()
+        real(directory, *rest)
+
+    monkeypatch.setattr(orbax, "write_orbax", write)
+    convert_to_orbax(tmp_path / "a", tmp_path / "b")
+    late[0].join()
+    assert len(attempts) == 2
+    assert verify_checkpoint(tmp_path / "b") == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

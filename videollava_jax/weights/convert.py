@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,8 @@ PROCESSOR_CONFIG = "processor_config.json"
 SHARD_BYTES = 5 * 10**9
 _ATTEMPTS = 3
 """How often an Orbax directory is written whose writer was interrupted by a signal: TensorStore does not go on then."""
+_SETTLING = 1.0
+"""Seconds between two of these attempts."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,8 @@ def _write(
         except WeightsError as error:
             if layout != ORBAX or not was_interrupted(error) or attempt == _ATTEMPTS:
                 raise
+            # Its threads may still be at work, and make directories that the next attempt would find and warn of.
+            time.sleep(_SETTLING)
     return Conversion(checkpoint, layout, stream.hashes, already_there=False)
 
 
