@@ -2,6 +2,7 @@
 
 python -m tests.planning.gpu_tables                       the table of docs/planning.md
 python -m tests.planning.gpu_tables --programs decode     one program alone
+python -m tests.planning.gpu_tables --layers 4 32         the whole model; takes a quarter of an hour
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from videollava_jax.engine.sizes import GridShape
 from videollava_jax.planning.devices import device_of, devices_of, set_environment
 
 LAYERS = (2, 4)
-"""The model is compiled with as many layers; what each of them adds is the difference."""
+"""The model is compiled with few and with more layers; what each of them adds follows from the difference."""
 PROGRAMS = ("prefill", "begin", "decode")
 SHAPE = GridShape(shards=1, slots=8, rows=8, prefix=2112, question=64, answer=128)
 """8 prefixes × 8 rows, of 2304 positions each."""
@@ -37,7 +38,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What the compiler gives for `LAYERS[1]` layers, and the launches and temporaries (bytes) that each layer adds."""
+    """What the compiler gives for the more layers, and the launches and temporaries (bytes) that each layer adds."""
 
     launches: int
     a_layer: float
@@ -66,10 +67,10 @@ def compiled(case: Case, layers: int) -> Any:
     return compile_program(program, setting, device_of(chip)), setting.read_once_bytes
 
 
-def measured(case: Case) -> Row:
+def measured(case: Case, layers: tuple[int, int]) -> Row:
     """Compiles a case; in a process that has not used JAX before."""
-    (few, _), (more, once) = (compiled(case, layers) for layers in LAYERS)
-    added = LAYERS[1] - LAYERS[0]
+    (few, _), (more, once) = (compiled(case, count) for count in layers)
+    added = layers[1] - layers[0]
     return Row(
         launches=more.step.launches,
         a_layer=(more.step.launches - few.step.launches) / added,
@@ -81,20 +82,21 @@ def measured(case: Case) -> Row:
     )
 
 
-def main(programs: Sequence[str], gpus: Sequence[int], *, as_json: bool) -> Iterator[tuple[Case, Row]]:
+def main(programs: Sequence[str], gpus: Sequence[int], layers: tuple[int, int]) -> Iterator[tuple[Case, Row]]:
     set_environment(topology("h200")[0])
     for case in CASES:
         if case.program in programs and case.gpus in gpus:
-            yield case, measured(case)
+            yield case, measured(case, layers)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)
     parser.add_argument("--gpus", nargs="+", type=int, choices=(1, 8), default=(1, 8))
+    parser.add_argument("--layers", nargs=2, type=int, default=LAYERS, metavar=("FEW", "MORE"))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    rows = main(arguments.programs, arguments.gpus, as_json=arguments.json)
+    rows = main(arguments.programs, arguments.gpus, tuple(arguments.layers))
     if arguments.json:
         for case, row in rows:
             print(json.dumps(asdict(case) | asdict(row)), flush=True)

@@ -32,7 +32,7 @@ from videollava_jax.generation.answers import Answers, Vocabulary, with_next_tok
 from videollava_jax.generation.logprobs import Logprobs
 from videollava_jax.generation.steps import Graph
 from videollava_jax.model.attention import KeysValues
-from videollava_jax.model.cache import Packing, PrefixCache, TailCache, empty_tail
+from videollava_jax.model.cache import Packing, PrefixCache, TailCache, as_prefix, empty_tail
 from videollava_jax.model.pixels import normalised
 from videollava_jax.model.sharding import Placement, like, put, resharded, spec_of, whole
 from videollava_jax.model.video_llava import VideoLlava
@@ -152,10 +152,19 @@ def prefill_slots(
     model: VideoLlava = nnx.merge(graph, state)
     int8 = prefix.layers[0].key_scale is not None
     x_WSD = model.embed_prefix(ids_WS, features_WMD)
-    _, new = model.prefill(x_WSD, mask_WS, int8=int8, padded_right=True)
     W = ids_WS.shape[0]
-    filled: PrefixCache = jax.tree.map(lambda old, x: _put(old, x.astype(old.dtype)[:, None], W, slot), prefix, new)
-    return filled
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return _put(old, new.astype(old.dtype)[:, None], W, slot)
+
+    def into_slots(old: KeysValues, new: KeysValues) -> KeysValues:
+        filled: KeysValues = jax.tree.map(put, old, as_prefix(new, int8=int8))
+        return filled
+
+    keep = [partial(into_slots, old) for old in prefix.layers]
+    _, layers = model.language_model.prefill(x_WSD, mask_WS, padded_right=True, keep=keep)
+    length_W = mask_WS.sum(axis=1, dtype=jnp.int32)
+    return PrefixCache(layers, put(prefix.valid_GS, mask_WS), put(prefix.length_G, length_W))
 
 
 @partial(jax.jit, static_argnums=(0, 5))

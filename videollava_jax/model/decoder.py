@@ -42,6 +42,9 @@ from videollava_jax.model.layers import (
 from videollava_jax.model.sharding import like, spec_of
 from videollava_jax.model.stack import run_layers
 
+Keep: TypeAlias = Callable[[KeysValues], KeysValues]
+"""What is kept of the keys and values of a layer: their place in a cache, with them in it."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -57,6 +60,8 @@ class Context:
       prefix_attention: the implementation of attention to the prefix; None chooses one.
       segments_BT: int32, the sequence of each token where several are packed into a row; None for one in each row.
       packing: of the rows that are packed into a sequence for each prefix; None for rows with padding.
+      keep: what is kept of the row's own keys and values; None for themselves.
+      waits: whether what follows attention waits until it is kept.
     """
 
     mask_BS: jax.Array | None = None
@@ -68,6 +73,20 @@ class Context:
     prefix_attention: Implementation | None = None
     segments_BT: jax.Array | None = None
     packing: Packing | None = None
+    keep: Keep | None = None
+    waits: bool = False
+
+    def kept(self, out: jax.Array, own: KeysValues) -> tuple[jax.Array, KeysValues]:
+        """Returns the output of attention with what is kept of the row's own keys and values.
+
+        Without waiting, the GPU compiler puts those of all layers into their cache last, and holds the products with
+        all queries, keys and values until then.
+        """
+        kept = own if self.keep is None else self.keep(own)
+        if not self.waits:
+            return out, kept
+        after: tuple[jax.Array, KeysValues] = jax.lax.optimization_barrier((out, kept))  # type: ignore[no-untyped-call]
+        return after
 
 
 @jax.tree_util.register_dataclass
@@ -85,9 +104,6 @@ class Trace:
     keys_values: tuple[KeysValues, ...]
     attentions: tuple[jax.Array, ...] | None
 
-
-Keep: TypeAlias = Callable[[KeysValues], KeysValues]
-"""What is kept of the keys and values of a layer: their place in a cache, with them in it."""
 
 ALONE = Context()
 """A sequence without a prefix or a past: its tokens see each other, causally."""
@@ -147,6 +163,7 @@ class LlamaAttention(nnx.Module):
                 ),
                 partial_attention(q_BTNH, own, key_mask_GS=context.mask_BS, causal_offset=offset),
             ).astype(q_BTNH.dtype)
+        out_BTNH, own = context.kept(out_BTNH, own)
         return self.o_proj(out_BTNH.reshape(B, T, -1)), own
 
     def _packed(
@@ -160,6 +177,7 @@ class LlamaAttention(nnx.Module):
         )
         after = partial_attention(packing.by_row(q_WNNH), own, key_mask_GS=packing.mask_ET, causal_offset=0)
         out_WNNH = merged(before, Part(*(packing.packed(x) for x in after))).astype(q_WNNH.dtype)
+        out_WNNH, own = context.kept(out_WNNH, own)
         return self.o_proj(out_WNNH.reshape(*q_WNNH.shape[:2], -1)), own
 
     def weights(self, x_BTD: jax.Array, positions_BT: jax.Array, own: KeysValues, context: Context) -> jax.Array:
@@ -242,16 +260,22 @@ class Llama(nnx.Module):
         return self.prefill(x_BTD, token_mask_BT)[0]
 
     def prefill(
-        self, x_BTD: jax.Array, token_mask_BT: jax.Array, *, padded_right: bool = False
+        self,
+        x_BTD: jax.Array,
+        token_mask_BT: jax.Array,
+        *,
+        padded_right: bool = False,
+        keep: Sequence[Keep] | None = None,
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
         """Returns hidden states [B, T, D] of sequences from their first token on, and every layer's keys and values.
 
         Args:
           padded_right: whether all padding stands behind the tokens. The causal rule hides it from them, so that
             attention needs no mask.
+          keep: as for `begin`.
         """
         context = ALONE if padded_right else Context(token_mask_BT)
-        return self._run(x_BTD, positions_of(token_mask_BT), [context] * len(self.layers))
+        return self._run(x_BTD, positions_of(token_mask_BT), [context] * len(self.layers), keep)
 
     def begin(
         self, x_BTD: jax.Array, token_mask_BT: jax.Array, prefix: PrefixCache, keep: Sequence[Keep] | None = None
@@ -371,19 +395,18 @@ class Llama(nnx.Module):
         keep: Sequence[Keep] | None = None,
     ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
         """Runs every layer with its context, and the last norm."""
+        if keep is not None:
+            # Of the last layer nothing need follow: what a prefill does not need is not computed.
+            waiting = len(contexts) - 1 if platform_of(x_BTD) == "gpu" else 0
+            contexts = [
+                dataclasses.replace(context, keep=kept, waits=i < waiting)
+                for i, (context, kept) in enumerate(zip(contexts, keep, strict=True))
+            ]
 
-        def step(layer: LlamaLayer, x_BTD: jax.Array, own: tuple[Context, Keep | None]) -> tuple[jax.Array, KeysValues]:
-            context, keep = own
-            x_BTD, kv = layer(x_BTD, positions_BT, context)
-            if keep is None:
-                return x_BTD, kv
-            # The next layer waits for what is kept. Left to itself the GPU compiler writes the caches of all layers
-            # last, and holds the products with all their queries, keys and values until then.
-            after: tuple[jax.Array, KeysValues] = jax.lax.optimization_barrier((x_BTD, keep(kv)))  # type: ignore[no-untyped-call]
-            return after
+        def step(layer: LlamaLayer, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, KeysValues]:
+            return layer(x_BTD, positions_BT, context)
 
-        own = list(zip(contexts, [None] * len(contexts) if keep is None else keep, strict=True))
-        x_BTD, kept = run_layers(self.layers, step, x_BTD, each=own)
+        x_BTD, kept = run_layers(self.layers, step, x_BTD, each=contexts)
         return self.norm(x_BTD), tuple(kept)
 
 
