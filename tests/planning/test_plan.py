@@ -259,7 +259,13 @@ def test_the_largest_batch_fits_and_the_next_does_not(compiler_of: Any):
 
 def test_the_largest_batch_shrinks_until_it_fits(compiler_of: Any):
     """If temporaries grow with the batch, the first guess, from the engine's grid, is too large."""
-    seen = compiler_of(lambda name, slots: slots * 20 * 2**20 if name == "decode" else 0)
+    chosen: list[int] = []
+
+    def needed(name: str, slots: int) -> int:
+        chosen.append(slots)
+        return (slots - chosen[0]) * 60 * 2**20 if name == "decode" else 0
+
+    seen = compiler_of(needed)
     made = make_plan(plan_request(mesh=(1, 8)))
     tried = [slots for name, slots in seen if name == "decode"][1:]
     assert 1 < len(tried) <= plan.TRIES

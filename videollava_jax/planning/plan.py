@@ -163,7 +163,7 @@ def make_plan(request: PlanRequest, progress: Progress = iter) -> Plan:
         _checked_mesh(request.mesh, len(devices)) if request.mesh else choose_mesh(request, chip, len(devices))
     )
     mesh = make_mesh(data, tensor, devices=devices)
-    shape = _engine_shape(request, chip, data, tensor) if request.grid is None else _given_shape(request, data)
+    shape = engine_shape(request, chip, data, tensor) if request.grid is None else _given_shape(request, data)
     batch = _batch_plan(request, chip, mesh, shape, progress(request.programs), {})
     limit, why = _limit(request, chip, len(devices), tensor)
     return Plan(
@@ -229,7 +229,7 @@ def compared_meshes(request: PlanRequest, chip: Chip, devices: int) -> dict[tupl
     for tensor in (t for t in (1, 2, 4, 8) if devices % t == 0 and heads % t == 0):
         data = devices // tensor
         try:
-            shape = _engine_shape(request, chip, data, tensor)
+            shape = engine_shape(request, chip, data, tensor)
         except ValueError:
             continue
         times = ProgramTimes(config=request.config, job=request.job, chip=chip, tensor=tensor, storage=request.storage)
@@ -252,7 +252,7 @@ def _given_shape(request: PlanRequest, data: int) -> GridShape:
     return chosen_shape(request, demand_of(request, prefixes, rows), data, prefixes * rows, memory=1 << 62)
 
 
-def _engine_shape(request: PlanRequest, chip: Chip, data: int, tensor: int) -> GridShape:
+def engine_shape(request: PlanRequest, chip: Chip, data: int, tensor: int) -> GridShape:
     """Returns the grid that `engine.Engine` would choose for the job."""
     memory = free_memory(request, chip, data, tensor)
     return chosen_shape(request, demand_of(request), data, rows_of(chip, data), memory.of_grid)
