@@ -144,9 +144,9 @@ def test_videos_with_uneven_numbers_of_questions(tiny_model, tiny_processor, mon
         for q in range(count)
     ]
     sizes = []
-    results = run(Engine(model, tiny_processor, max_rows=6, on_sizes=sizes.append), job)
+    results = run(Engine(model, tiny_processor, max_rows=8, on_sizes=sizes.append), job)
     assert sizes[0].startswith("2 prefixes")
-    assert " 3 rows " in sizes[0]
+    assert " 4 rows " in sizes[0]
     assert len(begun) > len(filled) == 3
     for request in job:
         assert results[request.id].token_ids == generated(model, tiny_processor, request)
