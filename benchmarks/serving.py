@@ -242,10 +242,10 @@ def explained(side: str, share: float, took: Sequence[float], answers: int, capa
       took: seconds of the engine, of HTTP and of the client.
     """
     engine, http, _ = (each / max(1, answers) for each in took)
+    most = 1 / max(engine + http, 1e-9)
     return (
         f"{side} at load {share}: {1000 * engine:.2f} ms of the engine and {1000 * http:.2f} ms of HTTP for an answer: "
-        f"one core gives {1 / max(engine + http, 1e-9):.0f} answers/s, {1 / max(engine + http, 1e-9) / capacity:.0%} "
-        "of the offline engine's rate"
+        f"one core gives {most:.4g} answers/s, {most / capacity:.0%} of the offline engine's rate"
     )
 
 
