@@ -11,7 +11,7 @@ from tests.small_models import on_mesh, random_model
 from videollava_jax.engine import Engine, part_programs
 from videollava_jax.engine import device as device_module
 from videollava_jax.engine.packing import LEAST_PACKED, packed, packed_length
-from videollava_jax.engine.parts import slots_at_once
+from videollava_jax.engine.parts import begins_several, slots_at_once
 from videollava_jax.engine.sizes import PLAIN, GridShape
 from videollava_jax.model.sharding import make_mesh
 
@@ -90,7 +90,7 @@ def test_slots_that_begin_together_hold_what_those_hold_that_begin_alone(tiny_mo
 
     monkeypatch.setattr(part_programs, "begin_slots", counted)
     for several in (False, True):
-        monkeypatch.setattr(device_module, "begins_several", lambda platform, several=several: several)
+        monkeypatch.setattr(device_module, "begins_several", lambda platform, several=several, **_: several)
         engine = Engine(model, tiny_processor)
         preparer = engine._preparer(64)
         device = engine._device(preparer)
@@ -131,8 +131,15 @@ def test_slots_begin_together_where_a_device_reads_longer_than_it_computes(token
     assert slots_at_once(tokens, slots) == together
 
 
+def test_slots_begin_one_by_one_on_cpus_and_where_the_compiler_would_copy_tails():
+    assert begins_several("tpu", split_memory=False)
+    assert begins_several("gpu", split_memory=False)
+    assert not begins_several("tpu", split_memory=True)
+    assert not begins_several("cpu", split_memory=False)
+
+
 def test_answers_of_slots_that_begin_together_are_those_of_generate(tiny_model, tiny_processor, monkeypatch):
-    monkeypatch.setattr(device_module, "begins_several", lambda platform: True)
+    monkeypatch.setattr(device_module, "begins_several", lambda platform, **_: True)
     asked = [question(f"{v}", "What is it?" if v % 2 else "Where?", videos=[clip(v)]) for v in range(5)]
     results = {result.id: result.token_ids for result in Engine(tiny_model, tiny_processor).run(asked)}
     assert results == {request.id: generated(tiny_model, tiny_processor, request) for request in asked}

@@ -38,6 +38,7 @@ from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.generation.options import GenerationOptions
 from videollava_jax.model.attention import Implementation
 from videollava_jax.model.cache import Packing
+from videollava_jax.model.kernels.operands import has_split_memory
 from videollava_jax.processing.processor import VideoLlavaProcessor
 
 
@@ -119,7 +120,9 @@ class Device:
         self._vocabulary = _vocabulary(options, self._text.vocab_size)
         self._held: _Filled | None = None
         # Questions that begin with those of other slots, by one call, before anything else is done.
-        self._several = not fixed and begins_several(model.jax_device.platform)
+        device = model.jax_device
+        split_memory = has_split_memory(device.device_kind)
+        self._several = not fixed and begins_several(device.platform, split_memory=split_memory)
         self._waiting: list[tuple[int, Sequence[Question | None]]] = []
 
     def make_grid(self, shape: GridShape, branches: Branches) -> None:

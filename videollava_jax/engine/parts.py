@@ -70,13 +70,17 @@ def beginning(sizes: Sequence[int], questions: int) -> int:
     return next(fitting, max((size for size in sizes if size <= questions), default=sizes[0]))
 
 
-def begins_several(platform: str) -> bool:
-    """Whether questions about several prefixes begin by one call: on a CPU its cost follows the number of tokens.
+def begins_several(platform: str, *, split_memory: bool) -> bool:
+    """Whether questions about several prefixes begin by one call.
+
+    On a CPU the cost of a call follows the number of tokens. Where on-chip memory is split, the compiler copies the
+    tails of every layer in such a call.
 
     Args:
       platform: of the devices, as JAX names it.
+      split_memory: see `model.kernels.operands.has_split_memory`.
     """
-    return platform != "cpu"
+    return platform != "cpu" and not split_memory
 
 
 def slots_at_once(tokens: int, slots: int) -> int:

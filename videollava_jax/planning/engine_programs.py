@@ -28,12 +28,13 @@ from videollava_jax.costs.chips import Chip, Roofline, roofline
 from videollava_jax.engine import grid, part_programs
 from videollava_jax.engine.grid import Grid
 from videollava_jax.engine.packing import packed_length
-from videollava_jax.engine.parts import slots_at_once
+from videollava_jax.engine.parts import begins_several, slots_at_once
 from videollava_jax.engine.sizes import PLAIN, Branches, GridShape
 from videollava_jax.generation import steps as generate
 from videollava_jax.generation.answers import Answers, Vocabulary
 from videollava_jax.media import FramePreprocessor
 from videollava_jax.model.cache import Packing, TailCache, empty_tail
+from videollava_jax.model.kernels.operands import has_split_memory
 from videollava_jax.model.sharding import Placement
 from videollava_jax.model.video_llava import State, abstract_model, named_parameters, with_parameters
 from videollava_jax.planning.devices import first_line
@@ -80,6 +81,9 @@ class Setting:
     @property
     def begun_slots(self) -> int:
         """The slots of each shard whose questions begin by one call."""
+        device = self.mesh.devices.flat[0]
+        if not begins_several(device.platform, split_memory=has_split_memory(device.device_kind)):
+            return 1
         return slots_at_once(self.packed_tokens, self.shape.slots)
 
     @cached_property

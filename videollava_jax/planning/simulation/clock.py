@@ -12,7 +12,7 @@ import numpy as np
 
 from videollava_jax.engine.events import EndedRow, Event, MediaRead, Question
 from videollava_jax.engine.packing import packed_length
-from videollava_jax.engine.parts import SLOTS_AT_ONCE, parts_of, slots_at_once, smallest
+from videollava_jax.engine.parts import SLOTS_AT_ONCE, parts_of, smallest
 from videollava_jax.engine.sizes import TEXT_BUCKET, GridShape
 from videollava_jax.generation.buckets import bucket
 from videollava_jax.planning.simulation.programs import ProgramTimes
@@ -134,7 +134,7 @@ class SimulatedDevice:
         """Returns the seconds by which the present call of begin takes longer with the questions of one slot more."""
         shape, before = self._grid, self._begun
         together = [*before, tokens]
-        if not before or len(together) > SLOTS_AT_ONCE or slots_at_once(max(together), shape.slots) == 1:
+        if not before or len(together) > SLOTS_AT_ONCE or self.times.slots_at_once(shape, max(together)) == 1:
             self._begun = [tokens]
             return self.times.begin(shape, tokens)
         self._begun = together

@@ -19,7 +19,7 @@ from videollava_jax.costs.work import (
     weight_bytes,
 )
 from videollava_jax.engine.packing import packed_length
-from videollava_jax.engine.parts import slots_at_once
+from videollava_jax.engine.parts import begins_several, slots_at_once
 from videollava_jax.engine.sizes import GridShape
 
 MOST_ROWS = 64
@@ -70,9 +70,14 @@ class ProgramTimes:
         copied = 2 * kv_bytes(self.config, slots * shape.prefix, self.storage) if slots > 1 else 0
         return self._decoder("begin", slots * (products - unseen), slots * tokens, copied)
 
+    def slots_at_once(self, shape: GridShape, tokens: int) -> int:
+        """Returns in how many slots of each shard one call begins questions of some tokens a slot."""
+        several = begins_several(self.chip.kind, split_memory=self.chip.name == "v5p")
+        return slots_at_once(tokens, shape.slots) if several else 1
+
     def begin_one(self, shape: GridShape, tokens: int) -> float:
         """Returns the seconds for a slot in each shard if the questions of all slots begin, several by one call."""
-        slots = slots_at_once(tokens, shape.slots)
+        slots = self.slots_at_once(shape, tokens)
         return self.begin(shape, tokens, slots) / slots
 
     def reads_tokens_alone(self, shape: GridShape) -> bool:
