@@ -70,7 +70,7 @@ def attend(operands: Operands, *, interpret: bool = False, block: int | None = N
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name="tail_attention",
-    )(q_BNH, operands.keys, operands.values, mask_BS.astype(jnp.float32)[:, None])
+    )(q_BNH, operands.keys, operands.values, mask_BS.astype(jnp.bfloat16)[:, None])
     return out_BNH[:, None], lse_BN1[:, None, :, 0]
 
 
@@ -100,7 +100,7 @@ def _kernel(*refs: Any, length: int) -> None:
     )
     of_key = jax.lax.broadcasted_iota(jnp.int32, (N, block * K), 1)
     mine = of_key % K == jax.lax.broadcasted_iota(jnp.int32, (N, block * K), 0) // (N // K)
-    mask = mask_ref[...].reshape(rows, block)
+    mask = mask_ref[...].astype(jnp.float32).reshape(rows, block)
     left = (length - step * block) * K
     if length % block:
         # The last block reaches beyond the end, where anything may lie, NaN too.
