@@ -31,6 +31,8 @@ from tests.faults.tables import Tally, said, table
 
 SECONDS = 60
 """That a run may take: one that hangs is killed then."""
+SETTLING = 0.5
+"""Between two runs in one process, which alone sees its tmpfs: threads of the first may still make files."""
 
 
 def fail_calls(
@@ -214,6 +216,7 @@ def _on_disk(trial: Trial, place: Path, room: int, expected: dict[str, Any] | No
         problem = _problem_with_error(trial, FAILURES[1], status, words, place) or trial.disturbed(place, expected)
     mount(out, "remount,size=1g")
     if not problem and status:
+        time.sleep(SETTLING)
         again, said = trial.run(place)
         problem = ("lost", f"the next run fails: {said[-500:]} (the first: {words})") if again else None
         problem = problem or _problem_with_success(trial, said, place, expected)

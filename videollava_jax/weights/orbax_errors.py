@@ -64,12 +64,20 @@ def ignore_closed_loops() -> None:
 
 
 def ignore_logged_errors() -> None:
-    """Keeps Orbax's threads from logging their errors with tracebacks; whoever waits for them gets these raised."""
+    """Keeps Orbax's threads from logging their errors with tracebacks; whoever waits for them gets these raised.
+
+    Where several of their tasks fail, the first error is raised, and asyncio logs the others when the loop ends.
+    """
     logging.getLogger("absl").addFilter(_not_of_orbax)
+    logging.getLogger("asyncio").addFilter(_not_of_an_end)
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
     return record.levelno < logging.WARNING or "orbax" not in record.pathname
+
+
+def _not_of_an_end(record: logging.LogRecord) -> bool:
+    return "exception during asyncio.run() shutdown" not in record.getMessage()
 
 
 def was_interrupted(error: Exception) -> bool:
