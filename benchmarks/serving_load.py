@@ -203,12 +203,14 @@ def summary(asked: Sequence[Asked], capacity: float, spent: Sequence[float]) -> 
     rate = len(done) / last
     refused = sum(one.status == 429 for one in asked)
     return [
-        f"{rate:.2f}", f"{rate / capacity:.0%}", *(f"{share(first, p):.3f}" for p in (50, 99)),
-        *(f"{share(between, p):.0f}" for p in (50, 99)), f"{refused} of {len(asked)}",
+        f"{rate:.2f}", f"{rate / capacity:.0%}", *(share(first, p, 3) for p in (50, 99)),
+        *(share(between, p, 0) for p in (50, 99)), f"{refused} of {len(asked)}",
         str(len(asked) - len(done) - refused), *(f"{1000 * each / max(1, len(done)):.2f}" for each in spent),
     ]  # fmt: skip
 
 
-def share(values: Sequence[float], percent: int) -> float:
-    """Returns a percentile; not a number of too few values."""
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else float("nan")
+def share(values: Sequence[float], percent: int, digits: int) -> str:
+    """Returns a percentile with some digits; a dash for too few values, as where every text came in one piece."""
+    if len(values) < 2:
+        return "–"
+    return f"{statistics.quantiles(values, n=100, method='inclusive')[percent - 1]:.{digits}f}"

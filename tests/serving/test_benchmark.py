@@ -86,3 +86,9 @@ def test_the_rate_is_that_of_whole_answers_until_the_last_of_them():
     assert cells["between pieces, ms: p50"] == "1000"
     assert (cells["refused"], cells["failed"]) == ("1 of 5", "1")
     assert [cells[name] for name in COLUMNS[-3:]] == ["100.00", "50.00", "10.00"]
+
+
+def test_a_dash_stands_for_what_too_few_answers_say():
+    asked = [Asked(float(second), pieces=[0.5], ended=1.0, status=200) for second in range(3)]
+    assert summary(asked, 1.0, (0.0, 0.0, 0.0))[4:6] == ["–", "–"]
+    assert summary(asked, 1.0, (0.0, 0.0, 0.0))[2] == "0.500"
