@@ -1,6 +1,7 @@
 """Parts of a grid: which one is decoded, that it has every busy row, and that answers do not depend on it."""
 
 import random
+import threading
 from dataclasses import replace
 
 import pytest
@@ -74,12 +75,19 @@ def session(tiny_model, tiny_processor):
 
 
 @pytest.fixture
-def decoded(monkeypatch):
+def submitting():
+    """Held while requests are submitted: nothing is decoded meanwhile, so they all begin within one chunk."""
+    return threading.Lock()
+
+
+@pytest.fixture
+def decoded(monkeypatch, submitting):
     """The slots and rows of each call that decodes a part."""
     calls, real = [], part_programs.decode_part
 
     def decode_part(*given, **options):
-        calls.append((tuple(given[-1].tolist()), options["rows"]))
+        with submitting:
+            calls.append((tuple(given[-1].tolist()), options["rows"]))
         return real(*given, **options)
 
     monkeypatch.setattr(part_programs, "decode_part", decode_part)
@@ -92,26 +100,34 @@ def test_one_question_computes_one_row_of_few_slots(session, decoded):
     assert all(len(slots) == 2 and rows == 1 for slots, rows in decoded)
 
 
-def test_answers_are_those_of_generate_whatever_part_is_decoded(session, decoded, tiny_model, tiny_processor):
+def test_answers_are_those_of_generate_whatever_part_is_decoded(
+    session, decoded, submitting, tiny_model, tiny_processor
+):
     """Questions about few and many clips at a time; some end early, so the parts change meanwhile."""
+    pins = [session.pin(question("pin", "?", videos=[clip(seed)])) for seed in range(6)]
+    for pin in pins:
+        pin.result(SECONDS)
     draw, answered, before = random.Random(3), [], compilations()
     drawn = {"do_sample": True, "temperature": 1.5, "top_k": 9}
-    for count in (1, 4, 12):
+    for count, questions_per_clip in ((1, 1), (4, 2), (6, 1), (12, 2)):
         asked = [
             question(
                 f"{count}-{i}",
                 draw.choice(["what?", "which way does it move?", "what colour?"]),
-                videos=[clip(i // 2)],
+                videos=[clip(i // questions_per_clip)],
                 max_new_tokens=2 if count == 12 and i % 2 else 30,
                 seed=i,
                 options=draw.choice([{}, drawn, {"repetition_penalty": 1.4}]),
             )
             for i in range(count)
         ]
-        tickets = [session.submit(each) for each in asked]
+        with submitting:
+            tickets = [session.submit(each) for each in asked]
         answered += zip(asked, [ticket.result(SECONDS) for ticket in tickets], strict=True)
     assert compilations() == before
     for each, result in answered:
         options = {**each.options, "suppress_tokens": [2]}
         assert result.token_ids == generated(tiny_model, tiny_processor, replace(each, options=options))
+    for pin in pins:
+        pin.release()
     assert {(len(slots), rows) for slots, rows in decoded} >= {(2, 1), (2, 2), (8, 1)}
