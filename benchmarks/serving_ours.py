@@ -4,7 +4,7 @@
 
 serves as `videollava serve ARGUMENTS` does. For each line on its standard input it prints the seconds that its threads
 have taken so far, in JSON: `{"state": "spent", "engine": …, "device": …, "http": …}`. "engine" is the thread that owns
-the device, "device" are XLA's threads, "http" are all others.
+the device, "device" are XLA's threads, "http" are all others, with those of the process of HTTP.
 """
 
 import json
@@ -17,14 +17,24 @@ from videollava_jax.cli import main
 
 
 def spent() -> dict[str, float]:
-    """Returns the seconds of processor time of this process so far, by what its threads do."""
+    """Returns the seconds of processor time of the server so far, by what its threads do."""
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
     found = dict.fromkeys(("engine", "device", "http"), 0.0)
     for task in Path("/proc/self/task").iterdir():
         name = names.get(int(task.name))
         kind = "device" if name is None else "engine" if name == "engine" else "http"
         found[kind] += thread_seconds(task)
+    for task in Path(f"/proc/{http_process()}/task").iterdir():
+        found["http"] += thread_seconds(task)
     return found
+
+
+def http_process() -> str:
+    """Returns the number of the process of HTTP, a child of this one."""
+    children = [
+        child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return next(child for child in children if b"serving.http_process" in Path(f"/proc/{child}/cmdline").read_bytes())
 
 
 def thread_seconds(task: Path) -> float:

@@ -24,13 +24,13 @@ from serving_ours import answer_lines
 
 from videollava_jax.batch.media.isolation import IsolatedReader
 from videollava_jax.engine.request import Request, Result
-from videollava_jax.engine.session import QueueFull, SessionClosed
 from videollava_jax.engine.sizes import GridShape
-from videollava_jax.engine.tickets import Moments
+from videollava_jax.engine.tickets import Moments, QueueFull, SessionClosed
 from videollava_jax.engine.usage import Usage
 from videollava_jax.generation.text import TextStream
 from videollava_jax.processing.processor import VideoLlavaProcessor
-from videollava_jax.serving.run import listen, run
+from videollava_jax.serving.listening import listen
+from videollava_jax.serving.run import run
 from videollava_jax.serving.settings import Settings
 
 

@@ -14,8 +14,9 @@ from videollava_jax.engine.compilations import compilations
 from videollava_jax.engine.device import Report
 from videollava_jax.engine.preparation import Preparer
 from videollava_jax.engine.row_arrays import _some_keys
-from videollava_jax.engine.session import QueueFull, Session, SessionClosed
+from videollava_jax.engine.session import Session
 from videollava_jax.engine.sizes import Branches, GridShape
+from videollava_jax.engine.tickets import QueueFull, SessionClosed
 
 SECONDS = 120
 

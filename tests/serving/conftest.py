@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -14,8 +15,12 @@ from videollava_jax.assets import MEDIA
 from videollava_jax.batch.media.isolation import IsolatedReader, WorkerLimits
 from videollava_jax.engine import Engine
 from videollava_jax.serving.app import create_app
+from videollava_jax.serving.http_process.channel import Channel
+from videollava_jax.serving.http_process.engine_side import EngineSide
+from videollava_jax.serving.http_process.remote_session import RemoteSession
+from videollava_jax.serving.listening import listen
 from videollava_jax.serving.metrics import MeasuredReader
-from videollava_jax.serving.run import Running, listen
+from videollava_jax.serving.run import Running
 from videollava_jax.serving.settings import Settings
 
 SECONDS = 120
@@ -82,13 +87,31 @@ def settings(tmp_path_factory):
     )
 
 
+@contextlib.contextmanager
+def apart(session, reader):
+    """What the process of HTTP has of a session, with the messages of the two processes, in this one."""
+    ours, theirs = (Channel(each) for each in socket.socketpair())
+    side = EngineSide(ours, session, lambda record: None)
+    reader.observe = side.medium_read
+    thread = threading.Thread(target=side.serve, name="messages")
+    thread.start()
+    try:
+        yield RemoteSession(theirs, session.shape)
+    finally:
+        theirs.close()
+        thread.join(SECONDS)
+        ours.close()
+        session.close(0)
+        assert not thread.is_alive()
+
+
 @pytest.fixture(scope="session")
 def served(tiny_model, tiny_processor, reader, settings):
     """The shared server, ready. Its sizes are those of tests/engine/test_session.py: the same programs are compiled."""
     measured = MeasuredReader(reader)
     engine = Engine(tiny_model, tiny_processor, max_rows=8, reader=measured)
     session = engine.session(rows=4, longest_answer=LONGEST_ANSWER)
-    with serving(session, tiny_processor, settings, measured) as made:
+    with apart(session, measured) as remote, serving(remote, tiny_processor, settings, MeasuredReader(reader)) as made:
         ends = time.monotonic() + 300
         while not any(record["state"] == "ready" for record in made.said) and time.monotonic() < ends:
             time.sleep(0.05)

@@ -5,9 +5,8 @@ import time
 from concurrent.futures import Future
 
 from videollava_jax.engine.request import Result, Scored
-from videollava_jax.engine.session import QueueFull, SessionClosed
 from videollava_jax.engine.sizes import GridShape
-from videollava_jax.engine.tickets import Moments
+from videollava_jax.engine.tickets import Moments, QueueFull, SessionClosed
 from videollava_jax.engine.usage import Usage
 
 

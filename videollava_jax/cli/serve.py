@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import threading
+import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +147,9 @@ def serve(arguments: argparse.Namespace) -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ImportError(f"serving needs {error.name}: {installs('serve')}") from None
-    from videollava_jax.serving.run import leave_at_once, leave_if_compiling, listen, run
+    from videollava_jax.serving.ending import leave_at_once, leave_if_compiling
+    from videollava_jax.serving.http_process.start import Beginning, HttpEnded, HttpProcess
+    from videollava_jax.serving.listening import listen
 
     key = arguments.api_key or os.environ.get(KEY) or None
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
@@ -154,21 +160,41 @@ def serve(arguments: argparse.Namespace) -> None:
     socket = listen(arguments.host, arguments.port)
     with socket:
         path, processor = open_processor(arguments)
-        reader, measured, session = _session(arguments, path, processor)
         settings = _settings(arguments, path, processor, key)
-        said = print_json if arguments.json else _say
+        http = HttpProcess(socket)
+    with http:
+        reader, measured, session = _session(arguments, path, processor)
+        begins = Beginning(settings, processor, worker_limits(arguments), session.shape)
+        said = _Saying(print_json if arguments.json else _say, page=arguments.open)
         try:
-            failed = run(session, processor, settings, socket, reader=measured, said=said, page=arguments.open)
+            failed = http.run(session, begins, reader=measured, said=said)
         finally:
             reader.close()
     if isinstance(failed, TimeoutError):
         print_error(f"the engine hangs: {failed}")
         leave_at_once(1)
     if failed is not None:
-        print_error("the engine has stopped")
+        if not isinstance(failed, HttpEnded):
+            print_error("the engine has stopped")
         # The command line may hold the key.
         raise SystemExit(report(failed, ["serve", "…"]) if isinstance(failed, Exception) else 1)
     leave_if_compiling()
+
+
+class _Saying:
+    """Says what the server does, and opens its page when it takes requests."""
+
+    def __init__(self, say: Callable[[dict[str, Any]], None], *, page: bool):
+        self._say, self._page, self._url = say, page, ""
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Takes a record. It is lost where nobody hears it any more, as the pipe is closed."""
+        with contextlib.suppress(OSError):
+            self._say(record)
+        self._url = record.get("url", self._url)
+        if record["state"] == "ready" and self._page:
+            self._page = False
+            threading.Thread(target=webbrowser.open, args=(self._url,), name="browser", daemon=True).start()
 
 
 def _say(record: dict[str, Any]) -> None:

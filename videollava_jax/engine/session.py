@@ -29,16 +29,8 @@ from videollava_jax.engine.results import refused
 from videollava_jax.engine.run import Run
 from videollava_jax.engine.schedule import Limits, Schedule
 from videollava_jax.engine.sizes import Branches, GridShape
-from videollava_jax.engine.tickets import OnText, OnTokens, Pin, Ticket
+from videollava_jax.engine.tickets import OnText, OnTokens, Pin, QueueFull, SessionClosed, Ticket
 from videollava_jax.engine.usage import Usage
-
-
-class SessionClosed(RuntimeError):
-    """The session takes no more requests: it was closed, or its thread has ended by an error, the cause."""
-
-
-class QueueFull(RuntimeError):
-    """As many requests as `max_requests` have no result yet."""
 
 
 class Session:

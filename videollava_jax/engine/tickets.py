@@ -20,6 +20,14 @@ OnTokens = Callable[[tuple[TokenLogprob, ...]], None]
 R = TypeVar("R", Result, Scored, Pinned)
 
 
+class SessionClosed(RuntimeError):
+    """The session takes no more requests: it was closed, or its thread has ended by an error, the cause."""
+
+
+class QueueFull(RuntimeError):
+    """As many requests as `max_requests` have no result yet."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Moments:
     """When things happened to a request, in seconds of `time.monotonic`; None for what has not happened.

@@ -15,7 +15,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from videollava_jax.engine.session import Session
 from videollava_jax.media.addresses import Address, is_public
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.serving.asking import Desk
@@ -23,9 +22,10 @@ from videollava_jax.serving.chatting import Chatting
 from videollava_jax.serving.errors import ApiError
 from videollava_jax.serving.guards import Guard
 from videollava_jax.serving.lifecycle import Lifecycle, State
+from videollava_jax.serving.live_session import LiveSession
 from videollava_jax.serving.looking import Looking
 from videollava_jax.serving.media import MediaStore
-from videollava_jax.serving.metrics import CONTENT_TYPE, MeasuredReader, Metrics
+from videollava_jax.serving.metrics import CONTENT_TYPE, Metrics
 from videollava_jax.serving.page_route import page_routes
 from videollava_jax.serving.protocol import require_model
 from videollava_jax.serving.settings import Settings
@@ -36,7 +36,7 @@ _MULTIPART = 2**20
 
 
 def create_app(
-    session: Session,
+    session: LiveSession,
     processor: VideoLlavaProcessor,
     settings: Settings,
     *,
@@ -105,7 +105,7 @@ class Server:
 
     def __init__(
         self,
-        session: Session,
+        session: LiveSession,
         processor: VideoLlavaProcessor,
         settings: Settings,
         reader: Callable[..., Any],
@@ -118,8 +118,9 @@ class Server:
         self.desk = Desk(session, self.media, settings)
         self.chatting = Chatting(self.desk, self.lifecycle, self.metrics, processor)
         self.looking = Looking(reader, self.media.uploads, session, settings)
-        if isinstance(reader, MeasuredReader):
-            reader.observe = self.metrics.medium_read
+        for measured in (reader, session):  # the engine's media are read where the session is
+            if hasattr(measured, "observe"):
+                measured.observe = self.metrics.medium_read
         self._created = int(time.time())
 
     @contextlib.asynccontextmanager

@@ -13,9 +13,9 @@ from threading import Lock
 from typing import Any
 
 from videollava_jax.engine.request import Request, TokenLogprob
-from videollava_jax.engine.session import QueueFull, Session, SessionClosed
-from videollava_jax.engine.tickets import Moments, Ticket
+from videollava_jax.engine.tickets import Moments, QueueFull, SessionClosed
 from videollava_jax.serving.errors import TOO_MANY, UNAVAILABLE, ApiError, of_cause
+from videollava_jax.serving.live_session import LiveSession, LiveTicket
 from videollava_jax.serving.mail import Mail
 from videollava_jax.serving.media import HeldMedia, MediaStore
 from videollava_jax.serving.settings import Settings
@@ -43,7 +43,7 @@ class Written:
 class Desk:
     """What requests to the engine have in common: its session, the media, threads that wait for both, and the mail."""
 
-    def __init__(self, session: Session, media: MediaStore, settings: Settings):
+    def __init__(self, session: LiveSession, media: MediaStore, settings: Settings):
         self.session, self.media, self.settings = session, media, settings
         self.mail = Mail()
         session.after_callbacks = self.mail.settled
@@ -67,7 +67,7 @@ class Asking:
         self._woken: asyncio.Future[None] | None = None
         self._held: HeldMedia = desk.media.hold()
         self._lock = Lock()
-        self._tickets: list[Ticket[Any]] = []
+        self._tickets: list[LiveTicket] = []
         self._answers = 0
         self._submitting: Future[None] | None = None
         self._submitted = self._closed = False
@@ -183,19 +183,14 @@ class Asking:
         media_there()
         self._add(0, functools.partial(self._desk.session.score, whole))
 
-    def _add(self, index: int, submit: Callable[..., Ticket[Any]]) -> None:
+    def _add(self, index: int, submit: Callable[..., LiveTicket]) -> None:
         """Submits a request, unless the client has gone."""
         if self._closed:
             return
         try:
             ticket = submit(timeout=self._left())
         except QueueFull:
-            raise ApiError(
-                TOO_MANY,
-                "as many requests as the engine takes are waiting: come again later",
-                code="queue_full",
-                retry_after=self._desk.settings.retry_seconds,
-            ) from None
+            raise self._full() from None
         except SessionClosed:
             raise _closed() from None
         with self._lock:
@@ -212,7 +207,7 @@ class Asking:
 
         return hand_on
 
-    def _ended(self, index: int, ticket: Ticket[Any]) -> None:
+    def _ended(self, index: int, ticket: LiveTicket) -> None:
         try:
             result: Any = ticket.result(0)
         except Exception as error:
@@ -235,6 +230,8 @@ class Asking:
     def _error_of(self, result: Any) -> ApiError | None:
         if isinstance(result, SessionClosed):
             return _closed()
+        if isinstance(result, QueueFull):
+            return self._full()
         if isinstance(result, Exception):
             fault = ApiError(500, "a fault of the server's own", code="internal_error")
             fault.__cause__ = result
@@ -242,6 +239,14 @@ class Asking:
         if result.error is not None:
             return of_cause(result.cause, self._held.named(result.error), self._desk.settings.request_timeout)
         return None
+
+    def _full(self) -> ApiError:
+        return ApiError(
+            TOO_MANY,
+            "as many requests as the engine takes are waiting: come again later",
+            code="queue_full",
+            retry_after=self._desk.settings.retry_seconds,
+        )
 
     def _left(self) -> float:
         left = self._ends - time.monotonic()

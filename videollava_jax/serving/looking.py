@@ -18,11 +18,12 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from videollava_jax.engine.request import Request
-from videollava_jax.engine.session import QueueFull, Session, SessionClosed
+from videollava_jax.engine.tickets import QueueFull, SessionClosed
 from videollava_jax.processing.segments import Media, MediaKind
 from videollava_jax.serving.answers import frames_record
 from videollava_jax.serving.errors import ApiError, invalid, not_stored, of_cause
 from videollava_jax.serving.files import Upload, Uploads
+from videollava_jax.serving.live_session import LiveSession
 from videollava_jax.serving.protocol import frame_rule
 from videollava_jax.serving.settings import Settings
 
@@ -39,7 +40,7 @@ _ANY = {"type": "text", "text": "?"}
 class Looking:
     """Takes uploads, and reads their frames, in threads that wait for the reader's processes."""
 
-    def __init__(self, reader: Callable[..., Any], uploads: Uploads, session: Session, settings: Settings):
+    def __init__(self, reader: Callable[..., Any], uploads: Uploads, session: LiveSession, settings: Settings):
         self._reader, self._uploads, self._session, self._settings = reader, uploads, session, settings
         self._pinned: list[Upload] = []
         self._lock = threading.Lock()

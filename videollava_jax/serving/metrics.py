@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from videollava_jax.engine.session import Session
 from videollava_jax.serving.asking import Written
 from videollava_jax.serving.lifecycle import Lifecycle
+from videollava_jax.serving.live_session import LiveSession
 from videollava_jax.serving.media import MediaStore
 from videollava_jax.serving.settings import Settings
 
@@ -36,7 +36,7 @@ _CAUSES = frozenset(
 class Metrics:
     """The metrics of a server. `Stopwatch` measures a request."""
 
-    def __init__(self, session: Session, lifecycle: Lifecycle, media: MediaStore, settings: Settings):
+    def __init__(self, session: LiveSession, lifecycle: Lifecycle, media: MediaStore, settings: Settings):
         self._registry = CollectorRegistry()
         self._model = settings.model
         self._registry.register(_Now(session, lifecycle, media, settings))
@@ -161,7 +161,7 @@ class MeasuredReader:
 class _Now(Collector):
     """Metrics that the session and the server count themselves, read when they are asked for."""
 
-    def __init__(self, session: Session, lifecycle: Lifecycle, media: MediaStore, settings: Settings):
+    def __init__(self, session: LiveSession, lifecycle: Lifecycle, media: MediaStore, settings: Settings):
         self._session, self._lifecycle, self._media, self._settings = session, lifecycle, media, settings
 
     def collect(self) -> Iterable[Metric]:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 import signal
 import socket
 import sys
 import threading
 import time
-import webbrowser
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import uvicorn
 
-from videollava_jax.engine.session import Session
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.serving.app import App, create_app
+from videollava_jax.serving.ending import COMPILING
 from videollava_jax.serving.lifecycle import State, Watchdog
+from videollava_jax.serving.live_session import LiveSession
 from videollava_jax.serving.settings import Settings
 
 _HEADERS = 2**16
@@ -32,88 +30,45 @@ _STOPPING = 10.0
 _SWITCH = 0.0005
 """Seconds for which a thread runs Python while another wants to, a tenth of Python's default. The engine's thread wants
 to each time that the device has something for it, and the device has nothing to do until then."""
-_COMPILING = "compile"
-"""The name of the thread that compiles."""
 _KEEP_ALIVE = 75
 """Seconds that a connection stays open without a request: longer than most balancers keep theirs."""
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket on an address, on which nobody is answered yet.
-
-    Raises:
-      OSError: the address is taken, or is none of this machine.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        made = socket.socket(found[0], found[1])
-        try:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.bind(found[4])
-        except BaseException:
-            made.close()
-            raise
-        return made
-    except socket.gaierror:
-        raise ValueError(f"--host {host}: expected an address of this machine, such as 127.0.0.1 or 0.0.0.0") from None
-    except OSError as error:
-        why = {
-            errno.EADDRINUSE: f"port {port} is in use: choose another with --port, or end what uses it",
-            errno.EACCES: f"port {port} is not for ordinary users: choose one from 1024 on with --port",
-            errno.EADDRNOTAVAIL: f"--host {host}: expected an address of this machine, such as 127.0.0.1 or 0.0.0.0",
-        }.get(error.errno or 0, f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0).lower()})")
-        raise ValueError(why) from None
-
-
 def run(
-    session: Session,
+    session: LiveSession,
     processor: VideoLlavaProcessor,
     settings: Settings,
     bound: socket.socket,
     *,
     reader: Callable[..., Any],
     said: Callable[[dict[str, Any]], None],
-    page: bool = False,
+    on_drain: Callable[[Callable[[], None]], None] | None = None,
 ) -> BaseException | None:
     """Serves until SIGTERM, SIGINT or the end of the engine.
 
     Args:
       session: not warm yet; closed at the end.
-      bound: the socket; `listen` makes it.
+      bound: the socket; `listening.listen` makes it.
       reader: reads media, in other processes.
       said: called with a record of each new state; its reader may be gone.
-      page: whether to open the page in the browser.
+      on_drain: is given the function that makes the server drain, which any thread may call; None where SIGTERM and
+        SIGINT do that.
 
     Returns:
       None after a signal; otherwise the error by which the engine has stopped, a TimeoutError if it would not stop.
     """
     app = create_app(session, processor, settings, reader=reader)
-    running = Running(app, session, settings, said)
+    running = Running(app, session, settings, said, signals=on_drain is None)
+    if on_drain is not None:
+        on_drain(running.drain_soon)
     said = running.say
     host, port = bound.getsockname()[:2]
     shown = "127.0.0.1" if host == "0.0.0.0" else "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}"
     said({"state": "starting", "url": url, "model": settings.model})
-    running.when_ready = lambda: webbrowser.open(url) if page else None
     running.run(sockets=[bound])
     said({"state": "ended"})
     return running.failed
-
-
-def leave_if_compiling() -> None:
-    """Ends the process at once if programs are still being compiled: the compiler's threads crash if Python ends first.
-
-    The caller has cleaned up. Otherwise it does nothing.
-    """
-    if any(thread.name == _COMPILING and thread.is_alive() for thread in threading.enumerate()):
-        leave_at_once(0)
-
-
-def leave_at_once(status: int) -> NoReturn:
-    """Ends the process without waiting for its threads: one of them is in a call that may never return."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 async def _in_daemon(call: Callable[[], Any]) -> None:
@@ -134,7 +89,7 @@ async def _in_daemon(call: Callable[[], Any]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(set_result, error)
 
-    threading.Thread(target=run, name=_COMPILING, daemon=True).start()
+    threading.Thread(target=run, name=COMPILING, daemon=True).start()
     await done
 
 
@@ -143,10 +98,17 @@ class Running(uvicorn.Server):
 
     Attributes:
       failed: by which the engine has stopped; None while it has not.
-      when_ready: called when requests are taken.
     """
 
-    def __init__(self, app: App, session: Session, settings: Settings, said: Callable[[dict[str, Any]], None]):
+    def __init__(
+        self,
+        app: App,
+        session: LiveSession,
+        settings: Settings,
+        said: Callable[[dict[str, Any]], None],
+        *,
+        signals: bool = True,
+    ):
         super().__init__(
             uvicorn.Config(
                 app,
@@ -167,14 +129,15 @@ class Running(uvicorn.Server):
         self._lifecycle, self._session, self._settings, self._said = app.server.lifecycle, session, settings, said
         self._began = time.monotonic()
         self.failed: BaseException | None = None
-        self.when_ready: Callable[[], Any] = lambda: None
-        self._signals = 0
+        self._by_signals = signals
+        self._drains, self._called = 0, 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves on sockets, and watches the engine meanwhile."""
         self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._drain_as_called)
         sys.setswitchinterval(_SWITCH)
         watching = asyncio.create_task(self._watch())
         try:
@@ -191,7 +154,7 @@ class Running(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handles SIGTERM and SIGINT while it serves, in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
+        if not self._by_signals or threading.current_thread() is not threading.main_thread():
             yield
             return
         loop = asyncio.get_running_loop()
@@ -204,14 +167,20 @@ class Running(uvicorn.Server):
                 loop.remove_signal_handler(each)
 
     def drain_soon(self) -> None:
-        """Calls `drain` in the thread of the server; any thread may call it."""
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self.drain)
+        """Calls `drain` in the thread of the server, once that runs; any thread may call it."""
+        self._called += 1
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._drain_as_called)
+
+    def _drain_as_called(self) -> None:
+        while self._called:
+            self._called -= 1
+            self.drain()
 
     def drain(self) -> None:
         """Takes no more requests, and ends when those that are open have ended; called again, ends at once."""
-        self._signals += 1
-        if self._signals > 1:
+        self._drains += 1
+        if self._drains > 1:
             self.should_exit = self.force_exit = True
         elif self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._drain())
@@ -253,7 +222,6 @@ class Running(uvicorn.Server):
         if self._lifecycle.state is State.STARTING:
             self._lifecycle.state = State.READY
             self.say({"state": "ready", "seconds": time.monotonic() - self._began})
-            threading.Thread(target=self.when_ready, name="browser", daemon=True).start()
         watchdog = Watchdog(self._settings.request_timeout + self._settings.stuck_seconds)
         while self._session.error is None:
             self._note(watchdog.idle_for(self._session.steps, self._session.unanswered))

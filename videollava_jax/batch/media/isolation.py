@@ -280,12 +280,15 @@ class _WorkerLost(Exception):
         self.cause = cause
 
 
+def import_path() -> str:
+    """Returns the PYTHONPATH with which a new process finds this package, installed or not."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]))
+
+
 class _Worker:
     """A worker process and its pipes. `used` says whether it has received a task."""
 
     def __init__(self, memory: int):
-        home = str(Path(__file__).parents[3])
-        path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
         self._process = subprocess.Popen(
             # -P: no modules from the working directory, which may hold files of strangers.
             [sys.executable, "-P", "-m", "videollava_jax.batch.media.worker", str(memory)],
@@ -296,7 +299,7 @@ class _Worker:
             env={
                 **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 "MALLOC_ARENA_MAX": "2",
-                "PYTHONPATH": path,
+                "PYTHONPATH": import_path(),
             },
             start_new_session=True,  # so that Ctrl-C reaches only the run, which ends its workers itself
         )
