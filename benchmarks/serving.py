@@ -13,10 +13,13 @@ The rate of a load is its answers over the time from its beginning to its last a
 429. Times are those of a client on the same machine (benchmarks/serving_load.py).
 
 The offline engine, the server and transformers all have the cores of `--server-cores`, no more and no fewer; the client
-has those of `--client-cores`. Where one core is in both, the client takes its share of what the offline engine has for
-itself. Processor time is printed for each answer: of the engine with its device, which the offline engine spends too,
-of HTTP, and of the client. One core gives at most one answer in the sum of the first two: the last lines say what share
-of the offline engine's rate that is.
+has those of `--client-cores`, and the server's process of HTTP those of `--http-cores`. Where one core is in several,
+HTTP and the client take their share of what the offline engine has for itself; with
+
+    python benchmarks/serving.py --server-cores 0 --http-cores 1 --client-cores 1
+
+the engine has a core of its own in both, as it has a device of its own elsewhere. Processor time is printed for each
+answer: of the engine with its device, which the offline engine spends too, of HTTP, and of the client.
 """
 
 import argparse
@@ -34,6 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving_load import COLUMNS, Asked, load, summary
+from serving_ours import http_process
 
 from videollava_jax.assets import TINY
 from videollava_jax.assets.world import encode_mp4, sample_clip
@@ -60,14 +64,14 @@ def main() -> None:
         if capacity is None:
             capacity, facts, alone = offline(model, place / "clips", arguments)
         print(
-            f"{facts}; server and offline engine on cores {cores(arguments.server_cores)}, client on "
-            f"{cores(arguments.client_cores)}; offline engine: {capacity:.2f} answers/s"
+            f"{facts}; cores: {cores(arguments.server_cores)} of the server and the offline engine, "
+            f"{cores(arguments.http_cores or arguments.server_cores)} of HTTP, {cores(arguments.client_cores)} of the "
+            f"client; offline engine: {capacity:.2f} answers/s"
             + ("" if alone is None else f", {1000 * alone:.2f} ms of processor time each")
         )
         rows = [f"| | load | asked/s | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 3) + "|"]
-        said = []
         for side, command in commands(model, arguments).items():
-            with serving(command, place / "clips", arguments.server_cores) as server, on(arguments.client_cores):
+            with serving(command, place / "clips", arguments) as server, on(arguments.client_cores):
                 asked = asyncio.run(send(server, 4, 4, 1, arguments))  # the first requests of connections and readers
                 for number, share in enumerate(arguments.loads, 2):
                     rate = share * capacity
@@ -78,9 +82,7 @@ def main() -> None:
                         one.read()
                     rows.append(f"| {side} | {share} | {rate:.2f} | {' | '.join(summary(asked, capacity, took))} |")
                     print(rows[-1], file=sys.stderr, flush=True)
-                answers = sum(one.status == 200 for one in asked)
-                said.append(explained(side, arguments.loads[-1], took, answers, capacity))
-        print("\n".join((*rows, "", *said)))
+        print("\n".join(rows))
 
 
 def parsed() -> argparse.Namespace:
@@ -104,6 +106,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--server-cores", type=int, nargs="+", default=every, help="of server and offline engine; default: all"
     )
+    parser.add_argument("--http-cores", type=int, nargs="+", help="of our process of HTTP; default: the server's")
     parser.add_argument("--client-cores", type=int, nargs="+", default=every[-1:], help="default: the last one")
     return parser.parse_args()
 
@@ -213,10 +216,10 @@ class Server:
 
 
 @contextmanager
-def serving(command: list[str], clips: Path, wanted: Sequence[int]) -> Iterator[Server]:
-    """Starts a server in the directory of the clips, on some cores, and yields it when it is ready."""
+def serving(command: list[str], clips: Path, arguments: argparse.Namespace) -> Iterator[Server]:
+    """Starts a server in the directory of the clips, on its cores, and yields it when it is ready."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with on(wanted):
+    with on(arguments.server_cores):
         process = subprocess.Popen(command, cwd=clips, text=True, env=environment(), **pipes)
     assert process.stdout is not None
     try:
@@ -228,25 +231,14 @@ def serving(command: list[str], clips: Path, wanted: Sequence[int]) -> Iterator[
                 break
         else:
             raise SystemExit(f"the server has ended with status {process.wait()}")
+        http = http_process(process.pid)
+        if http is not None and arguments.http_cores is not None:
+            for task in Path(f"/proc/{http}/task").iterdir():
+                os.sched_setaffinity(int(task.name), arguments.http_cores)
         yield Server(url, process)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
-
-
-def explained(side: str, share: float, took: Sequence[float], answers: int, capacity: float) -> str:
-    """Returns what the processor time of the last load's answers allows.
-
-    Args:
-      share: of the load.
-      took: seconds of the engine, of HTTP and of the client.
-    """
-    engine, http, _ = (each / max(1, answers) for each in took)
-    most = 1 / max(engine + http, 1e-9)
-    return (
-        f"{side} at load {share}: {1000 * engine:.2f} ms of the engine and {1000 * http:.2f} ms of HTTP for an answer: "
-        f"one core gives {most:.4g} answers/s, {most / capacity:.0%} of the offline engine's rate"
-    )
 
 
 def environment() -> dict[str, str]:

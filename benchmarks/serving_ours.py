@@ -24,17 +24,18 @@ def spent() -> dict[str, float]:
         name = names.get(int(task.name))
         kind = "device" if name is None else "engine" if name == "engine" else "http"
         found[kind] += thread_seconds(task)
-    for task in Path(f"/proc/{http_process()}/task").iterdir():
+    http = http_process(os.getpid())
+    for task in [] if http is None else Path(f"/proc/{http}/task").iterdir():
         found["http"] += thread_seconds(task)
     return found
 
 
-def http_process() -> str:
-    """Returns the number of the process of HTTP, a child of this one."""
-    children = [
-        child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()
-    ]
-    return next(child for child in children if b"serving.http_process" in Path(f"/proc/{child}/cmdline").read_bytes())
+def http_process(server: int) -> str | None:
+    """Returns the number of a server's process of HTTP, a child of its; None if it has none."""
+    tasks = Path(f"/proc/{server}/task").iterdir()
+    children = [child for task in tasks for child in (task / "children").read_text().split()]
+    of_http = (child for child in children if b"serving.http_process" in Path(f"/proc/{child}/cmdline").read_bytes())
+    return next(of_http, None)
 
 
 def thread_seconds(task: Path) -> float:

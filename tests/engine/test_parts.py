@@ -9,7 +9,7 @@ import pytest
 from tests.engine.jobs import clip, generated, question
 from videollava_jax.engine import Engine, part_programs
 from videollava_jax.engine.compilations import compilations
-from videollava_jax.engine.parts import Part, beginning, beginnings_of, parts_of, smallest
+from videollava_jax.engine.parts import Part, beginning, beginnings_of, lengths_of, parts_of, smallest
 from videollava_jax.engine.sizes import GridShape
 
 SECONDS = 120
@@ -33,6 +33,13 @@ def test_how_many_questions_are_begun_at_a_time():
     # A quarter of a call at most is padding.
     assert [beginning((1, 2, 4, 8), count) for count in range(1, 10)] == [1, 2, 4, 4, 4, 8, 8, 8, 8]
     assert [beginning((1, 2), count) for count in (1, 2, 3)] == [1, 2, 2]
+
+
+def test_the_lengths_to_which_questions_are_padded():
+    """Short ones on a CPU alone: elsewhere a call takes as long."""
+    assert lengths_of(GRID, "tpu") == (32, 64, 96, 128)
+    assert lengths_of(GRID, "cpu") == (16, 24, 32, 64, 96, 128)
+    assert lengths_of(GridShape(1, 2, 3, 64, 40, 64), "cpu") == (16, 24, 32, 64)
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -147,9 +147,9 @@ def serve(arguments: argparse.Namespace) -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ImportError(f"serving needs {error.name}: {installs('serve')}") from None
-    from videollava_jax.serving.ending import leave_at_once, leave_if_compiling
     from videollava_jax.serving.http_process.start import Beginning, HttpEnded, HttpProcess
     from videollava_jax.serving.listening import listen
+    from videollava_jax.serving.process import leave_at_once, leave_if_compiling
 
     key = arguments.api_key or os.environ.get(KEY) or None
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):

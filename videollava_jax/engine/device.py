@@ -24,6 +24,7 @@ from videollava_jax.engine.parts import (
     beginning,
     beginnings_of,
     begins_several,
+    lengths_of,
     parts_of,
     slots_at_once,
     smallest,
@@ -80,6 +81,7 @@ class _Filled:
       prefixes: the ids in the slots of each index, one for each shard.
       parts: that are decoded, the whole grid first.
       beginnings: the numbers of questions that are begun at a time, smallest first; none for all rows of a slot.
+      lengths: to which questions are padded, smallest first; none where they are packed.
     """
 
     shape: GridShape
@@ -88,6 +90,7 @@ class _Filled:
     prefixes: dict[int, list[Ids]]
     parts: tuple[Part, ...]
     beginnings: tuple[int, ...]
+    lengths: tuple[int, ...]
 
 
 class Device:
@@ -144,10 +147,12 @@ class Device:
                 grid = jax.device_put(grid, model.jax_device)
         parts: tuple[Part, ...] = (Part(shape.slots, shape.rows),)
         beginnings: tuple[int, ...] = ()
+        lengths: tuple[int, ...] = ()
         if self._fixed:
             platform = model.jax_device.platform
             parts, beginnings = parts_of(shape, platform), beginnings_of(shape, platform)
-        self._held = _Filled(shape, branches, grid, {}, parts, beginnings)
+            lengths = lengths_of(shape, platform)
+        self._held = _Filled(shape, branches, grid, {}, parts, beginnings, lengths)
 
     def prefill(self, slot: int, prefixes: Sequence[ReadPrefix]) -> None:
         """Encodes media of one signature and computes their prefixes, in the slots of one index.
@@ -255,7 +260,8 @@ class Device:
         """Returns the tokens of questions on the devices and where they are: packed, or padded to few lengths."""
         rows = [None if question is None else question.ids for question in questions]
         if self._fixed:
-            T = bucket(max(len(ids) for ids in rows if ids is not None), TEXT_BUCKET)
+            longest = max(len(ids) for ids in rows if ids is not None)
+            T = next(length for length in self._filled().lengths if length >= longest)
             ids, mask = padded_left([_NO_IDS if ids is None else ids for ids in rows], T)
             return self._model.as_arguments(ids), self._model.as_arguments(mask)
         shape = self._filled().shape
@@ -354,12 +360,14 @@ class Device:
         self.prefill(0, [read] * shape.shards)
         # One that draws: keys are computed for such questions alone.
         options = dataclasses.replace(example.options, do_sample=True, temperature=1.0)
-        for length in range(TEXT_BUCKET, bucket(shape.question, TEXT_BUCKET) + 1, TEXT_BUCKET):
+        for length in held.lengths:
             question = dataclasses.replace(example, ids=np.ones(length, np.int32), options=options)
             for size in held.beginnings or (shape.rows,):
                 self.begin(0, [question] * size if held.beginnings else [question] * (shape.shards * size))
-            scored = dataclasses.replace(question, ids=question.ids[1:], choices=(np.ones(1, np.int32),), task="score")
-            self.score(0, 0, scored)
+            if length % TEXT_BUCKET == 0:
+                choices = (np.ones(1, np.int32),)
+                scored = dataclasses.replace(question, ids=question.ids[1:], choices=choices, task="score")
+                self.score(0, 0, scored)
         for part in held.parts:
             self._decode(1, 1, part, range(part.slots))
         self.decode(1, 1, range(shape.batch))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from videollava_jax.engine.sizes import GridShape
+from videollava_jax.engine.sizes import TEXT_BUCKET, GridShape
+from videollava_jax.generation.buckets import bucket
 
 SHARE = 4
 """A part of the slots is a copy of their prefixes while it decodes, so it is at most one slot in four."""
 MOST_AT_ONCE = 8
 """Questions that one call begins at most where the cost of a call follows their number."""
+SHORT = (16, 24)
+"""Lengths below `TEXT_BUCKET` to which questions are padded where the cost of a call follows their tokens."""
 
 SLOTS_AT_ONCE = 4
 READ_LONGER = 256
@@ -57,6 +60,19 @@ def beginnings_of(shape: GridShape, platform: str) -> tuple[int, ...]:
     if platform != "cpu" or shape.shards > 1:
         return ()
     return tuple(size for size in (1, 2, 4, MOST_AT_ONCE) if size <= shape.rows)
+
+
+def lengths_of(shape: GridShape, platform: str) -> tuple[int, ...]:
+    """Returns the lengths to which questions of a grid with fixed sizes are padded, smallest first.
+
+    Each is a program more for every number of questions that begin by one call. On a CPU, where the cost of a call
+    follows the number of tokens, short questions are worth it.
+
+    Args:
+      platform: of the devices, as JAX names it.
+    """
+    lengths = range(TEXT_BUCKET, bucket(shape.question, TEXT_BUCKET) + 1, TEXT_BUCKET)
+    return (*(SHORT if platform == "cpu" else ()), *lengths)
 
 
 def beginning(sizes: Sequence[int], questions: int) -> int:

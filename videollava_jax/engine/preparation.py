@@ -29,6 +29,9 @@ Reader = Callable[[Media, Any], MediumPixels | npt.NDArray[Any]]
 """Reads a medium, whose frames are sampled as the second argument says. Runs in threads. One that returns pixels alone,
 [F, S, S, 3], 0-255, leaves it unknown which frames these are."""
 _LOGPROBS = whole(0, MOST_LOGPROBS)
+_MOST_RESOLVED = 1024
+"""Options of requests that are kept: any number may come, as seeds differ."""
+_PLAIN = frozenset((bool, int, float, str, type(None)))
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,11 @@ def _with_frames(read: MediumPixels | npt.NDArray[Any]) -> MediumPixels:
     return read if isinstance(read, MediumPixels) else MediumPixels(read)
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a value's `repr` says all of it."""
+    return type(value) in _PLAIN or (type(value) in (tuple, list) and all(map(_is_plain, value)))
+
+
 class Preparer:
     """Prepares requests with a processor, and reads their media.
 
@@ -175,6 +183,7 @@ class Preparer:
         self._decoding = decoding
         self._read_medium = reader or processor.read
         self._digests = Digests()
+        self._resolved: dict[str, GenerationOptions] = {}
         self.decoding = GenerationOptions.resolve(decoding, defaults, config)
 
     def question(self, request: Request, task: Task = "answer") -> Question:
@@ -191,7 +200,7 @@ class Preparer:
         if request.logprobs is not None:
             parsed("logprobs", _LOGPROBS, request.logprobs)
         own = {"max_new_tokens": request.max_new_tokens, "seed": request.seed, **request.options}
-        options = GenerationOptions.resolve({**self._decoding, **own}, self._defaults, self._config)
+        options = self._options(own)
         choices = tuple(self._choice(text) for text in request.choices) if task == "score" else ()
         if task == "score" and not choices:
             raise ValueError("choices: expected at least one answer to score, got none")
@@ -214,6 +223,18 @@ class Preparer:
         versions = tuple(file_version(medium.source) for medium in before.media)
         prefix = Prefix(before, versions, frame_sampling, pooling)
         return Question(request, options, prefix, np.array(ids, np.int32), choices, task)
+
+    def _options(self, own: Mapping[str, Any]) -> GenerationOptions:
+        """Returns a request's options: found again where another had the same, as most requests of a server have."""
+        asked = repr(sorted(own.items())) if all(map(_is_plain, own.values())) else None  # tells 1 from True
+        options = None if asked is None else self._resolved.get(asked)
+        if options is None:
+            options = GenerationOptions.resolve({**self._decoding, **own}, self._defaults, self._config)
+            if asked is not None:
+                if len(self._resolved) == _MOST_RESOLVED:
+                    self._resolved.clear()
+                self._resolved[asked] = options
+        return options
 
     def key(self, prefix: Prefix) -> Hashable:
         """Returns what is equal for prefixes of equal tokens and of media of equal content. Reads the media's files.

@@ -147,6 +147,7 @@ class Run:
                     case TakeRequest():
                         schedule.take(self._next_request(incoming))
                     case Decode():
+                        self._publish()  # the rows that are decoded; afterwards, those that have not ended
                         schedule.take(RowsEnded(self._decode(action, written)))
                         self._publish()
                     case _:

@@ -16,10 +16,10 @@ import uvicorn
 
 from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.serving.app import App, create_app
-from videollava_jax.serving.ending import COMPILING
 from videollava_jax.serving.lifecycle import State, Watchdog
 from videollava_jax.serving.live_session import LiveSession
-from videollava_jax.serving.settings import Settings
+from videollava_jax.serving.process import COMPILING, freeze_objects
+from videollava_jax.serving.settings import SWITCH_SECONDS, Settings
 
 _HEADERS = 2**16
 """The most bytes of a request's headers."""
@@ -27,9 +27,6 @@ _LAST_WORDS = 2.0
 """Seconds that clients have to read their errors after the engine has stopped."""
 _STOPPING = 10.0
 """Seconds that the engine has to stop once its requests are cancelled; after that it hangs in a call of the device."""
-_SWITCH = 0.0005
-"""Seconds for which a thread runs Python while another wants to, a tenth of Python's default. The engine's thread wants
-to each time that the device has something for it, and the device has nothing to do until then."""
 _KEEP_ALIVE = 75
 """Seconds that a connection stays open without a request: longer than most balancers keep theirs."""
 
@@ -138,7 +135,7 @@ class Running(uvicorn.Server):
         """Serves on sockets, and watches the engine meanwhile."""
         self._loop = asyncio.get_running_loop()
         self._loop.call_soon(self._drain_as_called)
-        sys.setswitchinterval(_SWITCH)
+        sys.setswitchinterval(SWITCH_SECONDS)
         watching = asyncio.create_task(self._watch())
         try:
             await super().serve(sockets)
@@ -216,6 +213,7 @@ class Running(uvicorn.Server):
         """Compiles, takes requests, and ends the server when the engine has stopped."""
         try:
             await _in_daemon(self._session.warm_up)
+            freeze_objects()
         except Exception as error:
             self._fail(error)
             return

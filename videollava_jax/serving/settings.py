@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+SWITCH_SECONDS = 0.0005
+"""For which a thread runs Python while another wants to, a tenth of Python's default. The engine's thread wants to each
+time that the device has something for it, and the device has nothing to do until then."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class UploadLimits:

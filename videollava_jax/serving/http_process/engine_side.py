@@ -9,7 +9,6 @@ from typing import Any
 
 from videollava_jax.engine.request import TokenLogprob
 from videollava_jax.engine.tickets import QueueFull, SessionClosed
-from videollava_jax.serving.ending import COMPILING
 from videollava_jax.serving.http_process.channel import Channel
 from videollava_jax.serving.http_process.messages import (
     Ask,
@@ -26,6 +25,7 @@ from videollava_jax.serving.http_process.messages import (
     WarmUp,
 )
 from videollava_jax.serving.live_session import LivePin, LiveSession, LiveTicket
+from videollava_jax.serving.process import COMPILING, freeze_objects
 
 _LOOK = 0.2
 """Seconds after which the counts of a session are passed on, where they have changed and no answer was written."""
@@ -118,7 +118,9 @@ class EngineSide:
 
     def _warm_up(self) -> None:
         try:
-            self._channel.send(WarmedUp(self._session.warm_up(), None))
+            programs = self._session.warm_up()
+            freeze_objects()
+            self._channel.send(WarmedUp(programs, None))
         except Exception as error:
             self.error = error
             self._channel.send(WarmedUp(0, str(error)))

@@ -24,7 +24,7 @@ from videollava_jax.serving.http_process.engine_side import EngineSide
 from videollava_jax.serving.http_process.messages import Drain
 from videollava_jax.serving.live_session import LiveSession
 from videollava_jax.serving.metrics import MeasuredReader
-from videollava_jax.serving.settings import Settings
+from videollava_jax.serving.settings import SWITCH_SECONDS, Settings
 
 _ENDING = 25.0
 """Seconds that the process of HTTP has to end, beyond those to drain: the engine's to stop are among them."""
@@ -95,6 +95,7 @@ class HttpProcess:
           None after a signal; otherwise the error by which the engine has stopped, a TimeoutError if it would not
           stop, or an `HttpEnded`.
         """
+        sys.setswitchinterval(SWITCH_SECONDS)
         side = EngineSide(self._channel, session, said)
         reader.observe = side.medium_read
         events: queue.SimpleQueue[str] = queue.SimpleQueue()
