@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.engine.simulated import TEXT, Media, Question, Simulation, limits, schedule
 from videollava_jax.engine import events
+from videollava_jax.engine.packing import packed_length
 from videollava_jax.engine.rows import without_padding
 from videollava_jax.engine.sizes import Demand, GridShape, cache_bytes, choose_shape
 
@@ -222,6 +223,34 @@ def test_where_more_questions_wait_those_begin_that_fill_their_sequence():
     assert len({question.id for question in found}) == 9
     assert without_padding(asked[:5], 9) == asked[:5]
     assert without_padding(asked, 0) == []
+
+
+def exchanged(questions, most):
+    """What `without_padding` chooses, by trying every exchange."""
+    chosen, others = list(questions[:most]), list(questions[most:])
+    total = sum(question.tokens for question in chosen)
+    free = packed_length(total) - total if chosen else 0
+    while True:
+        gains = {
+            (i, j): new.tokens - old.tokens
+            for i, old in enumerate(chosen)
+            for j, new in enumerate(others)
+            if 0 < new.tokens - old.tokens <= free
+        }
+        if not gains:
+            return chosen
+        (i, j), gain = max(gains.items(), key=lambda item: item[1])
+        chosen[i], others[j] = others[j], chosen[i]
+        free -= gain
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_best_exchange_is_made_each_time(seed):
+    draw = random.Random(seed)
+    most = draw.choice([3, 12, 60])
+    asked = [Question(id=str(i), clip="a", tokens=draw.randint(1, most)) for i in range(draw.randint(1, 60))]
+    rows = draw.randint(1, 25)
+    assert without_padding(asked, rows) == exchanged(asked, rows)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 
 from videollava_jax.engine.events import Action, Answer, Begin, EndedRow, EndRows, Fail, KeepPrefix, Question, Score
@@ -48,17 +49,28 @@ def without_padding(questions: Sequence[Question], most: int) -> list[Question]:
         return []
     total = sum(question.tokens for question in chosen)
     free = packed_length(total) - total
-    while others and free:
-        gains = {
-            (i, j): new.tokens - old.tokens
-            for i, old in enumerate(chosen)
-            for j, new in enumerate(others)
-            if 0 < new.tokens - old.tokens <= free
-        }
-        if not gains:
+    # Of hundreds that wait few differ in length, and among equal ones the first is taken.
+    places: dict[int, list[int]] = {}
+    for j, question in enumerate(others):
+        places.setdefault(question.tokens, []).append(j)
+    lengths = sorted(places)
+    while free:
+        best, gain = -1, 0
+        for i, old in enumerate(chosen):
+            at = bisect_right(lengths, old.tokens + free) - 1
+            if at >= 0 and lengths[at] - old.tokens > gain:
+                best, gain = i, lengths[at] - old.tokens
+        if best < 0:
             break
-        (i, j), gain = max(gains.items(), key=lambda item: item[1])
-        chosen[i], others[j] = others[j], chosen[i]
+        old, length = chosen[best], chosen[best].tokens + gain
+        j = places[length].pop(0)
+        if not places[length]:
+            del places[length]
+            lengths.remove(length)
+        if old.tokens not in places:
+            insort(lengths, old.tokens)
+        insort(places.setdefault(old.tokens, []), j)
+        chosen[best], others[j] = others[j], old
         free -= gain
     return chosen
 
