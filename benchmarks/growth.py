@@ -4,11 +4,11 @@
     python benchmarks/growth.py --axes lines --most 1000
 
 Every point is a process of its own, which does the work once to compile, and once more for the figures: CPU seconds of
-an answer (all threads), answers a second, and the peak of memory. Work that does not fit a point's processes, such as
-media that are read by worker processes, is left to `decoding.py`. The axes:
+an answer (all threads), answers a second, and the peak of memory. The axes:
 
     questions   about each of 4 drawn clips, the tiny model
-    lines       of a job about drawn clips, 25 a clip, through `run_batch`, the tiny model
+    lines       of a job about drawn clips, 25 a clip, through `run_batch`, the tiny model; clips are read by worker
+                processes, as by the command, whose cost is not in the figures: see `decoding.py`
     ledger      lines of a job whose answers cost nothing: what the runner itself takes
     frames      of each of 16 clips, one question each, a random model of the tiny one's shape
     devices     virtual ones, each with an equal share of 64 questions about 8 clips, the tiny model
@@ -94,13 +94,15 @@ def _asked(clips: int, questions: int, frames: int = 8) -> list[Any]:
     return found
 
 
-def _engine(mesh: Any = None, model: Any = None) -> Any:
+def _engine(mesh: Any = None, model: Any = None, isolated: bool = False) -> Any:
     from videollava_jax import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
+    from videollava_jax.batch.media.isolation import IsolatedReader
     from videollava_jax.engine import Engine
 
     if model is None:
         model = VideoLlavaForConditionalGeneration.from_pretrained(_tiny(), dtype="float32", mesh=mesh)
-    return Engine(model, VideoLlavaProcessor.from_pretrained(_tiny()))
+    processor = VideoLlavaProcessor.from_pretrained(_tiny())
+    return Engine(model, processor, reader=IsolatedReader(processor) if isolated else None)
 
 
 def _tiny() -> Path:
@@ -167,7 +169,7 @@ def lines(value: int, place: Path, runner: Callable[[], Any] | None = None) -> C
             for question in range(min(PER_CLIP, value - clip * PER_CLIP)):
                 text = f"{scene.questions[question % len(scene.questions)].text} Say it in {question} words."
                 job.write(json.dumps({"id": f"{clip}-{question}", "video": f"{clip}.mp4", "prompt": text}) + "\n")
-    engine = _engine() if runner is None else runner()
+    engine = _engine(isolated=True) if runner is None else runner()
     count = 0
 
     def work() -> int:
