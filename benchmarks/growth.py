@@ -254,7 +254,9 @@ def draw(points: list[Point], path: Path) -> None:
             panel = panels[row][column]
             panel.plot(values, heights, marker="o")
             panel.set_xscale("log")
-            panel.set_ylim(bottom=0)
+            panel.minorticks_off()
+            panel.set_xticks(values, [f"{value:,}" for value in values], fontsize=8)
+            panel.set_ylim(0, 1.1 * max(heights))
             panel.set_xlabel(axis)
             panel.set_ylabel(label if column == 0 else "")
             panel.grid(alpha=0.3)
