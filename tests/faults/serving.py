@@ -85,17 +85,23 @@ class Process:
         return held
 
     def costs(self) -> dict[str, float]:
-        """What the process takes, MiB of memory among it."""
-        home = Path(f"/proc/{self.process.pid}")
-        pages = int((home / "statm").read_text().split()[1])
-        tasks = list((home / "task").iterdir())
-        children = [child for task in tasks for child in (task / "children").read_text().split()]
-        return {
-            "MiB": pages * 4096 / 2**20,
-            "descriptors": len(list((home / "fd").iterdir())),
-            "children": len(children),
-            "threads": len(tasks),
-        }
+        """What the two processes take, MiB of memory among it."""
+        found = dict.fromkeys(("MiB", "descriptors", "children", "threads"), 0.0)
+        for home in (Path(f"/proc/{self.process.pid}"), Path(f"/proc/{http_of(self.process.pid)}")):
+            tasks = list((home / "task").iterdir())
+            found["MiB"] += int((home / "statm").read_text().split()[1]) * 4096 / 2**20
+            found["descriptors"] += len(list((home / "fd").iterdir()))
+            found["children"] += sum(len((task / "children").read_text().split()) for task in tasks)
+            found["threads"] += len(tasks)
+        return found
+
+
+def http_of(pid: int) -> int:
+    """Returns the process of HTTP of a server."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    (found,) = (child for child in children if b"http_process" in Path(f"/proc/{child}/cmdline").read_bytes())
+    return found
 
 
 @contextmanager

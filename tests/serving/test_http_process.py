@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from tests.faults.serving import http_of
 from tests.serving.fake import FakeSession
 from videollava_jax.batch.media.spool import FrameFile
 from videollava_jax.engine.request import Pinned, Request, Result, Scored, TokenLogprob
@@ -79,7 +80,7 @@ def test_a_request_comes_as_it_was_sent(seed):
         conversation=[{"role": "user", "content": [{"type": "video", "video": source}, text]}],
         videos=[source] if draw.random() < 0.5 else [],
         frame_sampling=rule,
-        seed=draw.randrange(2**32),
+        seed=draw.choice([0, 7, 2**63, -(2**63), 2**64 - 1, 2**64, -(2**63) - 1, 10**400, -(10**400)]),
         options={"stop_strings": ["a", ""], "sequence_bias": {"5": -100.0}, "temperature": 0.25, "do_sample": True},
         choices=["up", "down"],
         logprobs=draw.choice([None, 0, 5]),
@@ -228,6 +229,18 @@ def test_an_answer_comes_in_pieces_and_whole(session, remote):
     until(lambda: ended == [ticket])
     assert ticket.moments.submitted == theirs.moments.submitted
     assert remote.unanswered == 0
+
+
+def test_what_cannot_be_sent_is_refused(session, remote):
+    nested = []
+    for _ in range(2000):
+        nested = [nested]
+    for value in (nested, {"thread": threading.Thread()}):
+        refused = remote.submit(Request(id="", conversation=[{"role": "user", "content": value}])).result(SECONDS)
+        assert refused.error.startswith("the request holds what no request may hold")
+        assert remote.score(Request(id="", prompt="?", options={"a": value})).result(SECONDS).error
+    assert remote.unanswered == 0
+    assert not session.tickets
 
 
 def test_scores_come(remote):
@@ -434,14 +447,6 @@ def started(tmp_path_factory):
     for process in left:
         process.kill()
         process.communicate()
-
-
-def http_of(pid):
-    """The process of HTTP of a server."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    (found,) = (child for child in children if b"http_process" in Path(f"/proc/{child}/cmdline").read_bytes())
-    return found
 
 
 def gone(pid):

@@ -161,9 +161,10 @@ _CLASSES: tuple[type, ...] = (
 )
 _CODES = {kind: code for code, kind in enumerate(_CLASSES)}
 _FIELDS = [[field.name for field in dataclasses.fields(kind)] for kind in _CLASSES]
-_TUPLE, _SURROGATES = 126, 127
-"""Codes of what MessagePack does not tell: a tuple from a list, and a text with half of a surrogate pair."""
-_PLAIN = frozenset((int, float, bool, type(None), bytes))
+_LARGE, _TUPLE, _SURROGATES = 125, 126, 127
+"""Codes of what MessagePack does not have: numbers of more than 64 bits, tuples that differ from lists, and texts with
+half of a surrogate pair. Clients may send any of them, and are refused by the one who knows what is wrong with it."""
+_PLAIN = frozenset((float, bool, type(None), bytes))
 
 
 def written(message: Message) -> bytes:
@@ -196,6 +197,8 @@ def _packed(value: Any) -> Any:
         return value
     if kind is str:
         return value if value.isascii() else _text(value)
+    if kind is int:
+        return value if -(2**63) <= value < 2**64 else _large(value)
     if kind is tuple:
         return _ext(_TUPLE, value)
     code = _CODES.get(kind)
@@ -218,6 +221,10 @@ def _ext(code: int, values: Sequence[Any]) -> msgspec.msgpack.Ext:
     return msgspec.msgpack.Ext(code, _ENCODER.encode([_packed(each) for each in values]))
 
 
+def _large(value: int) -> msgspec.msgpack.Ext:
+    return msgspec.msgpack.Ext(_LARGE, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+
+
 def _text(value: str) -> Any:
     try:
         value.encode()
@@ -229,6 +236,8 @@ def _text(value: str) -> Any:
 def _made(code: int, content: memoryview) -> Any:
     if code == _SURROGATES:
         return bytes(content).decode("utf-8", "surrogatepass")
+    if code == _LARGE:
+        return int.from_bytes(content, "big", signed=True)
     values = _DECODER.decode(content)
     if not isinstance(values, list):
         raise ValueError(f"expected a list, got {type(values).__name__}")

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from videollava_jax.engine.request import Outcome, Request
+from videollava_jax.engine.events import Task
+from videollava_jax.engine.request import Outcome, Request, Result, Scored
 from videollava_jax.engine.sizes import GridShape
 from videollava_jax.engine.tickets import Moments, OnText, OnTokens, QueueFull, SessionClosed
 from videollava_jax.engine.usage import Usage
@@ -33,6 +34,13 @@ from videollava_jax.serving.http_process.messages import (
 _ANSWERING = 5.0
 """Seconds beyond those that a session has to end, in which the engine's process has to say that it has."""
 _GONE = "the engine's process has ended"
+
+
+def _refused(task: Task, error: Exception) -> Outcome:
+    said = f"the request holds what no request may hold ({type(error).__name__})"
+    if task == "score":
+        return Scored(id="", error=said)
+    return Result(id="", finish_reason="error", error=said)
 
 
 class RemoteTicket:
@@ -146,7 +154,7 @@ class RemoteSession:
 
     def _ask(
         self,
-        task: Any,
+        task: Task,
         request: Request,
         timeout: float | None,
         on_text: OnText | None = None,
@@ -157,7 +165,10 @@ class RemoteSession:
         with self._lock:
             self._require_open()
             self._tickets[number] = ticket
-        self._channel.send(Ask(number, task, request, timeout, on_text is not None, on_tokens is not None))
+        try:
+            self._channel.send(Ask(number, task, request, timeout, on_text is not None, on_tokens is not None))
+        except (TypeError, ValueError, RecursionError) as error:  # it holds what the engine would refuse
+            self._take_said(Ended(number, _refused(task, error), None, None))
         return ticket
 
     def _require_open(self) -> None:
