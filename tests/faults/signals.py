@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.commands import await_no_process, marked_processes, start_command, write_model_job
+from tests.faults.serving import http_of
 from tests.faults.tables import Tally, said, table
 from tests.training.data_sets import write_data
 from videollava_jax.assets import MEDIA
@@ -175,7 +176,7 @@ def batch(place: Path, who: str, how: str, rng: random.Random, expected: list[by
 def serve(place: Path, who: str, how: str, rng: random.Random, expected: list[bytes]) -> str:
     """Strikes a process of a server; returns what is wrong."""
     flags = ("serve", "--port", "0", "--json", "--media-root", str(MEDIA), "--rows", "4", "--max-rows", "8")
-    sizes = ("--longest-answer", "32", "--workers", "2", "--limit-seconds", "8")
+    sizes = ("--longest-answer", "32", "--workers", "2", "--limit-seconds", "8", "--drain-seconds", "2")
 
     def started(run: Running) -> int:
         run.until(lambda: '"ready"' in run.said())
@@ -212,10 +213,14 @@ def serve(place: Path, who: str, how: str, rng: random.Random, expected: list[by
             run.process.send_signal(signal.SIGTERM)
             status = run.ended(60)
             return run.left() or (f"status {status}" if status else "")
-        strike(run.process.pid, how)
+        strike(http_of(run.process.pid) if who == "http" else run.process.pid, how)
+        if how == STOP:
+            run.process.send_signal(signal.SIGTERM)
         if how == PAUSE:
             return "" if answer(port, "rising-triangle.mp4") == first else "then it answers differently"
-        run.ended(10)
+        status = run.ended(60 if how == STOP else 20)
+        if who == "http" and (status != 1 or "the process that answers HTTP has ended" not in run.said()):
+            return f"status {status}: {run.said()[-300:]}"
         if left := run.left():
             return left
     with running(place, "serve", *flags, *sizes) as run:
@@ -382,7 +387,13 @@ def command_of(number: int) -> bytes:
 Case = Callable[[Path, str, str, random.Random, list[Any]], str]
 CASES: dict[str, tuple[Case, tuple[tuple[str, str], ...]]] = {
     "batch": (batch, (("main", KILL), ("worker", STOP), ("worker", KILL), ("main", PAUSE), ("worker", PAUSE))),
-    "server": (serve, (("main", KILL), ("worker", STOP), ("worker", KILL), ("main", PAUSE), ("worker", PAUSE))),
+    "server": (
+        serve,
+        (
+            *(("main", KILL), ("worker", STOP), ("worker", KILL), ("main", PAUSE), ("worker", PAUSE)),
+            *(("http", how) for how in (KILL, STOP, PAUSE)),
+        ),
+    ),
     "training": (train, (("main", KILL), ("worker", STOP), ("worker", KILL), ("main", PAUSE), ("worker", PAUSE))),
     "two processes": (pair, tuple((f"process {i}", how) for how in (KILL, STOP, PAUSE) for i in (0, 1))),
     "ray": (on_ray, (("driver", KILL), ("replica", KILL), ("driver", PAUSE), ("replica", PAUSE))),
