@@ -36,10 +36,11 @@ def test_how_many_questions_are_begun_at_a_time():
 
 
 def test_the_lengths_to_which_questions_are_padded():
-    """Short ones on a CPU alone: elsewhere a call takes as long."""
+    """Few on a CPU, where each is a program for several numbers of questions."""
     assert lengths_of(GRID, "tpu") == (32, 64, 96, 128)
-    assert lengths_of(GRID, "cpu") == (16, 24, 32, 64, 96, 128)
-    assert lengths_of(GridShape(1, 2, 3, 64, 40, 64), "cpu") == (16, 24, 32, 64)
+    assert lengths_of(GRID, "cpu") == (24, 32, 64, 128)
+    assert lengths_of(GridShape(1, 2, 3, 64, 150, 64), "cpu") == (24, 32, 64, 128, 160)
+    assert lengths_of(GridShape(1, 2, 3, 64, 5, 64), "cpu") == (24, 32)
 
 
 @pytest.mark.parametrize("seed", range(200))

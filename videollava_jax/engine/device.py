@@ -31,10 +31,9 @@ from videollava_jax.engine.parts import (
 )
 from videollava_jax.engine.preparation import Ids, Question, ReadPrefix
 from videollava_jax.engine.row_arrays import unwritten_answers
-from videollava_jax.engine.sizes import HOST_MEMORY, TEXT_BUCKET, Branches, GridShape
+from videollava_jax.engine.sizes import HOST_MEMORY, Branches, GridShape
 from videollava_jax.generation import steps as compiled
 from videollava_jax.generation.answers import Vocabulary
-from videollava_jax.generation.buckets import bucket
 from videollava_jax.generation.loaded import LoadedModel
 from videollava_jax.generation.options import GenerationOptions
 from videollava_jax.model.attention import Implementation
@@ -91,6 +90,10 @@ class _Filled:
     parts: tuple[Part, ...]
     beginnings: tuple[int, ...]
     lengths: tuple[int, ...]
+
+    def length(self, tokens: int) -> int:
+        """Returns the length to which questions are padded: the least that holds some tokens."""
+        return next(length for length in self.lengths if length >= tokens)
 
 
 class Device:
@@ -260,8 +263,7 @@ class Device:
         """Returns the tokens of questions on the devices and where they are: packed, or padded to few lengths."""
         rows = [None if question is None else question.ids for question in questions]
         if self._fixed:
-            longest = max(len(ids) for ids in rows if ids is not None)
-            T = next(length for length in self._filled().lengths if length >= longest)
+            T = self._filled().length(max(len(ids) for ids in rows if ids is not None))
             ids, mask = padded_left([_NO_IDS if ids is None else ids for ids in rows], T)
             return self._model.as_arguments(ids), self._model.as_arguments(mask)
         shape = self._filled().shape
@@ -316,7 +318,7 @@ class Device:
           was the likeliest.
         """
         held, model = self._filled(), self._model
-        R, T = held.shape.rows, bucket(question.tokens, TEXT_BUCKET)
+        R, T = held.shape.rows, held.length(question.tokens)
         totals, greedy = [], []
         for first in range(0, len(question.choices), R):
             choices = question.choices[first : first + R]
@@ -364,10 +366,8 @@ class Device:
             question = dataclasses.replace(example, ids=np.ones(length, np.int32), options=options)
             for size in held.beginnings or (shape.rows,):
                 self.begin(0, [question] * size if held.beginnings else [question] * (shape.shards * size))
-            if length % TEXT_BUCKET == 0:
-                choices = (np.ones(1, np.int32),)
-                scored = dataclasses.replace(question, ids=question.ids[1:], choices=choices, task="score")
-                self.score(0, 0, scored)
+            scored = dataclasses.replace(question, ids=question.ids[1:], choices=(np.ones(1, np.int32),), task="score")
+            self.score(0, 0, scored)
         for part in held.parts:
             self._decode(1, 1, part, range(part.slots))
         self.decode(1, 1, range(shape.batch))

@@ -12,8 +12,8 @@ SHARE = 4
 """A part of the slots is a copy of their prefixes while it decodes, so it is at most one slot in four."""
 MOST_AT_ONCE = 8
 """Questions that one call begins at most where the cost of a call follows their number."""
-SHORT = (16, 24)
-"""Lengths below `TEXT_BUCKET` to which questions are padded where the cost of a call follows their tokens."""
+SHORT = 24
+"""Tokens to which short questions are padded where the cost of a call follows their number."""
 
 SLOTS_AT_ONCE = 4
 READ_LONGER = 256
@@ -65,14 +65,19 @@ def beginnings_of(shape: GridShape, platform: str) -> tuple[int, ...]:
 def lengths_of(shape: GridShape, platform: str) -> tuple[int, ...]:
     """Returns the lengths to which questions of a grid with fixed sizes are padded, smallest first.
 
-    Each is a program more for every number of questions that begin by one call. On a CPU, where the cost of a call
-    follows the number of tokens, short questions are worth it.
+    Each is a program for every number of questions that begin by one call. On a CPU there are several such numbers, and
+    the cost of a call follows the number of tokens: one length is for short questions, as most are, and long ones double.
 
     Args:
       platform: of the devices, as JAX names it.
     """
-    lengths = range(TEXT_BUCKET, bucket(shape.question, TEXT_BUCKET) + 1, TEXT_BUCKET)
-    return (*(SHORT if platform == "cpu" else ()), *lengths)
+    longest = bucket(shape.question, TEXT_BUCKET)
+    if platform != "cpu":
+        return tuple(range(TEXT_BUCKET, longest + 1, TEXT_BUCKET))
+    lengths = [SHORT, TEXT_BUCKET]
+    while lengths[-1] < longest:
+        lengths.append(min(2 * lengths[-1], longest))
+    return tuple(lengths)
 
 
 def beginning(sizes: Sequence[int], questions: int) -> int:
