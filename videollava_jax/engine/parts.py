@@ -66,7 +66,7 @@ def lengths_of(shape: GridShape, platform: str) -> tuple[int, ...]:
     """Returns the lengths to which questions of a grid with fixed sizes are padded, smallest first.
 
     Each is a program for every number of questions that begin by one call. On a CPU there are several such numbers, and
-    the cost of a call follows the number of tokens: one length is for short questions, as most are, and long ones double.
+    the cost of a call follows the number of tokens: one length is for short questions, as most are; long ones double.
 
     Args:
       platform: of the devices, as JAX names it.
