@@ -15,6 +15,7 @@ import pytest
 from tests.serving.fake import FakeSession
 from videollava_jax.cli import main, serve
 from videollava_jax.cli.errors import FAULT
+from videollava_jax.serving.http_process import start
 from videollava_jax.serving.metrics import MeasuredReader
 
 
@@ -32,6 +33,8 @@ def session(monkeypatch):
     """A session of the test's for the command; `said` has the command's records."""
     made, reader = FakeSession(), Reader()
     made.said = []
+    # The collector has to drop compiled programs of this process later on.
+    monkeypatch.setattr(start, "freeze_objects", lambda: None)
     monkeypatch.setattr(serve, "_session", lambda *_: (reader, MeasuredReader(reader), made))
     for name in ("_say", "print_json"):
         monkeypatch.setattr(serve, name, _both(made.said.append, getattr(serve, name)))

@@ -16,7 +16,8 @@ def freeze_objects() -> None:
     """Has Python's collector of garbage pass over all objects that there are now, and look at others less often.
 
     A process with JAX's compiled programs has hundreds of thousands of objects that stay. To look at them again and
-    again took a tenth of a server's processor time, and all its threads waited meanwhile.
+    again took a tenth of a server's processor time, and all its threads waited meanwhile. What is frozen and becomes
+    garbage stays: it is for processes that do nothing but serve.
     """
     gc.collect()
     gc.freeze()

@@ -18,7 +18,7 @@ from videollava_jax.processing.processor import VideoLlavaProcessor
 from videollava_jax.serving.app import App, create_app
 from videollava_jax.serving.lifecycle import State, Watchdog
 from videollava_jax.serving.live_session import LiveSession
-from videollava_jax.serving.process import COMPILING, freeze_objects
+from videollava_jax.serving.process import COMPILING
 from videollava_jax.serving.settings import SWITCH_SECONDS, Settings
 
 _HEADERS = 2**16
@@ -213,7 +213,6 @@ class Running(uvicorn.Server):
         """Compiles, takes requests, and ends the server when the engine has stopped."""
         try:
             await _in_daemon(self._session.warm_up)
-            freeze_objects()
         except Exception as error:
             self._fail(error)
             return

@@ -10,6 +10,7 @@ import pickle
 import signal
 import socket
 import sys
+from typing import Any
 
 from videollava_jax.batch.media.isolation import IsolatedReader
 from videollava_jax.serving.http_process.channel import Channel
@@ -17,6 +18,7 @@ from videollava_jax.serving.http_process.messages import Say
 from videollava_jax.serving.http_process.remote_session import RemoteSession
 from videollava_jax.serving.http_process.start import Beginning
 from videollava_jax.serving.metrics import MeasuredReader
+from videollava_jax.serving.process import freeze_objects
 from videollava_jax.serving.run import run
 
 
@@ -37,6 +39,12 @@ def main(engine: int, bound: int) -> int:
         return 0
     session = RemoteSession(channel, begins.shape)
     reader = IsolatedReader(begins.processor, begins.limits)
+
+    def said(record: dict[str, Any]) -> None:
+        if record["state"] == "ready":
+            freeze_objects()
+        channel.send(Say(record))
+
     try:
         run(
             session,
@@ -44,7 +52,7 @@ def main(engine: int, bound: int) -> int:
             begins.settings,
             socket.socket(fileno=bound),
             reader=MeasuredReader(reader),
-            said=lambda record: channel.send(Say(record)),
+            said=said,
             on_drain=session.on_drain,
         )
     finally:

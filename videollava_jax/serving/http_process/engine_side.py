@@ -25,7 +25,7 @@ from videollava_jax.serving.http_process.messages import (
     WarmUp,
 )
 from videollava_jax.serving.live_session import LivePin, LiveSession, LiveTicket
-from videollava_jax.serving.process import COMPILING, freeze_objects
+from videollava_jax.serving.process import COMPILING
 
 _LOOK = 0.2
 """Seconds after which the counts of a session are passed on, where they have changed and no answer was written."""
@@ -42,15 +42,22 @@ class EngineSide:
       error: by which the session has ended or would not end, or its programs do not compile; None while all is well.
     """
 
-    def __init__(self, channel: Channel, session: LiveSession, said: Callable[[dict[str, Any]], None]):
+    def __init__(
+        self,
+        channel: Channel,
+        session: LiveSession,
+        said: Callable[[dict[str, Any]], None],
+        warmed: Callable[[], None] = lambda: None,
+    ):
         """Takes over the session's `after_callbacks`.
 
         Args:
           said: called with each record of what the server does.
+          warmed: called when the programs are compiled.
         """
         self.error: BaseException | None = None
         self.closed = False
-        self._channel, self._session, self._said = channel, session, said
+        self._channel, self._session, self._said, self._warmed = channel, session, said, warmed
         self._tickets: dict[int, LiveTicket] = {}
         self._pins: dict[int, LivePin] = {}
         self._lock = threading.Lock()
@@ -119,7 +126,7 @@ class EngineSide:
     def _warm_up(self) -> None:
         try:
             programs = self._session.warm_up()
-            freeze_objects()
+            self._warmed()
             self._channel.send(WarmedUp(programs, None))
         except Exception as error:
             self.error = error

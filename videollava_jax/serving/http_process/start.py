@@ -24,6 +24,7 @@ from videollava_jax.serving.http_process.engine_side import EngineSide
 from videollava_jax.serving.http_process.messages import Drain
 from videollava_jax.serving.live_session import LiveSession
 from videollava_jax.serving.metrics import MeasuredReader
+from videollava_jax.serving.process import freeze_objects
 from videollava_jax.serving.settings import SWITCH_SECONDS, Settings
 
 _ENDING = 25.0
@@ -96,7 +97,7 @@ class HttpProcess:
           stop, or an `HttpEnded`.
         """
         sys.setswitchinterval(SWITCH_SECONDS)
-        side = EngineSide(self._channel, session, said)
+        side = EngineSide(self._channel, session, said, freeze_objects)
         reader.observe = side.medium_read
         events: queue.SimpleQueue[str] = queue.SimpleQueue()
 
