@@ -298,6 +298,34 @@ def test_a_full_engine_is_said(session, remote):
     assert first.result(SECONDS).text == "done"
 
 
+def test_a_fault_in_one_request_is_its_own(session, remote, monkeypatch):
+    real = session.submit
+
+    def submit(request, **options):
+        if request.prompt == "fault":
+            raise KeyError("fault")
+        return real(request, **options)
+
+    monkeypatch.setattr(session, "submit", submit)
+    with pytest.raises(RuntimeError, match="KeyError"):
+        remote.submit(ask("fault")).result(SECONDS)
+    ticket = remote.submit(ask())
+    session.wait_for(1).answer()
+    assert ticket.result(SECONDS).text == "done"
+
+
+def test_a_server_that_can_take_no_more_messages_says_so(session, remote, capsys):
+    def fault(text):
+        raise KeyError("fault")
+
+    ticket = remote.submit(ask(), on_text=fault)
+    session.wait_for(1).write("a")
+    with pytest.raises(SessionClosed):
+        ticket.result(SECONDS)
+    assert remote.error is not None
+    assert "KeyError" in capsys.readouterr().err
+
+
 def test_counts_come_without_an_answer(session, remote):
     remote.submit(ask())
     until(lambda: remote.usage.running == 1)

@@ -46,7 +46,7 @@ def main(engine: int, bound: int) -> int:
         channel.send(Say(record))
 
     try:
-        run(
+        failed = run(
             session,
             begins.processor,
             begins.settings,
@@ -58,7 +58,7 @@ def main(engine: int, bound: int) -> int:
     finally:
         reader.close()
         channel.close()
-    return 0
+    return 0 if failed is None else 1
 
 
 if __name__ == "__main__":

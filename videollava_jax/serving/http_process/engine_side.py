@@ -109,9 +109,9 @@ class EngineSide:
                 if asked.tokens:
                     calls["on_tokens"] = functools.partial(self._tokens, number)
                 ticket = self._session.submit(request, timeout=asked.timeout, **calls)
-        except (QueueFull, SessionClosed) as error:
+        except Exception as error:  # a fault in one request is that request's alone
             if asked.task != "pin":
-                self._say(Ended(number, None, "queue_full" if isinstance(error, QueueFull) else "closed", None))
+                self._say(Ended(number, None, _why(error), None))
             return
         self._tickets[number] = ticket
         ticket.add_done_callback(functools.partial(self._ended, number))
@@ -154,10 +154,8 @@ class EngineSide:
         self._tickets.pop(number, None)
         try:
             ended = Ended(number, ticket.result(0), None, ticket.moments)
-        except SessionClosed:
-            ended = Ended(number, None, "closed", ticket.moments)
         except Exception as error:
-            ended = Ended(number, None, type(error).__name__, ticket.moments)
+            ended = Ended(number, None, _why(error), ticket.moments)
         self._say(ended)
 
     def _say(self, said: Piece | Ended) -> None:
@@ -189,3 +187,10 @@ class EngineSide:
             if self._session.error is not None and self.error is None:
                 self.error = self._session.error
                 self._channel.send(Stopped(str(self.error)))
+
+
+def _why(error: Exception) -> str:
+    """Why a request has no result, as `Ended` says it."""
+    if isinstance(error, QueueFull):
+        return "queue_full"
+    return "closed" if isinstance(error, SessionClosed) else type(error).__name__

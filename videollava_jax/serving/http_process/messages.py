@@ -9,12 +9,13 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from videollava_jax.batch.media.spool import FrameFile
+from videollava_jax.engine.events import Task
 from videollava_jax.engine.request import Pinned, Request, Result, Scored, TokenLogprob
 from videollava_jax.engine.tickets import Moments
 from videollava_jax.engine.usage import Usage
@@ -37,7 +38,7 @@ class Ask:
     """
 
     number: int
-    task: Literal["answer", "score", "pin"]
+    task: Task
     request: Request
     timeout: float | None
     text: bool

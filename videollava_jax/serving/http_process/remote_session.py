@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -225,7 +226,8 @@ class RemoteSession:
         try:
             for message in self._channel.receive():
                 self._take(message)
-        except ValueError as error:
+        except Exception as error:  # nobody takes messages any more: the server has to end, and says so
+            traceback.print_exc()
             why = str(error)
         if not self._closed.done():
             self._error = self._error or RuntimeError(why)

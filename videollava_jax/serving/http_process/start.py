@@ -39,7 +39,7 @@ class HttpEnded(ChildProcessError):
 
 @dataclass(frozen=True)
 class Beginning:
-    """What the process of HTTP is told when the model is loaded.
+    """What the process of HTTP needs to begin; it is sent when the model is loaded.
 
     Attributes:
       settings: of the server.
@@ -88,7 +88,7 @@ class HttpProcess:
 
         Args:
           session: not warm yet; closed at the end.
-          begins: what the process is told.
+          begins: for that process.
           reader: of the session's media.
           said: called with a record of each new state.
 
@@ -105,10 +105,11 @@ class HttpProcess:
             try:
                 side.serve()
             finally:
+                self._channel.close()  # nobody carries out messages any more: the other process ends
                 events.put("ended")
 
-        with contextlib.suppress(BrokenPipeError), cast(IO[bytes], self._process.stdin) as told:
-            pickle.dump(begins, told)
+        with contextlib.suppress(BrokenPipeError), cast(IO[bytes], self._process.stdin) as pipe:
+            pickle.dump(begins, pipe)
         threading.Thread(target=serve, name="messages", daemon=True).start()
         with _signals(lambda: events.put("signal")):
             self._pass_signals_on(events, begins.settings.drain_seconds)
